@@ -1,0 +1,383 @@
+"""The command line: parses, calls one library function per command, and prints.
+
+Data goes to stdout, talk and progress to stderr. Exit codes: 0 done, 1 a gate failed, 2 trouble.
+Imports that cost time stay inside the commands: `--help` must be quick.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from surgery.errors import SurgeryError
+
+if TYPE_CHECKING:
+    from passes.recipe import KVLayout
+    from rich.console import Console
+    from surgery.engine import Outcome
+    from surgery.repack import Repacked
+    from surgery.verify import Report
+    from surgery.weights import Placement
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Repack community ONNX exports of Gemma 4 for ONNX Runtime GenAI: bit-exact, without torch or re-export.",
+)
+
+
+class Provider(enum.StrEnum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Layout(enum.StrEnum):
+    aliased = "aliased"
+    unique = "unique"
+
+
+class Weights(enum.StrEnum):
+    copy = "copy"
+    link = "link"
+
+
+Source = Annotated[str, typer.Argument(metavar="SRC", help="Folder of a community export.")]
+Target = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; it must not exist.")]
+Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="A GenAI folder, as repack writes it.")]
+Precision = Annotated[
+    str | None, typer.Option("--precision", help="fp32, fp16, q4, q4f16 or quantized; default: the best for the provider.")
+]
+Ep = Annotated[Provider, typer.Option("--ep", help="Execution provider; auto takes cuda where a GPU can be used.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
+Place = Annotated[
+    Weights, typer.Option("--weights", help="copy the weight files, or link them (shares the source's bytes).")
+]
+Config = Annotated[Path | None, typer.Option("--config", help="config.json of the architecture, where none is near.")]
+
+
+@app.command()
+def repack(
+    source: Source,
+    target: Target,
+    precision: Precision = None,
+    kv_layout: Annotated[
+        Layout, typer.Option("--kv-layout", help="aliased: a pair of caches for every layer; unique: the owners' pairs.")
+    ] = Layout.aliased,
+    weights: Place = Weights.copy,
+    ep: Ep = Provider.auto,
+    validate: Annotated[
+        bool, typer.Option("--validate/--no-validate", help="Prove the folder against the source before it appears.")
+    ] = True,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Turn an export into a folder that ONNX Runtime GenAI loads, and prove it."""
+    from passes.recipe import compatible, text
+    from surgery.export import open_export
+    from surgery.repack import repack as run
+
+    talk = _talk()
+    provider = _provider(ep)
+    export = open_export(Path(source))
+    pair, reason = (export.pair(precision), f"{precision}: as asked for") if precision else export.best(provider)
+    recipe = compatible(pair.embed, kv_layout.value)
+    talk.print(f"source     {export.root}", markup=False, highlight=False)
+    talk.print(f"precision  {reason}", markup=False, highlight=False)
+    with _byte_progress(talk) as progress:
+        check = _gate(pair, provider, progress) if validate else None
+        result = run(
+            export, pair, recipe, target,
+            provider=provider, weights=weights.value, force=force, check=check,
+            started=progress.started, progress=progress.advance,
+        )  # fmt: skip
+    if as_json:
+        _print_json(_repacked_dict(result, pair.precision, text(recipe)))
+    else:
+        _show_repacked(result, kv_layout.value)
+
+
+@app.command()
+def inspect(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="An .onnx file, an export or a GenAI folder.")],
+    precision: Precision = None,
+    as_json: Json = False,
+) -> None:
+    """Show what is in there: interface, layers, KV caches, operators, bytes. No weight is read."""
+    from surgery.inspection import inspect as look
+    from surgery.tables import show_inspection
+
+    found = look(Path(source), precision)
+    if as_json:
+        _print_json(found.to_dict())
+    else:
+        show_inspection(_data(), found)
+
+
+@app.command()
+def validate(
+    folder: Folder,
+    against: Annotated[str | None, typer.Option("--against", metavar="SRC", help="The export it was made from.")] = None,
+    precision: Precision = None,
+    ep: Ep = Provider.auto,
+    as_json: Json = False,
+) -> None:
+    """Prove a folder: its structure, its numbers against the source, and the real runtime. Exit code 1 if a gate fails."""
+    from surgery.export import open_export
+    from surgery.tables import show_report
+    from surgery.verify import validate as prove
+
+    provider = _provider(ep)
+    pair = None
+    if against is not None:
+        export = open_export(Path(against))
+        pair = export.pair(precision) if precision else export.matching(_data_files(folder))
+    talk = _talk()
+    report = prove(folder, pair, provider=provider, progress=lambda stage: talk.print(stage, markup=False))
+    if as_json:
+        _print_json(report.to_dict())
+    else:
+        show_report(_data(), report)
+    raise typer.Exit(0 if report.passed else 1)
+
+
+@app.command()
+def passes(as_json: Json = False) -> None:
+    """List every pass: what it does, and its options."""
+    from passes.recipe import describe
+    from surgery.tables import show_rows
+
+    described = [describe(name) for name in _pass_names()]
+    if as_json:
+        _print_json(described)
+        return
+    for entry in described:
+        options = [(o["name"], o["values"], o["default"]) for o in entry["options"]]
+        _data().print(f"{entry['name']}: {entry['summary']}", markup=False, highlight=False)
+        if options:
+            show_rows(_data(), "", ("  option", "values", "default"), [(f"  {n}", v, d) for n, v, d in options])
+
+
+@app.command()
+def apply(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="For example rename-io,fold-logits-to-keep{keep=all}.")],
+    source: Annotated[Path, typer.Argument(metavar="IN.onnx")],
+    target: Annotated[Path, typer.Argument(metavar="OUT.onnx")],
+    config: Config = None,
+    weights: Place = Weights.copy,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Apply one pass or several to any ONNX file."""
+    from passes.recipe import parse
+    from surgery.engine import apply as run
+    from surgery.gemma4 import architecture, read_config
+    from surgery.inspection import nearby_architecture
+    from surgery.model import Model
+    from surgery.tables import show_outcome
+
+    steps = parse(recipe)
+    arch = architecture(read_config(config)) if config else nearby_architecture(source)
+    talk = _talk()
+    model, outcomes = run(Model.open(source, arch), steps)
+    with _byte_progress(talk) as progress:
+        model.save(target, weights=weights.value, force=force, progress=progress.advance)
+    if as_json:
+        _print_json({"target": str(target), "passes": [_outcome_dict(outcome) for outcome in outcomes]})
+    else:
+        for outcome in outcomes:
+            show_outcome(_data(), outcome)
+
+
+@app.command()
+def generate(
+    folder: Folder,
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT")],
+    new_tokens: Annotated[int, typer.Option("--new-tokens", min=1, help="The most tokens to generate.")] = 128,
+    sample: Annotated[bool, typer.Option("--sample", help="Use the folder's sampling values instead of greedy.")] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Give the prompt as it is, without the chat template.")] = False,
+) -> None:
+    """Try the result: one prompt through the real runtime."""
+    from surgery.generation import generate as run
+
+    for piece in run(folder, prompt, new_tokens=new_tokens, sample=sample, template=not raw):
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+
+
+def _data_files(folder: Path) -> list[str]:
+    from surgery.genai import MODEL_FILE
+    from surgery.model import Model
+
+    return list(Model.open(folder / MODEL_FILE).weight_files)
+
+
+class _ByteProgress:
+    """A progress bar over bytes on stderr; silent where stderr is not a terminal."""
+
+    def __init__(self, talk: Console) -> None:
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+        self._progress = Progress(*columns, console=talk, transient=True, disable=not talk.is_terminal)
+        self._task = self._progress.add_task("weights", total=None, visible=False)
+
+    def __enter__(self) -> _ByteProgress:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def started(self, total: int) -> None:
+        self._progress.update(self._task, total=total, visible=True)
+
+    def advance(self, count: int) -> None:
+        self._progress.advance(self._task, count)
+
+    def stage(self, text: str) -> None:
+        self._progress.update(self._task, description=text)
+        if not self._progress.console.is_terminal:
+            self._progress.console.print(text, markup=False, highlight=False)
+
+
+def _byte_progress(talk: Console) -> _ByteProgress:
+    return _ByteProgress(talk)
+
+
+def _gate(pair: Any, provider: str, progress: _ByteProgress) -> Any:
+    """The check that repack ends with: raises with the report where a gate fails, so that the folder never appears."""
+    from surgery.verify import validate as prove
+
+    def check(folder: Path) -> Report:
+        report = prove(folder, pair, provider=provider, progress=progress.stage)
+        if not report.passed:
+            raise _GateFailed(report)
+        return report
+
+    return check
+
+
+class _GateFailed(Exception):
+    def __init__(self, report: Report) -> None:
+        super().__init__("a gate failed")
+        self.report = report
+
+
+def _show_repacked(result: Repacked[Report], layout: str) -> None:
+    from surgery.tables import plain, show_outcome, show_report, size
+
+    out = _data()
+    for outcome in result.outcomes:
+        show_outcome(out, outcome)
+    out.print()
+    for name, cost in result.costs.items():
+        mark = "*" if name == layout else " "
+        out.print(
+            plain(
+                f"{mark} KV caches {name}: {cost.pairs} pairs, {size(cost.bytes_per_token)} per token, "
+                f"{size(cost.bytes_at(8192))} at 8,192 tokens"
+            )
+        )
+    out.print()
+    if result.proof is not None:
+        show_report(out, result.proof)
+    out.print(plain(f"{result.folder}: ready, {size(result.weight_bytes)} of weights", "bold green"))
+
+
+def _repacked_dict(result: Repacked[Report], precision: str, recipe: str) -> dict[str, Any]:
+    return {
+        "folder": str(result.folder),
+        "precision": precision,
+        "recipe": recipe,
+        "weight_bytes": result.weight_bytes,
+        "kv_caches": {
+            layout: {"pairs": cost.pairs, "bytes_per_token": cost.bytes_per_token} for layout, cost in result.costs.items()
+        },
+        "passes": [_outcome_dict(outcome) for outcome in result.outcomes],
+        "proof": result.proof.to_dict() if result.proof is not None else None,
+    }
+
+
+def _outcome_dict(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "pass": outcome.name,
+        "changed": outcome.changed,
+        "operators": outcome.operators,
+        "findings": [{"verb": f.verb, "subject": f.subject, "reason": f.reason} for f in outcome.findings],
+    }
+
+
+def _pass_names() -> list[str]:
+    from passes import PASSES
+
+    return list(PASSES)
+
+
+def _provider(ep: Provider) -> str:
+    from surgery.runtime import machine_provider
+
+    return machine_provider() if ep is Provider.auto else ep.value
+
+
+def _data() -> Console:
+    """Stdout; 110 columns where it is not a terminal, so that redirected tables do not depend on one."""
+    from rich.console import Console
+
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+
+
+def _talk() -> Console:
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+def _print_json(value: object) -> None:
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def _complain(error: SurgeryError) -> None:
+    sys.stderr.write(f"error: {error}\n")
+    if error.hint:
+        sys.stderr.write(f"hint: {error.hint}\n")
+
+
+def main() -> None:
+    """Run the command line. Every way out that is not a result is exit code 2, because 1 means that a gate failed."""
+    try:
+        app()
+    except SurgeryError as error:
+        _complain(error)
+        sys.exit(2)
+    except _GateFailed as failed:
+        from surgery.tables import show_report
+
+        show_report(_data(), failed.report)
+        sys.stderr.write("error: a gate failed, so the folder was not written; --no-validate writes it unproven\n")
+        sys.exit(1)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(2)
+    except Exception as error:
+        if os.environ.get("GEMMA4_SURGERY_TRACEBACK"):
+            raise
+        sys.stderr.write(
+            f"error: a defect of gemma4-surgery: {type(error).__name__}: {error}\n"
+            "hint: set GEMMA4_SURGERY_TRACEBACK=1 to see where, and report it\n"
+        )
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

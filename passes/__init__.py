@@ -1,0 +1,27 @@
+"""The passes, and the registry that recipes and the command line read.
+
+Each pass has a file of its own. To add one, see CONTRIBUTING.md.
+"""
+
+from __future__ import annotations
+
+from passes.annotate_head_sizes import AnnotateHeadSizes
+from passes.expand_shared_kv import ExpandSharedKV
+from passes.fold_logits_to_keep import FoldLogitsToKeep
+from passes.merge_embeddings import MergeEmbeddings
+from passes.rename_io import RenameIO
+from surgery.engine import Pass
+
+PASSES: dict[str, type[Pass]] = {
+    kind.name: kind for kind in (MergeEmbeddings, FoldLogitsToKeep, RenameIO, ExpandSharedKV, AnnotateHeadSizes)
+}
+"""Every pass by name, in the order of the main recipe."""
+
+__all__ = [
+    "PASSES",
+    "AnnotateHeadSizes",
+    "ExpandSharedKV",
+    "FoldLogitsToKeep",
+    "MergeEmbeddings",
+    "RenameIO",
+]

@@ -1,0 +1,127 @@
+"""expand-shared-kv: every layer gets its own pair of past and present."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from surgery.engine import Finding
+from surgery.errors import PassError
+from surgery.gemma4 import Architecture, Layer
+from surgery.graph import Dim, declare, tensor_type
+from surgery.model import Model
+from surgery.wiring import Cache, attentions
+
+if TYPE_CHECKING:
+    from onnx import GraphProto
+
+
+@dataclass(frozen=True)
+class ExpandSharedKV:
+    """Give each borrower a pair in the interface: its present aliases its owner's, its past is declared and not read.
+
+        before (layer 15 borrows from 13)              after
+
+        past_key_values.13.key -> [13] -> present.13.key     past_key_values.13.key -> [13] -> present.13.key
+                                               |                                                 |
+                                              [15]                                              [15]
+                                                                                                 |
+                                                       past_key_values.15.key        Identity -> present.15.key
+
+    The interface ends in layer order, as runtimes that count layers expect it. Each alias costs a copy of the cache
+    per step and the memory of one more pair.
+
+    Requires: the architecture; the interface named as `rename-io` names it; one attention core per layer; and
+    agreement, layer by layer, between the owner that the architecture gives and the cache that the graph reads.
+    Ensures: `past_key_values.N.*` and `present.N.*` exist for every layer, shaped as the owner's.
+    """
+
+    name: ClassVar[str] = "expand-shared-kv"
+    summary: ClassVar[str] = "every layer gets a past and a present; a borrower's present aliases its owner's"
+
+    def requires(self, model: Model) -> None:
+        check_owners(model.graph, model.require_architecture())
+
+    def run(self, model: Model) -> list[Finding]:
+        import onnx_graphsurgeon as gs
+
+        arch = model.require_architecture()
+        declared = declare(model.graph)
+        present = {value.name for value in model.graph.output}
+        missing = [layer for layer in arch.borrowers if f"present.{layer.index}.key" not in present]
+        if not missing:
+            reason = "each has its pair already" if arch.borrowers else "every layer owns its cache"
+            return [Finding("skipped", "borrowers", reason)]
+        findings = []
+        with model.edited() as view:
+            tensors = view.tensors()
+            for layer in missing:
+                for kind in ("key", "value"):
+                    source = tensors[f"present.{layer.owner}.{kind}"]
+                    alias = gs.Variable(f"present.{layer.index}.{kind}", dtype=source.dtype, shape=source.shape)
+                    label = f"/model/layers.{layer.index}/attn/present/{kind}"
+                    view.nodes.append(gs.Node("Identity", label, inputs=[source], outputs=[alias]))
+                    view.outputs.append(alias)
+                    owner = tensors[f"past_key_values.{layer.owner}.{kind}"]
+                    past = gs.Variable(f"past_key_values.{layer.index}.{kind}", dtype=owner.dtype, shape=owner.shape)
+                    view.inputs.append(past)
+                shape = declared[f"present.{layer.owner}.key"]
+                findings.append(
+                    Finding("added", f"present.{layer.index}.key|value", f"alias of layer {layer.owner}'s, {shape}")
+                )
+        return findings
+
+    def ensures(self, model: Model) -> None:
+        arch = model.require_architecture()
+        inputs = {value.name: tensor_type(value) for value in model.graph.input}
+        outputs = {value.name: tensor_type(value) for value in model.graph.output}
+        for layer in arch.layers:
+            for kind in ("key", "value"):
+                past, present = f"past_key_values.{layer.index}.{kind}", f"present.{layer.index}.{kind}"
+                if past not in inputs or present not in outputs:
+                    raise PassError(f"layer {layer.index} has no {past if past not in inputs else present}")
+                if inputs[past] != inputs[f"past_key_values.{layer.owner}.{kind}"]:
+                    raise PassError(f"{past} is {inputs[past]}, not shaped as layer {layer.owner}'s")
+
+
+def check_owners(graph: GraphProto, arch: Architecture) -> None:
+    """Raise PassError unless each layer's attention reads the cache of the owner that the architecture gives it."""
+    cores = attentions(graph)
+    if len(cores) != len(arch.layers):
+        raise PassError(
+            f"the graph has {len(cores)} attention cores, but config.json has {len(arch.layers)} layers; "
+            "owners cannot be checked against the wiring"
+        )
+    for layer, core in zip(arch.layers, cores, strict=True):
+        for kind, cache in (("key", core.key), ("value", core.value)):
+            _check_owner(layer, kind, cache, core.node)
+    _check_sizes(graph, arch)
+
+
+def _check_owner(layer: Layer, kind: str, cache: Cache | None, node: str) -> None:
+    expected = Cache(f"past_key_values.{layer.owner}.{kind}", f"present.{layer.owner}.{kind}")
+    if cache is None:
+        raise PassError(f"layer {layer.index}: no {kind} cache was found behind {node!r}; {expected.present} is expected")
+    if cache != expected:
+        role = "owns its cache" if layer.owns_cache else f"borrows from layer {layer.owner}"
+        raise PassError(
+            f"layer {layer.index} {role} by config.json ({expected.past} -> {expected.present}), "
+            f"but {node!r} reads {cache.past} -> {cache.present}"
+        )
+
+
+def _check_sizes(graph: GraphProto, arch: Architecture) -> None:
+    declared = declare(graph)
+    for layer in arch.owners:
+        for kind in ("key", "value"):
+            for name in (f"past_key_values.{layer.index}.{kind}", f"present.{layer.index}.{kind}"):
+                shape = declared[name].shape
+                if shape is None or len(shape) != 4:
+                    raise PassError(f"{name} is {declared[name]}; rank 4, [batch, kv heads, tokens, head size], is expected")
+                _check_size(name, "KV heads", shape[1], layer.kv_heads)
+                _check_size(name, "head size", shape[3], layer.head_size)
+
+
+def _check_size(name: str, what: str, found: Dim, expected: int) -> None:
+    if isinstance(found, int) and found != expected:
+        raise PassError(f"{name} has {what} {found}, but config.json gives {expected}")

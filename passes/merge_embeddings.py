@@ -1,0 +1,281 @@
+"""merge-embeddings: embed_tokens joins the decoder, so that one graph takes input_ids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from surgery.engine import Finding
+from surgery.errors import PassError
+from surgery.graph import (
+    TensorType,
+    all_names,
+    describe,
+    fresh,
+    reads,
+    rename,
+    rename_dims,
+    subgraphs,
+    tensor_type,
+)
+from surgery.model import Model
+from surgery.weights import external_field, is_external, set_location, tensors
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, ModelProto, ValueInfoProto
+
+NAMESPACE = "embed_tokens"
+"""Prefix of an embedding graph's name that the decoder already uses for something else."""
+
+MAX_IR_VERSION = 13
+"""The newest IR version that ONNX Runtime 1.31.1 loads (measured)."""
+
+
+@dataclass(frozen=True)
+class MergeEmbeddings:
+    """Join the embedding graph to the decoder.
+
+        before                                            after
+
+        input_ids -> [embed_tokens] -> inputs_embeds      input_ids -> [embed_tokens]
+                                    -> per_layer_inputs                  |        |
+                                                                   inputs_embeds  per_layer_inputs
+        inputs_embeds ----+                                              |        |
+        per_layer_inputs -+-> [decoder] -> logits                    [decoder] -> logits
+        attention_mask ---+                               attention_mask -^
+
+    Requires: each output of the embedding graph is an input of the decoder of the same dtype and rank
+    (inputs_embeds float [batch, sequence, hidden]; per_layer_inputs float [batch, sequence, layers, size] where the
+    model has one), and the embedding graph has one input, integer [batch, sequence].
+    Ensures: the joined inputs have left the interface and the embedding graph's input stands in their place.
+
+    The embedding nodes stand right before their first consumer; the decoder's nodes keep their order. A name that
+    both graphs use is prefixed in the embedding graph, inside subgraphs too; so is the location of a data file when
+    both graphs call different files by one name. Weights are not read. The embedding's own arithmetic and casts are
+    left as they are, which keeps every number bit-exact.
+    """
+
+    name: ClassVar[str] = "merge-embeddings"
+    summary: ClassVar[str] = "join embed_tokens to the decoder: input_ids replaces inputs_embeds and per_layer_inputs"
+
+    embed: Path
+
+    def requires(self, model: Model) -> None:
+        if self._already_merged(model):
+            return
+        embed = Model.open(self.embed)
+        _check_join(embed, model)
+        _check_versions(embed, model)
+
+    def run(self, model: Model) -> list[Finding]:
+        if self._already_merged(model):
+            return [Finding("skipped", "input_ids", "the graph takes token ids already and no embeddings")]
+        embed = Model.open(self.embed)
+        joined = [value.name for value in embed.graph.output]
+        findings = _separate_names(embed.graph, model.graph, joined)
+        findings += _separate_locations(embed, model)
+        _unify_dims(embed.graph, model.graph, joined)
+        findings += _join_interface(embed.graph, model.graph, joined)
+        position = _first_consumer(model.graph, set(joined))
+        findings.append(_insert(embed.graph, model.graph, position))
+        findings += _join_model_fields(embed.proto, model.proto)
+        return findings
+
+    def ensures(self, model: Model) -> None:
+        if not self._already_merged(model):
+            raise PassError("the decoder still takes embeddings as an input")
+
+    def _already_merged(self, model: Model) -> bool:
+        return "inputs_embeds" not in {value.name for value in model.graph.input} and bool(_token_inputs(model.graph))
+
+
+def _token_inputs(graph: GraphProto) -> list[ValueInfoProto]:
+    """Integer rank-2 inputs that no initializer overrides and that are not a mask or positions by name."""
+    others = ("mask", "position")
+    return [
+        value
+        for value in graph.input
+        if (declared := tensor_type(value)) is not None
+        and declared.dtype in ("INT64", "INT32")
+        and declared.shape is not None
+        and len(declared.shape) == 2
+        and not any(word in value.name for word in others)
+    ]
+
+
+def _check_join(embed: Model, decoder: Model) -> None:
+    if len(embed.graph.input) != 1 or len(_token_inputs(embed.graph)) != 1:
+        found = ", ".join(f"{value.name} {tensor_type(value)}" for value in embed.graph.input) or "nothing"
+        raise PassError(f"{embed.path} takes {found}; one input of token ids, INT64 [batch, sequence], is expected")
+    takes = {value.name: tensor_type(value) for value in decoder.graph.input}
+    made = {value.name for node in embed.graph.node for name in node.output for value in embed.graph.output if value.name == name}
+    for value in embed.graph.output:
+        gives = tensor_type(value)
+        if value.name not in takes:
+            raise PassError(f"{embed.path} gives {value.name!r}, which the decoder does not take; it takes {', '.join(takes)}")
+        if value.name not in made:
+            raise PassError(f"{embed.path}: output {value.name!r} comes from no node")
+        if not _compatible(gives, takes[value.name]):
+            raise PassError(f"{value.name!r} is {gives} in {embed.path} but {takes[value.name]} in the decoder")
+    given = {value.name for value in embed.graph.output}
+    if missing := [name for name in ("inputs_embeds", "per_layer_inputs") if name in takes and name not in given]:
+        raise PassError(f"the decoder takes {missing[0]!r}, but {embed.path} gives only {', '.join(sorted(given))}")
+
+
+def _compatible(gives: TensorType | None, takes: TensorType | None) -> bool:
+    """Same dtype, same rank, and no two concrete sizes that differ."""
+    if gives is None or takes is None or gives.dtype != takes.dtype:
+        return False
+    if gives.shape is None or takes.shape is None:
+        return True
+    if len(gives.shape) != len(takes.shape):
+        return False
+    pairs = zip(gives.shape, takes.shape, strict=True)
+    return all(not (isinstance(a, int) and isinstance(b, int)) or a == b for a, b in pairs)
+
+
+def _check_versions(embed: Model, decoder: Model) -> None:
+    for entry in embed.proto.opset_import:
+        has = decoder.opset(entry.domain)
+        if has and has != entry.version:
+            domain = entry.domain or "ai.onnx"
+            raise PassError(
+                f"{embed.path} uses opset {domain} {entry.version}, the decoder {has}; one graph can have only one",
+                hint="convert one of them with onnx.version_converter first",
+            )
+    newest = max(embed.proto.ir_version, decoder.proto.ir_version)
+    if newest > MAX_IR_VERSION:
+        raise PassError(f"IR version {newest} is newer than ONNX Runtime loads ({MAX_IR_VERSION})")
+    names = {(function.domain, function.name, function.overload): function for function in decoder.proto.functions}
+    for function in embed.proto.functions:
+        other = names.get((function.domain, function.name, function.overload))
+        if other is not None and other != function:
+            raise PassError(f"both graphs define a function {function.domain}::{function.name}, and they differ")
+
+
+def _separate_names(embed: GraphProto, decoder: GraphProto, joined: list[str]) -> list[Finding]:
+    """Rename what clashes in the embedding graph: values in every scope, and node names."""
+    taken = all_names(decoder)
+    clashing = sorted((all_names(embed) & taken) - set(joined))
+    taken |= all_names(embed)
+    names = {name: fresh(f"{NAMESPACE}/{name.lstrip('/')}", taken) for name in clashing}
+    _rename_every_scope(embed, names)
+    return [Finding("changed", old, f"renamed to {new}, because the decoder uses the name") for old, new in names.items()]
+
+
+def _rename_every_scope(graph: GraphProto, names: dict[str, str]) -> None:
+    rename(graph, names)
+    for node in graph.node:
+        node.name = names.get(node.name, node.name)
+        for body in subgraphs(node):
+            _rename_every_scope(body, names)
+
+
+def _separate_locations(embed: Model, decoder: Model) -> list[Finding]:
+    """Tell apart two data files with one name, and register the embedding's files with the decoder's."""
+    findings = []
+    taken = set(embed.weight_files) | set(decoder.weight_files)
+    moved: dict[str, str] = {}
+    for location, file in embed.weight_files.items():
+        other = decoder.weight_files.get(location)
+        if other is not None and other.resolve() != file.resolve():
+            parent, _, leaf = location.rpartition("/")
+            moved[location] = fresh(f"{parent}/{NAMESPACE}.{leaf}" if parent else f"{NAMESPACE}.{leaf}", taken)
+            reason = f"the embedding's file is placed as {moved[location]}, because the decoder has another of this name"
+            findings.append(Finding("changed", location, reason))
+        decoder.weight_files[moved.get(location, location)] = file
+    for tensor in tensors(embed.proto):
+        if is_external(tensor) and (location := external_field(tensor, "location")) in moved:
+            set_location(tensor, moved[location])
+    return findings
+
+
+def _unify_dims(embed: GraphProto, decoder: GraphProto, joined: list[str]) -> None:
+    """Call a symbolic size of the embedding graph what the decoder calls it."""
+    takes = {value.name: tensor_type(value) for value in decoder.input}
+    names: dict[str, str] = {}
+    for value in embed.output:
+        gives, wants = tensor_type(value), takes[value.name]
+        if gives and wants and gives.shape and wants.shape:
+            for own, other in zip(gives.shape, wants.shape, strict=True):
+                if isinstance(own, str) and isinstance(other, str) and own != other:
+                    names.setdefault(own, other)
+    rename_dims(embed, names)
+
+
+def _join_interface(embed: GraphProto, decoder: GraphProto, joined: list[str]) -> list[Finding]:
+    """Put the token input where the first joined input stood; what was joined becomes inner, declared values."""
+    inputs = list(decoder.input)
+    position = min(index for index, value in enumerate(inputs) if value.name in joined)
+    inner = [value for value in inputs if value.name in joined]
+    decoder.value_info.extend(inner)
+    token = embed.input[0]
+    rest = [value for value in inputs if value.name not in joined]
+    rest.insert(position - sum(1 for value in inputs[:position] if value.name in joined), token)
+    held = [_copied(value) for value in rest]
+    del decoder.input[:]
+    decoder.input.extend(held)
+    findings = [Finding("added", token.name, f"graph input, {tensor_type(token)}")]
+    return findings + [Finding("removed", name, "graph input; embed_tokens computes it now") for name in joined]
+
+
+def _copied(value: ValueInfoProto) -> ValueInfoProto:
+    copy = type(value)()
+    copy.CopyFrom(value)
+    return copy
+
+
+def _first_consumer(graph: GraphProto, joined: set[str]) -> int:
+    for index, node in enumerate(graph.node):
+        if reads(node) & joined:
+            return index
+    return len(graph.node)
+
+
+def _insert(embed: GraphProto, decoder: GraphProto, position: int) -> Finding:
+    before = describe(decoder.node[position]) if position < len(decoder.node) else "the end of the graph"
+    tail = list(decoder.node)[position:]
+    held = []
+    for node in tail:
+        copy = type(node)()
+        copy.CopyFrom(node)
+        held.append(copy)
+    del decoder.node[position:]
+    decoder.node.extend(embed.node)
+    decoder.node.extend(held)
+    decoder.initializer.extend(embed.initializer)
+    decoder.sparse_initializer.extend(embed.sparse_initializer)
+    decoder.quantization_annotation.extend(embed.quantization_annotation)
+    known = {value.name for value in decoder.value_info}
+    decoder.value_info.extend(value for value in embed.value_info if value.name not in known)
+    weights = len(embed.initializer)
+    return Finding("added", f"{len(embed.node)} nodes", f"and {weights} initializers of embed_tokens, before {before}")
+
+
+def _join_model_fields(embed: ModelProto, decoder: ModelProto) -> list[Finding]:
+    """Opset imports, functions and metadata. Where both graphs have a value for one key, the decoder's stays."""
+    decoder.ir_version = max(decoder.ir_version, embed.ir_version)
+    domains = {_domain(entry.domain) for entry in decoder.opset_import}
+    decoder.opset_import.extend(entry for entry in embed.opset_import if _domain(entry.domain) not in domains)
+    functions = {(function.domain, function.name, function.overload) for function in decoder.functions}
+    decoder.functions.extend(f for f in embed.functions if (f.domain, f.name, f.overload) not in functions)
+    return _join_metadata(embed.metadata_props, decoder.metadata_props, "model") + _join_metadata(
+        embed.graph.metadata_props, decoder.graph.metadata_props, "graph"
+    )
+
+
+def _domain(name: str) -> str:
+    return "" if name == "ai.onnx" else name
+
+
+def _join_metadata(embed: Iterable, decoder, level: str) -> list[Finding]:  # type: ignore[type-arg,no-untyped-def]
+    values = {entry.key: entry.value for entry in decoder}
+    findings = []
+    for entry in embed:
+        if entry.key not in values:
+            decoder.append(entry)
+        elif values[entry.key] != entry.value:
+            findings.append(Finding("skipped", f"{level} metadata {entry.key!r}", "both graphs have it; the decoder's stays"))
+    return findings

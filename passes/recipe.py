@@ -1,0 +1,178 @@
+"""A recipe: an ordered list of passes with their options, and its text form.
+
+    recipe  = pass { "," pass }
+    pass    = NAME [ "{" option { "," option } "}" ]
+    option  = NAME "=" value
+    value   = a word without , { } = " or space | a JSON string
+
+    merge-embeddings{embed=onnx/embed_tokens_q4.onnx},fold-logits-to-keep{keep=last},rename-io
+
+`parse(text(recipe)) == recipe`, and `text(parse(s))` is one canonical spelling: options at their defaults are left out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import types
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from passes import PASSES, AnnotateHeadSizes, ExpandSharedKV, FoldLogitsToKeep, MergeEmbeddings, RenameIO
+from surgery.engine import Pass
+from surgery.errors import RecipeError, nearest
+
+Recipe = tuple[Pass, ...]
+KVLayout = Literal["aliased", "unique"]
+
+_TOKEN = re.compile(r'\s*(?:(?P<mark>[{},=])|(?P<quoted>"(?:[^"\\]|\\.)*")|(?P<word>[^\s{},="]+))')
+_PLAIN = re.compile(r'[^\s{},="]+')
+
+
+def compatible(embed: Path, kv_layout: KVLayout = "aliased") -> Recipe:
+    """The main recipe. `aliased` gives every layer a pair of caches, `unique` leaves the owners' pairs alone."""
+    expand: Recipe = (ExpandSharedKV(),) if kv_layout == "aliased" else ()
+    return (MergeEmbeddings(embed), FoldLogitsToKeep(), RenameIO(), *expand, AnnotateHeadSizes())
+
+
+def text(recipe: Sequence[Pass]) -> str:
+    return ",".join(_pass_text(step) for step in recipe)
+
+
+def _pass_text(step: Pass) -> str:
+    options = []
+    for option in dataclasses.fields(step):  # type: ignore[arg-type]
+        value = getattr(step, option.name)
+        if value != option.default:
+            options.append(f"{option.name}={_value_text(value)}")
+    return f"{step.name}{{{','.join(options)}}}" if options else step.name
+
+
+def _value_text(value: Any) -> str:
+    plain = str(value).lower() if isinstance(value, bool) else str(value)
+    return plain if _PLAIN.fullmatch(plain) else json.dumps(plain)
+
+
+def parse(source: str) -> Recipe:
+    """Read a recipe. Raises RecipeError for unknown passes and options, with the nearest known name."""
+    tokens = _tokens(source)
+    recipe = [_read_pass(tokens)]
+    while tokens.take(","):
+        recipe.append(_read_pass(tokens))
+    if tokens.left:
+        raise RecipeError(f"recipe: {tokens.left[0]!r} is not expected after {recipe[-1].name}")
+    return tuple(recipe)
+
+
+class _Tokens:
+    def __init__(self, tokens: list[str]) -> None:
+        self.left = tokens
+
+    def take(self, mark: str) -> bool:
+        if self.left and self.left[0] == mark:
+            del self.left[0]
+            return True
+        return False
+
+    def word(self, what: str) -> str:
+        if not self.left or self.left[0] in "{},=":
+            found = repr(self.left[0]) if self.left else "the end"
+            raise RecipeError(f"recipe: {what} is expected, {found} is found")
+        token = self.left.pop(0)
+        return _unquoted(token) if token.startswith('"') else token
+
+
+def _unquoted(token: str) -> str:
+    try:
+        return str(json.loads(token))
+    except ValueError:
+        raise RecipeError(f"recipe: {token} is not a JSON string") from None
+
+
+def _tokens(source: str) -> _Tokens:
+    tokens, position = [], 0
+    while position < len(source.rstrip()):
+        match = _TOKEN.match(source, position)
+        if match is None:
+            raise RecipeError(f"recipe: cannot read {source[position : position + 20]!r}")
+        tokens.append(match[0].strip())
+        position = match.end()
+    return _Tokens(tokens)
+
+
+def _read_pass(tokens: _Tokens) -> Pass:
+    name = tokens.word("the name of a pass")
+    kind = PASSES.get(name)
+    if kind is None:
+        raise RecipeError(f"no pass is named {name!r}{nearest(name, list(PASSES))}; there are {', '.join(PASSES)}")
+    given: dict[str, str] = {}
+    if tokens.take("{") and not tokens.take("}"):
+        while True:
+            option = tokens.word(f"an option of {name}")
+            if not tokens.take("="):
+                raise RecipeError(f"recipe: option {option!r} of {name} has no value; write {option}=VALUE")
+            if option in given:
+                raise RecipeError(f"recipe: option {option!r} of {name} is given twice")
+            given[option] = tokens.word(f"the value of {name}'s {option}")
+            if tokens.take("}"):
+                break
+            if not tokens.take(","):
+                raise RecipeError(f"recipe: the options of {name} do not end with '}}'")
+    return build(kind, given)
+
+
+def build(kind: type[Pass], given: dict[str, str]) -> Pass:
+    """A pass from the text of its options. Raises RecipeError for unknown, missing and unreadable ones."""
+    options = {option.name: option for option in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    hints = get_type_hints(kind)
+    for option in given:
+        if option not in options:
+            known = ", ".join(options) or "none"
+            raise RecipeError(f"{kind.name} has no option {option!r}{nearest(option, list(options))}; it has {known}")
+    for option, field in options.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and option not in given:
+            raise RecipeError(f"{kind.name} needs the option {option}=VALUE")
+    return kind(**{option: _read_value(kind.name, option, hints[option], value) for option, value in given.items()})
+
+
+def _read_value(name: str, option: str, hint: Any, value: str) -> Any:
+    if get_origin(hint) in (Union, types.UnionType):
+        hint = next(choice for choice in get_args(hint) if choice is not type(None))
+    if get_origin(hint) is Literal:
+        choices = [str(choice) for choice in get_args(hint)]
+        if value not in choices:
+            raise RecipeError(f"{name}: {option} is {value!r}{nearest(value, choices)}; {' or '.join(choices)} is expected")
+        return value
+    if hint is bool:
+        if value not in ("true", "false"):
+            raise RecipeError(f"{name}: {option} is {value!r}; true or false is expected")
+        return value == "true"
+    if hint is int:
+        if not re.fullmatch(r"-?\d{1,18}", value):
+            raise RecipeError(f"{name}: {option} is {value!r}; a whole number is expected")
+        return int(value)
+    return Path(value) if hint is Path else value
+
+
+def describe(name: str) -> dict[str, Any]:
+    """A pass for people and programs: name, summary, and its options with their values and defaults."""
+    kind = PASSES[name]
+    hints = get_type_hints(kind)
+    options = [
+        {
+            "name": option.name,
+            "values": _values(hints[option.name]),
+            "default": "required" if option.default is dataclasses.MISSING else str(option.default),
+        }
+        for option in dataclasses.fields(kind)  # type: ignore[arg-type]
+    ]
+    return {"name": name, "summary": kind.summary, "options": options}
+
+
+def _values(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return " or ".join(str(choice) for choice in get_args(hint))
+    return {Path: "a file", int: "a whole number", bool: "true or false"}.get(hint, "text")

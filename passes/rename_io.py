@@ -1,0 +1,199 @@
+"""rename-io: the interface gets the names that ONNX Runtime GenAI expects."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from surgery.engine import Finding
+from surgery.errors import PassError
+from surgery.graph import TensorType, all_names, rename, tensor_type
+from surgery.model import Model
+from surgery.wiring import attentions
+
+if TYPE_CHECKING:
+    from onnx import GraphProto
+
+Kind = Literal["key", "value"]
+Slot = tuple[int, Kind]
+"""A cache of the interface: layer number, key or value."""
+
+SPELLINGS = {
+    "input_ids": ("tokens", "token_ids", "input_tokens", "ids", "input"),
+    "attention_mask": ("mask", "attn_mask", "attention_masks", "input_mask"),
+    "position_ids": ("positions", "position", "pos_ids", "input_positions", "position_id"),
+}
+"""Canonical name -> other spellings seen in exports."""
+
+_KINDS: dict[str, Kind] = {"key": "key", "keys": "key", "k": "key", "value": "value", "values": "value", "v": "value"}
+
+
+@dataclass(frozen=True)
+class RenameIO:
+    """Give every input and output the name that the runtime looks for; nothing else is renamed.
+
+        before                                     after
+
+        tokens, mask, positions                    input_ids, attention_mask, position_ids
+        past_3_key  ->  [decoder]  -> k_out_3      past_key_values.3.key -> [decoder] -> present.3.key
+                                   -> scores                                          -> logits
+
+    A cache is matched by its spelling (`past_key_N`, `past.N.key`, `present_key_values.N.key`, `key_cache_N`, ...) and
+    by its structure: the k-th attention core reads layer k's cache. Where the two disagree, or neither tells,
+    the pass fails and shows the candidates. Token inputs are integer [batch, sequence]; the logits are the one
+    floating-point output of rank 3. Inputs that the runtime does not know (inputs_embeds, num_logits_to_keep) keep
+    their names: other passes remove them.
+
+    Requires: each role has one candidate, and no inner value has a name that is needed.
+    Ensures: every cache in the interface is `past_key_values.N.key|value` or `present.N.key|value`.
+    """
+
+    name: ClassVar[str] = "rename-io"
+    summary: ClassVar[str] = "inputs and outputs get the names that ONNX Runtime GenAI looks for"
+
+    def requires(self, model: Model) -> None:
+        names = _plan(model.graph)
+        interface = {value.name for value in (*model.graph.input, *model.graph.output)}
+        inner = all_names(model.graph) - interface
+        for old, new in names.items():
+            if new in inner:
+                raise PassError(f"{old!r} should be named {new!r}, but a value or node inside the graph has that name")
+
+    def run(self, model: Model) -> list[Finding]:
+        names = _plan(model.graph)
+        if not names:
+            return [Finding("skipped", "interface", "every input and output has the name that the runtime looks for")]
+        rename(model.graph, names)
+        return [Finding("changed", old, f"is now {new}") for old, new in names.items()]
+
+    def ensures(self, model: Model) -> None:
+        if left := _plan(model.graph):
+            raise PassError(f"{next(iter(left))!r} still has another name")
+
+
+def _plan(graph: GraphProto) -> dict[str, str]:
+    """Old name -> new name of every input and output that is to be renamed."""
+    inputs = {value.name: tensor_type(value) for value in graph.input}
+    outputs = {value.name: tensor_type(value) for value in graph.output}
+    names = _token_inputs(graph, inputs)
+    pasts = [name for name, declared in inputs.items() if _rank(declared) == 4 and name != "per_layer_inputs"]
+    presents = [name for name, declared in outputs.items() if _rank(declared) == 4]
+    read = _by_structure(graph)
+    names |= _caches(pasts, read, "past_key_values")
+    names |= _caches(presents, read, "present")
+    names |= _logits(outputs)
+    _refuse_two_for_one(names, {*inputs, *outputs})
+    return {old: new for old, new in names.items() if old != new}
+
+
+def _rank(declared: TensorType | None) -> int | None:
+    return len(declared.shape) if declared is not None and declared.shape is not None else None
+
+
+def _token_inputs(graph: GraphProto, inputs: dict[str, TensorType | None]) -> dict[str, str]:
+    candidates = [n for n, t in inputs.items() if t is not None and t.dtype in ("INT64", "INT32") and _rank(t) == 2]
+    unclaimed = [name for name in candidates if name not in SPELLINGS]
+    names: dict[str, str] = {}
+    for role, spellings in SPELLINGS.items():
+        if role in inputs:
+            continue
+        matching = [name for name in unclaimed if name.lower() in spellings]
+        if len(matching) > 1:
+            raise PassError(f"{role} could be {' or '.join(matching)}; rename one of them")
+        if matching:
+            names[matching[0]] = role
+            unclaimed.remove(matching[0])
+    for name in unclaimed:
+        role = _role_by_structure(graph, name, inputs)
+        if role is None or role in inputs or role in names.values():
+            roles = [r for r in SPELLINGS if r not in inputs and r not in names.values()] or ["no role that is left"]
+            raise PassError(f"input {name!r} ({inputs[name]}) is not understood; it could be {' or '.join(roles)}")
+        names[name] = role
+    return names
+
+
+def _role_by_structure(graph: GraphProto, name: str, inputs: dict[str, TensorType | None]) -> str | None:
+    """Positions feed RotaryEmbedding; token ids index a table; the mask has a token axis of its own."""
+    readers = [(node.op_type, list(node.input).index(name)) for node in graph.node if name in node.input]
+    if any(op == "RotaryEmbedding" for op, _ in readers):
+        return "position_ids"
+    if any(op in ("Gather", "GatherBlockQuantized") and index == 1 for op, index in readers):
+        return "input_ids"
+    declared = inputs[name]
+    others = {t.shape[1] for n, t in inputs.items() if n != name and t and t.shape and len(t.shape) in (2, 3)}
+    if declared and declared.shape and declared.shape[1] not in others:
+        return "attention_mask"
+    return None
+
+
+def _by_structure(graph: GraphProto) -> dict[str, Slot]:
+    """Name of a past or present -> its slot, by the first attention core that reads it."""
+    slots: dict[str, Slot] = {}
+    for layer, core in enumerate(attentions(graph)):
+        sides: tuple[tuple[Kind, object], ...] = (("key", core.key), ("value", core.value))
+        for kind, cache in sides:
+            for name in (getattr(cache, "past", None), getattr(cache, "present", None)):
+                if name is not None:
+                    slots.setdefault(name, (layer, kind))
+    return slots
+
+
+def spelling(name: str) -> Slot | None:
+    """The slot that a cache's name spells: one number, and one of key or value. None for any other name.
+
+    >>> spelling("past_key_values.3.value"), spelling("key_cache_12"), spelling("past.0")
+    ((3, 'value'), (12, 'key'), None)
+    """
+    words = re.findall(r"[a-z]+|\d+", name.lower())
+    joined = [i for i in range(len(words) - 1) if words[i] == "key" and words[i + 1] in ("values", "value")]
+    if joined:  # the family name past_key_values says nothing of the kind
+        del words[joined[0] : joined[0] + 2]
+    numbers = [int(word) for word in words if word.isdecimal() and len(word) < 6]
+    kinds = [_KINDS[word] for word in words if word in _KINDS]
+    return (numbers[0], kinds[0]) if len(numbers) == 1 and len(kinds) == 1 else None
+
+
+def _caches(names: Iterable[str], read: dict[str, Slot], family: str) -> dict[str, str]:
+    renamed = {}
+    for name in names:
+        spelt, found = spelling(name), read.get(name)
+        if spelt and found and spelt != found:
+            raise PassError(
+                f"{name!r} is spelt as layer {spelt[0]}'s {spelt[1]}, but attention {found[0]} reads it as its "
+                f"{found[1]}; it could be {_cache_name(family, spelt)} or {_cache_name(family, found)}"
+            )
+        slot = found or spelt
+        if slot is None:
+            raise PassError(
+                f"{name!r} has rank 4 as a cache has, but its name spells no layer and key or value, "
+                f"and no attention reads it"
+            )
+        renamed[name] = _cache_name(family, slot)
+    return renamed
+
+
+def _cache_name(family: str, slot: Slot) -> str:
+    return f"{family}.{slot[0]}.{slot[1]}"
+
+
+def _logits(outputs: dict[str, TensorType | None]) -> dict[str, str]:
+    if "logits" in outputs:
+        return {}
+    candidates = [n for n, t in outputs.items() if _rank(t) == 3 and t is not None and "FLOAT" in t.dtype]
+    if len(candidates) != 1:
+        found = " or ".join(candidates) or f"none of {', '.join(outputs)}"
+        raise PassError(f"the logits could be {found}; one floating-point output of rank 3 is expected")
+    return {candidates[0]: "logits"}
+
+
+def _refuse_two_for_one(names: dict[str, str], interface: set[str]) -> None:
+    by_target: dict[str, list[str]] = {}
+    for old, new in names.items():
+        by_target.setdefault(new, []).append(old)
+    for new, olds in by_target.items():
+        if len(olds) > 1:
+            raise PassError(f"{' and '.join(olds)} would both be named {new}")
+        if new in interface and new not in names and olds[0] != new:
+            raise PassError(f"{olds[0]!r} should be named {new!r}, but another input or output has that name")

@@ -1,0 +1,60 @@
+"""Errors that a user can act on, and text that is safe to print.
+
+Every error names the file or tensor, what was expected and what was found; `hint` is the next step.
+The command line prints them as one sentence and exits with 2. Anything else that escapes is a defect of ours.
+"""
+
+from __future__ import annotations
+
+
+class SurgeryError(Exception):
+    """A mistake in the input, or in how it is used. `str(error)` is one sentence."""
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(printable(message))
+        self.hint = printable(hint) if hint else None
+
+
+class ExportError(SurgeryError):
+    """The source folder or repository is not an export, or lacks what was asked for."""
+
+
+class ArchitectureError(SurgeryError):
+    """config.json does not describe an architecture that the passes know."""
+
+
+class ModelError(SurgeryError):
+    """An ONNX file cannot be read, or its graph is broken."""
+
+
+class WeightError(SurgeryError):
+    """External data does not hold what the graph says it holds."""
+
+
+class PassError(SurgeryError):
+    """A pass cannot be applied to this model; the model is as it was."""
+
+
+class RecipeError(SurgeryError):
+    """The text of a recipe cannot be read."""
+
+
+class FolderError(SurgeryError):
+    """The target folder cannot be written, or is not a GenAI folder."""
+
+
+class RuntimeMissing(SurgeryError):
+    """onnxruntime or onnxruntime-genai is not installed, or lacks the provider that was asked for."""
+
+
+def printable(text: str) -> str:
+    """`text` with control characters escaped: names inside a hostile model must not drive a terminal."""
+    return "".join(c if c.isprintable() or c in "\n" else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """The known word closest to a misspelt one, as the tail of a sentence: ` (did you mean X?)` or nothing."""
+    import difflib
+
+    match = difflib.get_close_matches(word, known, n=1)
+    return f" (did you mean {match[0]!r}?)" if match else ""

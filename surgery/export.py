@@ -1,0 +1,132 @@
+"""The source: which graphs, precisions and side files a folder in the community's layout holds.
+
+    FOLDER/config.json, generation_config.json, tokenizer.json, tokenizer_config.json, chat_template.jinja, ...
+    FOLDER/onnx/embed_tokens{_PRECISION}.onnx            input_ids -> inputs_embeds [, per_layer_inputs]
+    FOLDER/onnx/decoder_model_merged{_PRECISION}.onnx    inputs_embeds, ... -> logits, present.*
+    FOLDER/onnx/*.onnx_data, *.onnx_data_1, ...          their weights
+
+A flat folder, with the graphs beside config.json, is read as well. Vision and audio graphs are left alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from surgery.errors import ExportError, nearest
+from surgery.gemma4 import Architecture, architecture, read_config
+
+PRECISIONS = {"fp32": "", "fp16": "_fp16", "q4": "_q4", "q4f16": "_q4f16", "quantized": "_quantized"}
+"""Precision -> suffix of the community's file names."""
+
+BEST = {
+    "cpu": ("q4", "q4f16", "quantized", "fp32", "fp16"),
+    "cuda": ("q4f16", "fp16"),
+}
+"""Provider -> precisions, best first. On CUDA, float32 attention has no GroupQueryAttention kernel (onnxruntime-gpu
+1.31.1's kernel list), so only float16 activations are taken."""
+
+_GRAPH = re.compile(r"(?P<role>embed_tokens|decoder_model_merged)(?P<suffix>_[A-Za-z0-9]+)?\.onnx")
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """The two graphs of one precision."""
+
+    precision: str
+    embed: Path
+    decoder: Path
+
+
+@dataclass(frozen=True)
+class Export:
+    """A source folder. `pairs` is keyed by precision, in the order of PRECISIONS."""
+
+    root: Path
+    config: Mapping[str, Any]
+    architecture: Architecture
+    pairs: Mapping[str, Pair]
+
+    def file(self, name: str) -> Path | None:
+        """A side file of the export, or None where it has none."""
+        path = self.root / name
+        return path if path.is_file() else None
+
+    def pair(self, precision: str) -> Pair:
+        """Raises ExportError naming the precisions that exist."""
+        if precision in self.pairs:
+            return self.pairs[precision]
+        known = list(self.pairs)
+        raise ExportError(
+            f"{self.root} has no precision {precision!r}{nearest(precision, known)}; it holds {', '.join(known)}"
+        )
+
+    def best(self, provider: str) -> tuple[Pair, str]:
+        """The best precision for a provider, and the reason in words. Raises ExportError where none can run."""
+        order = BEST[provider]
+        for precision in order:
+            if precision in self.pairs:
+                better = order[: order.index(precision)]
+                absent = f" ({', '.join(better)} would be better, but the export does not hold it)" if better else ""
+                return self.pairs[precision], f"{precision}: the best of {', '.join(self.pairs)} for {provider}{absent}"
+        if provider == "cuda":
+            raise ExportError(
+                f"{self.root} holds {', '.join(self.pairs)}; CUDA needs {' or '.join(order)}, "
+                "because its GroupQueryAttention takes float16 only"
+            )
+        found = next(iter(self.pairs.values()))
+        return found, f"{found.precision}: the only kind that the export holds"
+
+    def matching(self, locations: Iterable[str]) -> Pair:
+        """The pair whose decoder's data files have these names. Raises ExportError where none does."""
+        names = list(locations)
+        for pair in self.pairs.values():
+            if any(re.fullmatch(re.escape(pair.decoder.name) + r"_data(_\d+)?", name) for name in names):
+                return pair
+        raise ExportError(
+            f"{self.root} holds {', '.join(self.pairs)}, and none of them has data files named {', '.join(names)}",
+            hint="name it with --precision",
+        )
+
+
+def open_export(folder: Path) -> Export:
+    """Read a source folder. Raises ExportError, with what was expected and what was found, if it is not an export."""
+    if not folder.exists():
+        raise ExportError(f"{folder} does not exist")
+    if not folder.is_dir():
+        raise ExportError(f"{folder} is a file; the folder of an export is expected")
+    pairs = find_pairs(folder)
+    config = read_config(folder / "config.json")
+    return Export(folder, config, architecture(config), pairs)
+
+
+def find_pairs(folder: Path) -> dict[str, Pair]:
+    """The complete pairs in `folder/onnx`, or in `folder` itself."""
+    graphs = folder / "onnx" if (folder / "onnx").is_dir() else folder
+    found: dict[str, dict[str, Path]] = {"embed_tokens": {}, "decoder_model_merged": {}}
+    for path in sorted(graphs.iterdir()):
+        if match := _GRAPH.fullmatch(path.name):
+            found[match["role"]][_precision(match["suffix"])] = path
+    embeds, decoders = found["embed_tokens"], found["decoder_model_merged"]
+    pairs = {p: Pair(p, embeds[p], decoders[p]) for p in (*PRECISIONS, *sorted(embeds)) if p in embeds and p in decoders}
+    if not pairs:
+        raise ExportError(_no_pair(graphs, embeds, decoders))
+    return pairs
+
+
+def _precision(suffix: str | None) -> str:
+    by_suffix = {suffix: precision for precision, suffix in PRECISIONS.items()}
+    return by_suffix.get(suffix or "", (suffix or "").lstrip("_"))
+
+
+def _no_pair(graphs: Path, embeds: Mapping[str, Path], decoders: Mapping[str, Path]) -> str:
+    expected = "an export holds embed_tokens*.onnx and decoder_model_merged*.onnx of the same precision"
+    if embeds or decoders:
+        one = "embed_tokens" if embeds else "decoder_model_merged"
+        both = f"embed_tokens of {', '.join(embeds)} but decoder_model_merged of {', '.join(decoders)}"
+        return f"{graphs} has {both if embeds and decoders else f'only {one} graphs'}; {expected}"
+    others = sorted(path.name for path in graphs.glob("*.onnx"))[:3]
+    return f"{graphs} has {', '.join(others) if others else 'no .onnx file'}; {expected}"

@@ -1,0 +1,197 @@
+"""The architecture: layers, head sizes, KV heads, and which layer owns which KV cache.
+
+Read from config.json in each form that is published: with or without `text_config`, with `global_head_dim`
+(the hub's form) or with `per_layer_config` (as transformers 5.23 writes it). Gemma 3 is read as well: its
+exports come from the same exporter and have the same two graphs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from surgery.errors import ArchitectureError
+
+Attention = Literal["sliding", "full"]
+
+_GEMMA4 = {"gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"}
+_GEMMA3 = {"gemma3", "gemma3_text"}
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One decoder layer, as far as its KV cache is concerned. `head_size` and `window` are in elements and tokens."""
+
+    index: int
+    attention: Attention
+    head_size: int
+    kv_heads: int
+    owner: int
+    window: int | None
+
+    @property
+    def owns_cache(self) -> bool:
+        return self.owner == self.index
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """What config.json says. Sizes are in elements, `context_length` in tokens."""
+
+    family: Literal["gemma3", "gemma4"]
+    hidden_size: int
+    vocab_size: int
+    attention_heads: int
+    context_length: int
+    per_layer_input_size: int
+    layers: tuple[Layer, ...]
+
+    @property
+    def owners(self) -> tuple[Layer, ...]:
+        return tuple(layer for layer in self.layers if layer.owns_cache)
+
+    @property
+    def borrowers(self) -> tuple[Layer, ...]:
+        return tuple(layer for layer in self.layers if not layer.owns_cache)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises ArchitectureError naming the file and the position of the first fault."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArchitectureError(f"{path} is missing") from None
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ArchitectureError(f"{path} is not JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise ArchitectureError(f"{path} holds a JSON {type(config).__name__}; an object is expected")
+    return config
+
+
+def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The text model's own configuration: the `text_config` of a multimodal one, or the configuration itself."""
+    inner = config.get("text_config")
+    return dict(inner) if isinstance(inner, Mapping) else dict(config)
+
+
+def architecture(config: Mapping[str, Any]) -> Architecture:
+    """Read the architecture. Raises ArchitectureError naming the key that is missing or contradicts another."""
+    text = text_config(config)
+    family = _family(config, text)
+    read = _Reader(text)
+    count = read.size("num_hidden_layers")
+    kinds = _layer_types(text, count, family)
+    borrowed = read.size("num_kv_shared_layers", default=0, least=0)
+    if borrowed >= count:
+        raise ArchitectureError(f"num_kv_shared_layers is {borrowed}, but the model has only {count} layers")
+    sizes = [_head_size_and_kv_heads(read, text, index, kinds[index], family) for index in range(count)]
+    owners = _owners(kinds, count - borrowed)
+    window = read.size("sliding_window", default=0, least=0) or None
+    layers = tuple(
+        Layer(index, kinds[index], *sizes[index], owners[index], window if kinds[index] == "sliding" else None)
+        for index in range(count)
+    )
+    per_layer_default = 256 if family == "gemma4" else 0  # absent means 256 in Gemma4TextConfig (transformers 5.23)
+    return Architecture(
+        family=family,
+        hidden_size=read.size("hidden_size"),
+        vocab_size=read.size("vocab_size", default=262144 if family == "gemma4" else 262208),
+        attention_heads=read.size("num_attention_heads", default=8),
+        context_length=read.size("max_position_embeddings", default=131072),
+        per_layer_input_size=read.size("hidden_size_per_layer_input", default=per_layer_default, least=0),
+        layers=layers,
+    )
+
+
+class _Reader:
+    """Whole numbers out of a configuration, each checked."""
+
+    def __init__(self, text: Mapping[str, Any]) -> None:
+        self._text = text
+
+    def size(self, key: str, *, default: int | None = None, least: int = 1) -> int:
+        value = self._text.get(key)
+        if value is None:
+            if default is None:
+                raise ArchitectureError(f"config.json has no {key}")
+            return default
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**31:
+            raise ArchitectureError(f"config.json: {key} is {value!r}; a whole number >= {least} is expected")
+        return value
+
+
+def _family(config: Mapping[str, Any], text: Mapping[str, Any]) -> Literal["gemma3", "gemma4"]:
+    named = [str(c.get("model_type")) for c in (config, text) if c.get("model_type")]
+    for name in named:
+        if name in _GEMMA4:
+            return "gemma4"
+        if name in _GEMMA3:
+            return "gemma3"
+    raise ArchitectureError(
+        f"config.json: model_type is {', '.join(named) or 'absent'}; gemma4, gemma4_text, gemma3 or gemma3_text is expected"
+    )
+
+
+def _layer_types(text: Mapping[str, Any], count: int, family: str) -> list[Attention]:
+    declared = text.get("layer_types")
+    if declared is None:
+        period = int(text.get("sliding_window_pattern") or 6)
+        kinds: list[Attention] = ["sliding" if (index + 1) % period else "full" for index in range(count)]
+        if family == "gemma4":
+            kinds[-1] = "full"  # transformers forces the last layer to full attention
+        return kinds
+    if not isinstance(declared, list) or len(declared) != count:
+        found = f"{len(declared)} entries" if isinstance(declared, list) else repr(declared)
+        raise ArchitectureError(f"config.json: layer_types has {found}, but num_hidden_layers is {count}")
+    known: dict[object, Attention] = {"sliding_attention": "sliding", "full_attention": "full"}
+    for index, kind in enumerate(declared):
+        if not isinstance(kind, str) or kind not in known:
+            raise ArchitectureError(
+                f"config.json: layer_types[{index}] is {kind!r}; sliding_attention or full_attention is expected"
+            )
+    return [known[kind] for kind in declared]
+
+
+def _head_size_and_kv_heads(
+    read: _Reader, text: Mapping[str, Any], index: int, kind: Attention, family: str
+) -> tuple[int, int]:
+    head_size = read.size("head_dim", default=256)
+    kv_heads = read.size("num_key_value_heads", default=4)
+    if family == "gemma4" and kind == "full":
+        override = _per_layer(text, index)
+        if override is None:
+            head_size = read.size("global_head_dim", default=512)
+            if text.get("attention_k_eq_v"):  # num_global_key_value_heads only counts then (transformers 5.23)
+                kv_heads = read.size("num_global_key_value_heads", default=kv_heads)
+        else:
+            inner = _Reader(override)
+            head_size = inner.size("head_dim", default=head_size)
+            kv_heads = inner.size("num_key_value_heads", default=kv_heads)
+    return head_size, kv_heads
+
+
+def _per_layer(text: Mapping[str, Any], index: int) -> Mapping[str, Any] | None:
+    """The override of one layer in `per_layer_config`, whose keys are numbers padded with zeros; None without it."""
+    overrides = text.get("per_layer_config")
+    if not isinstance(overrides, Mapping):
+        return None
+    for key, value in overrides.items():
+        if str(key).isdecimal() and int(key) == index and isinstance(value, Mapping):
+            return value
+    return {}
+
+
+def _owners(kinds: list[Attention], first_borrower: int) -> list[int]:
+    """Borrowers read the cache of the last owner of their own kind. Raises ArchitectureError where there is none."""
+    last: dict[Attention, int] = {}
+    owners = []
+    for index, kind in enumerate(kinds):
+        if index < first_borrower:
+            last[kind] = index
+        elif kind not in last:
+            raise ArchitectureError(f"layer {index} shares a {kind} KV cache, but no {kind} layer before it owns one")
+        owners.append(last[kind])
+    return owners

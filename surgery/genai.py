@@ -1,0 +1,212 @@
+"""What ONNX Runtime GenAI needs beside the graph: genai_config.json, the tokenizer's files, the text model's config.
+
+Every key written here loads in onnxruntime-genai 0.14.1 to 0.18.0; each rule below was measured on these versions.
+An unknown key anywhere but at the root is a load error ("Unknown value ..."), so none is written for information.
+
+    type                        gemma4_text: the class `gemma4` is multimodal and never loads a text-only folder
+    sliding_window              never: from 0.16 it sizes the caches to the window, and the first run past it fails
+    layer_types                 never: from 0.16 it selects another cache class, which asks for conv states
+    num_logits_to_keep          never: `Unknown value "num_logits_to_keep"`
+    past_present_share_buffer   true only if GroupQueryAttention alone touches the caches: any other operator would
+                                see the whole buffer, max_length long, instead of the tokens so far
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from surgery.errors import ArchitectureError, ExportError
+from surgery.export import Export
+from surgery.gemma4 import Architecture, read_config, text_config
+from surgery.graph import declare
+from surgery.model import Model
+
+MODEL_FILE = "model.onnx"
+CONFIG_FILE = "genai_config.json"
+MAX_LENGTH = 8192
+"""Default of search.max_length: with a shared buffer every cache is allocated at this many tokens when generation starts."""
+
+_TYPES = {"gemma4": "gemma4_text", "gemma3": "gemma3_text"}
+_CLASSES = {"gemma4": "Gemma4ForCausalLM", "gemma3": "Gemma3ForCausalLM"}
+_COPIED = ("tokenizer.json", "chat_template.jinja", "generation_config.json")
+_SAMPLING = {"do_sample": bool, "temperature": float, "top_k": int, "top_p": float, "repetition_penalty": float}
+_TOKENIZER_CLASS = "GemmaTokenizer"
+"""The one class that every GenAI version tokenizes exactly as Hugging Face does; `Gemma4Tokenizer` is refused by all."""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheCost:
+    """Memory of the KV caches of one layout. `bytes_per_token` counts keys and values of every pair."""
+
+    pairs: int
+    bytes_per_token: int
+
+    def bytes_at(self, tokens: int) -> int:
+        return self.bytes_per_token * tokens
+
+
+def cache_costs(model: Model) -> dict[str, CacheCost]:
+    """What the KV caches take in each layout: `aliased`, a pair for every layer, and `unique`, the owners' pairs."""
+    arch = model.require_architecture()
+    dtypes = {declared.dtype for name, declared in declare(model.graph).items() if name.startswith("past_key_values.")}
+    element = 2 if "FLOAT16" in dtypes else 4
+    layouts = {"aliased": arch.layers, "unique": arch.owners}
+    return {
+        layout: CacheCost(len(layers), sum(2 * layer.kv_heads * layer.head_size * element for layer in layers))
+        for layout, layers in layouts.items()
+    }
+
+
+def cache_pairs(model: Model) -> int:
+    """Pairs of past and present in the interface."""
+    names = {value.name for value in model.graph.input}
+    return sum(name.startswith("past_key_values.") and name.endswith(".key") for name in names)
+
+
+def shares_buffer(model: Model) -> bool:
+    """Whether past and present may be one buffer: GroupQueryAttention writes every cache and alone reads it."""
+    caches = {value.name for value in model.graph.output if value.name.startswith("present.")}
+    caches |= {value.name for value in model.graph.input if value.name.startswith("past_key_values.")}
+    for node in model.graph.node:
+        if node.op_type != "GroupQueryAttention" and (caches & set(node.input) or caches & set(node.output)):
+            return False
+    return bool(caches)
+
+
+def genai_config(model: Model, export: Export, provider: str = "cpu") -> dict[str, Any]:
+    """genai_config.json for a repacked model, its token ids and sampling values from the export.
+
+    Raises ArchitectureError where the logits do not have config.json's vocabulary, or a token id is outside of it.
+    """
+    arch = model.require_architecture()
+    generation = read_config(path) if (path := export.file("generation_config.json")) else {}
+    ids = _token_ids(generation, export.config, arch)
+    inputs = {value.name for value in model.graph.input}
+    _check_vocabulary(model, arch)
+    tokens = {name: name for name in ("input_ids", "attention_mask", "position_ids") if name in inputs}
+    first = arch.layers[0]
+    return {
+        "model": {
+            "type": _TYPES[arch.family],
+            "vocab_size": arch.vocab_size,
+            "context_length": arch.context_length,
+            **ids,
+            "decoder": {
+                "filename": MODEL_FILE,
+                "session_options": {
+                    "log_id": "onnxruntime-genai",
+                    "provider_options": [] if provider == "cpu" else [{provider: {}}],
+                },
+                "head_size": first.head_size,
+                "hidden_size": arch.hidden_size,
+                "num_attention_heads": arch.attention_heads,
+                "num_key_value_heads": first.kv_heads,
+                "num_hidden_layers": cache_pairs(model),
+                "inputs": {
+                    **tokens,
+                    "past_key_names": "past_key_values.%d.key",
+                    "past_value_names": "past_key_values.%d.value",
+                },
+                "outputs": {
+                    "logits": "logits",
+                    "present_key_names": "present.%d.key",
+                    "present_value_names": "present.%d.value",
+                },
+            },
+        },
+        "search": {
+            **_sampling(generation),
+            "max_length": min(MAX_LENGTH, arch.context_length),
+            "min_length": 0,
+            "num_beams": 1,
+            "num_return_sequences": 1,
+            "past_present_share_buffer": shares_buffer(model),
+        },
+    }
+
+
+def _check_vocabulary(model: Model, arch: Architecture) -> None:
+    """`Got invalid dimensions for output: logits ... index: 2` is what a wrong vocab_size comes to at the first run."""
+    logits = declare(model.graph).get("logits")
+    size = logits.shape[-1] if logits and logits.shape else None
+    if isinstance(size, int) and size != arch.vocab_size:
+        raise ArchitectureError(f"config.json has vocab_size {arch.vocab_size}, but the logits are {logits}")
+
+
+def _token_ids(
+    generation: Mapping[str, Any], config: Mapping[str, Any], arch: Architecture
+) -> dict[str, int | list[int]]:
+    """bos, eos (all of them) and pad; generation_config.json first: config.json's eos lacks ids that end a turn."""
+    found: dict[str, int | list[int]] = {}
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        for source in (generation, config, text_config(config)):
+            if (value := source.get(key)) is not None:
+                found[key] = _checked_ids(key, value, arch.vocab_size)
+                break
+    return found
+
+
+def _checked_ids(key: str, value: Any, vocab_size: int) -> int | list[int]:
+    ids = value if isinstance(value, list) else [value]
+    for token in ids:
+        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocab_size:
+            raise ArchitectureError(f"{key} is {token!r}; a token id from 0 to {vocab_size - 1} is expected")
+    if not ids:
+        raise ArchitectureError(f"{key} is an empty list")
+    return ids if key == "eos_token_id" and len(ids) > 1 else ids[0]
+
+
+def _sampling(generation: Mapping[str, Any]) -> dict[str, Any]:
+    """Sampling values with the JSON types that the runtime insists on; others are left to its defaults."""
+    values = {}
+    for key, kind in _SAMPLING.items():
+        value = generation.get(key)
+        numeric = isinstance(value, int | float) and not isinstance(value, bool)
+        if (kind is bool and isinstance(value, bool)) or (kind is not bool and numeric):
+            values[key] = kind(value)
+    return values
+
+
+def write_side_files(export: Export, folder: Path) -> list[str]:
+    """Tokenizer, chat template, generation settings and the text model's config. Returns the names written.
+
+    Raises ExportError where tokenizer.json or tokenizer_config.json is missing: og.Tokenizer needs both.
+    """
+    written = []
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        if export.file(name) is None:
+            raise ExportError(f"{export.root} has no {name}, which GenAI's tokenizer needs")
+    for name in _COPIED:
+        if source := export.file(name):
+            shutil.copyfile(source, folder / name)
+            written.append(name)
+    write_json(folder / "tokenizer_config.json", _tokenizer_config(export))
+    write_json(folder / "config.json", promoted_config(export))
+    return [*written, "tokenizer_config.json", "config.json"]
+
+
+def _tokenizer_config(export: Export) -> dict[str, Any]:
+    config = read_config(export.root / "tokenizer_config.json")
+    config.pop("processor_class", None)  # it names the multimodal processor, whose files are left out
+    return {**config, "tokenizer_class": _TOKENIZER_CLASS}
+
+
+def promoted_config(export: Export) -> dict[str, Any]:
+    """config.json of the text model: `text_config` one level up, the multimodal parts left out."""
+    arch = export.architecture
+    config = text_config(export.config)
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings"):
+        if key in export.config:
+            config[key] = export.config[key]
+    for key in ("vision_config", "audio_config", "text_config", "transformers.js_config"):
+        config.pop(key, None)
+    return {**config, "architectures": [_CLASSES[arch.family]], "model_type": _TYPES[arch.family]}
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,250 @@
+"""Reading and renaming an ONNX graph, subgraphs included; every function is linear in the graph.
+
+A name means the same value in a graph and in the bodies nested in it (If, Loop, Scan), unless the body
+defines that name itself: it then hides the outer one. ONNX forbids such hiding (IR spec, "Names within a graph"),
+files contain it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from surgery.errors import ModelError
+
+if TYPE_CHECKING:
+    from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
+
+Dim = int | str | None
+"""One dimension: a size, the name of a symbolic size, or unknown."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorType:
+    """A declared type: ONNX dtype name, and the dimensions, or None where the rank is unknown."""
+
+    dtype: str
+    shape: tuple[Dim, ...] | None
+
+    def __str__(self) -> str:
+        if self.shape is None:
+            return self.dtype
+        return f"{self.dtype} [{', '.join('?' if dim is None else str(dim) for dim in self.shape)}]"
+
+
+def tensor_type(value: ValueInfoProto) -> TensorType | None:
+    """The declared type of a tensor value, or None for sequences, maps, optionals and undeclared values."""
+    from onnx import TensorProto
+
+    if not value.type.HasField("tensor_type"):
+        return None
+    declared = value.type.tensor_type
+    try:
+        dtype = TensorProto.DataType.Name(declared.elem_type)
+    except ValueError:
+        dtype = f"DTYPE_{declared.elem_type}"
+    if not declared.HasField("shape"):
+        return TensorType(dtype, None)
+    return TensorType(dtype, tuple(_dim(dim) for dim in declared.shape.dim))
+
+
+def _dim(dim: object) -> Dim:
+    kind = dim.WhichOneof("value")  # type: ignore[attr-defined]
+    return getattr(dim, kind) if kind else None
+
+
+def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
+    for attribute in node.attribute:
+        yield from _attribute_graphs(attribute)
+
+
+def _attribute_graphs(attribute: AttributeProto) -> Iterator[GraphProto]:
+    if attribute.HasField("g"):
+        yield attribute.g
+    yield from attribute.graphs
+
+
+def defined_names(graph: GraphProto) -> set[str]:
+    """Values that the graph itself defines: inputs, initializers and node outputs; not those of its subgraphs."""
+    names = {value.name for value in graph.input}
+    names.update(tensor.name for tensor in graph.initializer)
+    names.update(sparse.values.name for sparse in graph.sparse_initializer)
+    names.update(name for node in graph.node for name in node.output if name)
+    return names
+
+
+def all_names(graph: GraphProto) -> set[str]:
+    """Every name that a value or a node has in the graph or in a graph nested in it."""
+    names = defined_names(graph)
+    names.update(value.name for value in graph.output)
+    names.update(value.name for value in graph.value_info)
+    for node in graph.node:
+        names.add(node.name)
+        for body in subgraphs(node):
+            names |= all_names(body)
+    names.discard("")
+    return names
+
+
+def captured(node: NodeProto) -> set[str]:
+    """Names of outer values that the node's subgraphs read."""
+    names: set[str] = set()
+    for body in subgraphs(node):
+        read = {name for inner in body.node for name in reads(inner)}
+        read.update(value.name for value in body.output)
+        names |= read - defined_names(body)
+    return names
+
+
+def reads(node: NodeProto) -> set[str]:
+    """Names of every value that a node reads, through its inputs or from inside its subgraphs."""
+    names = {name for name in node.input if name}
+    if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
+        names |= captured(node)
+    return names
+
+
+def producers(graph: GraphProto) -> dict[str, NodeProto]:
+    return {name: node for node in graph.node for name in node.output if name}
+
+
+def use_counts(graph: GraphProto) -> dict[str, int]:
+    """How many nodes and graph outputs read each value."""
+    counts: dict[str, int] = {}
+    for node in graph.node:
+        for name in reads(node):
+            counts[name] = counts.get(name, 0) + 1
+    for value in graph.output:
+        counts[value.name] = counts.get(value.name, 0) + 1
+    return counts
+
+
+def rename(graph: GraphProto, names: Mapping[str, str]) -> None:
+    """Rename values everywhere in a graph: interface, initializers, nodes, value_info, and inside subgraphs."""
+    if not names:
+        return
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        value.name = names.get(value.name, value.name)
+    for tensor in graph.initializer:
+        tensor.name = names.get(tensor.name, tensor.name)
+    for sparse in graph.sparse_initializer:
+        sparse.values.name = names.get(sparse.values.name, sparse.values.name)
+    for annotation in graph.quantization_annotation:
+        annotation.tensor_name = names.get(annotation.tensor_name, annotation.tensor_name)
+        for entry in annotation.quant_parameter_tensor_names:
+            entry.value = names.get(entry.value, entry.value)
+    for node in graph.node:
+        for values in (node.input, node.output):
+            for index, name in enumerate(values):
+                if name in names:
+                    values[index] = names[name]
+        for body in subgraphs(node):
+            own = defined_names(body)
+            rename(body, {old: new for old, new in names.items() if old not in own})
+
+
+def rename_dims(graph: GraphProto, names: Mapping[str, str]) -> None:
+    """Rename symbolic dimensions in the interface and the value_info of a graph and of its subgraphs."""
+    if not names:
+        return
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param in names:
+                dim.dim_param = names[dim.dim_param]
+    for node in graph.node:
+        for body in subgraphs(node):
+            rename_dims(body, names)
+
+
+def fresh(name: str, taken: set[str]) -> str:
+    """`name`, or `name` with the first number that makes it free; the result is added to `taken`."""
+    candidate, number = name, 1
+    while candidate in taken:
+        number += 1
+        candidate = f"{name}_{number}"
+    taken.add(candidate)
+    return candidate
+
+
+def declare(graph: GraphProto) -> dict[str, TensorType]:
+    """The declared type of every value that has one: interface, value_info and initializers."""
+    types: dict[str, TensorType] = {}
+    for value in (*graph.value_info, *graph.input, *graph.output):
+        declared = tensor_type(value)
+        if declared is not None:
+            types[value.name] = declared
+    for tensor in graph.initializer:
+        types[tensor.name] = initializer_type(tensor)
+    return types
+
+
+def initializer_type(tensor: TensorProto) -> TensorType:
+    from onnx import TensorProto
+
+    try:
+        dtype = TensorProto.DataType.Name(tensor.data_type)
+    except ValueError:
+        dtype = f"DTYPE_{tensor.data_type}"
+    return TensorType(dtype, tuple(tensor.dims))
+
+
+def check_structure(proto: ModelProto) -> None:
+    """Raise ModelError unless every value has one definition, and every reader comes after it.
+
+    What `onnx.checker` would also check (schemas, shapes) is left out on purpose: it rejects
+    SimplifiedLayerNormalization in the default domain, which the exporter writes and ONNX Runtime runs.
+    """
+    _check_graph(proto.graph, outer=frozenset())
+
+
+def _check_graph(graph: GraphProto, outer: frozenset[str] | set[str]) -> None:
+    known = set(outer)
+    own: set[str] = set()
+    for value in graph.input:
+        _define(value.name, own, "graph input")
+    initializers = [tensor.name for tensor in graph.initializer]
+    initializers += [sparse.values.name for sparse in graph.sparse_initializer]
+    _refuse_repeats(initializers)
+    own.update(initializers)
+    known |= own
+    for node in graph.node:
+        for name in node.input:
+            if name and name not in known:
+                raise ModelError(f"{describe(node)} reads {name!r}, which nothing before it defines")
+        for body in subgraphs(node):
+            _check_graph(body, known)
+        for name in node.output:
+            if name:
+                _define(name, own, describe(node))
+                known.add(name)
+    for value in graph.output:
+        if value.name not in known:
+            raise ModelError(f"graph output {value.name!r} is defined by no node, input or initializer")
+    _refuse_repeats(value.name for value in graph.output)
+
+
+def _define(name: str, own: set[str], by: str) -> None:
+    if name in own:
+        raise ModelError(f"value {name!r} is defined a second time by {by}")
+    own.add(name)
+
+
+def _refuse_repeats(names: Iterable[str]) -> None:
+    seen: set[str] = set()
+    for name in names:
+        _define(name, seen, "another entry of the same list")
+
+
+def describe(node: NodeProto) -> str:
+    """A node as people name it: its operator and its name."""
+    return f"{node.op_type} node {node.name!r}" if node.name else f"unnamed {node.op_type} node -> {list(node.output)}"
+
+
+def integers(tensor: TensorProto) -> list[int]:
+    """The values of a small inline integer initializer, flat. Raises ModelError for an external one."""
+    from onnx import numpy_helper
+
+    if tensor.data_location == 1:
+        raise ModelError(f"initializer {tensor.name!r} is stored externally; a small inline constant is expected")
+    return [int(value) for value in numpy_helper.to_array(tensor).reshape(-1)]

@@ -1,0 +1,219 @@
+"""Two ways to run one model with ONNX Runtime: the source's pair of graphs, and the merged graph.
+
+Both run under equal session options, so that what differs is the graph. onnxruntime is imported when a session is
+opened, not before. Caches go in and out as numpy arrays, in the dtype that the graph declares.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from surgery.errors import ModelError, RuntimeMissing
+from surgery.export import Pair
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+Provider = Literal["cpu", "cuda"]
+Array = NDArray[Any]
+Slot = tuple[int, str]
+"""A KV cache, whatever a graph calls it: number of the layer, and "key" or "value"."""
+Cache = dict[Slot, Array]
+"""The KV caches between two steps: [batch, kv heads, tokens so far, head size] each."""
+
+_DTYPES = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+}
+_KINDS = {"key": "key", "keys": "key", "k": "key", "value": "value", "values": "value", "v": "value"}
+_PACKAGES = {"cpu": "gemma4-surgery[cpu]", "cuda": "gemma4-surgery[cuda]"}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Session options, equal for every session of one comparison. `threads` 0 leaves the number to ONNX Runtime."""
+
+    provider: Provider = "cpu"
+    threads: int = 0
+    optimized: bool = True
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """The tokens of one step: `ids` and `positions` [B, S], `mask` [B, T] with the tokens in the cache; all int64."""
+
+    ids: Array
+    mask: Array
+    positions: Array
+
+
+class Runner(Protocol):
+    """A model that takes tokens and caches, and gives logits and caches."""
+
+    def start(self, batch: int) -> Cache:
+        """Empty caches for `batch` rows."""
+
+    def step(self, feed: Feed, cache: Cache, keep: int) -> tuple[Array, Cache]:
+        """Logits [B, n, V] and the caches afterwards.
+
+        `keep` asks for the logits of the last `keep` tokens, 0 for those of all; a graph that takes no
+        num_logits_to_keep decides itself. Raises ModelError with the runtime's own words where the graph fails.
+        """
+
+
+def versions() -> dict[str, str]:
+    """The versions of what the numbers depend on."""
+    return {"numpy": np.__version__, "onnxruntime": load_onnxruntime("cpu").__version__}
+
+
+def load_onnxruntime(provider: Provider) -> Any:
+    """The onnxruntime module. Raises RuntimeMissing where it is absent or not built for `provider`."""
+    try:
+        import onnxruntime
+    except ImportError:
+        raise RuntimeMissing(f"onnxruntime is not installed: pip install '{_PACKAGES[provider]}'") from None
+    if provider == "cuda" and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        raise RuntimeMissing(f"this onnxruntime has no CUDA provider: pip install '{_PACKAGES[provider]}'")
+    return onnxruntime
+
+
+class _Graph:
+    """One session and what its interface declares."""
+
+    def __init__(self, path: Path, settings: Settings) -> None:
+        self.path = path
+        self._session = _open(path, settings)
+        self._types = {value.name: _dtype(path, value) for value in self._session.get_inputs()}
+        self._shapes = {value.name: list(value.shape) for value in self._session.get_inputs()}
+        self._outputs = [value.name for value in self._session.get_outputs()]
+        ranked = {value.name: len(value.shape) for value in self._session.get_outputs()}
+        self._pasts = {slot(name): name for name, shape in self._shapes.items() if len(shape) == 4 and slot(name)}
+        self._presents = {name: slot(name) for name in self._outputs if ranked[name] == 4 and slot(name)}
+        kept = set(self._presents.values())
+        if missing := [name for found, name in self._pasts.items() if found not in kept]:
+            raise ModelError(f"{path}: {missing[0]} has no present of the same layer among the outputs")
+
+    def takes(self, name: str) -> bool:
+        return name in self._types
+
+    def empty_cache(self, batch: int) -> Cache:
+        return {found: self._empty(name, batch) for found, name in self._pasts.items() if found is not None}
+
+    def _empty(self, name: str, batch: int) -> Array:
+        _, heads, _, size = self._shapes[name]
+        if not isinstance(heads, int) or not isinstance(size, int):
+            raise ModelError(f"{self.path}: {name} is {self._shapes[name]}; KV heads and head size must be numbers")
+        return np.zeros((batch, heads, 0, size), self._types[name])
+
+    def run(self, values: Mapping[str, Array], cache: Cache) -> tuple[dict[str, Array], Cache]:
+        """Other outputs by name, and the caches by slot. Values that the graph does not take are left out."""
+        feeds = {name: np.asarray(array, self._types[name]) for name, array in values.items() if self.takes(name)}
+        feeds |= {name: cache[found] for found, name in self._pasts.items() if found is not None}
+        if missing := [name for name in self._types if name not in feeds]:
+            raise ModelError(f"{self.path} takes {', '.join(missing)}, which a text model is not known to take")
+        try:
+            results = self._session.run(self._outputs, feeds)
+        except Exception as error:  # the runtime's exceptions share no base class of their own
+            raise ModelError(f"ONNX Runtime cannot run {self.path}: {one_line(error)}") from None
+        others: dict[str, Array] = {}
+        presents: Cache = {}
+        for name, array in zip(self._outputs, results, strict=True):
+            found = self._presents.get(name)
+            if found is None:
+                others[name] = array
+            else:
+                presents[found] = array
+        return others, presents
+
+    def steering(self, feed: Feed, keep: int) -> dict[str, Array]:
+        """The inputs that are neither tokens nor caches."""
+        kept = np.full([1] * len(self._shapes.get("num_logits_to_keep", [])), keep, np.int64)
+        return {"attention_mask": feed.mask, "position_ids": feed.positions, "num_logits_to_keep": kept}
+
+    def logits(self, outputs: Mapping[str, Array]) -> Array:
+        logits = outputs.get("logits")
+        if logits is None or logits.ndim != 3:
+            raise ModelError(f"{self.path}: an output `logits` of rank 3 is expected, {sorted(outputs)} is found")
+        return logits
+
+
+class SourcePair:
+    """embed_tokens and decoder_model_merged, joined here: the embedding's outputs feed the decoder's inputs by name."""
+
+    def __init__(self, pair: Pair, settings: Settings) -> None:
+        self._embed = _Graph(pair.embed, settings)
+        self._decoder = _Graph(pair.decoder, settings)
+
+    def start(self, batch: int) -> Cache:
+        return self._decoder.empty_cache(batch)
+
+    def step(self, feed: Feed, cache: Cache, keep: int) -> tuple[Array, Cache]:
+        embedded, _ = self._embed.run({"input_ids": feed.ids}, {})
+        outputs, presents = self._decoder.run({**embedded, **self._decoder.steering(feed, keep)}, cache)
+        return self._decoder.logits(outputs), presents
+
+
+class MergedModel:
+    """One graph that takes token ids."""
+
+    def __init__(self, path: Path, settings: Settings) -> None:
+        self._graph = _Graph(path, settings)
+
+    def start(self, batch: int) -> Cache:
+        return self._graph.empty_cache(batch)
+
+    def step(self, feed: Feed, cache: Cache, keep: int) -> tuple[Array, Cache]:
+        outputs, presents = self._graph.run({"input_ids": feed.ids, **self._graph.steering(feed, keep)}, cache)
+        return self._graph.logits(outputs), presents
+
+
+def slot(name: str) -> Slot | None:
+    """The cache that an input or output is called after: past_key_values.3.key, present.3.key, past_3_k, k_out_3."""
+    words = re.findall(r"[A-Za-z]+|\d+", name.replace("key_values", ""))
+    layers = [int(word) for word in words if word.isdecimal()]
+    kinds = {_KINDS[word.lower()] for word in words if word.lower() in _KINDS}
+    return (layers[0], kinds.pop()) if len(layers) == 1 and len(kinds) == 1 else None
+
+
+def one_line(error: BaseException) -> str:
+    """The words of a foreign exception, without line breaks and no longer than a screen's few lines."""
+    words = " ".join(str(error).split())
+    return words if len(words) <= 600 else f"{words[:600]} ..."
+
+
+def _open(path: Path, settings: Settings) -> ort.InferenceSession:
+    runtime = load_onnxruntime(settings.provider)
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = settings.threads
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    levels = runtime.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if settings.optimized else levels.ORT_DISABLE_ALL
+    wanted = ["CUDAExecutionProvider"] if settings.provider == "cuda" else []
+    try:
+        session = runtime.InferenceSession(str(path), options, providers=[*wanted, "CPUExecutionProvider"])
+    except Exception as error:  # as in _Graph.run
+        raise ModelError(f"ONNX Runtime cannot load {path}: {one_line(error)}") from None
+    # ONNX Runtime goes on without CUDA when its libraries do not load; a check on another provider proves nothing.
+    if missing := set(wanted) - set(session.get_providers()):
+        raise RuntimeMissing(f"onnxruntime could not start {missing.pop()}; its CUDA libraries or the GPU are missing")
+    return session
+
+
+def _dtype(path: Path, value: Any) -> type[np.generic]:
+    dtype = _DTYPES.get(value.type)
+    if dtype is None:
+        raise ModelError(f"{path}: input {value.name} is {value.type}; {', '.join(_DTYPES)} are known")
+    return dtype

@@ -1,0 +1,157 @@
+"""What the commands print for people: rich tables and sentences. Names from models are escaped, never interpreted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from surgery.engine import Outcome
+from surgery.errors import printable
+from surgery.gemma4 import Layer
+from surgery.inspection import ExportInspection, FolderInspection, Inspection, LayerRow
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+MARKS = {"added": ("+", "green"), "removed": ("-", "red"), "changed": ("~", "yellow"), "skipped": ("=", "dim")}
+MANY = 6
+"""From this many findings of one verb on, a pass's report gives the first ones and the number of the others."""
+
+
+def plain(text: object, style: str = "") -> Text:
+    """Text without markup and without control characters."""
+    from rich.text import Text
+
+    return Text(printable(str(text)), style=style)
+
+
+def size(count: float) -> str:
+    """Bytes as people read them: `1.61 GB`, in powers of ten as disks and the Hub count."""
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.2f} GB"
+
+
+def show_rows(console: Console, title: str, heads: Sequence[str], rows: Iterable[Sequence[object]], right: str = "") -> None:
+    """A borderless table; heads named in `right` (separated by commas) are aligned to the right."""
+    from rich.table import Table
+
+    table = Table(title=plain(title), title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
+    numbers = set(right.split(","))
+    for head in heads:
+        table.add_column(plain(head), justify="right" if head in numbers else "left", header_style="dim")
+    for row in rows:
+        table.add_row(*(plain("" if cell is None else cell) for cell in row))
+    console.print(table)
+    console.print()
+
+
+def show_outcome(console: Console, outcome: Outcome) -> None:
+    """One pass: `merge-embeddings  +13 nodes ...` and its findings."""
+    trace = ", ".join(f"{count:+d} {op}" for op, count in outcome.operators.items())
+    line = plain(outcome.name, "bold")
+    line.append(f"  {trace}" if trace else "  no operator added or removed", style="dim")
+    console.print(line)
+    for verb, (mark, style) in MARKS.items():
+        found = [finding for finding in outcome.findings if finding.verb == verb]
+        shown = found if len(found) <= MANY else found[: MANY - 1]
+        for finding in shown:
+            entry = plain(f"  {mark} ", style)
+            entry.append_text(plain(finding.subject))
+            entry.append_text(plain(f": {finding.reason}", "dim"))
+            console.print(entry)
+        if len(found) > len(shown):
+            console.print(plain(f"  {mark} and {len(found) - len(shown)} others {verb}", style))
+
+
+def show_inspection(console: Console, found: Inspection | ExportInspection | FolderInspection) -> None:
+    if isinstance(found, ExportInspection):
+        _show_export(console, found)
+    elif isinstance(found, FolderInspection):
+        _show_folder(console, found)
+    else:
+        _show_graph(console, found)
+
+
+def _show_export(console: Console, found: ExportInspection) -> None:
+    arch = found.export.architecture
+    owners = f"{len(arch.owners)} KV caches for {len(arch.layers)} layers"
+    console.print(plain(f"{found.export.root}: an export of {arch.family}, {owners}\n", "bold"))
+    rows = [(name, size(count), "shown below" if name == found.shown else "") for name, count in found.sizes.items()]
+    show_rows(console, "Precisions", ("precision", "graphs and weights", ""), rows, right="graphs and weights")
+    for graph in found.graphs:
+        _show_graph(console, graph)
+
+
+def _show_folder(console: Console, found: FolderInspection) -> None:
+    model = found.config.get("model", {})
+    search = found.config.get("search", {})
+    kind = model.get("type", "unknown") if isinstance(model, dict) else "unknown"
+    console.print(plain(f"{found.folder}: a GenAI folder of type {kind}\n", "bold"))
+    if isinstance(model, dict) and isinstance(search, dict):
+        keys = ("type", "vocab_size", "context_length", "bos_token_id", "eos_token_id", "pad_token_id")
+        rows = [(key, model.get(key)) for key in keys]
+        rows += [(key, search.get(key)) for key in ("max_length", "past_present_share_buffer", "do_sample")]
+        show_rows(console, "genai_config.json", ("key", "value"), rows)
+    _show_graph(console, found.graph)
+
+
+def _show_graph(console: Console, found: Inspection) -> None:
+    opsets = ", ".join(f"{domain} {version}" for domain, version in found.opsets.items())
+    nodes = sum(found.operators.values())
+    head = f"{found.path.name}: IR {found.ir_version}, opset {opsets}, by {found.producer or 'an unnamed producer'}"
+    console.print(plain(head, "bold"))
+    console.print(plain(f"{nodes} nodes, {found.initializers} initializers, {size(found.inline_bytes)} inline\n"))
+    interface = [("input", *_grouped(name)) for name in _cache_groups(found.inputs)]
+    interface += [("output", *_grouped(name)) for name in _cache_groups(found.outputs)]
+    show_rows(console, "Interface", ("", "name", "type"), interface)
+    if found.layers:
+        show_rows(console, "Layers", LAYER_HEADS, [layer_cells(row) for row in found.layers], right=LAYER_NUMBERS)
+    operators = ", ".join(f"{count} {op}" for op, count in found.operators.items())
+    console.print(plain("Operators", "bold"))
+    console.print(plain(operators + "\n"))
+    if found.weight_files:
+        rows = [(f.location, size(f.referenced), "missing" if f.size is None else size(f.size)) for f in found.weight_files]
+        show_rows(console, "External data", ("file", "referenced", "on disk"), rows, right="referenced,on disk")
+    if found.problem:
+        console.print(plain(f"problem: {found.problem}\n", "red"))
+
+
+LAYER_HEADS = ("layer", "attention", "head size", "KV heads", "window", "KV cache", "operator", "reads")
+LAYER_NUMBERS = "layer,head size,KV heads,window"
+
+
+def layer_cells(row: LayerRow) -> tuple[object, ...]:
+    layer: Layer = row.layer
+    cache = "owner" if layer.owns_cache else f"borrows {layer.owner}"
+    reads = row.present or row.past or "no cache"
+    return (
+        layer.index, layer.attention, layer.head_size, layer.kv_heads, layer.window, cache, row.operator, reads,
+    )  # fmt: skip
+
+
+def _cache_groups(values: Sequence[tuple[str, str]]) -> list[tuple[list[str], str]]:
+    """Neighbouring values of one type and one family of names, together: 35 pairs of caches are a few lines."""
+    groups: list[tuple[list[str], str]] = []
+    for name, kind in values:
+        if groups and groups[-1][1] == kind and _family(groups[-1][0][-1]) == _family(name) and _number(name):
+            groups[-1][0].append(name)
+        else:
+            groups.append(([name], kind))
+    return groups
+
+
+def _grouped(group: tuple[list[str], str]) -> tuple[str, str]:
+    names, kind = group
+    return (names[0] if len(names) == 1 else f"{names[0]} ... {names[-1]} ({len(names)})"), kind
+
+
+def _family(name: str) -> str:
+    return name.split(".")[0]
+
+
+def _number(name: str) -> bool:
+    return any(part.isdecimal() for part in name.split("."))

@@ -1,0 +1,170 @@
+"""Which KV cache each attention reads: found from the graph's own wiring, whatever its values are called.
+
+Every decoder layer has one attention core: a fused operator (GroupQueryAttention, MultiHeadAttention, Attention),
+or the Softmax between two MatMuls of unrolled attention. The k-th core in node order is layer k's. From its key and
+its value operand, the way back over operators that only move data ends at a cache: a `past` input, a `present`
+output, or both (an owner concatenates past and new). A borrower ends at its owner's `present`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from surgery.graph import TensorType, declare, producers
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, NodeProto
+
+_MOVES_DATA = {
+    "Cast", "Concat", "Expand", "Flatten", "Identity", "Pad", "Reshape", "Slice", "Squeeze", "Tile", "Transpose",
+    "Unsqueeze", "Gather", "GatherND", "ScatterND", "TensorScatter",
+}  # fmt: skip
+_MASKS = {"Add", "Where", "Mul", "Div", "Sub", "Cast", "Tanh", "Clip", "Reshape", "Identity", "Max", "Min"}
+_PAST_AND_PRESENT = {"GroupQueryAttention": (3, 1), "MultiHeadAttention": (6, 1), "Attention": (4, 1)}
+"""Fused operator -> (input index of past_key, output index of present_key); value follows key."""
+_KEY_INPUT = {"GroupQueryAttention": 1, "MultiHeadAttention": 1, "Attention": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """One KV cache as the graph's interface has it: names of graph inputs and outputs, None where there is none."""
+
+    past: str | None
+    present: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """One attention core. `key` and `value` are the caches it reads; None where the way back ends elsewhere."""
+
+    operator: str
+    node: str
+    key: Cache | None
+    value: Cache | None
+
+
+def attentions(graph: GraphProto) -> list[Attention]:
+    """The attention cores of a graph in node order; linear in the graph."""
+    types = declare(graph)
+    trace = _Trace(graph, types)
+    consumers = _consumers(graph)
+    cores = []
+    for node in graph.node:
+        if node.op_type in _PAST_AND_PRESENT:
+            cores.append(_fused(node, trace))
+        elif node.op_type == "Softmax" and (unrolled := _unrolled(node, trace, consumers)):
+            cores.append(unrolled)
+    return cores
+
+
+def _is_cache(declared: TensorType | None) -> bool:
+    floats = ("FLOAT", "FLOAT16", "BFLOAT16", "INT8", "UINT8", "FLOAT8E4M3FN", "FLOAT8E5M2")
+    return declared is not None and declared.dtype in floats and declared.shape is not None and len(declared.shape) == 4
+
+
+class _Trace:
+    """Walks back from an operand to the cache it comes from."""
+
+    def __init__(self, graph: GraphProto, types: Mapping[str, TensorType]) -> None:
+        self._producers = producers(graph)
+        self._pasts = {value.name for value in graph.input if _is_cache(types.get(value.name))}
+        self._presents = {value.name for value in graph.output if _is_cache(types.get(value.name))}
+
+    def cache(self, name: str) -> Cache | None:
+        """The cache behind `name`. A `present` that is met on the way wins over the `past` that it was made from."""
+        past = present = None
+        pending, seen = [name], set()
+        while pending:
+            current = pending.pop()
+            if current in seen or not current:
+                continue
+            seen.add(current)
+            if current in self._presents and present is None:
+                present = current
+            if current in self._pasts:
+                past = past or current
+                continue
+            maker = self._producers.get(current)
+            if maker is None:
+                continue
+            if maker.op_type in _PAST_AND_PRESENT:
+                found = self.fused_cache(maker, current)
+                past, present = past or (found.past if found else None), present or (found.present if found else None)
+            elif maker.op_type == "Concat":
+                pending.extend(maker.input)
+            elif maker.op_type == "Expand" and maker.input:
+                pending.append(maker.input[0])
+            elif maker.op_type in _MOVES_DATA and maker.input:
+                pending.append(maker.input[0])
+        return Cache(past, present) if past or present else None
+
+    def fused_cache(self, node: NodeProto, output: str) -> Cache | None:
+        """The cache that a fused operator writes to `output`: its own past with that present."""
+        first_past, first_present = _PAST_AND_PRESENT[node.op_type]
+        for step in (0, 1):
+            if len(node.output) > first_present + step and node.output[first_present + step] == output:
+                past = node.input[first_past + step] if len(node.input) > first_past + step else ""
+                return Cache(past if past in self._pasts else None, output if output in self._presents else None)
+        return None
+
+    def scores(self, softmax: NodeProto) -> NodeProto | None:
+        """The MatMul of the scores, upstream of a Softmax, through masking and scaling."""
+        pending, seen = list(softmax.input[:1]), set()
+        while pending:
+            name = pending.pop()
+            maker = self._producers.get(name)
+            if maker is None or name in seen:
+                continue
+            seen.add(name)
+            if maker.op_type == "MatMul":
+                return maker
+            if maker.op_type in _MASKS:
+                pending.extend(maker.input)
+        return None
+
+
+def _fused(node: NodeProto, trace: _Trace) -> Attention:
+    """The past of a fused operator decides: its own, or a borrower's, whose past is the owner's present."""
+    first_past, first_present = _PAST_AND_PRESENT[node.op_type]
+    caches: list[Cache | None] = []
+    for step in (0, 1):
+        past = node.input[first_past + step] if len(node.input) > first_past + step else ""
+        own = node.output[first_present + step] if len(node.output) > first_present + step else ""
+        found = trace.cache(past) if past else trace.cache(node.input[_KEY_INPUT[node.op_type] + step])
+        if found and own and not found.present:
+            found = trace.fused_cache(node, own) or found
+        caches.append(found)
+    return Attention(node.op_type, node.name, *caches)
+
+
+def _unrolled(softmax: NodeProto, trace: _Trace, consumers: Mapping[str, list[NodeProto]]) -> Attention | None:
+    """Unrolled attention: MatMul(query, key) -> mask and scale -> Softmax -> MatMul(., value)."""
+    scores = trace.scores(softmax)
+    mixed = _forward_to_matmul(softmax, consumers)
+    if scores is None or mixed is None:
+        return None
+    key, value = trace.cache(scores.input[1]), trace.cache(mixed.input[1])
+    return Attention("Softmax", softmax.name, key, value)
+
+
+def _forward_to_matmul(node: NodeProto, consumers: Mapping[str, list[NodeProto]]) -> NodeProto | None:
+    name = node.output[0]
+    for _ in range(4):  # at most a Cast, a Dropout or a Reshape in between
+        readers = consumers.get(name, [])
+        if len(readers) != 1:
+            return None
+        if readers[0].op_type == "MatMul" and readers[0].input[0] == name:
+            return readers[0]
+        name = readers[0].output[0]
+    return None
+
+
+def _consumers(graph: GraphProto) -> dict[str, list[NodeProto]]:
+    found: dict[str, list[NodeProto]] = {}
+    for node in graph.node:
+        for name in dict.fromkeys(node.input):
+            if name:
+                found.setdefault(name, []).append(node)
+    return found

@@ -15,14 +15,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from surgery.errors import SurgeryError
+from surgery.errors import ExportError, SurgeryError
 
 if TYPE_CHECKING:
     from passes.recipe import KVLayout
     from rich.console import Console
     from surgery.engine import Outcome
+    from surgery.export import Pair
     from surgery.repack import Repacked
-    from surgery.verify import Report
+    from surgery.report import Report
+    from surgery.runtime import Provider as ProviderName
     from surgery.weights import Placement
 
 app = typer.Typer(
@@ -75,6 +77,8 @@ def repack(
     ] = Layout.aliased,
     weights: Place = Weights.copy,
     ep: Ep = Provider.auto,
+    embed: Annotated[Path | None, typer.Option("--embed", help="The embedding graph, if it is not in SRC's layout.")] = None,
+    decoder: Annotated[Path | None, typer.Option("--decoder", help="The decoder graph, together with --embed.")] = None,
     validate: Annotated[
         bool, typer.Option("--validate/--no-validate", help="Prove the folder against the source before it appears.")
     ] = True,
@@ -88,7 +92,7 @@ def repack(
 
     talk = _talk()
     provider = _provider(ep)
-    export = open_export(Path(source))
+    export = open_export(Path(source), _given_pair(embed, decoder))
     pair, reason = (export.pair(precision), f"{precision}: as asked for") if precision else export.best(provider)
     recipe = compatible(pair.embed, kv_layout.value)
     talk.print(f"source     {export.root}", markup=False, highlight=False)
@@ -207,12 +211,20 @@ def generate(
     raw: Annotated[bool, typer.Option("--raw", help="Give the prompt as it is, without the chat template.")] = False,
 ) -> None:
     """Try the result: one prompt through the real runtime."""
-    from surgery.generation import generate as run
+    from surgery.answer import answer as run
 
     for piece in run(folder, prompt, new_tokens=new_tokens, sample=sample, template=not raw):
         sys.stdout.write(piece)
         sys.stdout.flush()
     sys.stdout.write("\n")
+
+
+def _given_pair(embed: Path | None, decoder: Path | None) -> Pair | None:
+    from surgery.export import Pair
+
+    if (embed is None) != (decoder is None):
+        raise ExportError("--embed and --decoder belong together: one pair of graphs is repacked")
+    return Pair("given", embed, decoder) if embed is not None and decoder is not None else None
 
 
 def _data_files(folder: Path) -> list[str]:
@@ -246,16 +258,17 @@ class _ByteProgress:
         self._progress.advance(self._task, count)
 
     def stage(self, text: str) -> None:
-        self._progress.update(self._task, description=text)
-        if not self._progress.console.is_terminal:
-            self._progress.console.print(text, markup=False, highlight=False)
+        """A stage of the proof, `stage: detail`; a log gets the stages alone."""
+        self._progress.update(self._task, description=text, visible=True, total=None)
+        if not self._progress.console.is_terminal and ":" not in text:
+            self._progress.console.print(f"proving    {text}", markup=False, highlight=False)
 
 
 def _byte_progress(talk: Console) -> _ByteProgress:
     return _ByteProgress(talk)
 
 
-def _gate(pair: Any, provider: str, progress: _ByteProgress) -> Any:
+def _gate(pair: Pair, provider: ProviderName, progress: _ByteProgress) -> Any:
     """The check that repack ends with: raises with the report where a gate fails, so that the folder never appears."""
     from surgery.verify import validate as prove
 
@@ -324,10 +337,12 @@ def _pass_names() -> list[str]:
     return list(PASSES)
 
 
-def _provider(ep: Provider) -> str:
+def _provider(ep: Provider) -> ProviderName:
     from surgery.runtime import machine_provider
 
-    return machine_provider() if ep is Provider.auto else ep.value
+    if ep is Provider.auto:
+        return machine_provider()
+    return "cuda" if ep is Provider.cuda else "cpu"
 
 
 def _data() -> Console:

@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from surgery.engine import Finding
 from surgery.errors import PassError
-from surgery.graph import declare, describe, reads
+from surgery.graph import Dim, TensorType, declare, describe, initializer_type, integers, reads, tensor_type
 from surgery.model import Model
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
-    from onnx import GraphProto, NodeProto
+    from onnx import GraphProto, NodeProto, TensorShapeProto, ValueInfoProto
 
 INPUT = "num_logits_to_keep"
 SCOPE = "/lm_head/last_token"
+MASK = "attention_mask"
 _TO_THE_END = 2**63 - 1
+_ON_THE_WAY = ("Neg", "Unsqueeze", "Reshape", "Cast", "Identity")
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,9 @@ class FoldLogitsToKeep:
                shorter rows in a right-padded batch, and GenAI would sample from it without an error (measured).
     keep=all   every token: the Slice goes, logits are [B,S,V].
 
-    Requires: the input feeds one Slice along axis 1 through Neg and Unsqueeze (or Reshape) alone, as the exporter
-    writes it; keep=last also needs attention_mask, integer [B,T], and opset 18 (ReduceMax with axes as an input).
+    Requires: the input feeds one Slice of the last tokens of axis 1, through one Neg and Unsqueeze (or Reshape) alone,
+    as the exporter writes it; keep=last also needs attention_mask, integer [B,T], and opset 18 (ReduceMax with axes
+    as an input).
     Ensures: the input is gone, and so is every node that served it.
     """
 
@@ -51,107 +54,170 @@ class FoldLogitsToKeep:
     keep: Literal["last", "all"] = "last"
 
     def requires(self, model: Model) -> None:
-        if _input(model.graph) is None:
+        if not _takes_it(model.graph):
             return
-        _the_slice(model.graph)
-        if self.keep == "last":
-            if "attention_mask" not in {value.name for value in model.graph.input}:
-                raise PassError("keep=last finds each row's last token in attention_mask, which the graph does not take")
+        cut = _serving(model.graph)[-1]
+        if self.keep == "all":
+            _refuse_other_readers(model.graph, cut.output[0])
+        else:
+            _check_mask(model.graph)
             if model.opset() < 18:
                 raise PassError(f"keep=last needs opset 18, the model has {model.opset()}")
 
     def run(self, model: Model) -> list[Finding]:
         graph = model.graph
-        if _input(graph) is None:
+        if not _takes_it(graph):
             return [Finding("skipped", INPUT, "the graph does not take it")]
-        served = {node.name: describe(node) for node in _the_slice(graph)}
-        symbol = _size_symbol(graph)
+        serving = _serving(graph)
+        removed = [describe(node) for node in serving]
+        made = {node.output[0] for node in serving}
+        cut = serving[-1]
+        size: Dim = 1 if self.keep == "last" else _token_axis(declare(graph).get(cut.input[0]))
+        _declare_token_axis(graph, cut.output[0], size)
         with model.edited() as view:
-            nodes = [node for node in view.nodes if node.name in served]
-            cut = nodes[-1]
-            hidden, kept = cut.inputs[0], cut.outputs[0]
+            position = next(i for i, node in enumerate(view.nodes) if cut.output[0] in _outputs(node))
+            slicing = view.nodes[position]
+            hidden, kept = slicing.inputs[0], slicing.outputs[0]
+            added: list[gs.Node] = []
             if self.keep == "last":
-                mask = next(tensor for tensor in view.inputs if tensor.name == "attention_mask")
-                replacement = _gather_last(hidden, kept, mask)
+                mask = next(tensor for tensor in view.inputs if tensor.name == MASK)
+                added = _gather_last(hidden, kept, mask)
             else:
-                replacement = []
                 for reader in list(kept.outputs):
                     reader.inputs[[tensor.name for tensor in reader.inputs].index(kept.name)] = hidden
-            position = next(index for index, node in enumerate(view.nodes) if node is cut)
-            rest = [node for node in view.nodes if node.name not in served]
-            position -= len(nodes) - 1
-            view.nodes = [*rest[:position], *replacement, *rest[position:]]
+            nodes = [*view.nodes[:position], *added, *view.nodes[position + 1 :]]
+            new = {id(node) for node in added}
+            view.nodes = [node for node in nodes if id(node) in new or not made & set(_outputs(node))]
             view.inputs = [tensor for tensor in view.inputs if tensor.name != INPUT]
-        size: int | str | None = 1
-        if self.keep == "all":
-            hidden_type = declare(graph).get(hidden.name)
-            size = hidden_type.shape[1] if hidden_type and hidden_type.shape else None
-        _declare_size(graph, symbol, size)
         findings = [Finding("removed", INPUT, "graph input; the graph decides which tokens get logits")]
-        findings += [Finding("removed", name, "it served the input alone") for name in served.values()]
-        if self.keep == "last":
+        findings += [Finding("removed", name, "it served the input alone") for name in removed]
+        if added:
             reason = "they pick each row's last token by attention_mask; logits are [batch, 1, vocab]"
-            findings.append(Finding("added", f"{len(replacement)} nodes", reason))
+            findings.append(Finding("added", f"{len(added)} nodes", reason))
         else:
             findings.append(Finding("changed", "logits", "every token has them: [batch, sequence, vocab]"))
         return findings
 
     def ensures(self, model: Model) -> None:
-        if _input(model.graph) is not None:
+        if _takes_it(model.graph):
             raise PassError(f"{INPUT} is still an input of the graph")
 
 
-def _input(graph: GraphProto) -> str | None:
-    return next((value.name for value in graph.input if value.name == INPUT), None)
+def _takes_it(graph: GraphProto) -> bool:
+    return any(value.name == INPUT for value in graph.input)
 
 
-def _the_slice(graph: GraphProto) -> list[NodeProto]:
-    """The nodes between the input and its Slice, and the Slice last. Raises PassError for any other form."""
+def _serving(graph: GraphProto) -> list[NodeProto]:
+    """The nodes that serve the input alone, its Slice last. Raises PassError for any form that is not known."""
+    readers: dict[str, list[NodeProto]] = {}
+    for node in graph.node:
+        for name in reads(node):
+            readers.setdefault(name, []).append(node)
     chain: list[NodeProto] = []
     current = INPUT
-    while True:
-        readers = [node for node in graph.node if current in reads(node)]
-        if len(readers) != 1:
-            found = ", ".join(describe(node) for node in readers) or "nothing"
+    while not chain or chain[-1].op_type != "Slice":
+        following = readers.get(current, [])
+        if len(following) != 1 or any(value.name == current for value in graph.output):
+            found = ", ".join(describe(node) for node in following[:4]) or "nothing"
             raise PassError(f"{current!r} is read by {found}; one node on the way to a Slice is expected")
-        node = readers[0]
-        chain.append(node)
-        if node.op_type == "Slice":
-            break
-        if node.op_type not in ("Neg", "Unsqueeze", "Reshape", "Cast", "Identity"):
+        node = following[0]
+        if node.op_type != "Slice" and (node.op_type not in _ON_THE_WAY or node.input[0] != current):
             raise PassError(f"{INPUT} reaches {describe(node)}; Neg, Unsqueeze and a Slice are expected")
-        current = node.output[0]
+        chain.append(node)
+        if node.op_type != "Slice":
+            current = node.output[0]
+    _check_slice(graph, chain, current)
+    constants = [
+        node
+        for node in graph.node
+        if node.op_type == "Constant" and all(any(r is c for c in chain) for r in readers.get(node.output[0], [None]))
+    ]
+    return [*constants, *chain]
+
+
+def _check_slice(graph: GraphProto, chain: list[NodeProto], starts: str) -> None:
+    """Raise PassError unless the Slice keeps tokens -n to the end of axis 1, n being the input."""
     cut = chain[-1]
-    if len(cut.input) < 4 or cut.input[1] != current or not _along_axis_one(graph, cut.input[3]):
-        raise PassError(f"{describe(cut)} does not cut the last tokens of axis 1, which {INPUT} is known to do")
-    return chain
+    names = [*cut.input, "", "", ""]
+    ends, axes, steps = (_constant(graph, name) if name else None for name in names[2:5])
+    negated = sum(1 for node in chain if node.op_type == "Neg") == 1
+    whole = ends is not None and len(ends) == 1 and ends[0] >= 2**31 - 1
+    if names[1] != starts or not negated or not whole or axes != [1] or not (names[4] == "" or steps == [1]):
+        raise PassError(f"{describe(cut)} does not keep the last tokens of axis 1, which {INPUT} is known to do")
 
 
-def _along_axis_one(graph: GraphProto, axes: str) -> bool:
-    from surgery.graph import integers
+def _constant(graph: GraphProto, name: str) -> list[int] | None:
+    """The integers of an initializer or of a Constant node; None where `name` is neither."""
+    for tensor in graph.initializer:
+        if tensor.name == name:
+            return integers(tensor) if initializer_type(tensor).dtype in ("INT64", "INT32") else None
+    for node in graph.node:
+        if node.op_type == "Constant" and node.output[0] == name:
+            for attribute in node.attribute:
+                if attribute.name == "value" and initializer_type(attribute.t).dtype in ("INT64", "INT32"):
+                    return integers(attribute.t)
+                if attribute.name in ("value_int", "value_ints"):
+                    return [attribute.i] if attribute.name == "value_int" else list(attribute.ints)
+    return None
 
-    return any(tensor.name == axes and integers(tensor) == [1] for tensor in graph.initializer)
+
+def _refuse_other_readers(graph: GraphProto, kept: str) -> None:
+    """keep=all rewires the readers of the Slice; a graph output and a subgraph cannot be."""
+    inside = [node for node in graph.node if kept in reads(node) and kept not in node.input]
+    if inside or any(value.name == kept for value in graph.output):
+        by = f"a subgraph of {describe(inside[0])}" if inside else "the interface"
+        raise PassError(f"keep=all would remove {kept!r}, which is read by {by}")
 
 
-def _size_symbol(graph: GraphProto) -> str | None:
-    """The symbolic size of the logits' token axis, which the exporter calls num_logits_to_keep."""
-    declared = declare(graph).get("logits")
-    size = declared.shape[1] if declared and declared.shape and len(declared.shape) == 3 else None
-    return size if isinstance(size, str) and size == INPUT else None
+def _check_mask(graph: GraphProto) -> None:
+    declared = next((tensor_type(value) for value in graph.input if value.name == MASK), None)
+    if declared is None:
+        raise PassError(f"keep=last finds each row's last token in {MASK}, which the graph does not take")
+    if declared.dtype not in ("INT64", "INT32") or declared.shape is None or len(declared.shape) != 2:
+        raise PassError(f"{MASK} is {declared}; keep=last needs INT64 or INT32 [batch, tokens]")
 
 
-def _declare_size(graph: GraphProto, symbol: str | None, size: int | str | None) -> None:
-    """Declare the token axis of the logits, and of every value of the same symbolic size, as what it is now."""
-    for value in (*graph.output, *graph.value_info):
-        dims = value.type.tensor_type.shape.dim
-        for axis, dim in enumerate(dims):
-            if (symbol and dim.dim_param == symbol) or (value.name == "logits" and len(dims) == 3 and axis == 1):
-                if isinstance(size, int):
-                    dim.dim_value = size
-                elif size:
-                    dim.dim_param = size
-                else:
-                    dim.Clear()
+def _outputs(node: gs.Node) -> list[str]:
+    return [tensor.name for tensor in node.outputs if tensor.name]
+
+
+def _token_axis(declared: TensorType | None) -> Dim:
+    return declared.shape[1] if declared is not None and declared.shape is not None and len(declared.shape) > 1 else None
+
+
+def _declare_token_axis(graph: GraphProto, kept: str, size: Dim) -> None:
+    """Declare how many tokens `kept`, the logits and the values between them have now.
+
+    The exporter calls the number num_logits_to_keep; whatever it is called is no size of an input.
+    """
+    downstream = {kept}
+    for node in graph.node:
+        if not downstream.isdisjoint(reads(node)):
+            downstream.update(node.output)
+    interface = {dim for value in graph.input if (t := tensor_type(value)) and t.shape for dim in t.shape}
+    values = [value for value in (*graph.output, *graph.value_info) if value.name in downstream]
+    outputs = {value.name for value in graph.output}
+    symbols = {_token_axis(tensor_type(v)) for v in values if v.name == kept or (v.name in outputs and _rank(v) == 3)}
+    symbols = {symbol for symbol in symbols if isinstance(symbol, str) and symbol not in interface}
+    for value in values:
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+            logits = value.name in outputs and _rank(value) == 3 and axis == 1
+            if logits or (value.name == kept and axis == 1) or (dim.dim_param and dim.dim_param in symbols):
+                _set_dim(dim, size)
+
+
+def _rank(value: ValueInfoProto) -> int:
+    return len(value.type.tensor_type.shape.dim)
+
+
+def _set_dim(dim: TensorShapeProto.Dimension, size: Dim) -> None:
+    if isinstance(size, int):
+        dim.dim_value = size
+    elif size:
+        dim.dim_param = size
+    else:
+        dim.ClearField("dim_value")
+        dim.ClearField("dim_param")
 
 
 def _gather_last(hidden: gs.Variable, kept: gs.Variable, mask: gs.Variable) -> list[gs.Node]:
@@ -163,7 +229,8 @@ def _gather_last(hidden: gs.Variable, kept: gs.Variable, mask: gs.Variable) -> l
     import numpy as np
     import onnx_graphsurgeon as gs
 
-    batch, tokens = (mask.shape or ["batch_size", None])[0], (hidden.shape or [None, "sequence_length"])[1]
+    batch = mask.shape[0]
+    tokens = hidden.shape[1] if hidden.shape and len(hidden.shape) > 1 else None
     nodes: list[gs.Node] = []
 
     def constant(label: str, values: object) -> gs.Constant:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import MutableSequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, ClassVar
 
 from surgery.engine import Finding
@@ -12,19 +12,22 @@ from surgery.errors import PassError
 from surgery.graph import (
     TensorType,
     all_names,
+    copied,
     describe,
     fresh,
+    producers,
     reads,
-    rename,
     rename_dims,
-    subgraphs,
+    rename_in_every_scope,
     tensor_type,
 )
 from surgery.model import Model
 from surgery.weights import external_field, is_external, set_location, tensors
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto, ValueInfoProto
+    from onnx import GraphProto, ModelProto, StringStringEntryProto, ValueInfoProto
+
+    Properties = MutableSequence[StringStringEntryProto]
 
 NAMESPACE = "embed_tokens"
 """Prefix of an embedding graph's name that the decoder already uses for something else."""
@@ -88,12 +91,15 @@ class MergeEmbeddings:
             raise PassError("the decoder still takes embeddings as an input")
 
     def _already_merged(self, model: Model) -> bool:
-        return "inputs_embeds" not in {value.name for value in model.graph.input} and bool(_token_inputs(model.graph))
+        """Token ids come in, and nothing floating-point of rank 3, [batch, sequence, hidden], does."""
+        declared = [tensor_type(value) for value in model.graph.input]
+        floats = [type for type in declared if type is not None and "FLOAT" in type.dtype and type.shape is not None]
+        return bool(_token_inputs(model.graph)) and not any(len(type.shape or ()) == 3 for type in floats)
 
 
 def _token_inputs(graph: GraphProto) -> list[ValueInfoProto]:
-    """Integer rank-2 inputs that no initializer overrides and that are not a mask or positions by name."""
-    others = ("mask", "position")
+    """Integer rank-2 inputs that are not a mask or positions by name."""
+    others = ("mask", "pos")
     return [
         value
         for value in graph.input
@@ -110,11 +116,13 @@ def _check_join(embed: Model, decoder: Model) -> None:
         found = ", ".join(f"{value.name} {tensor_type(value)}" for value in embed.graph.input) or "nothing"
         raise PassError(f"{embed.path} takes {found}; one input of token ids, INT64 [batch, sequence], is expected")
     takes = {value.name: tensor_type(value) for value in decoder.graph.input}
-    made = {value.name for node in embed.graph.node for name in node.output for value in embed.graph.output if value.name == name}
+    made = producers(embed.graph)
     for value in embed.graph.output:
         gives = tensor_type(value)
         if value.name not in takes:
-            raise PassError(f"{embed.path} gives {value.name!r}, which the decoder does not take; it takes {', '.join(takes)}")
+            raise PassError(
+                f"{embed.path} gives {value.name!r}, which the decoder does not take; it takes {', '.join(takes)}"
+            )
         if value.name not in made:
             raise PassError(f"{embed.path}: output {value.name!r} comes from no node")
         if not _compatible(gives, takes[value.name]):
@@ -161,33 +169,28 @@ def _separate_names(embed: GraphProto, decoder: GraphProto, joined: list[str]) -
     clashing = sorted((all_names(embed) & taken) - set(joined))
     taken |= all_names(embed)
     names = {name: fresh(f"{NAMESPACE}/{name.lstrip('/')}", taken) for name in clashing}
-    _rename_every_scope(embed, names)
-    return [Finding("changed", old, f"renamed to {new}, because the decoder uses the name") for old, new in names.items()]
-
-
-def _rename_every_scope(graph: GraphProto, names: dict[str, str]) -> None:
-    rename(graph, names)
-    for node in graph.node:
-        node.name = names.get(node.name, node.name)
-        for body in subgraphs(node):
-            _rename_every_scope(body, names)
+    rename_in_every_scope(embed, names)
+    reason = "because the decoder uses the name"
+    return [Finding("changed", old, f"renamed to {new}, {reason}") for old, new in names.items()]
 
 
 def _separate_locations(embed: Model, decoder: Model) -> list[Finding]:
     """Tell apart two data files with one name, and register the embedding's files with the decoder's."""
     findings = []
-    taken = set(embed.weight_files) | set(decoder.weight_files)
+    places = {PurePosixPath(location): file for location, file in decoder.weight_files.items()}
+    taken = {str(place) for place in (*places, *map(PurePosixPath, embed.weight_files))}
     moved: dict[str, str] = {}
     for location, file in embed.weight_files.items():
-        other = decoder.weight_files.get(location)
+        other = places.get(PurePosixPath(location))  # ./w.data and w.data are one place
         if other is not None and other.resolve() != file.resolve():
-            parent, _, leaf = location.rpartition("/")
-            moved[location] = fresh(f"{parent}/{NAMESPACE}.{leaf}" if parent else f"{NAMESPACE}.{leaf}", taken)
-            reason = f"the embedding's file is placed as {moved[location]}, because the decoder has another of this name"
+            place = PurePosixPath(location)
+            moved[location] = fresh(str(place.with_name(f"{NAMESPACE}.{place.name}")), taken)
+            reason = f"the embedding's is placed as {moved[location]}, because the decoder has another file of this name"
             findings.append(Finding("changed", location, reason))
         decoder.weight_files[moved.get(location, location)] = file
     for tensor in tensors(embed.proto):
-        if is_external(tensor) and (location := external_field(tensor, "location")) in moved:
+        location = external_field(tensor, "location") or ""
+        if is_external(tensor) and location in moved:
             set_location(tensor, moved[location])
     return findings
 
@@ -214,17 +217,11 @@ def _join_interface(embed: GraphProto, decoder: GraphProto, joined: list[str]) -
     token = embed.input[0]
     rest = [value for value in inputs if value.name not in joined]
     rest.insert(position - sum(1 for value in inputs[:position] if value.name in joined), token)
-    held = [_copied(value) for value in rest]
+    held = [copied(value) for value in rest]
     del decoder.input[:]
     decoder.input.extend(held)
     findings = [Finding("added", token.name, f"graph input, {tensor_type(token)}")]
     return findings + [Finding("removed", name, "graph input; embed_tokens computes it now") for name in joined]
-
-
-def _copied(value: ValueInfoProto) -> ValueInfoProto:
-    copy = type(value)()
-    copy.CopyFrom(value)
-    return copy
 
 
 def _first_consumer(graph: GraphProto, joined: set[str]) -> int:
@@ -236,12 +233,7 @@ def _first_consumer(graph: GraphProto, joined: set[str]) -> int:
 
 def _insert(embed: GraphProto, decoder: GraphProto, position: int) -> Finding:
     before = describe(decoder.node[position]) if position < len(decoder.node) else "the end of the graph"
-    tail = list(decoder.node)[position:]
-    held = []
-    for node in tail:
-        copy = type(node)()
-        copy.CopyFrom(node)
-        held.append(copy)
+    held = [copied(node) for node in decoder.node[position:]]
     del decoder.node[position:]
     decoder.node.extend(embed.node)
     decoder.node.extend(held)
@@ -270,12 +262,13 @@ def _domain(name: str) -> str:
     return "" if name == "ai.onnx" else name
 
 
-def _join_metadata(embed: Iterable, decoder, level: str) -> list[Finding]:  # type: ignore[type-arg,no-untyped-def]
+def _join_metadata(embed: Properties, decoder: Properties, level: str) -> list[Finding]:
     values = {entry.key: entry.value for entry in decoder}
     findings = []
     for entry in embed:
         if entry.key not in values:
             decoder.append(entry)
         elif values[entry.key] != entry.value:
-            findings.append(Finding("skipped", f"{level} metadata {entry.key!r}", "both graphs have it; the decoder's stays"))
+            reason = "both graphs have it; the decoder's stays"
+            findings.append(Finding("skipped", f"{level} metadata {entry.key!r}", reason))
     return findings

@@ -16,6 +16,7 @@ import dataclasses
 import json
 import re
 import types
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -68,11 +69,11 @@ def parse(source: str) -> Recipe:
 
 class _Tokens:
     def __init__(self, tokens: list[str]) -> None:
-        self.left = tokens
+        self.left = deque(tokens)
 
     def take(self, mark: str) -> bool:
         if self.left and self.left[0] == mark:
-            del self.left[0]
+            self.left.popleft()
             return True
         return False
 
@@ -80,7 +81,7 @@ class _Tokens:
         if not self.left or self.left[0] in "{},=":
             found = repr(self.left[0]) if self.left else "the end"
             raise RecipeError(f"recipe: {what} is expected, {found} is found")
-        token = self.left.pop(0)
+        token = self.left.popleft()
         return _unquoted(token) if token.startswith('"') else token
 
 
@@ -92,8 +93,8 @@ def _unquoted(token: str) -> str:
 
 
 def _tokens(source: str) -> _Tokens:
-    tokens, position = [], 0
-    while position < len(source.rstrip()):
+    tokens, position, end = [], 0, len(source.rstrip())
+    while position < end:
         match = _TOKEN.match(source, position)
         if match is None:
             raise RecipeError(f"recipe: cannot read {source[position : position + 20]!r}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from surgery.engine import Finding
 from surgery.errors import PassError
-from surgery.graph import TensorType, all_names, rename, tensor_type
+from surgery.graph import TensorType, rename, tensor_type, value_names
 from surgery.model import Model
 from surgery.wiring import attentions
 
@@ -28,6 +28,8 @@ SPELLINGS = {
 """Canonical name -> other spellings seen in exports."""
 
 _KINDS: dict[str, Kind] = {"key": "key", "keys": "key", "k": "key", "value": "value", "values": "value", "v": "value"}
+
+_CACHE_WORDS = {"past", "present", "cache", "kv", *_KINDS}
 
 
 @dataclass(frozen=True)
@@ -56,10 +58,10 @@ class RenameIO:
     def requires(self, model: Model) -> None:
         names = _plan(model.graph)
         interface = {value.name for value in (*model.graph.input, *model.graph.output)}
-        inner = all_names(model.graph) - interface
+        inner = value_names(model.graph) - interface
         for old, new in names.items():
             if new in inner:
-                raise PassError(f"{old!r} should be named {new!r}, but a value or node inside the graph has that name")
+                raise PassError(f"{old!r} should be named {new!r}, but a value inside the graph has that name")
 
     def run(self, model: Model) -> list[Finding]:
         names = _plan(model.graph)
@@ -77,6 +79,7 @@ def _plan(graph: GraphProto) -> dict[str, str]:
     """Old name -> new name of every input and output that is to be renamed."""
     inputs = {value.name: tensor_type(value) for value in graph.input}
     outputs = {value.name: tensor_type(value) for value in graph.output}
+    _refuse_packed(inputs | outputs)
     names = _token_inputs(graph, inputs)
     pasts = [name for name, declared in inputs.items() if _rank(declared) == 4 and name != "per_layer_inputs"]
     presents = [name for name, declared in outputs.items() if _rank(declared) == 4]
@@ -86,6 +89,16 @@ def _plan(graph: GraphProto) -> dict[str, str]:
     names |= _logits(outputs)
     _refuse_two_for_one(names, {*inputs, *outputs})
     return {old: new for old, new in names.items() if old != new}
+
+
+def _refuse_packed(interface: dict[str, TensorType | None]) -> None:
+    for name, declared in interface.items():
+        words = set(re.findall(r"[a-z]+", name.lower()))
+        if (_rank(declared) or 0) > 4 and words & _CACHE_WORDS:
+            raise PassError(
+                f"{name!r} is {declared}, several caches in one; one [batch, kv heads, tokens, head size] "
+                "for each layer's key and value is expected"
+            )
 
 
 def _rank(declared: TensorType | None) -> int | None:
@@ -106,11 +119,12 @@ def _token_inputs(graph: GraphProto, inputs: dict[str, TensorType | None]) -> di
             names[matching[0]] = role
             unclaimed.remove(matching[0])
     for name in unclaimed:
-        role = _role_by_structure(graph, name, inputs)
-        if role is None or role in inputs or role in names.values():
-            roles = [r for r in SPELLINGS if r not in inputs and r not in names.values()] or ["no role that is left"]
-            raise PassError(f"input {name!r} ({inputs[name]}) is not understood; it could be {' or '.join(roles)}")
-        names[name] = role
+        left = [role for role in SPELLINGS if role not in inputs and role not in names.values()]
+        found = _role_by_structure(graph, name, inputs)
+        if found is None or found not in left:
+            could = " or ".join(left) or "no role that is left"
+            raise PassError(f"input {name!r} ({inputs[name]}) is not understood; it could be {could}")
+        names[name] = found
     return names
 
 
@@ -120,7 +134,7 @@ def _role_by_structure(graph: GraphProto, name: str, inputs: dict[str, TensorTyp
     if any(op == "RotaryEmbedding" for op, _ in readers):
         return "position_ids"
     if any(op in ("Gather", "GatherBlockQuantized") and index == 1 for op, index in readers):
-        return "input_ids"
+        return None if "inputs_embeds" in inputs else "input_ids"  # with embeddings, positions may index a table
     declared = inputs[name]
     others = {t.shape[1] for n, t in inputs.items() if n != name and t and t.shape and len(t.shape) in (2, 3)}
     if declared and declared.shape and declared.shape[1] not in others:

@@ -72,7 +72,7 @@ def apply(
         try:
             outcome = _apply_one(current, step)
         except SurgeryError as error:
-            trail = " after " + ", ".join(outcome.name for outcome in outcomes) if outcomes else ""
+            trail = " after " + ", ".join(before.name for before in outcomes) if outcomes else ""
             raise PassError(f"{step.name}{trail}: {error}", hint=error.hint) from error
         outcomes.append(outcome)
         if observe is not None:
@@ -82,9 +82,9 @@ def apply(
 
 def _apply_one(model: Model, step: Pass) -> Outcome:
     started = time.perf_counter()
-    step.requires(model)
     fingerprint = model.fingerprint()
     operators = _operators(model)
+    step.requires(model)
     findings = tuple(step.run(model))
     step.ensures(model)
     try:

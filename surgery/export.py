@@ -92,13 +92,16 @@ class Export:
         )
 
 
-def open_export(folder: Path) -> Export:
-    """Read a source folder. Raises ExportError, with what was expected and what was found, if it is not an export."""
+def open_export(folder: Path, given: Pair | None = None) -> Export:
+    """Read a source folder. `given` names the two graphs where they do not lie in the community's layout.
+
+    Raises ExportError, with what was expected and what was found, if it is not an export.
+    """
     if not folder.exists():
         raise ExportError(f"{folder} does not exist")
     if not folder.is_dir():
         raise ExportError(f"{folder} is a file; the folder of an export is expected")
-    pairs = find_pairs(folder)
+    pairs = find_pairs(folder) if given is None else {given.precision: given}
     config = read_config(folder / "config.json")
     return Export(folder, config, architecture(config), pairs)
 

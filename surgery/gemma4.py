@@ -20,6 +20,9 @@ Attention = Literal["sliding", "full"]
 _GEMMA4 = {"gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"}
 _GEMMA3 = {"gemma3", "gemma3_text"}
 
+MAX_LAYERS = 4096
+"""More than any known model has; a larger number in config.json is a mistake, not a reason to fill the memory."""
+
 
 @dataclass(frozen=True, slots=True)
 class Layer:
@@ -64,7 +67,9 @@ def read_config(path: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ArchitectureError(f"{path} is missing") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except OSError as error:
+        raise ArchitectureError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
         raise ArchitectureError(f"{path} is not JSON: {error}") from None
     if not isinstance(config, dict):
         raise ArchitectureError(f"{path} holds a JSON {type(config).__name__}; an object is expected")
@@ -82,12 +87,13 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
     text = text_config(config)
     family = _family(config, text)
     read = _Reader(text)
-    count = read.size("num_hidden_layers")
-    kinds = _layer_types(text, count, family)
+    count = read.size("num_hidden_layers", most=MAX_LAYERS)
+    kinds = _layer_types(read, text, count, family)
     borrowed = read.size("num_kv_shared_layers", default=0, least=0)
     if borrowed >= count:
         raise ArchitectureError(f"num_kv_shared_layers is {borrowed}, but the model has only {count} layers")
-    sizes = [_head_size_and_kv_heads(read, text, index, kinds[index], family) for index in range(count)]
+    overrides = _per_layer(text, count) if family == "gemma4" else None
+    sizes = [_head_size_and_kv_heads(read, text, kind, family, overrides, index) for index, kind in enumerate(kinds)]
     owners = _owners(kinds, count - borrowed)
     window = read.size("sliding_window", default=0, least=0) or None
     layers = tuple(
@@ -112,33 +118,36 @@ class _Reader:
     def __init__(self, text: Mapping[str, Any]) -> None:
         self._text = text
 
-    def size(self, key: str, *, default: int | None = None, least: int = 1) -> int:
+    def size(self, key: str, *, default: int | None = None, least: int = 1, most: int = 2**31 - 1) -> int:
         value = self._text.get(key)
         if value is None:
             if default is None:
                 raise ArchitectureError(f"config.json has no {key}")
             return default
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**31:
-            raise ArchitectureError(f"config.json: {key} is {value!r}; a whole number >= {least} is expected")
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise ArchitectureError(
+                f"config.json: {key} is {repr(value)[:40]}; a whole number from {least} to {most} is expected"
+            )
         return value
 
 
 def _family(config: Mapping[str, Any], text: Mapping[str, Any]) -> Literal["gemma3", "gemma4"]:
-    named = [str(c.get("model_type")) for c in (config, text) if c.get("model_type")]
+    named = list(dict.fromkeys(str(c.get("model_type")) for c in (config, text) if c.get("model_type")))
     for name in named:
         if name in _GEMMA4:
             return "gemma4"
         if name in _GEMMA3:
             return "gemma3"
     raise ArchitectureError(
-        f"config.json: model_type is {', '.join(named) or 'absent'}; gemma4, gemma4_text, gemma3 or gemma3_text is expected"
+        f"config.json: model_type is {', '.join(named) or 'absent'}; "
+        "gemma4, gemma4_text, gemma3 or gemma3_text is expected"
     )
 
 
-def _layer_types(text: Mapping[str, Any], count: int, family: str) -> list[Attention]:
+def _layer_types(read: _Reader, text: Mapping[str, Any], count: int, family: str) -> list[Attention]:
     declared = text.get("layer_types")
     if declared is None:
-        period = int(text.get("sliding_window_pattern") or 6)
+        period = read.size("sliding_window_pattern", default=6)
         kinds: list[Attention] = ["sliding" if (index + 1) % period else "full" for index in range(count)]
         if family == "gemma4":
             kinds[-1] = "full"  # transformers forces the last layer to full attention
@@ -156,32 +165,43 @@ def _layer_types(text: Mapping[str, Any], count: int, family: str) -> list[Atten
 
 
 def _head_size_and_kv_heads(
-    read: _Reader, text: Mapping[str, Any], index: int, kind: Attention, family: str
+    read: _Reader,
+    text: Mapping[str, Any],
+    kind: Attention,
+    family: str,
+    overrides: Mapping[int, Mapping[str, Any]] | None,
+    index: int,
 ) -> tuple[int, int]:
     head_size = read.size("head_dim", default=256)
     kv_heads = read.size("num_key_value_heads", default=4)
+    if overrides is not None:  # as transformers 5.23 writes it: whatever is not overridden is as everywhere
+        layer = _Reader(overrides.get(index, {}))
+        return layer.size("head_dim", default=head_size), layer.size("num_key_value_heads", default=kv_heads)
     if family == "gemma4" and kind == "full":
-        override = _per_layer(text, index)
-        if override is None:
-            head_size = read.size("global_head_dim", default=512)
-            if text.get("attention_k_eq_v"):  # num_global_key_value_heads only counts then (transformers 5.23)
-                kv_heads = read.size("num_global_key_value_heads", default=kv_heads)
-        else:
-            inner = _Reader(override)
-            head_size = inner.size("head_dim", default=head_size)
-            kv_heads = inner.size("num_key_value_heads", default=kv_heads)
+        head_size = read.size("global_head_dim", default=512)
+        if text.get("attention_k_eq_v"):  # num_global_key_value_heads only counts then (transformers 5.23)
+            kv_heads = read.size("num_global_key_value_heads", default=kv_heads)
     return head_size, kv_heads
 
 
-def _per_layer(text: Mapping[str, Any], index: int) -> Mapping[str, Any] | None:
-    """The override of one layer in `per_layer_config`, whose keys are numbers padded with zeros; None without it."""
-    overrides = text.get("per_layer_config")
-    if not isinstance(overrides, Mapping):
+def _per_layer(text: Mapping[str, Any], count: int) -> dict[int, Mapping[str, Any]] | None:
+    """`per_layer_config` by layer; its keys are numbers padded with zeros. None where config.json has none."""
+    declared = text.get("per_layer_config")
+    if declared is None:
         return None
-    for key, value in overrides.items():
-        if str(key).isdecimal() and int(key) == index and isinstance(value, Mapping):
-            return value
-    return {}
+    if not isinstance(declared, Mapping):
+        raise ArchitectureError(f"config.json: per_layer_config is a {type(declared).__name__}; an object is expected")
+    numbers = {str(index): index for index in range(count)}
+    overrides: dict[int, Mapping[str, Any]] = {}
+    for key, value in declared.items():
+        index = numbers.get(str(key).lstrip("0") or "0")
+        if index is None or not isinstance(value, Mapping):
+            raise ArchitectureError(
+                f"config.json: per_layer_config has {key!r}: {str(value)[:40]}; the number of one of {count} layers "
+                "and an object are expected"
+            )
+        overrides[index] = value
+    return overrides
 
 
 def _owners(kinds: list[Attention], first_borrower: int) -> list[int]:

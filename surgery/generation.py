@@ -1,51 +1,269 @@
-"""Try a folder: one prompt through the real runtime, the answer piece by piece."""
+"""The real runtime: onnxruntime-genai loads the folder, tokenizes, and generates what the source would.
+
+onnxruntime_genai is imported when a folder is loaded, not before. Its exceptions become failed gates in its
+own words.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from surgery.errors import FolderError, RuntimeMissing, SurgeryError
-from surgery.genai import CONFIG_FILE
+import numpy as np
+
+from surgery.comparison import margin
+from surgery.errors import ModelError, RuntimeMissing
+from surgery.prompts import QUESTION, TEXTS, Case
+from surgery.recording import Answer
+from surgery.report import Gate
+from surgery.runtime import Array, Provider, one_line
+
+_GREEDY = {
+    "do_sample": False,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "min_length": 0,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+}
 
 
-def generate(
-    folder: Path, prompt: str, *, new_tokens: int = 128, sample: bool = False, template: bool = True
-) -> Iterator[str]:
-    """Yield the pieces of the answer as the runtime decodes them.
-
-    `template` wraps the prompt in the folder's chat template; `sample` uses the folder's sampling values, otherwise
-    decoding is greedy. Raises FolderError with the runtime's own message where it refuses the folder or the prompt.
-    """
+def load_genai(provider: Provider) -> Any:
+    """The onnxruntime_genai module. Raises RuntimeMissing where it is absent, or not built for `provider`."""
     try:
-        import onnxruntime_genai as og
+        import onnxruntime_genai
     except ImportError:
+        message = f"onnxruntime-genai is not installed: pip install 'gemma4-surgery[{provider}]'"
+        raise RuntimeMissing(message) from None
+    if provider == "cuda" and not onnxruntime_genai.is_cuda_available():
         raise RuntimeMissing(
-            "onnxruntime-genai is not installed", hint="pip install 'gemma4-surgery[cpu]' (or [cuda])"
-        ) from None
-    if not (folder / CONFIG_FILE).is_file():
-        raise FolderError(f"{folder} has no {CONFIG_FILE}; a GenAI folder is expected")
+            "this onnxruntime-genai has no CUDA provider: pip install 'gemma4-surgery[cuda]'"
+        )
+    return onnxruntime_genai
+
+
+@contextlib.contextmanager
+def _own_words(what: str) -> Iterator[None]:
     try:
-        model = og.Model(str(folder))
-        tokenizer = og.Tokenizer(model)
-        text = _templated(tokenizer, prompt) if template else prompt
-        ids = tokenizer.encode(text)
-        params = og.GeneratorParams(model)
-        options = {"max_length": len(ids) + new_tokens}
-        params.set_search_options(**options, **({} if sample else {"do_sample": False}))
-        generator = og.Generator(model, params)
-        generator.append_tokens(ids)
-        stream = tokenizer.create_stream()
-        while not generator.is_done():
-            generator.generate_next_token()
-            yield stream.decode(generator.get_next_tokens()[0])
-    except SurgeryError:
-        raise
-    except Exception as error:  # the runtime raises RuntimeError and types of its own; its message is the news
-        raise FolderError(f"{folder}: the runtime says: {error}") from error
+        yield
+    except Exception as error:  # the runtime raises plain RuntimeError and pybind11's kinds
+        raise ModelError(f"{what}: {one_line(error)}") from None
 
 
-def _templated(tokenizer: object, prompt: str) -> str:
-    messages = json.dumps([{"role": "user", "content": prompt}])
-    return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True))  # type: ignore[attr-defined]
+class GenAI:
+    """A folder in onnxruntime-genai. Raises ModelError with the runtime's words where it cannot be loaded."""
+
+    def __init__(self, folder: Path, provider: Provider) -> None:
+        self._og = load_genai(provider)
+        with _own_words("og.Model"):
+            config = self._og.Config(str(folder))
+            config.clear_providers()
+            if provider != "cpu":
+                config.append_provider(provider)
+            self._model = self._og.Model(config)
+
+    def tokenizer(self) -> Any:
+        with _own_words("og.Tokenizer"):
+            return self._og.Tokenizer(self._model)
+
+    def generate(
+        self, rows: Sequence[Sequence[int]], pad: int, steps: int, **options: Any
+    ) -> list[list[int]]:
+        """Greedy continuations of at most `steps` tokens; shorter rows are padded on the right.
+
+        Raises ModelError with the runtime's own words.
+        """
+        length = max(len(row) for row in rows)
+        padded = [[*row, *[pad] * (length - len(row))] for row in rows]
+        with _own_words("og.Generator"):
+            parameters = self._og.GeneratorParams(self._model)
+            search = {**_GREEDY, "batch_size": len(rows), "max_length": length + steps, **options}
+            parameters.set_search_options(**search)
+            generator = self._og.Generator(self._model, parameters)
+            generator.append_tokens(np.array(padded, np.int32))
+            while not generator.is_done():
+                generator.generate_next_token()
+            continued = []
+            for row in range(len(rows)):
+                sequence = [int(token) for token in generator.get_sequence(row)]
+                if sequence[:length] != padded[row]:
+                    raise ModelError("the sequence does not begin with the prompt")
+                continued.append(sequence[length:])
+            return continued
+
+
+def check_tokenizer(tokenizer: Any, folder: Path, vocab_size: int) -> list[Gate]:
+    """Text survives encode and decode, ids are in the vocabulary, and the chat template renders."""
+    gates = [_round_trip(tokenizer, vocab_size, _falls_back_to_bytes(folder))]
+    if has_chat_template(folder):
+        gates.append(_template(tokenizer))
+    return gates
+
+
+def _round_trip(tokenizer: Any, vocab_size: int, knows_every_letter: bool) -> Gate:
+    """Without a fallback to bytes a tokenizer may lack letters; such a text is named, and is no fault."""
+    name = "tokenizer gives text back"
+    faults, unknown, known = [], [], []
+    for label, text in TEXTS.items():
+        try:
+            ids = encode(tokenizer, text)
+            if all(0 <= token < vocab_size for token in ids):
+                decoded = tokenizer.decode(np.array(ids, np.int32))
+                known.append(label)
+                faults += [] if decoded == text else [f"{label}: {decoded[:40]!r} comes back"]
+            else:
+                unknown.append(label)
+        except Exception as error:  # as in _own_words
+            faults.append(f"{label}: {one_line(error)}")
+    if knows_every_letter or not known:
+        faults += [f"{label}: an id is outside of the vocabulary" for label in unknown]
+    detail = "; ".join(faults[:3]) or ", ".join(known) + (
+        f"; letters of {', '.join(unknown)} unknown" if unknown else ""
+    )
+    return Gate("runtime", name, not faults, 0, len(faults), detail)
+
+
+def _falls_back_to_bytes(folder: Path) -> bool:
+    with contextlib.suppress(OSError, ValueError, AttributeError, RecursionError):
+        model = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8")).get("model", {})
+        return bool(model.get("byte_fallback")) and "<0xFF>" in model.get("vocab", {})
+    return False
+
+
+def _template(tokenizer: Any) -> Gate:
+    name = "chat template renders"
+    try:
+        rendered = render(tokenizer, QUESTION)
+    except Exception as error:  # as in _own_words
+        return Gate("runtime", name, False, detail=one_line(error))
+    return Gate(
+        "runtime", name, QUESTION in rendered, detail="" if QUESTION in rendered else "the message is lost"
+    )
+
+
+def encode(tokenizer: Any, text: str) -> list[int]:
+    return [int(token) for token in tokenizer.encode(text)]
+
+
+def converse(tokenizer: Any, message: str) -> list[int]:
+    """The ids of a conversation that begins with `message`, up to where the model is to answer."""
+    return encode(tokenizer, render(tokenizer, message))
+
+
+def render(tokenizer: Any, message: str) -> str:
+    return str(tokenizer.apply_chat_template(json.dumps([{"role": "user", "content": message}])))
+
+
+def has_chat_template(folder: Path) -> bool:
+    """Whether the folder brings a template in one of the places where GenAI looks for it."""
+    if any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
+        return True
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        return bool(
+            json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template")
+        )
+    return False
+
+
+def check_generation(
+    genai: GenAI,
+    answers: Sequence[Answer],
+    eos: tuple[int, ...],
+    tolerance: float,
+    progress: Callable[[str], None] | None = None,
+) -> list[Gate]:
+    """GenAI's greedy tokens against the source's: prompts one by one, in chunks, and as a batch.
+
+    Only the tokens before a row's first end-of-sequence id are compared: GenAI stops there. A token is no
+    fault where the source prefers its own by no more than twice the tolerance; that row is not followed
+    further.
+    """
+    kinds: dict[str, Callable[[Case], bool]] = {
+        "tokens are the source's": lambda case: len(case.rows) == 1 and case.chunk is None,
+        "tokens are the source's, prompt in chunks": lambda case: (
+            len(case.rows) == 1 and case.chunk is not None
+        ),
+        "tokens are the source's, in a batch": lambda case: len(case.rows) > 1 and not case.ragged,
+        "tokens are the source's, in a padded batch": lambda case: case.ragged,
+    }
+    gates = []
+    for name, belongs in kinds.items():
+        chosen = [answer for answer in answers if belongs(answer.case) and comparable(answer.case)]
+        if chosen:
+            gates.append(_generation_gate(name, genai, chosen, eos, tolerance, progress))
+    return gates
+
+
+def comparable(case: Case) -> bool:
+    """Whether GenAI reads the prompt as the source does: it takes the mask from where the pad id is.
+
+    A row alone is read as padded where it ends in that id, a row of a batch where it holds it.
+    """
+    if len(case.rows) == 1:
+        return case.rows[0][-1] != case.pad
+    return all(case.pad not in row for row in case.rows)
+
+
+def _generation_gate(
+    name: str,
+    genai: GenAI,
+    answers: Sequence[Answer],
+    eos: tuple[int, ...],
+    tolerance: float,
+    progress: Callable[[str], None] | None,
+) -> Gate:
+    compared, faults = 0, []
+    for answer in answers:
+        case = answer.case
+        if progress is not None:
+            progress(case.name)
+        options: dict[str, Any] = {} if case.chunk is None else {"chunk_size": case.chunk}
+        expected = answer.tokens()
+        try:
+            continued = genai.generate(case.rows, case.pad, expected.shape[1], **options)
+        except ModelError as error:
+            return Gate("runtime", name, False, 0, None, f"case {case.name}: {error}")
+        for row, tokens in enumerate(continued):
+            count, fault = _first_fault(answer, row, expected[row], tokens, eos, tolerance)
+            compared += count
+            if fault:
+                faults.append(f"case {case.name}: {fault}")
+    detail = "; ".join(faults[:3]) or f"{compared} tokens of {len(answers)} cases"
+    return Gate("runtime", name, not faults, 0, len(faults), detail)
+
+
+def _first_fault(
+    answer: Answer, row: int, expected: Array, found: list[int], eos: tuple[int, ...], tolerance: float
+) -> tuple[int, str]:
+    """How many tokens were compared, and the first that is wrong, in words."""
+    for number, wanted in enumerate(int(token) for token in expected):
+        if wanted in eos:
+            return number, ""
+        token = found[number] if number < len(found) else None
+        if token == wanted:
+            continue
+        logits = answer.steps[answer.prefill - 1 + number].logits[row]
+        if token is not None and margin(logits, wanted, token) <= 2 * tolerance:
+            return number, ""
+        got = "the end" if token is None else f"token {token}"
+        return number, f"{got} at step {number} of row {row}, where the source gives {wanted}"
+    return len(expected), ""
+
+
+def check_runs(genai: GenAI, cases: Sequence[Case], steps: int, vocab_size: int) -> Gate:
+    """Without a source: every prompt is continued, by ids of the vocabulary."""
+    name = "generates tokens"
+    chosen = [case for case in cases if comparable(case)]
+    for case in chosen:
+        options: dict[str, Any] = {} if case.chunk is None else {"chunk_size": case.chunk}
+        try:
+            continued = genai.generate(case.rows, case.pad, steps, **options)
+        except ModelError as error:
+            return Gate("runtime", name, False, detail=f"case {case.name}: {error}")
+        for tokens in continued:
+            if not tokens or not all(0 <= token < vocab_size for token in tokens):
+                return Gate("runtime", name, False, detail=f"case {case.name}: {tokens} is no continuation")
+    return Gate("runtime", name, True, detail=f"{len(chosen)} cases")

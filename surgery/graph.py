@@ -7,14 +7,17 @@ files contain it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, MutableSequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from surgery.errors import ModelError
 
 if TYPE_CHECKING:
     from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
+
+_Message = TypeVar("_Message")
+"""Any protobuf message."""
 
 Dim = int | str | None
 """One dimension: a size, the name of a symbolic size, or unknown."""
@@ -74,26 +77,44 @@ def defined_names(graph: GraphProto) -> set[str]:
     return names
 
 
-def all_names(graph: GraphProto) -> set[str]:
-    """Every name that a value or a node has in the graph or in a graph nested in it."""
-    names = defined_names(graph)
-    names.update(value.name for value in graph.output)
-    names.update(value.name for value in graph.value_info)
-    for node in graph.node:
-        names.add(node.name)
-        for body in subgraphs(node):
-            names |= all_names(body)
+def graphs(graph: GraphProto) -> Iterator[GraphProto]:
+    """The graph and every graph nested in it, outer ones first."""
+    pending = [graph]
+    while pending:
+        current = pending.pop()
+        yield current
+        pending.extend(body for node in current.node for body in subgraphs(node))
+
+
+def value_names(graph: GraphProto) -> set[str]:
+    """Every name that a value has in the graph or in a graph nested in it. ONNX keeps node names apart from them."""
+    names: set[str] = set()
+    for scope in graphs(graph):
+        names |= defined_names(scope)
+        names.update(name for node in scope.node for name in node.input)
+        names.update(value.name for value in (*scope.output, *scope.value_info))
     names.discard("")
     return names
 
 
+def all_names(graph: GraphProto) -> set[str]:
+    """Every name that a value or a node has in the graph or in a graph nested in it."""
+    names = value_names(graph)
+    names.update(node.name for scope in graphs(graph) for node in scope.node if node.name)
+    return names
+
+
 def captured(node: NodeProto) -> set[str]:
-    """Names of outer values that the node's subgraphs read."""
+    """Names of outer values that the node's subgraphs read: also of one that a body reads first and hides later."""
     names: set[str] = set()
     for body in subgraphs(node):
-        read = {name for inner in body.node for name in reads(inner)}
-        read.update(value.name for value in body.output)
-        names |= read - defined_names(body)
+        own = {value.name for value in body.input}
+        own.update(tensor.name for tensor in body.initializer)
+        own.update(sparse.values.name for sparse in body.sparse_initializer)
+        for inner in body.node:
+            names |= reads(inner) - own
+            own.update(inner.output)
+        names.update(value.name for value in body.output if value.name not in own)
     return names
 
 
@@ -121,40 +142,88 @@ def use_counts(graph: GraphProto) -> dict[str, int]:
 
 
 def rename(graph: GraphProto, names: Mapping[str, str]) -> None:
-    """Rename values everywhere in a graph: interface, initializers, nodes, value_info, and inside subgraphs."""
+    """Rename the values of a graph: interface, initializers, nodes, value_info, and where subgraphs read them.
+
+    A value that a subgraph defines under the same name is another value, and keeps its name.
+    """
     if not names:
         return
-    for value in (*graph.input, *graph.output, *graph.value_info):
-        value.name = names.get(value.name, value.name)
-    for tensor in graph.initializer:
-        tensor.name = names.get(tensor.name, tensor.name)
-    for sparse in graph.sparse_initializer:
-        sparse.values.name = names.get(sparse.values.name, sparse.values.name)
-    for annotation in graph.quantization_annotation:
-        annotation.tensor_name = names.get(annotation.tensor_name, annotation.tensor_name)
-        for entry in annotation.quant_parameter_tensor_names:
-            entry.value = names.get(entry.value, entry.value)
+    _rename_declarations(graph, names)
     for node in graph.node:
-        for values in (node.input, node.output):
-            for index, name in enumerate(values):
-                if name in names:
-                    values[index] = names[name]
+        _rename_list(node.input, names)
+        _rename_list(node.output, names)
         for body in subgraphs(node):
-            own = defined_names(body)
-            rename(body, {old: new for old, new in names.items() if old not in own})
+            _rename_captured(body, names)
+
+
+def rename_in_every_scope(graph: GraphProto, names: Mapping[str, str]) -> None:
+    """Rename values in a graph and in every graph nested in it, whichever of them defines the name; nodes too.
+
+    The meaning stays as it was if no new name is in use: what hid an outer value hides it under the new name.
+    """
+    if not names:
+        return
+    for scope in graphs(graph):
+        _rename_declarations(scope, names)
+        for node in scope.node:
+            _rename_list(node.input, names)
+            _rename_list(node.output, names)
+            if node.name in names:
+                node.name = names[node.name]
+
+
+def _rename_declarations(graph: GraphProto, names: Mapping[str, str]) -> None:
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        if value.name in names:
+            value.name = names[value.name]
+    for tensor in (*graph.initializer, *(sparse.values for sparse in graph.sparse_initializer)):
+        if tensor.name in names:
+            tensor.name = names[tensor.name]
+    for annotation in graph.quantization_annotation:
+        if annotation.tensor_name in names:
+            annotation.tensor_name = names[annotation.tensor_name]
+        for entry in annotation.quant_parameter_tensor_names:
+            if entry.value in names:
+                entry.value = names[entry.value]
+
+
+def _rename_list(values: MutableSequence[str], names: Mapping[str, str]) -> None:
+    for index, name in enumerate(values):
+        if name in names:
+            values[index] = names[name]
+
+
+def _rename_captured(body: GraphProto, names: Mapping[str, str]) -> None:
+    """Rename what a body reads from outside, node by node: a name belongs to the body from where it defines it."""
+    declared = [value.name for value in body.input]
+    declared += [tensor.name for tensor in body.initializer]
+    declared += [sparse.values.name for sparse in body.sparse_initializer]
+    names = _without(names, declared)
+    for node in body.node:
+        _rename_list(node.input, names)
+        for inner in subgraphs(node):
+            _rename_captured(inner, names)
+        names = _without(names, node.output)
+    _rename_declarations(body, names)
+
+
+def _without(names: Mapping[str, str], hidden: Iterable[str]) -> Mapping[str, str]:
+    """`names` less those that are hidden; the same object where none is, so that bodies cost nothing extra."""
+    found = {name for name in hidden if name in names}
+    return {old: new for old, new in names.items() if old not in found} if found else names
 
 
 def rename_dims(graph: GraphProto, names: Mapping[str, str]) -> None:
     """Rename symbolic dimensions in the interface and the value_info of a graph and of its subgraphs."""
     if not names:
         return
-    for value in (*graph.input, *graph.output, *graph.value_info):
-        for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param in names:
-                dim.dim_param = names[dim.dim_param]
-    for node in graph.node:
-        for body in subgraphs(node):
-            rename_dims(body, names)
+    for scope in graphs(graph):
+        for value in (*scope.input, *scope.output, *scope.value_info):
+            if not value.type.HasField("tensor_type"):
+                continue
+            for dim in value.type.tensor_type.shape.dim:
+                if dim.dim_param in names:
+                    dim.dim_param = names[dim.dim_param]
 
 
 def fresh(name: str, taken: set[str]) -> str:
@@ -165,6 +234,13 @@ def fresh(name: str, taken: set[str]) -> str:
         candidate = f"{name}_{number}"
     taken.add(candidate)
     return candidate
+
+
+def copied(message: _Message) -> _Message:
+    """A copy that outlives the list it was taken from."""
+    twin = type(message)()
+    twin.CopyFrom(message)  # type: ignore[attr-defined]
+    return twin
 
 
 def declare(graph: GraphProto) -> dict[str, TensorType]:
@@ -195,38 +271,41 @@ def check_structure(proto: ModelProto) -> None:
     What `onnx.checker` would also check (schemas, shapes) is left out on purpose: it rejects
     SimplifiedLayerNormalization in the default domain, which the exporter writes and ONNX Runtime runs.
     """
-    _check_graph(proto.graph, outer=frozenset())
+    _check_graph(proto.graph, outer=())
 
 
-def _check_graph(graph: GraphProto, outer: frozenset[str] | set[str]) -> None:
-    known = set(outer)
+def _check_graph(graph: GraphProto, outer: tuple[set[str], ...]) -> None:
+    """`outer` holds the names of each scope around the graph, as far as they are defined where it stands."""
     own: set[str] = set()
+    scopes = (own, *outer)
     for value in graph.input:
         _define(value.name, own, "graph input")
     initializers = [tensor.name for tensor in graph.initializer]
     initializers += [sparse.values.name for sparse in graph.sparse_initializer]
     _refuse_repeats(initializers)
     own.update(initializers)
-    known |= own
     for node in graph.node:
         for name in node.input:
-            if name and name not in known:
+            if name and not _is_known(name, scopes):
                 raise ModelError(f"{describe(node)} reads {name!r}, which nothing before it defines")
         for body in subgraphs(node):
-            _check_graph(body, known)
+            _check_graph(body, scopes)
         for name in node.output:
             if name:
-                _define(name, own, describe(node))
-                known.add(name)
+                _define(name, own, node)
     for value in graph.output:
-        if value.name not in known:
+        if not _is_known(value.name, scopes):
             raise ModelError(f"graph output {value.name!r} is defined by no node, input or initializer")
     _refuse_repeats(value.name for value in graph.output)
 
 
-def _define(name: str, own: set[str], by: str) -> None:
+def _is_known(name: str, scopes: tuple[set[str], ...]) -> bool:
+    return any(name in scope for scope in scopes)
+
+
+def _define(name: str, own: set[str], by: str | NodeProto) -> None:
     if name in own:
-        raise ModelError(f"value {name!r} is defined a second time by {by}")
+        raise ModelError(f"value {name!r} is defined a second time by {by if isinstance(by, str) else describe(by)}")
     own.add(name)
 
 

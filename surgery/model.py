@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from surgery.errors import ArchitectureError, FolderError, ModelError
+from surgery.errors import ArchitectureError, FolderError, ModelError, WeightError
 from surgery.gemma4 import Architecture
+from surgery.graph import graphs
 from surgery.weights import (
     Placement,
     Progress,
@@ -69,6 +70,7 @@ class Model:
             ) from None
         if not proto.HasField("graph") or not proto.ir_version:
             raise ModelError(f"{path} ({len(data)} bytes) holds no ONNX graph")
+        _refuse_binary_names(proto, path)
         return cls(proto, path, _weight_files(proto, path), architecture)
 
     @property
@@ -97,9 +99,22 @@ class Model:
         proto.CopyFrom(self.proto)
         return Model(proto, self.path, dict(self.weight_files), self.architecture)
 
+    def to_bytes(self) -> bytes:
+        """The graph as the file holds it. Raises ModelError where inline weights make it larger than protobuf allows."""
+        from google.protobuf.message import EncodeError
+
+        try:
+            data: bytes = self.proto.SerializeToString(deterministic=True)
+            return data
+        except (EncodeError, ValueError):
+            raise ModelError(
+                f"{self.path}: the graph is larger than the 2 GiB that one ONNX file can have",
+                hint="store its weights as external data first: onnx.save(model, path, save_as_external_data=True)",
+            ) from None
+
     def fingerprint(self) -> str:
         """SHA-256 of the graph and of where its weights are; equal before and after means that nothing changed."""
-        digest = hashlib.sha256(self.proto.SerializeToString(deterministic=True))
+        digest = hashlib.sha256(self.to_bytes())
         for location, file in sorted(self.weight_files.items()):
             digest.update(f"\0{location}\0{file}".encode())
         return digest.hexdigest()
@@ -117,6 +132,8 @@ class Model:
     def used_weight_files(self) -> dict[str, Path]:
         """The entries of `weight_files` that a tensor still refers to, in order of first reference."""
         used = dict.fromkeys(external_field(t, "location") or "" for t in tensors(self.proto) if is_external(t))
+        if unknown := used.keys() - self.weight_files.keys():
+            raise WeightError(f"{self.path}: no file is known for the external data location {min(unknown)!r}")
         return {location: self.weight_files[location] for location in used}
 
     def opset(self, domain: str = "") -> int:
@@ -139,20 +156,50 @@ class Model:
         Raises FolderError where something exists and `force` is not given.
         """
         path = Path(path)
-        moves = [(file, path.parent / location) for location, file in self.used_weight_files().items()]
-        moves = [(file, target) for file, target in moves if not _same_file(file, target)]
+        moves = self._moves(path)
         for target in (path, *(target for _, target in moves)):
             if target.exists() and not force:
                 raise FolderError(f"{target} exists", hint="choose another name, or pass --force to overwrite it")
         if not path.parent.is_dir():
             raise FolderError(f"the folder {path.parent} does not exist")
         self.check_weights()
+        data = self.to_bytes()
         for file, target in moves:
-            target.parent.mkdir(parents=True, exist_ok=True)
             with _renamed_into_place(target) as staged:
                 place(file, staged, weights, progress)
         with _renamed_into_place(path) as staged:
-            staged.write_bytes(self.proto.SerializeToString())
+            staged.write_bytes(data)
+
+    def _moves(self, path: Path) -> list[tuple[Path, Path]]:
+        """(file, target) of each weight file that is not in its place beside `path` yet."""
+        targets: dict[Path, Path] = {}
+        for location, file in self.used_weight_files().items():
+            target = path.parent / location
+            if target == path:
+                raise FolderError(f"{path} is also the name of a data file of this graph", hint="choose another name")
+            other = targets.setdefault(target, file)
+            if other != file and not _same_file(other, file):
+                raise FolderError(f"two data files, {other} and {file}, would both be placed at {target}")
+        return [(file, target) for target, file in targets.items() if not _same_file(file, target)]
+
+
+def _refuse_binary_names(proto: ModelProto, path: Path) -> None:
+    """protobuf hands out a name that is not UTF-8 as bytes; no ONNX reader takes such a file."""
+    for graph in graphs(proto.graph):
+        names: list[object] = [tensor.name for tensor in graph.initializer]
+        names += [value.name for value in (*graph.input, *graph.output, *graph.value_info)]
+        for node in graph.node:
+            names += (node.name, node.op_type, node.domain, *node.input, *node.output)
+            names += [attribute.name for attribute in node.attribute]
+        _refuse_bytes(names, path)
+    stored = [tensor for tensor in tensors(proto) if is_external(tensor)]
+    _refuse_bytes([text for tensor in stored for entry in tensor.external_data for text in (entry.key, entry.value)], path)
+
+
+def _refuse_bytes(names: Iterable[object], path: Path) -> None:
+    for name in names:
+        if not isinstance(name, str):
+            raise ModelError(f"{path} is damaged: the name {name!r} is not UTF-8")
 
 
 def _weight_files(proto: ModelProto, path: Path) -> dict[str, Path]:
@@ -170,11 +217,15 @@ def _same_file(one: Path, other: Path) -> bool:
 
 @contextlib.contextmanager
 def _renamed_into_place(target: Path) -> Iterator[Path]:
+    """A name to write to, which becomes `target` at the end; whatever happens, it is gone afterwards."""
     staged = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staged.unlink(missing_ok=True)  # left by a killed process; it may be a hard link to a source
         yield staged
         os.replace(staged, target)
     except OSError as error:
         raise FolderError(f"{target} cannot be written: {error.strerror}") from None
     finally:
-        staged.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            staged.unlink(missing_ok=True)

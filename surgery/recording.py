@@ -1,8 +1,8 @@
 """What a model answered to a set of prompts: compact, comparable and storable.
 
-The logits that are kept are those of each row's last real token, at the end of each piece of the prompt and at each
-decode step. Caches are kept as they are after the last step: they hold the keys and values of every token before it.
-Beyond a budget of bytes only a cache's SHA-256 is kept.
+The logits that are kept are those of each row's last real token, at the end of each piece of the prompt and
+at each decode step. Caches are kept as they are after the last step: they hold the keys and values of every
+token before it. Beyond a budget of bytes only a cache's SHA-256 is kept.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -27,7 +28,7 @@ _FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """The answer to one piece of tokens: `logits` [B, V] as the graph gave them, and how many rows it computed.
+    """The answer to one piece of tokens: `logits` [B, V] in the graph's dtype, and how many rows it computed.
 
     The number matters because a matrix product of other dimensions may add in another order.
     """
@@ -37,7 +38,8 @@ class Step:
 
     def greedy(self) -> Array:
         """The likeliest token of each row, the lowest id among equals; int64 [B]."""
-        return np.argmax(self.logits.astype(np.float32), axis=1)
+        tokens: Array = np.argmax(self.logits.astype(np.float32), axis=1)
+        return tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,7 @@ class Answer:
     caches: Mapping[Slot, StoredCache]
 
     def tokens(self) -> Array:
-        """The greedy continuation, int64 [B, steps]: one token of the prefill, and one of each decode step."""
+        """The greedy continuation, int64 [B, 1 + steps]: after the prompt and after each decode step."""
         return np.stack([step.greedy() for step in self.steps[self.prefill - 1 :]], axis=1)
 
 
@@ -91,11 +93,13 @@ class Recording:
             with np.load(path, allow_pickle=False) as arrays:
                 header = json.loads(arrays["header"].tobytes())
                 if header["format"] != _FORMAT:
-                    raise ModelError(f"{path} is a recording of format {header['format']!r}; {_FORMAT} is known")
+                    raise ModelError(
+                        f"{path} is a recording of format {header['format']!r}; {_FORMAT} is known"
+                    )
                 return cls(tuple(_answer(arrays, i, each) for i, each in enumerate(header["answers"])))
         except FileNotFoundError:
             raise ModelError(f"{path} is missing") from None
-        except (OSError, ValueError, KeyError, TypeError, IndexError, EOFError) as error:
+        except (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, BadZipFile) as error:
             raise ModelError(f"{path} is not a recording: {error}") from None
 
 
@@ -118,7 +122,7 @@ def _answer(arrays: Mapping[str, Array], index: int, described: Mapping[str, Any
         if found is None:
             raise ValueError(f"{cache['slot']!r} names no cache")
         name = f"{index}/cache/{cache['slot']}"
-        values = arrays[name] if name in arrays else None
+        values = arrays.get(name)
         caches[found] = StoredCache(tuple(cache["shape"]), cache["dtype"], cache["digest"], values)
     return Answer(Case(**fields), int(described["prefill"]), steps, caches)
 
@@ -134,8 +138,8 @@ def record(
 ) -> Recording:
     """Run every case: its prompt, then `steps` decode steps, greedily.
 
-    With `follow` the decode steps take the tokens that the other model chose, so that a small difference at one step
-    does not make the next ones incomparable. Raises ModelError where the graph fails.
+    With `follow` the decode steps take the tokens that the other model chose, so that a small difference at
+    one step does not make the next ones incomparable. Raises ModelError where the graph fails.
     """
     answers: list[Answer] = []
     for index, case in enumerate(cases):
@@ -168,7 +172,7 @@ def _run(runner: Runner, case: Case, steps: int, chosen: Array | None, budget: i
 
 
 def pieces(case: Case) -> Iterator[Feed]:
-    """The prompt as it is fed: padded on the right, in pieces of `chunk` tokens, with the mask up to each piece."""
+    """The prompt as it is fed: padded on the right, in pieces of `chunk` tokens, masks up to each piece."""
     length = case.longest
     ids = np.full((len(case.rows), length), case.pad, np.int64)
     mask = np.zeros_like(ids)
@@ -183,7 +187,7 @@ def pieces(case: Case) -> Iterator[Feed]:
 
 
 def _step(runner: Runner, feed: Feed, cache: Cache) -> tuple[Step, Cache]:
-    """One run. Of a padded piece all logits are asked for, since the last position is not each row's last token."""
+    """One run. All logits are asked for where a row's last token is not at the last position."""
     length = feed.ids.shape[1]
     real = feed.mask[:, -length:]
     logits, cache = runner.step(feed, cache, keep=1 if real.all() else 0)

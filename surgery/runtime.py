@@ -1,7 +1,7 @@
 """Two ways to run one model with ONNX Runtime: the source's pair of graphs, and the merged graph.
 
-Both run under equal session options, so that what differs is the graph. onnxruntime is imported when a session is
-opened, not before. Caches go in and out as numpy arrays, in the dtype that the graph declares.
+Both run under equal session options, so that what differs is the graph. onnxruntime is imported when a
+session is opened, not before. Caches go in and out as numpy arrays, in the dtype that the graph declares.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Slot = tuple[int, str]
 Cache = dict[Slot, Array]
 """The KV caches between two steps: [batch, kv heads, tokens so far, head size] each."""
 
-_DTYPES = {
+_DTYPES: dict[str, type[np.generic]] = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
     "tensor(int64)": np.int64,
@@ -40,7 +40,7 @@ _PACKAGES = {"cpu": "gemma4-surgery[cpu]", "cuda": "gemma4-surgery[cuda]"}
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Session options, equal for every session of one comparison. `threads` 0 leaves the number to ONNX Runtime."""
+    """Session options, equal for every session of a comparison. `threads` 0 leaves it to ONNX Runtime."""
 
     provider: Provider = "cpu"
     threads: int = 0
@@ -52,7 +52,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Feed:
-    """The tokens of one step: `ids` and `positions` [B, S], `mask` [B, T] with the tokens in the cache; all int64."""
+    """The tokens of one step, int64: `ids` and `positions` [B, S], and the `mask` [B, T] of the cache too."""
 
     ids: Array
     mask: Array
@@ -69,7 +69,7 @@ class Runner(Protocol):
         """Logits [B, n, V] and the caches afterwards.
 
         `keep` asks for the logits of the last `keep` tokens, 0 for those of all; a graph that takes no
-        num_logits_to_keep decides itself. Raises ModelError with the runtime's own words where the graph fails.
+        num_logits_to_keep decides itself. Raises ModelError, with the runtime's words, where the graph fails.
         """
 
 
@@ -89,6 +89,16 @@ def load_onnxruntime(provider: Provider) -> Any:
     return onnxruntime
 
 
+def machine_provider() -> Provider:
+    """The provider to use where none is named: cuda with a GPU's device file and a CUDA build, else cpu.
+
+    `get_available_providers` alone does not tell: it lists CUDA on machines without a GPU (measured, 1.31.1).
+    """
+    if not Path("/dev/nvidiactl").exists():
+        return "cpu"
+    return "cuda" if "CUDAExecutionProvider" in load_onnxruntime("cpu").get_available_providers() else "cpu"
+
+
 class _Graph:
     """One session and what its interface declares."""
 
@@ -99,7 +109,9 @@ class _Graph:
         self._shapes = {value.name: list(value.shape) for value in self._session.get_inputs()}
         self._outputs = [value.name for value in self._session.get_outputs()]
         ranked = {value.name: len(value.shape) for value in self._session.get_outputs()}
-        self._pasts = {slot(name): name for name, shape in self._shapes.items() if len(shape) == 4 and slot(name)}
+        self._pasts = {
+            slot(name): name for name, shape in self._shapes.items() if len(shape) == 4 and slot(name)
+        }
         self._presents = {name: slot(name) for name in self._outputs if ranked[name] == 4 and slot(name)}
         kept = set(self._presents.values())
         if missing := [name for found, name in self._pasts.items() if found not in kept]:
@@ -114,15 +126,21 @@ class _Graph:
     def _empty(self, name: str, batch: int) -> Array:
         _, heads, _, size = self._shapes[name]
         if not isinstance(heads, int) or not isinstance(size, int):
-            raise ModelError(f"{self.path}: {name} is {self._shapes[name]}; KV heads and head size must be numbers")
+            raise ModelError(
+                f"{self.path}: {name} is {self._shapes[name]}; KV heads and head size must be numbers"
+            )
         return np.zeros((batch, heads, 0, size), self._types[name])
 
     def run(self, values: Mapping[str, Array], cache: Cache) -> tuple[dict[str, Array], Cache]:
         """Other outputs by name, and the caches by slot. Values that the graph does not take are left out."""
-        feeds = {name: np.asarray(array, self._types[name]) for name, array in values.items() if self.takes(name)}
+        feeds = {
+            name: np.asarray(array, self._types[name]) for name, array in values.items() if self.takes(name)
+        }
         feeds |= {name: cache[found] for found, name in self._pasts.items() if found is not None}
         if missing := [name for name in self._types if name not in feeds]:
-            raise ModelError(f"{self.path} takes {', '.join(missing)}, which a text model is not known to take")
+            raise ModelError(
+                f"{self.path} takes {', '.join(missing)}, which a text model is not known to take"
+            )
         try:
             results = self._session.run(self._outputs, feeds)
         except Exception as error:  # the runtime's exceptions share no base class of their own
@@ -145,12 +163,14 @@ class _Graph:
     def logits(self, outputs: Mapping[str, Array]) -> Array:
         logits = outputs.get("logits")
         if logits is None or logits.ndim != 3:
-            raise ModelError(f"{self.path}: an output `logits` of rank 3 is expected, {sorted(outputs)} is found")
+            raise ModelError(
+                f"{self.path}: an output `logits` of rank 3 is expected, {sorted(outputs)} is found"
+            )
         return logits
 
 
 class SourcePair:
-    """embed_tokens and decoder_model_merged, joined here: the embedding's outputs feed the decoder's inputs by name."""
+    """embed_tokens and decoder_model_merged: the outputs of one feed the inputs of the other, by name."""
 
     def __init__(self, pair: Pair, settings: Settings) -> None:
         self._embed = _Graph(pair.embed, settings)
@@ -175,12 +195,14 @@ class MergedModel:
         return self._graph.empty_cache(batch)
 
     def step(self, feed: Feed, cache: Cache, keep: int) -> tuple[Array, Cache]:
-        outputs, presents = self._graph.run({"input_ids": feed.ids, **self._graph.steering(feed, keep)}, cache)
+        outputs, presents = self._graph.run(
+            {"input_ids": feed.ids, **self._graph.steering(feed, keep)}, cache
+        )
         return self._graph.logits(outputs), presents
 
 
 def slot(name: str) -> Slot | None:
-    """The cache that an input or output is called after: past_key_values.3.key, present.3.key, past_3_k, k_out_3."""
+    """The cache that a name means: past_key_values.3.key, present.3.key, k_out_3; None for other names."""
     words = re.findall(r"[A-Za-z]+|\d+", name.replace("key_values", ""))
     layers = [int(word) for word in words if word.isdecimal()]
     kinds = {_KINDS[word.lower()] for word in words if word.lower() in _KINDS}
@@ -206,9 +228,11 @@ def _open(path: Path, settings: Settings) -> ort.InferenceSession:
         session = runtime.InferenceSession(str(path), options, providers=[*wanted, "CPUExecutionProvider"])
     except Exception as error:  # as in _Graph.run
         raise ModelError(f"ONNX Runtime cannot load {path}: {one_line(error)}") from None
-    # ONNX Runtime goes on without CUDA when its libraries do not load; a check on another provider proves nothing.
+    # ONNX Runtime goes on without CUDA when its libraries do not load; the numbers would prove nothing.
     if missing := set(wanted) - set(session.get_providers()):
-        raise RuntimeMissing(f"onnxruntime could not start {missing.pop()}; its CUDA libraries or the GPU are missing")
+        raise RuntimeMissing(
+            f"onnxruntime could not start {missing.pop()}; its CUDA libraries or the GPU are missing"
+        )
     return session
 
 

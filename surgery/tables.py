@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
+    from surgery.report import Report, Section
+
 MARKS = {"added": ("+", "green"), "removed": ("-", "red"), "changed": ("~", "yellow"), "skipped": ("=", "dim")}
 MANY = 6
 """From this many findings of one verb on, a pass's report gives the first ones and the number of the others."""
@@ -155,3 +157,28 @@ def _family(name: str) -> str:
 
 def _number(name: str) -> bool:
     return any(part.isdecimal() for part in name.split("."))
+
+
+def show_report(console: Console, report: Report) -> None:
+    """A validation: gates by section, the worst numbers, and one line that says whether it passed."""
+    sections: tuple[Section, ...] = ("structure", "numbers", "runtime")
+    for section in sections:
+        gates = report.section(section)
+        if not gates:
+            continue
+        console.print(plain(section.capitalize(), "bold"))
+        for gate in gates:
+            line = plain("  ok    " if gate.passed else "  FAIL  ", "green" if gate.passed else "bold red")
+            line.append_text(plain(gate.name))
+            if section == "numbers" and isinstance(gate.found, float):
+                line.append_text(plain(f"  max |difference| {gate.found:.3g}, limit {gate.threshold:.3g}", "bold"))
+            if gate.detail:
+                line.append_text(plain(f": {gate.detail}", "" if not gate.passed else "dim"))
+            console.print(line)
+        console.print()
+    for case in report.skipped:
+        console.print(plain(f"left out {case.name}: {case.reason}", "dim"))
+    good = len(report.gates) - len(report.failed)
+    seconds = sum(report.seconds.values())
+    versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
+    console.print(plain(f"{good} of {len(report.gates)} gates passed in {seconds:.1f} s, with {versions}"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -124,15 +125,11 @@ def reference(tensor: TensorProto, files: Mapping[str, Path]) -> WeightReference
 
     location = external_field(tensor, "location")
     if not location or location not in files:
-        raise WeightError(f"tensor {tensor.name!r} is stored externally but names no data file")
-    try:
-        dtype = TensorProto.DataType.Name(tensor.data_type)
-        bits = BITS[dtype]
-    except (KeyError, ValueError):
-        raise WeightError(
-            f"tensor {tensor.name!r} in {location!r} has dtype {tensor.data_type}, which has no size on disk"
-        ) from None
-    del bits
+        raise WeightError(f"tensor {tensor.name!r} is stored externally but names no data file that is known")
+    known = tensor.data_type in TensorProto.DataType.values()
+    dtype = TensorProto.DataType.Name(tensor.data_type) if known else str(tensor.data_type)
+    if dtype not in BITS:
+        raise WeightError(f"tensor {tensor.name!r} in {location!r} has dtype {dtype}, which has no size on disk")
     shape = tuple(tensor.dims)
     if any(dim < 0 for dim in shape):
         raise WeightError(f"tensor {tensor.name!r} has a negative dimension in its shape {list(shape)}")
@@ -151,13 +148,17 @@ def _whole_number(tensor: TensorProto, location: str, key: str, default: int) ->
     text = external_field(tensor, key)
     if text is None or text == "":
         return default
-    if not (text.isascii() and text.isdecimal()):
-        raise WeightError(f"tensor {tensor.name!r} in {location!r} has {key} {text!r}; a whole number >= 0 is expected")
+    if not (text.isascii() and text.isdecimal() and len(text) < 20):  # 2**63 has 19 digits
+        raise WeightError(
+            f"tensor {tensor.name!r} in {location!r} has {key} {text[:40]!r}; a whole number >= 0 is expected"
+        )
     return int(text)
 
 
 def check_location(location: str, model: str) -> None:
     """Raise WeightError unless `location` is a plain relative path that stays inside the model's folder."""
+    if not location:
+        raise WeightError(f"{model}: a tensor is stored externally but names no data file")
     path = PurePosixPath(location)
     windows = "\\" in location or (len(location) > 1 and location[1] == ":")
     if path.is_absolute() or windows or ".." in path.parts or "\0" in location or not path.parts:
@@ -189,16 +190,21 @@ def check_extents(references: Iterable[WeightReference]) -> int:
 
 def _file_size(ref: WeightReference) -> int:
     try:
-        return ref.file.stat().st_size
+        found = ref.file.stat()
     except FileNotFoundError:
         raise WeightError(
             f"{ref.file} is missing: tensor {ref.name!r} and perhaps others are stored in it",
             hint="fetch the file, or pick another precision",
         ) from None
+    except OSError as error:
+        raise WeightError(f"{ref.file}, where tensor {ref.name!r} is stored, cannot be read: {error.strerror}") from None
+    if not stat.S_ISREG(found.st_mode):
+        raise WeightError(f"{ref.file}, where tensor {ref.name!r} is stored, is not a regular file")
+    return found.st_size
 
 
 def place(source: Path, target: Path, placement: Placement, progress: Progress | None = None) -> Placement:
-    """Put one weight file at `target`, and say how: a hard link where asked for and possible, else a copy.
+    """Put one weight file at `target`, which must be free, and say how: a hard link where possible, else a copy.
 
     A link shares its bytes with the source: whoever edits one edits both. A symlink (a Hub cache's) is followed
     to the file it stands for. `progress` is called with the number of bytes since its last call.
@@ -220,7 +226,7 @@ def place(source: Path, target: Path, placement: Placement, progress: Progress |
 
 def _copy(source: Path, target: Path, progress: Progress) -> None:
     """Copy in the kernel where it can (a reflink on filesystems that share extents), else through a buffer."""
-    with open(source, "rb") as reader, open(target, "wb") as writer:
+    with open(source, "rb") as reader, open(target, "xb") as writer:
         remaining = os.fstat(reader.fileno()).st_size
         while remaining and hasattr(os, "copy_file_range"):
             try:

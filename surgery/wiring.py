@@ -94,8 +94,6 @@ class _Trace:
                 past, present = past or (found.past if found else None), present or (found.present if found else None)
             elif maker.op_type == "Concat":
                 pending.extend(maker.input)
-            elif maker.op_type == "Expand" and maker.input:
-                pending.append(maker.input[0])
             elif maker.op_type in _MOVES_DATA and maker.input:
                 pending.append(maker.input[0])
         return Cache(past, present) if past or present else None
@@ -106,7 +104,8 @@ class _Trace:
         for step in (0, 1):
             if len(node.output) > first_present + step and node.output[first_present + step] == output:
                 past = node.input[first_past + step] if len(node.input) > first_past + step else ""
-                return Cache(past if past in self._pasts else None, output if output in self._presents else None)
+                present = output if output in self._presents else None
+                return Cache(past if past in self._pasts else None, present)
         return None
 
     def scores(self, softmax: NodeProto) -> NodeProto | None:
@@ -139,7 +138,9 @@ def _fused(node: NodeProto, trace: _Trace) -> Attention:
     return Attention(node.op_type, node.name, *caches)
 
 
-def _unrolled(softmax: NodeProto, trace: _Trace, consumers: Mapping[str, list[NodeProto]]) -> Attention | None:
+def _unrolled(
+    softmax: NodeProto, trace: _Trace, consumers: Mapping[str, list[NodeProto]]
+) -> Attention | None:
     """Unrolled attention: MatMul(query, key) -> mask and scale -> Softmax -> MatMul(., value)."""
     scores = trace.scores(softmax)
     mixed = _forward_to_matmul(softmax, consumers)

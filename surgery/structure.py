@@ -1,0 +1,315 @@
+"""The folder's structure: what ONNX Runtime GenAI needs of genai_config.json and of the graph, read, not run.
+
+Each rule stands for an error of the runtime, at load or at the first run, or for wrong tokens without one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from surgery.errors import ArchitectureError, FolderError, SurgeryError
+from surgery.gemma4 import Layer, read_config
+from surgery.genai import CONFIG_FILE, shares_buffer
+from surgery.graph import TensorType, producers, tensor_type
+from surgery.layer_table import read_layer_table
+from surgery.model import Model
+from surgery.report import Gate, Value
+from surgery.wiring import attentions
+
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
+_TOKEN_INPUTS = ("input_ids", "attention_mask", "position_ids")
+_FED = ("num_logits_to_keep",)
+"""Inputs that the runtime feeds although genai_config.json does not name them."""
+_REFUSED = ("sliding_window", "layer_types")
+_UNCHECKED = "it could not be checked"
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A GenAI folder: its configuration, its graph without the weights, its layer table or None."""
+
+    root: Path
+    config: Mapping[str, Any]
+    model: Model
+    layers: tuple[Layer, ...] | None
+
+    @property
+    def decoder(self) -> Mapping[str, Any]:
+        return _object(_object(self.config, "model"), "decoder")
+
+    @property
+    def vocab_size(self) -> int:
+        return _whole(_object(self.config, "model"), "vocab_size")
+
+    @property
+    def context_length(self) -> int:
+        return _whole(_object(self.config, "model"), "context_length")
+
+    def token_ids(self, key: str) -> tuple[int, ...]:
+        """bos_token_id, eos_token_id or pad_token_id as a tuple; empty where it is absent."""
+        value = _object(self.config, "model").get(key)
+        ids = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(isinstance(token, int) and not isinstance(token, bool) for token in ids):
+            raise FolderError(
+                f"{CONFIG_FILE}: model.{key} is {value!r}; a token id or a list of them is expected"
+            )
+        return tuple(ids)
+
+    @property
+    def owners(self) -> dict[int, int]:
+        """Layer -> the KV owner whose cache it reads, from the layer table; empty without one."""
+        return {layer.index: layer.owner for layer in self.layers or ()}
+
+    @property
+    def window(self) -> int | None:
+        """Tokens that a sliding layer sees."""
+        return max((layer.window for layer in self.layers or () if layer.window), default=None)
+
+
+def open_folder(root: Path) -> Folder:
+    """Read a folder. Raises FolderError, or ModelError where its graph is at fault."""
+    if not root.is_dir():
+        raise FolderError(f"{root} is not a folder")
+    try:
+        config = read_config(root / CONFIG_FILE)
+    except ArchitectureError as error:
+        raise FolderError(str(error)) from None
+    decoder = _object(_object(config, "model"), "decoder")
+    model = Model.open(root / _filename(decoder))
+    return Folder(root, config, model, read_layer_table(model))
+
+
+def check_structure(folder: Folder) -> list[Gate]:
+    """One gate per rule; a rule that cannot be checked has failed, and says why."""
+    return [_gate(name, rule, folder) for name, rule in _RULES.items()]
+
+
+def _gate(name: str, rule: Callable[[Folder], Iterator[str]], folder: Folder) -> Gate:
+    try:
+        faults = list(rule(folder))
+    except SurgeryError as error:
+        return Gate("structure", name, False, 0, _UNCHECKED, str(error))
+    found: Value = len(faults)
+    more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
+    return Gate("structure", name, not faults, 0, found, "; ".join(faults[:3]) + more)
+
+
+def _files(folder: Folder) -> Iterator[str]:
+    for name in _TOKENIZER:
+        path = folder.root / name
+        if not path.is_file():
+            yield f"{name} is missing"
+        else:
+            read_config(path)
+
+
+def _weights(folder: Folder) -> Iterator[str]:
+    folder.model.check_weights()
+    yield from ()
+
+
+def _interface(folder: Folder) -> Iterator[str]:
+    """Every name in the configuration is in the graph, and every input of the graph will be fed."""
+    inputs = {value.name for value in folder.model.graph.input}
+    outputs = {value.name for value in folder.model.graph.output}
+    declared = {**{name: name for name in _TOKEN_INPUTS}, **_object(folder.decoder, "inputs")}
+    for role in _TOKEN_INPUTS:
+        if role in _object(folder.decoder, "inputs") and declared[role] not in inputs:
+            yield f"inputs.{role} is {declared[role]!r}, which the graph does not take"
+    if declared["input_ids"] not in inputs:
+        yield f"the graph takes no {declared['input_ids']!r}"
+    logits = _object(folder.decoder, "outputs").get("logits", "logits")
+    if logits not in outputs:
+        yield f"outputs.logits is {logits!r}, which the graph does not give"
+    fed = {declared[role] for role in _TOKEN_INPUTS} | set(_FED) | {past for past, _ in _cache_names(folder)}
+    for name in sorted(inputs - fed):
+        yield f"nothing feeds the input {name!r}"
+
+
+def _caches(folder: Folder) -> Iterator[str]:
+    """Every past has a present, both with concrete KV heads and head size."""
+    types = _interface_types(folder)
+    if not (names := list(_cache_names(folder))):
+        yield "the graph has no KV cache under the names of the configuration"
+    for past, present in names:
+        if present not in types:
+            yield f"{past} has no {present}"
+        for name in (past, present):
+            declared = types.get(name)
+            if name in types and not _concrete(declared):
+                yield f"{name} is {declared}; numbers are expected for its KV heads and its head size"
+
+
+def _vocabulary(folder: Folder) -> Iterator[str]:
+    logits = _logits(folder)
+    size = logits.shape[-1] if logits and logits.shape else None
+    if size != folder.vocab_size:
+        yield f"vocab_size is {folder.vocab_size}, but the logits are {logits}"
+
+
+def _logits_shape(folder: Folder) -> Iterator[str]:
+    """[batch, tokens, vocabulary]; the number 1 for tokens makes the runtime read one row per prompt."""
+    logits = _logits(folder)
+    if logits is None or logits.shape is None or len(logits.shape) != 3:
+        yield f"the logits are {logits}; rank 3 is expected"
+    elif isinstance(logits.shape[1], int) and logits.shape[1] != 1:
+        yield f"the logits are {logits}; one token or a symbolic number of tokens is expected"
+
+
+def _token_ids(folder: Folder) -> Iterator[str]:
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        for token in folder.token_ids(key):
+            if not 0 <= token < folder.vocab_size:
+                yield f"{key} {token} is outside of the vocabulary of {folder.vocab_size}"
+    if not folder.token_ids("eos_token_id"):
+        yield "eos_token_id is missing: generation would stop at the pad id"
+
+
+def _refused_keys(folder: Folder) -> Iterator[str]:
+    for key in _REFUSED:
+        if key in folder.decoder or key in _object(folder.config, "model"):
+            yield f"{key} is set, which makes GenAI 0.16 and later lay out the caches in another way"
+
+
+def _share_buffer(folder: Folder) -> Iterator[str]:
+    if _object(folder.config, "search").get("past_present_share_buffer") and not shares_buffer(folder.model):
+        yield "past_present_share_buffer is true, but not only GroupQueryAttention touches the caches"
+
+
+def _layer_sizes(folder: Folder) -> Iterator[str]:
+    """The layer table and the declared caches say the same."""
+    if folder.layers is None:
+        yield "the graph carries no layer table"
+        return
+    types = _interface_types(folder)
+    table = {f"{prefix}.{layer.index}.{kind}": layer for layer in folder.layers for prefix, kind in _PARTS}
+    for layer in folder.layers:
+        if not 0 <= layer.owner < len(folder.layers) or not folder.layers[layer.owner].owns_cache:
+            yield f"layer {layer.index} reads the cache of layer {layer.owner}, which owns none"
+        if layer.owns_cache and f"past_key_values.{layer.index}.key" not in types:
+            yield f"layer {layer.index} owns a cache, but the interface has none of it"
+    for name, declared in types.items():
+        row = table.get(name)
+        if row and _concrete(declared) and declared and declared.shape:
+            heads, size = declared.shape[1], declared.shape[3]
+            if (heads, size) != (row.kv_heads, row.head_size):
+                yield f"{name} is {declared}, the layer table says {row.kv_heads} KV heads of {row.head_size}"
+
+
+def _layer_wiring(folder: Folder) -> Iterator[str]:
+    """Each attention reads the cache that the layer table gives it."""
+    cores, layers = attentions(folder.model.graph), folder.layers or ()
+    if len(cores) != len(layers):
+        yield f"the graph has {len(cores)} attention cores, the layer table {len(layers)} layers"
+        return
+    for layer, core in zip(layers, cores, strict=True):
+        for kind, cache in (("key", core.key), ("value", core.value)):
+            read = {name for name in (cache.past, cache.present) if name} if cache else set()
+            allowed = {f"past_key_values.{layer.owner}.{kind}", f"present.{layer.owner}.{kind}"}
+            if not read or not read <= allowed:
+                found = " and ".join(sorted(read)) or "no cache"
+                yield f"layer {layer.index} should read layer {layer.owner}'s {kind}, but reads {found}"
+
+
+def _aliases(folder: Folder) -> Iterator[str]:
+    """A borrower's present is its owner's, through nothing but Identity."""
+    makers = producers(folder.model.graph)
+    outputs = {value.name for value in folder.model.graph.output}
+    for layer in folder.layers or ():
+        if layer.owns_cache:
+            continue
+        for kind in ("key", "value"):
+            name, owner = f"present.{layer.index}.{kind}", f"present.{layer.owner}.{kind}"
+            if name in outputs and owner not in (source := _through_identity(name, makers)):
+                yield f"{name} should be {owner}, but is {source[-1]}"
+
+
+def _through_identity(name: str, makers: Mapping[str, Any]) -> list[str]:
+    chain = [name]
+    while (
+        (node := makers.get(chain[-1])) is not None
+        and node.op_type == "Identity"
+        and node.input[0] not in chain
+    ):
+        chain.append(node.input[0])
+    return chain
+
+
+_PARTS = tuple((prefix, kind) for prefix in ("past_key_values", "present") for kind in ("key", "value"))
+
+_RULES: dict[str, Callable[[Folder], Iterator[str]]] = {
+    "tokenizer files are there": _files,
+    "weights are where the graph says": _weights,
+    "interface is what the configuration names": _interface,
+    "caches have concrete sizes": _caches,
+    "vocabulary is the logits' last axis": _vocabulary,
+    "logits have one row or all": _logits_shape,
+    "token ids are in the vocabulary": _token_ids,
+    "no key that changes the caches' layout": _refused_keys,
+    "shared buffer only where it can be": _share_buffer,
+    "layer table agrees with the caches": _layer_sizes,
+    "layer table agrees with the wiring": _layer_wiring,
+    "borrowers' caches are their owners'": _aliases,
+}
+
+
+def _cache_names(folder: Folder) -> Iterator[tuple[str, str]]:
+    """(past, present) of every past in the graph, by the patterns of the configuration."""
+    inputs, outputs = _object(folder.decoder, "inputs"), _object(folder.decoder, "outputs")
+    for kind in ("key", "value"):
+        past = _pattern(inputs, f"past_{kind}_names", f"past_key_values.%d.{kind}")
+        present = _pattern(outputs, f"present_{kind}_names", f"present.%d.{kind}")
+        head, tail = past.split("%d")
+        for value in folder.model.graph.input:
+            layer = value.name[len(head) : len(value.name) - len(tail)]
+            if value.name.startswith(head) and value.name.endswith(tail) and layer.isdecimal():
+                yield value.name, present.replace("%d", layer)
+
+
+def _pattern(names: Mapping[str, Any], key: str, default: str) -> str:
+    pattern = names.get(key, default)
+    if not isinstance(pattern, str) or pattern.count("%d") != 1:
+        raise FolderError(f"{CONFIG_FILE}: {key} is {pattern!r}; a name with one %d is expected")
+    return pattern
+
+
+def _interface_types(folder: Folder) -> dict[str, TensorType | None]:
+    graph = folder.model.graph
+    return {value.name: tensor_type(value) for value in (*graph.input, *graph.output)}
+
+
+def _logits(folder: Folder) -> TensorType | None:
+    name = _object(folder.decoder, "outputs").get("logits", "logits")
+    return _interface_types(folder).get(name)
+
+
+def _concrete(declared: TensorType | None) -> bool:
+    shape = declared.shape if declared else None
+    return shape is not None and len(shape) == 4 and all(isinstance(shape[axis], int) for axis in (1, 3))
+
+
+def _filename(decoder: Mapping[str, Any]) -> Path:
+    name = decoder.get("filename")
+    if not isinstance(name, str) or not name:
+        raise FolderError(f"{CONFIG_FILE}: model.decoder.filename is {name!r}; a file name is expected")
+    path = Path(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise FolderError(f"{CONFIG_FILE}: model.decoder.filename {name!r} leads out of the folder")
+    return path
+
+
+def _object(parent: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = parent.get(key, {})
+    if not isinstance(value, Mapping):
+        raise FolderError(f"{CONFIG_FILE}: {key} is {value!r}; an object is expected")
+    return value
+
+
+def _whole(parent: Mapping[str, Any], key: str) -> int:
+    value = parent.get(key)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise FolderError(f"{CONFIG_FILE}: model.{key} is {value!r}; a whole number >= 1 is expected")
+    return value

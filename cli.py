@@ -18,14 +18,13 @@ import typer
 from surgery.errors import ExportError, SurgeryError
 
 if TYPE_CHECKING:
-    from passes.recipe import KVLayout
     from rich.console import Console
+
     from surgery.engine import Outcome
     from surgery.export import Pair
     from surgery.repack import Repacked
     from surgery.report import Report
     from surgery.runtime import Provider as ProviderName
-    from surgery.weights import Placement
 
 app = typer.Typer(
     add_completion=False,
@@ -50,19 +49,25 @@ class Layout(enum.StrEnum):
 class Weights(enum.StrEnum):
     copy = "copy"
     link = "link"
+    consolidate = "consolidate"
 
 
 Source = Annotated[str, typer.Argument(metavar="SRC", help="Folder of a community export.")]
 Target = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; it must not exist.")]
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="A GenAI folder, as repack writes it.")]
 Precision = Annotated[
-    str | None, typer.Option("--precision", help="fp32, fp16, q4, q4f16 or quantized; default: the best for the provider.")
+    str | None,
+    typer.Option("--precision", help="fp32, fp16, q4, q4f16 or quantized; default: the best for the provider."),
 ]
 Ep = Annotated[Provider, typer.Option("--ep", help="Execution provider; auto takes cuda where a GPU can be used.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 Place = Annotated[
-    Weights, typer.Option("--weights", help="copy the weight files, or link them (shares the source's bytes).")
+    Weights,
+    typer.Option(
+        "--weights",
+        help="copy the weight files, link them (shares the source's bytes), or consolidate them into one aligned file.",
+    ),
 ]
 Config = Annotated[Path | None, typer.Option("--config", help="config.json of the architecture, where none is near.")]
 
@@ -73,11 +78,14 @@ def repack(
     target: Target,
     precision: Precision = None,
     kv_layout: Annotated[
-        Layout, typer.Option("--kv-layout", help="aliased: a pair of caches for every layer; unique: the owners' pairs.")
+        Layout,
+        typer.Option("--kv-layout", help="aliased: a pair of caches for every layer; unique: the owners' pairs."),
     ] = Layout.aliased,
     weights: Place = Weights.copy,
     ep: Ep = Provider.auto,
-    embed: Annotated[Path | None, typer.Option("--embed", help="The embedding graph, if it is not in SRC's layout.")] = None,
+    embed: Annotated[
+        Path | None, typer.Option("--embed", help="The embedding graph, if it is not in SRC's layout.")
+    ] = None,
     decoder: Annotated[Path | None, typer.Option("--decoder", help="The decoder graph, together with --embed.")] = None,
     validate: Annotated[
         bool, typer.Option("--validate/--no-validate", help="Prove the folder against the source before it appears.")
@@ -101,11 +109,12 @@ def repack(
         check = _gate(pair, provider, progress) if validate else None
         result = run(
             export, pair, recipe, target,
+            recipe_text=text(compatible(_below(pair.embed, export.root), kv_layout.value)),
             provider=provider, weights=weights.value, force=force, check=check,
             started=progress.started, progress=progress.advance,
         )  # fmt: skip
     if as_json:
-        _print_json(_repacked_dict(result, pair.precision, text(recipe)))
+        _print_json(_repacked_dict(result, pair.precision))
     else:
         _show_repacked(result, kv_layout.value)
 
@@ -130,7 +139,9 @@ def inspect(
 @app.command()
 def validate(
     folder: Folder,
-    against: Annotated[str | None, typer.Option("--against", metavar="SRC", help="The export it was made from.")] = None,
+    against: Annotated[
+        str | None, typer.Option("--against", metavar="SRC", help="The export it was made from.")
+    ] = None,
     precision: Precision = None,
     ep: Ep = Provider.auto,
     as_json: Json = False,
@@ -173,7 +184,9 @@ def passes(as_json: Json = False) -> None:
 
 @app.command()
 def apply(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="For example rename-io,fold-logits-to-keep{keep=all}.")],
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="For example rename-io,fold-logits-to-keep{keep=all}.")
+    ],
     source: Annotated[Path, typer.Argument(metavar="IN.onnx")],
     target: Annotated[Path, typer.Argument(metavar="OUT.onnx")],
     config: Config = None,
@@ -207,7 +220,9 @@ def generate(
     folder: Folder,
     prompt: Annotated[str, typer.Argument(metavar="PROMPT")],
     new_tokens: Annotated[int, typer.Option("--new-tokens", min=1, help="The most tokens to generate.")] = 128,
-    sample: Annotated[bool, typer.Option("--sample", help="Use the folder's sampling values instead of greedy.")] = False,
+    sample: Annotated[
+        bool, typer.Option("--sample", help="Use the folder's sampling values instead of greedy.")
+    ] = False,
     raw: Annotated[bool, typer.Option("--raw", help="Give the prompt as it is, without the chat template.")] = False,
 ) -> None:
     """Try the result: one prompt through the real runtime."""
@@ -217,6 +232,11 @@ def generate(
         sys.stdout.write(piece)
         sys.stdout.flush()
     sys.stdout.write("\n")
+
+
+def _below(path: Path, root: Path) -> Path:
+    """A path as the manifest records it: relative to the export, so that it does not depend on the machine."""
+    return path.relative_to(root) if path.is_relative_to(root) else Path(path.name)
 
 
 def _given_pair(embed: Path | None, decoder: Path | None) -> Pair | None:
@@ -305,17 +325,20 @@ def _show_repacked(result: Repacked[Report], layout: str) -> None:
     out.print()
     if result.proof is not None:
         show_report(out, result.proof)
-    out.print(plain(f"{result.folder}: ready, {size(result.weight_bytes)} of weights", "bold green"))
+    for placed in result.placed:
+        shared = " (it shares its bytes with the source)" if placed.how == "linked" else ""
+        out.print(plain(f"{placed.location}: {size(placed.size)} {placed.how}{shared}"))
+    out.print(plain(f"{result.folder} is ready", "bold green"))
 
 
-def _repacked_dict(result: Repacked[Report], precision: str, recipe: str) -> dict[str, Any]:
+def _repacked_dict(result: Repacked[Report], precision: str) -> dict[str, Any]:
     return {
         "folder": str(result.folder),
         "precision": precision,
-        "recipe": recipe,
-        "weight_bytes": result.weight_bytes,
+        "weights": [{"file": p.location, "size": p.size, "how": p.how, "sha256": p.sha256} for p in result.placed],
         "kv_caches": {
-            layout: {"pairs": cost.pairs, "bytes_per_token": cost.bytes_per_token} for layout, cost in result.costs.items()
+            layout: {"pairs": cost.pairs, "bytes_per_token": cost.bytes_per_token}
+            for layout, cost in result.costs.items()
         },
         "passes": [_outcome_dict(outcome) for outcome in result.outcomes],
         "proof": result.proof.to_dict() if result.proof is not None else None,

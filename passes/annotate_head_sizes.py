@@ -57,7 +57,11 @@ class AnnotateHeadSizes:
     def ensures(self, model: Model) -> None:
         for name, value, _ in _caches(model):
             declared = tensor_type(value)
-            if declared is None or declared.shape is None or not all(isinstance(declared.shape[axis], int) for axis in (1, 3)):
+            if (
+                declared is None
+                or declared.shape is None
+                or not all(isinstance(declared.shape[axis], int) for axis in (1, 3))
+            ):
                 raise PassError(f"{name} is {declared}; KV heads and head size are still symbolic")
         if read_layer_table(model) != model.require_architecture().layers:
             raise PassError(f"metadata {KEY} does not read back as it was written")

@@ -40,7 +40,10 @@ class ExpandSharedKV:
     summary: ClassVar[str] = "every layer gets a past and a present; a borrower's present aliases its owner's"
 
     def requires(self, model: Model) -> None:
-        check_owners(model.graph, model.require_architecture())
+        arch = model.require_architecture()
+        check_owners(model.graph, arch)
+        for layer in arch.borrowers:
+            _refuse_half_a_pair(model.graph, layer)
 
     def run(self, model: Model) -> list[Finding]:
         import onnx_graphsurgeon as gs
@@ -84,6 +87,15 @@ class ExpandSharedKV:
                     raise PassError(f"{past} is {inputs[past]}, not shaped as layer {layer.owner}'s")
 
 
+def _refuse_half_a_pair(graph: GraphProto, layer: Layer) -> None:
+    has = {value.name for value in (*graph.input, *graph.output)}
+    names = [f"{family}.{layer.index}.{kind}" for family in ("past_key_values", "present") for kind in ("key", "value")]
+    missing = [name for name in names if name not in has]
+    if 0 < len(missing) < len(names):
+        found = next(name for name in names if name in has)
+        raise PassError(f"layer {layer.index} has {found} but not {missing[0]}; all of its caches or none are expected")
+
+
 def check_owners(graph: GraphProto, arch: Architecture) -> None:
     """Raise PassError unless each layer's attention reads the cache of the owner that the architecture gives it."""
     cores = attentions(graph)
@@ -101,7 +113,9 @@ def check_owners(graph: GraphProto, arch: Architecture) -> None:
 def _check_owner(layer: Layer, kind: str, cache: Cache | None, node: str) -> None:
     expected = Cache(f"past_key_values.{layer.owner}.{kind}", f"present.{layer.owner}.{kind}")
     if cache is None:
-        raise PassError(f"layer {layer.index}: no {kind} cache was found behind {node!r}; {expected.present} is expected")
+        raise PassError(
+            f"layer {layer.index}: no {kind} cache was found behind {node!r}; {expected.present} is expected"
+        )
     if cache != expected:
         role = "owns its cache" if layer.owns_cache else f"borrows from layer {layer.owner}"
         raise PassError(
@@ -117,7 +131,9 @@ def _check_sizes(graph: GraphProto, arch: Architecture) -> None:
             for name in (f"past_key_values.{layer.index}.{kind}", f"present.{layer.index}.{kind}"):
                 shape = declared[name].shape
                 if shape is None or len(shape) != 4:
-                    raise PassError(f"{name} is {declared[name]}; rank 4, [batch, kv heads, tokens, head size], is expected")
+                    raise PassError(
+                        f"{name} is {declared[name]}; rank 4, [batch, kv heads, tokens, head size], is expected"
+                    )
                 _check_size(name, "KV heads", shape[1], layer.kv_heads)
                 _check_size(name, "head size", shape[3], layer.head_size)
 

@@ -72,7 +72,7 @@ class FoldLogitsToKeep:
         removed = [describe(node) for node in serving]
         made = {node.output[0] for node in serving}
         cut = serving[-1]
-        size: Dim = 1 if self.keep == "last" else _token_axis(declare(graph).get(cut.input[0]))
+        size: Dim = 1 if self.keep == "last" else _tokens_of(graph, cut.input[0])
         _declare_token_axis(graph, cut.output[0], size)
         with model.edited() as view:
             position = next(i for i, node in enumerate(view.nodes) if cut.output[0] in _outputs(node))
@@ -181,8 +181,16 @@ def _outputs(node: gs.Node) -> list[str]:
     return [tensor.name for tensor in node.outputs if tensor.name]
 
 
+def _tokens_of(graph: GraphProto, hidden: str) -> Dim:
+    """The declared number of tokens of the hidden states, or of the inputs that they come from."""
+    types = declare(graph)
+    sizes = (_token_axis(types.get(name)) for name in (hidden, "inputs_embeds", "input_ids"))
+    return next((size for size in sizes if size is not None), None)
+
+
 def _token_axis(declared: TensorType | None) -> Dim:
-    return declared.shape[1] if declared is not None and declared.shape is not None and len(declared.shape) > 1 else None
+    shape = declared.shape if declared is not None else None
+    return shape[1] if shape is not None and len(shape) > 1 else None
 
 
 def _declare_token_axis(graph: GraphProto, kept: str, size: Dim) -> None:

@@ -185,7 +185,9 @@ def _separate_locations(embed: Model, decoder: Model) -> list[Finding]:
         if other is not None and other.resolve() != file.resolve():
             place = PurePosixPath(location)
             moved[location] = fresh(str(place.with_name(f"{NAMESPACE}.{place.name}")), taken)
-            reason = f"the embedding's is placed as {moved[location]}, because the decoder has another file of this name"
+            reason = (
+                f"the embedding's is placed as {moved[location]}, because the decoder has another file of this name"
+            )
             findings.append(Finding("changed", location, reason))
         decoder.weight_files[moved.get(location, location)] = file
     for tensor in tensors(embed.proto):

@@ -145,7 +145,9 @@ def _read_value(name: str, option: str, hint: Any, value: str) -> Any:
     if get_origin(hint) is Literal:
         choices = [str(choice) for choice in get_args(hint)]
         if value not in choices:
-            raise RecipeError(f"{name}: {option} is {value!r}{nearest(value, choices)}; {' or '.join(choices)} is expected")
+            raise RecipeError(
+                f"{name}: {option} is {value!r}{nearest(value, choices)}; {' or '.join(choices)} is expected"
+            )
         return value
     if hint is bool:
         if value not in ("true", "false"):

@@ -108,9 +108,7 @@ class _RowResult:
 _SAME = _RowResult(0.0, 0.0, 1.0, 0.0, True, 1.0, 0)
 
 
-def compare(
-    source: Recording, merged: Recording, owners: Mapping[int, int], tolerance: float = 0.0
-) -> Comparison:
+def compare(source: Recording, merged: Recording, owners: Mapping[int, int], tolerance: float = 0.0) -> Comparison:
     """Compare the merged graph's recording with the source's.
 
     `owners` maps each layer to the KV owner whose cache it reads. Raises ModelError where the recordings are
@@ -127,9 +125,7 @@ def compare(
 def _case(source: Answer, merged: Answer, owners: Mapping[int, int], tolerance: float) -> CaseResult:
     case = source.case
     if len(source.steps) != len(merged.steps):
-        raise ModelError(
-            f"case {case.name}: {len(merged.steps)} steps, but {len(source.steps)} in the source"
-        )
+        raise ModelError(f"case {case.name}: {len(merged.steps)} steps, but {len(source.steps)} in the source")
     exact, regrouped, rows = 0.0, 0.0, []
     not_finite = [0, 0]
     worst: Worst | None = None

@@ -6,13 +6,16 @@ The command line prints them as one sentence and exits with 2. Anything else tha
 
 from __future__ import annotations
 
+LONGEST = 2000
+"""Characters of a message. Names in a model may be megabytes long, and messages quote them."""
+
 
 class SurgeryError(Exception):
-    """A mistake in the input, or in how it is used. `str(error)` is one sentence."""
+    """A mistake in the input, or in how it is used. `str(error)` is one sentence on one line."""
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
-        super().__init__(printable(message))
-        self.hint = printable(hint) if hint else None
+        super().__init__(_one_line(message))
+        self.hint = _one_line(hint) if hint else None
 
 
 class ExportError(SurgeryError):
@@ -50,6 +53,11 @@ class RuntimeMissing(SurgeryError):
 def printable(text: str) -> str:
     """`text` with control characters escaped: names inside a hostile model must not drive a terminal."""
     return "".join(c if c.isprintable() or c in "\n" else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def _one_line(text: str) -> str:
+    short = text if len(text) <= LONGEST else f"{text[: LONGEST - 200]} [...] {text[-190:]}"
+    return printable(short).replace("\n", "\\n")
 
 
 def nearest(word: str, known: list[str]) -> str:

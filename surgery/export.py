@@ -10,6 +10,7 @@ A flat folder, with the graphs beside config.json, is read as well. Vision and a
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from surgery.errors import ExportError, nearest
+from surgery.files import stays_inside
 from surgery.gemma4 import Architecture, architecture, read_config
 
 PRECISIONS = {"fp32": "", "fp16": "_fp16", "q4": "_q4", "q4f16": "_q4f16", "quantized": "_quantized"}
@@ -43,17 +45,25 @@ class Pair:
 
 @dataclass(frozen=True)
 class Export:
-    """A source folder. `pairs` is keyed by precision, in the order of PRECISIONS."""
+    """A source folder. `pairs` is keyed by precision, in the order of PRECISIONS.
+
+    `repo` and `revision` (a commit) say where on the Hub it came from; None for a local folder.
+    """
 
     root: Path
     config: Mapping[str, Any]
     architecture: Architecture
     pairs: Mapping[str, Pair]
+    repo: str | None = None
+    revision: str | None = None
 
     def file(self, name: str) -> Path | None:
-        """A side file of the export, or None where it has none."""
+        """A side file of the export, or None where it has none. Raises ExportError for a link that leads out of it."""
         path = self.root / name
-        return path if path.is_file() else None
+        if not path.is_file():
+            return None
+        _refuse_outside(path, self.root)
+        return path
 
     def pair(self, precision: str) -> Pair:
         """Raises ExportError naming the precisions that exist."""
@@ -102,8 +112,17 @@ def open_export(folder: Path, given: Pair | None = None) -> Export:
     if not folder.is_dir():
         raise ExportError(f"{folder} is a file; the folder of an export is expected")
     pairs = find_pairs(folder) if given is None else {given.precision: given}
+    _refuse_outside(folder / "config.json", folder)
     config = read_config(folder / "config.json")
     return Export(folder, config, architecture(config), pairs)
+
+
+def _refuse_outside(path: Path, root: Path) -> None:
+    if not stays_inside(path, root):
+        raise ExportError(
+            f"{path} is a link to {os.path.realpath(path)}, outside of the export",
+            hint="put a copy in its place if you trust it",
+        )
 
 
 def find_pairs(folder: Path) -> dict[str, Pair]:
@@ -114,7 +133,9 @@ def find_pairs(folder: Path) -> dict[str, Pair]:
         if match := _GRAPH.fullmatch(path.name):
             found[match["role"]][_precision(match["suffix"])] = path
     embeds, decoders = found["embed_tokens"], found["decoder_model_merged"]
-    pairs = {p: Pair(p, embeds[p], decoders[p]) for p in (*PRECISIONS, *sorted(embeds)) if p in embeds and p in decoders}
+    pairs = {
+        p: Pair(p, embeds[p], decoders[p]) for p in (*PRECISIONS, *sorted(embeds)) if p in embeds and p in decoders
+    }
     if not pairs:
         raise ExportError(_no_pair(graphs, embeds, decoders))
     return pairs

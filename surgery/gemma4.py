@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from surgery.errors import ArchitectureError
+from surgery.files import read_regular
 
 Attention = Literal["sliding", "full"]
 
@@ -22,6 +23,11 @@ _GEMMA3 = {"gemma3", "gemma3_text"}
 
 MAX_LAYERS = 4096
 """More than any known model has; a larger number in config.json is a mistake, not a reason to fill the memory."""
+
+MAX_JSON_BYTES = 64 * 1024 * 1024
+"""Twice the tokenizer.json of Gemma 4, the largest of the files that are read as JSON."""
+
+MAX_JSON_DEPTH = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +70,8 @@ class Architecture:
 def read_config(path: Path) -> dict[str, Any]:
     """A JSON object from a file. Raises ArchitectureError naming the file and the position of the first fault."""
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(read_regular(path, MAX_JSON_BYTES).decode("utf-8"), parse_constant=_refuse_constant)
+        _check_depth(config)
     except FileNotFoundError:
         raise ArchitectureError(f"{path} is missing") from None
     except OSError as error:
@@ -74,6 +81,21 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ArchitectureError(f"{path} holds a JSON {type(config).__name__}; an object is expected")
     return config
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"it holds {name}, which JSON does not have")
+
+
+def _check_depth(config: object) -> None:
+    """Raise ValueError for nesting that would exhaust the stack of whoever prints or writes it."""
+    level, depth = [config] if isinstance(config, dict | list) else [], 0
+    while level:
+        depth += 1
+        if depth > MAX_JSON_DEPTH:
+            raise ValueError(f"it is nested deeper than {MAX_JSON_DEPTH} levels")
+        children = (value for one in level for value in (one.values() if isinstance(one, dict) else one))  # type: ignore[attr-defined]
+        level = [value for value in children if isinstance(value, dict | list)]
 
 
 def text_config(config: Mapping[str, Any]) -> dict[str, Any]:

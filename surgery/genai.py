@@ -183,6 +183,7 @@ def write_side_files(export: Export, folder: Path) -> list[str]:
             raise ExportError(f"{export.root} has no {name}, which GenAI's tokenizer needs")
     for name in _COPIED:
         if source := export.file(name):
+            _refuse_taken(folder / name)
             shutil.copyfile(source, folder / name)
             written.append(name)
     write_json(folder / "tokenizer_config.json", _tokenizer_config(export))
@@ -209,4 +210,18 @@ def promoted_config(export: Export) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Write a new file. Raises ExportError for text that is not Unicode: JSON can spell half a surrogate pair."""
+    _refuse_taken(path)
+    try:
+        data = (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ExportError(
+            f"{path.name} would hold {error.object[error.start : error.end]!r}, which is not Unicode"
+        ) from None
+    path.write_bytes(data)
+
+
+def _refuse_taken(path: Path) -> None:
+    """A data file of the graph may have any name. Where it is a link, to write over it would damage the source."""
+    if path.exists():
+        raise ExportError(f"the graph has a data file named {path.name!r}, but the folder needs that name itself")

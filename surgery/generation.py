@@ -39,9 +39,7 @@ def load_genai(provider: Provider) -> Any:
         message = f"onnxruntime-genai is not installed: pip install 'gemma4-surgery[{provider}]'"
         raise RuntimeMissing(message) from None
     if provider == "cuda" and not onnxruntime_genai.is_cuda_available():
-        raise RuntimeMissing(
-            "this onnxruntime-genai has no CUDA provider: pip install 'gemma4-surgery[cuda]'"
-        )
+        raise RuntimeMissing("this onnxruntime-genai has no CUDA provider: pip install 'gemma4-surgery[cuda]'")
     return onnxruntime_genai
 
 
@@ -69,9 +67,7 @@ class GenAI:
         with _own_words("og.Tokenizer"):
             return self._og.Tokenizer(self._model)
 
-    def generate(
-        self, rows: Sequence[Sequence[int]], pad: int, steps: int, **options: Any
-    ) -> list[list[int]]:
+    def generate(self, rows: Sequence[Sequence[int]], pad: int, steps: int, **options: Any) -> list[list[int]]:
         """Greedy continuations of at most `steps` tokens; shorter rows are padded on the right.
 
         Raises ModelError with the runtime's own words.
@@ -139,9 +135,7 @@ def _template(tokenizer: Any) -> Gate:
         rendered = render(tokenizer, QUESTION)
     except Exception as error:  # as in _own_words
         return Gate("runtime", name, False, detail=one_line(error))
-    return Gate(
-        "runtime", name, QUESTION in rendered, detail="" if QUESTION in rendered else "the message is lost"
-    )
+    return Gate("runtime", name, QUESTION in rendered, detail="" if QUESTION in rendered else "the message is lost")
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:
@@ -162,9 +156,7 @@ def has_chat_template(folder: Path) -> bool:
     if any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
         return True
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        return bool(
-            json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template")
-        )
+        return bool(json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template"))
     return False
 
 
@@ -183,9 +175,7 @@ def check_generation(
     """
     kinds: dict[str, Callable[[Case], bool]] = {
         "tokens are the source's": lambda case: len(case.rows) == 1 and case.chunk is None,
-        "tokens are the source's, prompt in chunks": lambda case: (
-            len(case.rows) == 1 and case.chunk is not None
-        ),
+        "tokens are the source's, prompt in chunks": lambda case: len(case.rows) == 1 and case.chunk is not None,
         "tokens are the source's, in a batch": lambda case: len(case.rows) > 1 and not case.ragged,
         "tokens are the source's, in a padded batch": lambda case: case.ragged,
     }

@@ -87,16 +87,16 @@ class Listing:
         pairs = self.pairs
         if precision in pairs:
             return pairs[precision]
-        where = f"the cache of {self.source}" if self.unreachable else f"{self.source}"
         if not pairs:
-            raise ExportError(
-                f"{where} has no embed_tokens*.onnx and decoder_model_merged*.onnx of the same precision",
-                hint=self.unreachable.hint if self.unreachable else None,
-            )
+            raise self.lacks("embed_tokens*.onnx and decoder_model_merged*.onnx of the same precision")
         known = list(pairs)
-        raise ExportError(
-            f"{where} has no precision {precision!r}{nearest(precision, known)}; it holds {', '.join(known)}"
-        )
+        raise self.lacks(f"precision {precision!r}{nearest(precision, known)}; it holds {', '.join(known)}")
+
+    def lacks(self, what: str) -> ExportError:
+        """The error for something that is not listed; with the reason where only the cache could be read."""
+        if (reason := self.unreachable) is None:
+            return ExportError(f"{self.source} has no {what}")
+        return HubUnreachable(f"{reason}, and the cache of {self.source} has no {what}", hint=reason.hint)
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,16 +251,12 @@ def _cached_listing(source: HubSource, reason: HubUnreachable) -> Listing:
             allow_patterns=[],
         )
     except LocalEntryNotFoundError:
-        raise HubUnreachable(
-            f"{reason}, and the cache holds nothing of {source}", hint=reason.hint
-        ) from reason
+        raise HubUnreachable(f"{reason}, and the cache holds nothing of {source}", hint=reason.hint) from reason
     root = Path(found)
     paths = {path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*")) if path.is_file()}
     files = {name: HubFile(name, path.stat().st_size) for name, path in paths.items()}
     if "config.json" not in files:
-        raise HubUnreachable(
-            f"{reason}, and the cache holds no config.json of {source}", hint=reason.hint
-        ) from reason
+        raise HubUnreachable(f"{reason}, and the cache holds no config.json of {source}", hint=reason.hint) from reason
     return Listing(source, root.name, root, files, unreachable=reason)
 
 
@@ -272,16 +268,9 @@ def _data_files(listing: Listing, graph: str) -> list[str]:
     for location in Model.open(_get(listing, listing.files[graph])).weight_files:
         name = str(PurePosixPath(graph).parent / location)
         if name not in listing.files:
-            raise _missing_data_file(listing, name, graph)
+            raise listing.lacks(f"{name}, where {PurePosixPath(graph).name} stores weights")
         names.append(name)
     return names
-
-
-def _missing_data_file(listing: Listing, name: str, graph: str) -> ExportError:
-    what = f"has no {name}, where {PurePosixPath(graph).name} stores weights"
-    if (reason := listing.unreachable) is None:
-        return ExportError(f"{listing.source} {what}", hint="pick another precision")
-    return HubUnreachable(f"{reason}, and the cache of {listing.source} {what}", hint=reason.hint)
 
 
 def _get(listing: Listing, file: HubFile) -> Path:
@@ -361,9 +350,7 @@ def _explain(error: BaseException, source: HubSource) -> ExportError:
     if isinstance(error, errors.HfHubHTTPError):
         return _explain_status(error, source, endpoint, login)
     if isinstance(error, errors.OfflineModeIsEnabled):
-        return HubUnreachable(
-            "HF_HUB_OFFLINE is set", hint="run once without HF_HUB_OFFLINE to fill the cache"
-        )
+        return HubUnreachable("HF_HUB_OFFLINE is set", hint="run once without HF_HUB_OFFLINE to fill the cache")
     if isinstance(error, errors.LocalEntryNotFoundError | ValueError) and error.__cause__ is not None:
         return _explain(error.__cause__, source)  # both wrap the error of the request
     if isinstance(error, errors.HTTPError):  # type: ignore[attr-defined]
@@ -374,7 +361,7 @@ def _explain(error: BaseException, source: HubSource) -> ExportError:
     if isinstance(error, OSError):
         return _explain_os_error(error, source)
     if isinstance(error, RuntimeError):
-        return ExportError(  # hf-xet's only class of error
+        return ExportError(  # hf-xet's, where Python has no class for it
             f"{source} cannot be fetched: {_first_sentence(error)}",
             hint=f"{_AGAIN}; HF_HUB_DISABLE_XET=1 may help",
         )
@@ -387,9 +374,7 @@ def _explain(error: BaseException, source: HubSource) -> ExportError:
 def _explain_status(error: HfHubHTTPError, source: HubSource, endpoint: str, login: str) -> ExportError:
     status = error.response.status_code
     if status == 401:
-        return ExportError(
-            f"{endpoint} does not accept the token that was sent for {source.repo_id}", hint=login
-        )
+        return ExportError(f"{endpoint} does not accept the token that was sent for {source.repo_id}", hint=login)
     if status == 403:
         return ExportError(f"the token that was sent gives no access to {source.repo_id}", hint=login)
     if status == 429:
@@ -400,7 +385,8 @@ def _explain_status(error: HfHubHTTPError, source: HubSource, endpoint: str, log
         )
     if status >= 500:
         return HubUnreachable(f"{endpoint} is in trouble (HTTP {status})", hint=_AGAIN)
-    return ExportError(f"{endpoint} refuses {source} (HTTP {status}): {_first_sentence(error)}")
+    reason = f"HTTP {status} {error.response.reason_phrase}".rstrip()
+    return ExportError(f"{endpoint} refuses {source} ({reason})", hint="check HF_ENDPOINT and proxies")
 
 
 def _explain_os_error(error: OSError, source: HubSource) -> ExportError:

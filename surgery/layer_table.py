@@ -12,6 +12,7 @@ layer reads, its own number for a KV owner; `window` is in tokens, or null. A re
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from surgery.errors import ModelError
 from surgery.gemma4 import Layer
@@ -46,25 +47,25 @@ def read_layer_table(model: Model) -> tuple[Layer, ...] | None:
         table = json.loads(text)
         version, entries = table["version"], table["layers"]
         if version == VERSION:
-            return tuple(_layer(entry) for entry in entries)
+            return _layers(entries)
     except (ValueError, KeyError, TypeError, RecursionError):
         raise ModelError(f"{model.path}: metadata {KEY} is not a layer table") from None
     raise ModelError(f"{model.path}: metadata {KEY} has version {version!r}; {VERSION} is known")
 
 
-def _layer(entry: dict[str, object]) -> Layer:
-    layer = Layer(
-        index=entry["layer"],  # type: ignore[arg-type]
-        attention=entry["attention"],  # type: ignore[arg-type]
-        head_size=entry["head_size"],  # type: ignore[arg-type]
-        kv_heads=entry["kv_heads"],  # type: ignore[arg-type]
-        owner=entry["owner"],  # type: ignore[arg-type]
-        window=entry["window"],  # type: ignore[arg-type]
-    )
-    numbers = (layer.index, layer.head_size, layer.kv_heads, layer.owner, layer.window or 0)
-    if layer.attention not in ("sliding", "full") or not all(isinstance(number, int) for number in numbers):
-        raise ValueError("not a layer")
-    return layer
+def _layers(entries: list[dict[str, Any]]) -> tuple[Layer, ...]:
+    """The layers of a table, each in its place. Raises ValueError, KeyError or TypeError for any other form."""
+    layers = []
+    for index, entry in enumerate(entries):
+        numbers = [entry[key] for key in ("layer", "head_size", "kv_heads", "owner")]
+        window = entry["window"]
+        if any(type(number) is not int for number in (*numbers, 0 if window is None else window)):
+            raise ValueError("a size is no whole number")
+        number, head_size, kv_heads, owner = numbers
+        if number != index or not 0 <= owner <= index or entry["attention"] not in ("sliding", "full"):
+            raise ValueError("the layers are not in order, or an owner comes after its borrower")
+        layers.append(Layer(index, entry["attention"], head_size, kv_heads, owner, window))
+    return tuple(layers)
 
 
 def stored_table(model: Model) -> str | None:

@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from surgery.errors import ArchitectureError, FolderError, ModelError, WeightError
+from surgery.files import read_regular
 from surgery.gemma4 import Architecture
 from surgery.graph import graphs
+from surgery.placement import Placed, Placement, Progress, consolidate, place
 from surgery.weights import (
-    Placement,
-    Progress,
     WeightReference,
     check_extents,
+    check_link,
     check_location,
     external_field,
     is_external,
-    place,
     reference,
     tensors,
 )
@@ -30,6 +30,9 @@ from surgery.weights import (
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
     from onnx import GraphProto, ModelProto
+
+MAX_PROTO_BYTES = 2**31 - 1
+"""The most that protobuf reads or writes as one message."""
 
 
 @dataclass
@@ -53,7 +56,7 @@ class Model:
 
         path = Path(path)
         try:
-            data = path.read_bytes()
+            data = read_regular(path, MAX_PROTO_BYTES)
         except FileNotFoundError:
             raise ModelError(f"{path} does not exist") from None
         except IsADirectoryError:
@@ -100,7 +103,7 @@ class Model:
         return Model(proto, self.path, dict(self.weight_files), self.architecture)
 
     def to_bytes(self) -> bytes:
-        """The graph as the file holds it. Raises ModelError where inline weights make it larger than protobuf allows."""
+        """The graph as the file holds it. Raises ModelError where inline weights make it larger than 2 GiB."""
         from google.protobuf.message import EncodeError
 
         try:
@@ -148,27 +151,39 @@ class Model:
         weights: Placement = "copy",
         force: bool = False,
         progress: Progress | None = None,
-    ) -> None:
-        """Write the graph to `path` and place its weight files beside it, at the locations that the tensors name.
+    ) -> list[Placed]:
+        """Write the graph to `path` and place its weights beside it; see surgery.placement for the ways.
 
-        Weight files go first and the graph last, each through a temporary file that is renamed, so that `path`
-        never names a graph whose weights are not there. A weight file already in its place is left alone.
+        Returns how each weight file was placed. Weight files go first and the graph last, each through a temporary
+        file that is renamed, so that `path` never names a graph whose weights are not there. A weight file already
+        in its place is left alone.
         Raises FolderError where something exists and `force` is not given.
         """
         path = Path(path)
+        if weights == "consolidate":
+            return self._save_consolidated(path, force, progress)
         moves = self._moves(path)
-        for target in (path, *(target for _, target in moves)):
-            if target.exists() and not force:
-                raise FolderError(f"{target} exists", hint="choose another name, or pass --force to overwrite it")
-        if not path.parent.is_dir():
-            raise FolderError(f"the folder {path.parent} does not exist")
+        placed = []
+        _refuse_existing((path, *(target for _, target in moves)), path.parent, force)
         self.check_weights()
         data = self.to_bytes()
         for file, target in moves:
             with _renamed_into_place(target) as staged:
-                place(file, staged, weights, progress)
+                placed.append(place(file, staged, str(target.relative_to(path.parent)), weights, progress))
         with _renamed_into_place(path) as staged:
             staged.write_bytes(data)
+        return placed
+
+    def _save_consolidated(self, path: Path, force: bool, progress: Progress | None) -> list[Placed]:
+        data_file = path.with_name(f"{path.name}.data")
+        _refuse_existing((path, data_file), path.parent, force)
+        self.check_weights()
+        moved = self.copy()
+        with _renamed_into_place(data_file) as staged:
+            placed = consolidate(moved, staged, data_file.name, progress)
+        with _renamed_into_place(path) as staged:
+            staged.write_bytes(moved.to_bytes())
+        return [placed]
 
     def _moves(self, path: Path) -> list[tuple[Path, Path]]:
         """(file, target) of each weight file that is not in its place beside `path` yet."""
@@ -183,6 +198,14 @@ class Model:
         return [(file, target) for target, file in targets.items() if not _same_file(file, target)]
 
 
+def _refuse_existing(targets: Iterable[Path], folder: Path, force: bool) -> None:
+    for target in targets:
+        if target.exists() and not force:
+            raise FolderError(f"{target} exists", hint="choose another name, or pass --force to overwrite it")
+    if not folder.is_dir():
+        raise FolderError(f"the folder {folder} does not exist")
+
+
 def _refuse_binary_names(proto: ModelProto, path: Path) -> None:
     """protobuf hands out a name that is not UTF-8 as bytes; no ONNX reader takes such a file."""
     for graph in graphs(proto.graph):
@@ -193,7 +216,8 @@ def _refuse_binary_names(proto: ModelProto, path: Path) -> None:
             names += [attribute.name for attribute in node.attribute]
         _refuse_bytes(names, path)
     stored = [tensor for tensor in tensors(proto) if is_external(tensor)]
-    _refuse_bytes([text for tensor in stored for entry in tensor.external_data for text in (entry.key, entry.value)], path)
+    entries = [entry for tensor in stored for entry in tensor.external_data]
+    _refuse_bytes([text for entry in entries for text in (entry.key, entry.value)], path)
 
 
 def _refuse_bytes(names: Iterable[object], path: Path) -> None:
@@ -206,6 +230,7 @@ def _weight_files(proto: ModelProto, path: Path) -> dict[str, Path]:
     locations = dict.fromkeys(external_field(t, "location") or "" for t in tensors(proto) if is_external(t))
     for location in locations:
         check_location(location, str(path))
+        check_link(path.parent / location, path)
     return {location: path.parent / location for location in locations}
 
 
@@ -223,9 +248,9 @@ def _renamed_into_place(target: Path) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         staged.unlink(missing_ok=True)  # left by a killed process; it may be a hard link to a source
         yield staged
-        os.replace(staged, target)
+        staged.replace(target)
     except OSError as error:
-        raise FolderError(f"{target} cannot be written: {error.strerror}") from None
+        raise FolderError(f"{target} cannot be written: {error.strerror or error}") from None
     finally:
         with contextlib.suppress(OSError):
             staged.unlink(missing_ok=True)

@@ -83,9 +83,7 @@ def built_in(
     return admissible(found, vocabulary, steps)
 
 
-def admissible(
-    found: Sequence[Case | Skipped], vocabulary: Vocabulary, steps: int
-) -> tuple[list[Case], list[Skipped]]:
+def admissible(found: Sequence[Case | Skipped], vocabulary: Vocabulary, steps: int) -> tuple[list[Case], list[Skipped]]:
     """Cases that the model can take, and the rest with the reason."""
     cases: list[Case] = []
     skipped: list[Skipped] = []
@@ -117,20 +115,12 @@ def _of_ids(vocabulary: Vocabulary) -> Iterator[Case | Skipped]:
     last = vocabulary.size - 1
     words = first + ordinary(17)
     yield Case("one-token", "a prompt of length 1", (ordinary(1),))
-    yield (
-        Case("bos-only", "nothing but BOS", (first,))
-        if first
-        else Skipped("bos-only", "no bos_token_id is given")
-    )
+    yield (Case("bos-only", "nothing but BOS", (first,)) if first else Skipped("bos-only", "no bos_token_id is given"))
     yield Case("any-ids", "ids without meaning", (words,))
     yield Case("lowest-ids", "the first rows of the embedding tables", ((*first, 0, 1, 2, 3, *ordinary(1)),))
-    yield Case(
-        "highest-ids", "the last rows of the embedding tables", ((*first, last - 1, last, last - 1, last),)
-    )
+    yield Case("highest-ids", "the last rows of the embedding tables", ((*first, last - 1, last, last - 1, last),))
     yield Case("repeated", "one token twelve times", (first + ordinary(1) * 12,))
-    yield Case(
-        "pad-inside", "the pad id as a token like others", ((*first, *ordinary(3), pad, pad, *ordinary(3)),)
-    )
+    yield Case("pad-inside", "the pad id as a token like others", ((*first, *ordinary(3), pad, pad, *ordinary(3)),))
     for name, token in (("image", vocabulary.image), ("audio", vocabulary.audio)):
         if token is None:
             yield Skipped(f"{name}-placeholder", f"no {name}_token_id is given")
@@ -144,9 +134,7 @@ def _of_ids(vocabulary: Vocabulary) -> Iterator[Case | Skipped]:
     yield from _past_the_window(vocabulary, first, ordinary)
 
 
-def _past_the_window(
-    vocabulary: Vocabulary, first: Row, ordinary: Callable[[int], Row]
-) -> Iterator[Case | Skipped]:
+def _past_the_window(vocabulary: Vocabulary, first: Row, ordinary: Callable[[int], Row]) -> Iterator[Case | Skipped]:
     window = vocabulary.window
     if window is None or window >= LONGEST:
         why = "no window is known" if window is None else f"the window of {window} is longer than {LONGEST}"
@@ -180,9 +168,7 @@ def _ordinary(vocabulary: Vocabulary) -> Callable[[int], Row]:
     return take
 
 
-def _of_text(
-    vocabulary: Vocabulary, encode: Encode | None, converse: Encode | None
-) -> Iterator[Case | Skipped]:
+def _of_text(vocabulary: Vocabulary, encode: Encode | None, converse: Encode | None) -> Iterator[Case | Skipped]:
     first: Row = (vocabulary.bos,) if vocabulary.bos is not None else ()
     if converse is None:
         yield Skipped("conversation", "the folder has no tokenizer with a chat template that works")

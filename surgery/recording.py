@@ -93,9 +93,7 @@ class Recording:
             with np.load(path, allow_pickle=False) as arrays:
                 header = json.loads(arrays["header"].tobytes())
                 if header["format"] != _FORMAT:
-                    raise ModelError(
-                        f"{path} is a recording of format {header['format']!r}; {_FORMAT} is known"
-                    )
+                    raise ModelError(f"{path} is a recording of format {header['format']!r}; {_FORMAT} is known")
                 return cls(tuple(_answer(arrays, i, each) for i, each in enumerate(header["answers"])))
         except FileNotFoundError:
             raise ModelError(f"{path} is missing") from None

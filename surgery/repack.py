@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
 from surgery.engine import Outcome, Pass, apply
+from surgery.errors import FolderError
 from surgery.export import Export, Pair
 from surgery.genai import CONFIG_FILE, MODEL_FILE, CacheCost, cache_costs, genai_config, write_json, write_side_files
+from surgery.manifest import NAME as MANIFEST_FILE
+from surgery.manifest import manifest
 from surgery.model import Model
-from surgery.staging import refuse_existing, require_space, staged_folder
-from surgery.weights import Placement, Progress
+from surgery.placement import Placed, Placement, Progress, consolidated_size
+from surgery.staging import existing, refuse_existing, require_space, staged_folder
 
 Proof = TypeVar("Proof")
 
 
 @dataclass(frozen=True)
 class Repacked(Generic[Proof]):
-    """What a repack came to. Sizes in bytes; `proof` is what the check returned."""
+    """What a repack came to. `proof` is what the check returned."""
 
     folder: Path
     outcomes: tuple[Outcome, ...]
-    weight_bytes: int
+    placed: tuple[Placed, ...]
     costs: dict[str, CacheCost]
     proof: Proof | None
 
@@ -44,6 +47,7 @@ def repack(
     recipe: Sequence[Pass],
     target: Path,
     *,
+    recipe_text: str = "",
     provider: str = "cpu",
     weights: Placement = "copy",
     force: bool = False,
@@ -54,20 +58,44 @@ def repack(
 ) -> Repacked[Proof]:
     """Write `target`: it appears complete and checked, or not at all.
 
+    `recipe_text` is the recipe as the manifest is to record it, with paths relative to the export.
     `started` is told the number of weight bytes, `progress` each portion placed. `check` is called with the staged
     folder; what it raises keeps the target from appearing. Raises SurgeryError for everything that a user can mend.
     """
-    refuse_existing(target, force=force)
+    _refuse_target(target, export, pair, force=force)
     model, outcomes = plan(pair, export, recipe, observe)
     config = genai_config(model, export, provider)
-    total = sum(file.stat().st_size for file in model.used_weight_files().values())
-    if weights == "copy":
-        require_space(target.absolute().parent, total)
+    data_files = list(model.used_weight_files().values())
+    total = consolidated_size(model) if weights == "consolidate" else sum(file.stat().st_size for file in data_files)
+    parent = target.absolute().parent
+    require_space(parent, total if weights != "link" else _unlinkable(data_files, parent))
     if started is not None:
         started(total)
     with staged_folder(target, force=force) as stage:
-        model.save(stage / MODEL_FILE, weights=weights, progress=progress)
+        placed = model.save(stage / MODEL_FILE, weights=weights, progress=progress)
         write_json(stage / CONFIG_FILE, config)
         write_side_files(export, stage)
+        described = manifest(stage, export, pair, recipe_text, weights, placed, data_files)
+        write_json(stage / MANIFEST_FILE, described)
         proof = check(stage) if check is not None else None
-    return Repacked(target, tuple(outcomes), total, cache_costs(model), proof)
+    return Repacked(target, tuple(outcomes), tuple(placed), cache_costs(model), proof)
+
+
+def _refuse_target(target: Path, export: Export, pair: Pair, *, force: bool) -> None:
+    """Raise FolderError where writing `target` would touch the source, or remove what no repack wrote."""
+    refuse_existing(target, force=force)
+    real = target.resolve()
+    for source in (export.root.resolve(), *(graph.resolve().parent for graph in (pair.embed, pair.decoder))):
+        if real == source or real in source.parents or source in real.parents:
+            raise FolderError(f"{target} and the source {source} lie in each other", hint="write it somewhere else")
+    if target.exists() and not (target / CONFIG_FILE).is_file() and any(target.iterdir()):
+        raise FolderError(
+            f"{target} holds no {CONFIG_FILE}; --force replaces folders that a repack wrote, and empty ones",
+            hint="choose another name, or remove the folder yourself",
+        )
+
+
+def _unlinkable(files: Iterable[Path], parent: Path) -> int:
+    """Bytes that are copied although links are asked for, because they lie on another filesystem."""
+    device = existing(parent).stat().st_dev
+    return sum(found.st_size for found in (file.stat() for file in files) if found.st_dev != device)

@@ -1,4 +1,4 @@
-"""What a check came to: gates with a threshold, in three sections, and the numbers of each case."""
+"""What a check came to: gates with a threshold, in sections, and the numbers of each case."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Literal
 from surgery.comparison import CaseResult
 from surgery.prompts import Skipped
 
-Section = Literal["structure", "numbers", "runtime"]
+Section = Literal["manifest", "structure", "numbers", "runtime"]
 Value = float | str | None
 
 

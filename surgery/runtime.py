@@ -109,9 +109,7 @@ class _Graph:
         self._shapes = {value.name: list(value.shape) for value in self._session.get_inputs()}
         self._outputs = [value.name for value in self._session.get_outputs()]
         ranked = {value.name: len(value.shape) for value in self._session.get_outputs()}
-        self._pasts = {
-            slot(name): name for name, shape in self._shapes.items() if len(shape) == 4 and slot(name)
-        }
+        self._pasts = {slot(name): name for name, shape in self._shapes.items() if len(shape) == 4 and slot(name)}
         self._presents = {name: slot(name) for name in self._outputs if ranked[name] == 4 and slot(name)}
         kept = set(self._presents.values())
         if missing := [name for found, name in self._pasts.items() if found not in kept]:
@@ -126,21 +124,15 @@ class _Graph:
     def _empty(self, name: str, batch: int) -> Array:
         _, heads, _, size = self._shapes[name]
         if not isinstance(heads, int) or not isinstance(size, int):
-            raise ModelError(
-                f"{self.path}: {name} is {self._shapes[name]}; KV heads and head size must be numbers"
-            )
+            raise ModelError(f"{self.path}: {name} is {self._shapes[name]}; KV heads and head size must be numbers")
         return np.zeros((batch, heads, 0, size), self._types[name])
 
     def run(self, values: Mapping[str, Array], cache: Cache) -> tuple[dict[str, Array], Cache]:
         """Other outputs by name, and the caches by slot. Values that the graph does not take are left out."""
-        feeds = {
-            name: np.asarray(array, self._types[name]) for name, array in values.items() if self.takes(name)
-        }
+        feeds = {name: np.asarray(array, self._types[name]) for name, array in values.items() if self.takes(name)}
         feeds |= {name: cache[found] for found, name in self._pasts.items() if found is not None}
         if missing := [name for name in self._types if name not in feeds]:
-            raise ModelError(
-                f"{self.path} takes {', '.join(missing)}, which a text model is not known to take"
-            )
+            raise ModelError(f"{self.path} takes {', '.join(missing)}, which a text model is not known to take")
         try:
             results = self._session.run(self._outputs, feeds)
         except Exception as error:  # the runtime's exceptions share no base class of their own
@@ -163,9 +155,7 @@ class _Graph:
     def logits(self, outputs: Mapping[str, Array]) -> Array:
         logits = outputs.get("logits")
         if logits is None or logits.ndim != 3:
-            raise ModelError(
-                f"{self.path}: an output `logits` of rank 3 is expected, {sorted(outputs)} is found"
-            )
+            raise ModelError(f"{self.path}: an output `logits` of rank 3 is expected, {sorted(outputs)} is found")
         return logits
 
 
@@ -195,9 +185,7 @@ class MergedModel:
         return self._graph.empty_cache(batch)
 
     def step(self, feed: Feed, cache: Cache, keep: int) -> tuple[Array, Cache]:
-        outputs, presents = self._graph.run(
-            {"input_ids": feed.ids, **self._graph.steering(feed, keep)}, cache
-        )
+        outputs, presents = self._graph.run({"input_ids": feed.ids, **self._graph.steering(feed, keep)}, cache)
         return self._graph.logits(outputs), presents
 
 
@@ -230,9 +218,7 @@ def _open(path: Path, settings: Settings) -> ort.InferenceSession:
         raise ModelError(f"ONNX Runtime cannot load {path}: {one_line(error)}") from None
     # ONNX Runtime goes on without CUDA when its libraries do not load; the numbers would prove nothing.
     if missing := set(wanted) - set(session.get_providers()):
-        raise RuntimeMissing(
-            f"onnxruntime could not start {missing.pop()}; its CUDA libraries or the GPU are missing"
-        )
+        raise RuntimeMissing(f"onnxruntime could not start {missing.pop()}; its CUDA libraries or the GPU are missing")
     return session
 
 

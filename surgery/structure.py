@@ -53,9 +53,7 @@ class Folder:
         value = _object(self.config, "model").get(key)
         ids = value if isinstance(value, list) else [] if value is None else [value]
         if not all(isinstance(token, int) and not isinstance(token, bool) for token in ids):
-            raise FolderError(
-                f"{CONFIG_FILE}: model.{key} is {value!r}; a token id or a list of them is expected"
-            )
+            raise FolderError(f"{CONFIG_FILE}: model.{key} is {value!r}; a token id or a list of them is expected")
         return tuple(ids)
 
     @property
@@ -229,11 +227,7 @@ def _aliases(folder: Folder) -> Iterator[str]:
 
 def _through_identity(name: str, makers: Mapping[str, Any]) -> list[str]:
     chain = [name]
-    while (
-        (node := makers.get(chain[-1])) is not None
-        and node.op_type == "Identity"
-        and node.input[0] not in chain
-    ):
+    while (node := makers.get(chain[-1])) is not None and node.op_type == "Identity" and node.input[0] not in chain:
         chain.append(node.input[0])
     return chain
 

@@ -37,7 +37,9 @@ def size(count: float) -> str:
     return f"{count:.2f} GB"
 
 
-def show_rows(console: Console, title: str, heads: Sequence[str], rows: Iterable[Sequence[object]], right: str = "") -> None:
+def show_rows(
+    console: Console, title: str, heads: Sequence[str], rows: Iterable[Sequence[object]], right: str = ""
+) -> None:
     """A borderless table; heads named in `right` (separated by commas) are aligned to the right."""
     from rich.table import Table
 
@@ -116,7 +118,9 @@ def _show_graph(console: Console, found: Inspection) -> None:
     console.print(plain("Operators", "bold"))
     console.print(plain(operators + "\n"))
     if found.weight_files:
-        rows = [(f.location, size(f.referenced), "missing" if f.size is None else size(f.size)) for f in found.weight_files]
+        rows = [
+            (f.location, size(f.referenced), "missing" if f.size is None else size(f.size)) for f in found.weight_files
+        ]
         show_rows(console, "External data", ("file", "referenced", "on disk"), rows, right="referenced,on disk")
     if found.problem:
         console.print(plain(f"problem: {found.problem}\n", "red"))
@@ -161,7 +165,7 @@ def _number(name: str) -> bool:
 
 def show_report(console: Console, report: Report) -> None:
     """A validation: gates by section, the worst numbers, and one line that says whether it passed."""
-    sections: tuple[Section, ...] = ("structure", "numbers", "runtime")
+    sections: tuple[Section, ...] = ("manifest", "structure", "numbers", "runtime")
     for section in sections:
         gates = report.section(section)
         if not gates:

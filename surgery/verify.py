@@ -26,6 +26,7 @@ from surgery.generation import (
     has_chat_template,
     load_genai,
 )
+from surgery.manifest import faults
 from surgery.prompts import Case, Skipped, Vocabulary, admissible, built_in
 from surgery.recording import Recording, record
 from surgery.report import Gate, Report
@@ -59,6 +60,8 @@ def validate(
     load_onnxruntime(provider)
     genai_version = str(load_genai(provider).__version__)
     run = _Run(folder, source, Settings(provider), steps, light, tolerance, progress or (lambda _: None))
+    with run.stage("manifest"):
+        run.gates.append(manifest_gate(folder))
     with run.stage("structure"):
         opened = run.structure()
     if opened is not None:
@@ -115,7 +118,7 @@ class _Run:
 
     def prove(self, folder: Folder, prompts: Sequence[Case] | None) -> None:
         """The numbers, even of a folder with a wrong configuration; the runtime only of one that is sound."""
-        sound = all(gate.passed for gate in self.gates)
+        sound = all(gate.passed for gate in self.gates if gate.section == "structure")
         try:
             vocabulary = _vocabulary(folder, self.source)
         except SurgeryError as error:
@@ -135,9 +138,7 @@ class _Run:
             with self.stage("generation"):
                 self._generation(vocabulary, cases, recorded)
 
-    def _cases(
-        self, folder: Folder, vocabulary: Vocabulary, prompts: Sequence[Case] | None, sound: bool
-    ) -> list[Case]:
+    def _cases(self, folder: Folder, vocabulary: Vocabulary, prompts: Sequence[Case] | None, sound: bool) -> list[Case]:
         tokenizer = self._tokenizer(vocabulary) if sound else None
         if prompts is not None:
             cases, skipped = admissible(list(prompts), vocabulary, self.steps)
@@ -150,9 +151,7 @@ class _Run:
                 self.steps,
             )
         if self.light:
-            skipped += [
-                Skipped(case.name, "heavy, and a light check was asked for") for case in cases if case.heavy
-            ]
+            skipped += [Skipped(case.name, "heavy, and a light check was asked for") for case in cases if case.heavy]
             cases = [case for case in cases if not case.heavy]
         self.skipped.extend(skipped)
         return cases
@@ -221,6 +220,17 @@ class _Run:
         else:
             told = self.told("generation")
             self.gates.extend(check_generation(genai, recorded.answers, vocabulary.eos, self.tolerance, told))
+
+
+def manifest_gate(folder: Path) -> Gate:
+    """Whether every file of the folder is what was written. Reads all of them."""
+    name = "files are what was written"
+    try:
+        found = list(faults(folder))
+    except SurgeryError as error:
+        return Gate("manifest", name, False, detail=str(error))
+    detail = "; ".join(f"{fault.name}: {fault.fault}" for fault in found[:3])
+    return Gate("manifest", name, not found, 0, len(found), detail)
 
 
 def number_gates(found: Comparison, tolerance: float) -> list[Gate]:

@@ -276,7 +276,9 @@ def _constants(graph: GraphProto, view: gs.Graph, before: _Before) -> tuple[list
     for tensor in _tensors(view):
         _, name = before.tensors.get(id(tensor), (None, None))
         if name is not None and tensor.name != name:
-            raise ModelError(f"value {name!r} cannot be renamed to {tensor.name!r} in the view; surgery.graph.rename can")
+            raise ModelError(
+                f"value {name!r} cannot be renamed to {tensor.name!r} in the view; surgery.graph.rename can"
+            )
         if not isinstance(tensor, gs.Constant):
             continue
         if name is None:
@@ -335,4 +337,3 @@ def _replace(field: Any, values: Any) -> None:
         held = [copied(value) for value in held]
     del field[:]
     field.extend(held)
-

@@ -1,4 +1,4 @@
-"""Weights that stay on disk: references to them, their checked extents, and their placement in a folder.
+"""Weights that stay on disk: references to them, their checked extents, and their checked places.
 
 External data is treated as a file format: an extent is checked (offset + length inside the file,
 length = shape x dtype, sub-byte types included) without reading a byte of it. `onnx.checker` accepts an
@@ -8,23 +8,17 @@ offset past the end of the file, and `onnx.load` accepts a length that contradic
 from __future__ import annotations
 
 import os
-import shutil
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from surgery.errors import WeightError
+from surgery.files import stays_inside
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto
-
-Placement = Literal["copy", "link"]
-Progress = Callable[[int], None]
-
-COPY_CHUNK = 16 * 1024 * 1024
-"""Bytes copied between two progress reports, and the most that a copy holds in memory."""
 
 BITS = {
     "FLOAT": 32, "UINT8": 8, "INT8": 8, "UINT16": 16, "INT16": 16, "INT32": 32, "INT64": 64, "BOOL": 8,
@@ -32,7 +26,7 @@ BITS = {
     "FLOAT8E4M3FN": 8, "FLOAT8E4M3FNUZ": 8, "FLOAT8E5M2": 8, "FLOAT8E5M2FNUZ": 8, "FLOAT8E8M0": 8,
     "UINT4": 4, "INT4": 4, "FLOAT4E2M1": 4, "UINT2": 2, "INT2": 2,
 }  # fmt: skip
-"""Bits of one element on disk, by ONNX dtype name. Sub-byte types are packed, low bits first (ONNX spec, TensorProto)."""
+"""Bits of one element on disk, by ONNX dtype name. Sub-byte types are packed, low bits first (TensorProto's spec)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +96,15 @@ def external_field(tensor: TensorProto, key: str) -> str | None:
     return found
 
 
+def set_extent(tensor: TensorProto, location: str, offset: int, length: int) -> None:
+    """Point an external tensor at other bytes; entries other than these three stay, but for a checksum of the file."""
+    kept = [(e.key, e.value) for e in tensor.external_data if e.key not in ("location", "offset", "length", "checksum")]
+    del tensor.external_data[:]
+    fields = [("location", location), ("offset", str(offset)), ("length", str(length)), *kept]
+    for key, value in fields:
+        tensor.external_data.add(key=key, value=value)
+
+
 def set_location(tensor: TensorProto, location: str) -> None:
     for entry in tensor.external_data:
         if entry.key == "location":
@@ -168,6 +171,17 @@ def check_location(location: str, model: str) -> None:
         )
 
 
+def check_link(file: Path, model: Path) -> None:
+    """Raise WeightError if a data file is a link that leads out of the export, other than to the Hub cache's blobs."""
+    folder = model.parent
+    root = folder.absolute().parent if folder.absolute().name == "onnx" else folder
+    if not stays_inside(file, root):
+        raise WeightError(
+            f"{file} is a link to {os.path.realpath(file)}, outside of {root}",
+            hint="put a copy in its place if you trust it",
+        )
+
+
 def check_extents(references: Iterable[WeightReference]) -> int:
     """Check that every extent lies inside its file, without reading it. Returns the bytes referenced.
 
@@ -197,50 +211,9 @@ def _file_size(ref: WeightReference) -> int:
             hint="fetch the file, or pick another precision",
         ) from None
     except OSError as error:
-        raise WeightError(f"{ref.file}, where tensor {ref.name!r} is stored, cannot be read: {error.strerror}") from None
+        raise WeightError(
+            f"{ref.file}, where tensor {ref.name!r} is stored, cannot be read: {error.strerror}"
+        ) from None
     if not stat.S_ISREG(found.st_mode):
         raise WeightError(f"{ref.file}, where tensor {ref.name!r} is stored, is not a regular file")
     return found.st_size
-
-
-def place(source: Path, target: Path, placement: Placement, progress: Progress | None = None) -> Placement:
-    """Put one weight file at `target`, which must be free, and say how: a hard link where possible, else a copy.
-
-    A link shares its bytes with the source: whoever edits one edits both. A symlink (a Hub cache's) is followed
-    to the file it stands for. `progress` is called with the number of bytes since its last call.
-    """
-    report = progress or (lambda _: None)
-    real = source.resolve()
-    size = real.stat().st_size
-    if placement == "link":
-        try:
-            os.link(real, target)
-        except OSError:
-            pass  # another filesystem, or one without hard links: fall through to a copy
-        else:
-            report(size)
-            return "link"
-    _copy(real, target, report)
-    return "copy"
-
-
-def _copy(source: Path, target: Path, progress: Progress) -> None:
-    """Copy in the kernel where it can (a reflink on filesystems that share extents), else through a buffer."""
-    with open(source, "rb") as reader, open(target, "xb") as writer:
-        remaining = os.fstat(reader.fileno()).st_size
-        while remaining and hasattr(os, "copy_file_range"):
-            try:
-                moved = os.copy_file_range(reader.fileno(), writer.fileno(), min(remaining, COPY_CHUNK))
-            except OSError:
-                break  # EXDEV, EINVAL: not between these two files; the buffer below goes on where this stopped
-            if moved == 0:
-                break
-            remaining -= moved
-            progress(moved)
-        if remaining:
-            reader.seek(os.fstat(reader.fileno()).st_size - remaining)
-            writer.seek(0, os.SEEK_END)
-            while chunk := reader.read(COPY_CHUNK):
-                writer.write(chunk)
-                progress(len(chunk))
-    shutil.copymode(source, target)

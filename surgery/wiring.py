@@ -8,7 +8,7 @@ output, or both (an owner concatenates past and new). A borrower ends at its own
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,8 @@ _MOVES_DATA = {
 _MASKS = {"Add", "Where", "Mul", "Div", "Sub", "Cast", "Tanh", "Clip", "Reshape", "Identity", "Max", "Min"}
 _PAST_AND_PRESENT = {"GroupQueryAttention": (3, 1), "MultiHeadAttention": (6, 1), "Attention": (4, 1)}
 """Fused operator -> (input index of past_key, output index of present_key); value follows key."""
-_KEY_INPUT = {"GroupQueryAttention": 1, "MultiHeadAttention": 1, "Attention": 1}
+_FIRST_KEY = 1
+"""Input index of the new key in each of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,23 +91,15 @@ class _Trace:
             if maker is None:
                 continue
             if maker.op_type in _PAST_AND_PRESENT:
-                found = self.fused_cache(maker, current)
-                past, present = past or (found.past if found else None), present or (found.present if found else None)
+                pending.append(_past_of(maker, current))
             elif maker.op_type == "Concat":
                 pending.extend(maker.input)
             elif maker.op_type in _MOVES_DATA and maker.input:
                 pending.append(maker.input[0])
         return Cache(past, present) if past or present else None
 
-    def fused_cache(self, node: NodeProto, output: str) -> Cache | None:
-        """The cache that a fused operator writes to `output`: its own past with that present."""
-        first_past, first_present = _PAST_AND_PRESENT[node.op_type]
-        for step in (0, 1):
-            if len(node.output) > first_present + step and node.output[first_present + step] == output:
-                past = node.input[first_past + step] if len(node.input) > first_past + step else ""
-                present = output if output in self._presents else None
-                return Cache(past if past in self._pasts else None, present)
-        return None
+    def is_present(self, name: str) -> bool:
+        return name in self._presents
 
     def scores(self, softmax: NodeProto) -> NodeProto | None:
         """The MatMul of the scores, upstream of a Softmax, through masking and scaling."""
@@ -124,23 +117,33 @@ class _Trace:
         return None
 
 
+def _past_of(node: NodeProto, output: str) -> str:
+    """The past that a fused operator appends to for one of its outputs; '' where it has none."""
+    first_past, first_present = _PAST_AND_PRESENT[node.op_type]
+    for step in (0, 1):
+        if _at(node.output, first_present + step) == output:
+            return _at(node.input, first_past + step)
+    return ""
+
+
+def _at(names: Sequence[str], index: int) -> str:
+    return names[index] if index < len(names) else ""
+
+
 def _fused(node: NodeProto, trace: _Trace) -> Attention:
-    """The past of a fused operator decides: its own, or a borrower's, whose past is the owner's present."""
+    """The past of a fused operator decides: its own, or a borrower's, whose past or key is the owner's present."""
     first_past, first_present = _PAST_AND_PRESENT[node.op_type]
     caches: list[Cache | None] = []
     for step in (0, 1):
-        past = node.input[first_past + step] if len(node.input) > first_past + step else ""
-        own = node.output[first_present + step] if len(node.output) > first_present + step else ""
-        found = trace.cache(past) if past else trace.cache(node.input[_KEY_INPUT[node.op_type] + step])
-        if found and own and not found.present:
-            found = trace.fused_cache(node, own) or found
+        found = trace.cache(_at(node.input, first_past + step) or _at(node.input, _FIRST_KEY + step))
+        own = _at(node.output, first_present + step)
+        if trace.is_present(own) and (found is None or found.present is None):
+            found = Cache(found.past if found else None, own)
         caches.append(found)
     return Attention(node.op_type, node.name, *caches)
 
 
-def _unrolled(
-    softmax: NodeProto, trace: _Trace, consumers: Mapping[str, list[NodeProto]]
-) -> Attention | None:
+def _unrolled(softmax: NodeProto, trace: _Trace, consumers: Mapping[str, list[NodeProto]]) -> Attention | None:
     """Unrolled attention: MatMul(query, key) -> mask and scale -> Softmax -> MatMul(., value)."""
     scores = trace.scores(softmax)
     mixed = _forward_to_matmul(softmax, consumers)

@@ -1,7 +1,7 @@
 """A server on loopback that speaks as much of the Hub's protocol as surgery.hub makes huggingface_hub use.
 
-The listing with sizes and hashes, files with ETag, commit and Range, large files by a redirect to another host; and
-its faults: a status with X-Error-Code, a body that is cut short, a size in the listing that is wrong.
+The listing with sizes and hashes; files with ETag, commit and Range, large ones redirected to another host;
+and its faults: a status with X-Error-Code, a body that is cut short, a wrong size in the listing.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ class Answer:
 
 @dataclass
 class Hub:
-    """One repository. `log` has every request that came, `faults` the answers by a part of the path."""
+    """One repository. `log` has every request that came, `faults` answers by a part of the path.
+
+    `cuts` has, by file, the bytes after which the next connections are closed."""
 
     repo_id: str
     files: dict[str, bytes]
@@ -41,7 +43,7 @@ class Hub:
     token: str | None = None
     sizes: dict[str, int] = field(default_factory=dict)
     faults: dict[str, Answer] = field(default_factory=dict)
-    cuts: dict[str, int] = field(default_factory=dict)
+    cuts: dict[str, list[int]] = field(default_factory=dict)
     log: list[str] = field(default_factory=list)
     endpoint: str = ""
 
@@ -109,9 +111,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _serve(self) -> None:
         hub, path = self.hub, unquote(urlsplit(self.path).path)
         hub.log.append(f"{self.command} {path}")
-        fault = next(
-            (answer for part, answer in hub.faults.items() if part in f"{self.command} {path}"), None
-        )
+        fault = next((answer for part, answer in hub.faults.items() if part in f"{self.command} {path}"), None)
         if fault is not None:
             self._refuse(fault)
         elif path.startswith("/lfs/"):
@@ -143,7 +143,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(Answer(404, "EntryNotFound", {"X-Repo-Commit": hub.commit}))
         elif name.endswith(LARGE):
             sha256, size = hub.sha256(name), str(len(hub.files[name]))
-            # Another host, as the Hub's storage is: redirects on its own host are followed before the size is read.
+            # Another host, as the Hub's storage is: huggingface_hub follows redirects on one host at once.
             where = f"{hub.endpoint}/lfs/{sha256}".replace("127.0.0.1", "localhost")
             linked = {"X-Linked-Etag": f'"{sha256}"', "X-Linked-Size": size, "Location": where}
             self._send(302, {"X-Repo-Commit": hub.commit, "ETag": '"pointer"', **linked}, b"")
@@ -154,10 +154,15 @@ class _Handler(BaseHTTPRequestHandler):
         data, status = self.hub.files[name], 200
         extra = {"Accept-Ranges": "bytes"}
         if asked := self.headers.get("Range"):
+            self.hub.log.append(f"Range {asked}")
             start = int(asked.removeprefix("bytes=").partition("-")[0])
             extra["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
             data, status = data[start:], 206
-        self._send(status, {**headers, **extra}, data, cut=self.hub.cuts.get(name))
+        self._send(status, {**headers, **extra}, data, cut=self._cut(name))
+
+    def _cut(self, name: str) -> int | None:
+        cuts = self.hub.cuts.get(name)
+        return cuts.pop() if cuts and self.command == "GET" else None
 
     def _refuse(self, answer: Answer) -> None:
         code = {"X-Error-Code": answer.code} if answer.code else {}

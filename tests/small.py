@@ -6,8 +6,10 @@ operator is in ONNX Runtime's CPU provider, weights are random and inline, sizes
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +20,8 @@ from onnx.numpy_helper import from_array
 from surgery.gemma4 import Architecture, architecture
 from surgery.model import Model
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
+Shape = Sequence[str | int | None]
 
 HIDDEN, VOCAB, HEADS, KV_HEADS, PER_LAYER, LAYERS = 16, 32, 2, 1, 4, 4
 HEAD_SIZE = {0: 8, 1: 16}
@@ -35,7 +38,7 @@ CONFIG = {
 }  # fmt: skip
 
 
-def arch(**changes: object) -> Architecture:
+def arch(**changes: Any) -> Architecture:
     return architecture({**CONFIG, **changes})
 
 
@@ -47,7 +50,7 @@ class Writer:
     initializers: dict[str, TensorProto] = field(default_factory=dict)
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(7))
 
-    def op(self, kind: str, name: str, inputs: list[str], outputs: list[str] | None = None, **attributes: object) -> str:
+    def op(self, kind: str, name: str, inputs: list[str], outputs: list[str] | None = None, **attributes: Any) -> str:
         outputs = outputs or [f"{name}/output_0"]
         self.nodes.append(make_node(kind, inputs, outputs, name=name, **attributes))
         return outputs[0]
@@ -74,7 +77,9 @@ class Writer:
 
 def embed_tokens(*, per_layer: bool = True) -> ModelProto:
     w = Writer(rng=np.random.default_rng(3))
-    token = w.op("Gather", "/model/embed_tokens/Gather", [w.floats("model.embed_tokens.weight", VOCAB, HIDDEN), "input_ids"])
+    token = w.op(
+        "Gather", "/model/embed_tokens/Gather", [w.floats("model.embed_tokens.weight", VOCAB, HIDDEN), "input_ids"]
+    )
     w.op("Mul", "/model/embed_tokens/Mul", [token, w.scalar("embed_scale", 4.0)], ["inputs_embeds"])
     outputs = [make_tensor_value_info("inputs_embeds", FLOAT, ["batch", "tokens", HIDDEN])]
     if per_layer:
@@ -114,15 +119,19 @@ def decoder(*, per_layer: bool = True, mask: int = INT64, keep: bool = True) -> 
     if keep:
         inputs.append(make_tensor_value_info("num_logits_to_keep", INT64, []))
     if per_layer:
-        shape = ["batch_size", "sequence_length", LAYERS, PER_LAYER]
+        shape: Shape = ["batch_size", "sequence_length", LAYERS, PER_LAYER]
         inputs.append(make_tensor_value_info("per_layer_inputs", FLOAT, shape))
     tokens = "num_logits_to_keep" if keep else "sequence_length"
     logits = make_tensor_value_info("logits", FLOAT, ["batch_size", tokens, VOCAB])
     proto = w.model(
-        "decoder", [*inputs, *cache("past_key_values", "past_sequence_length")], [logits, *cache("present", "total_sequence_length")]
+        "decoder",
+        [*inputs, *cache("past_key_values", "past_sequence_length")],
+        [logits, *cache("present", "total_sequence_length")],
     )
     if keep:
-        sliced = make_tensor_value_info("/lm_head/num_logits_to_keep/Slice/output_0", FLOAT, ["batch_size", tokens, HIDDEN])
+        sliced = make_tensor_value_info(
+            "/lm_head/num_logits_to_keep/Slice/output_0", FLOAT, ["batch_size", tokens, HIDDEN]
+        )
         proto.graph.value_info.append(sliced)
     return proto
 
@@ -166,7 +175,8 @@ def _layer(w: Writer, layer: int, hidden: str, bias: str, seqlens: str, total: s
         key, value = project("k", KV_HEADS * size), project("v", KV_HEADS * size)
         pasts = [caches["key"][0], caches["value"][0]]
         mixed = w.op(
-            "GroupQueryAttention", f"{root}/GroupQueryAttention", [query, key, value, *pasts, seqlens, total, "", "", "", bias],
+            "GroupQueryAttention", f"{root}/GroupQueryAttention",
+            [query, key, value, *pasts, seqlens, total, "", "", "", bias],
             [f"{root}/GroupQueryAttention/output_0", caches["key"][1], caches["value"][1]],
             domain="com.microsoft", num_heads=HEADS, kv_num_heads=KV_HEADS, scale=1.0, local_window_size=-1,
         )  # fmt: skip
@@ -195,7 +205,7 @@ def _layer(w: Writer, layer: int, hidden: str, bias: str, seqlens: str, total: s
 # Files and numbers
 
 
-def opened(folder: Path, proto: ModelProto, name: str = "decoder.onnx", **config: object) -> Model:
+def opened(folder: Path, proto: ModelProto, name: str = "decoder.onnx", **config: Any) -> Model:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / name).write_bytes(proto.SerializeToString())
     return Model.open(folder / name, arch(**config))
@@ -236,7 +246,9 @@ def run_pair(embed: ModelProto, decode: ModelProto, given: dict[str, Array]) -> 
     return run(decode, given | run(embed, given))
 
 
-def graph_of(*nodes: NodeProto, inputs: dict[str, tuple[int, list[object]]], outputs: dict[str, tuple[int, list[object]]]) -> GraphProto:
+def graph_of(
+    *nodes: NodeProto, inputs: Mapping[str, tuple[int, Shape]], outputs: Mapping[str, tuple[int, Shape]]
+) -> GraphProto:
     """A graph out of nodes and {name: (dtype, shape)}, for wiring that need not run."""
     sides = [[make_tensor_value_info(n, t, s) for n, (t, s) in side.items()] for side in (inputs, outputs)]
     return make_graph(nodes, "wiring", *sides)

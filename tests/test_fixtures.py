@@ -111,9 +111,7 @@ class Trace:
 
     def distance(self, other: Trace) -> float:
         """The largest |difference| of any logit."""
-        return max(
-            float(np.abs(self.prefill - other.prefill).max()), float(np.abs(self.decode - other.decode).max())
-        )
+        return max(float(np.abs(self.prefill - other.prefill).max()), float(np.abs(self.decode - other.decode).max()))
 
 
 def reference(name: str) -> list[Trace]:
@@ -326,12 +324,8 @@ HALF_TOLERANCE = {("fp16", "fp32"): 0.12, ("q4f16", "q4"): 0.15}
 
 @pytest.mark.parametrize(("half", "single"), HALF_TOLERANCE)
 @pytest.mark.parametrize("name", TINIES)
-def test_float16_pair_is_close_to_the_float32_one(
-    name: str, half: str, single: str, exports: dict[str, Path]
-) -> None:
-    expected, traces = (
-        run_all(Pair(exports[name], precision), stored_name(name)) for precision in (single, half)
-    )
+def test_float16_pair_is_close_to_the_float32_one(name: str, half: str, single: str, exports: dict[str, Path]) -> None:
+    expected, traces = (run_all(Pair(exports[name], precision), stored_name(name)) for precision in (single, half))
     assert all(np.isfinite(trace.prefill).all() and np.isfinite(trace.decode).all() for trace in traces)
     assert distance(traces, expected) < HALF_TOLERANCE[half, single]
 
@@ -415,9 +409,7 @@ def test_what_each_reading_changes(tmp_path: Path) -> None:
     assert counts(rotary)["RotaryEmbedding"] == 2 + 5
 
     unmasked, _ = written(Reading(mask_placeholders=False))
-    assert counts(embed) - counts(unmasked) == Counter(
-        {"Equal": 2, "Not": 2, "And": 2, "Less": 1, "Where": 1}
-    )
+    assert counts(embed) - counts(unmasked) == Counter({"Equal": 2, "Not": 2, "And": 2, "Less": 1, "Where": 1})
 
 
 def test_placeholders_look_up_row_zero() -> None:
@@ -690,9 +682,7 @@ def test_matrices_have_explicit_zero_points_and_no_accuracy_level(decoder: onnx.
         assert node.name.endswith("/MatMul_Quant")
         assert list(attributes(node)) == ["K", "N", "bits", "block_size"]
         columns, rows = (int(str(attributes(node)[key])) for key in ("K", "N"))
-        base = (
-            node.name.removesuffix("_Quant").removeprefix("/").replace("/", "_").replace(".", "_") + "_weight"
-        )
+        base = node.name.removesuffix("_Quant").removeprefix("/").replace("/", "_").replace(".", "_") + "_weight"
         assert list(node.input[1:]) == [f"{base}_quant", f"{base}_scales", f"{base}_zp"]
         blocks = columns // 32
         assert dims[node.input[1]] == [rows, blocks, 16]
@@ -757,9 +747,7 @@ def test_external_data_is_gapless(precision: str) -> None:
 def test_committed_fixture_is_what_the_builder_writes(exports: dict[str, Path]) -> None:
     built = exports["tiny-e2b"]
     names = sorted(str(path.relative_to(built)) for path in built.rglob("*") if path.is_file())
-    assert names == sorted(
-        str(path.relative_to(COMMITTED)) for path in COMMITTED.rglob("*") if path.is_file()
-    )
+    assert names == sorted(str(path.relative_to(COMMITTED)) for path in COMMITTED.rglob("*") if path.is_file())
     _, different, unreadable = filecmp.cmpfiles(built, COMMITTED, names, shallow=False)
     assert (different, unreadable) == ([], [])
 
@@ -802,9 +790,7 @@ def test_chat_template() -> None:
     source = (COMMITTED / "chat_template.jinja").read_text(encoding="utf-8")
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
     messages = [{"role": "user", "content": " hello "}, {"role": "assistant", "content": "yes"}]
-    rendered = environment.from_string(source).render(
-        messages=messages, bos_token="<bos>", add_generation_prompt=True
-    )
+    rendered = environment.from_string(source).render(messages=messages, bos_token="<bos>", add_generation_prompt=True)
     assert rendered == "<bos><|turn>user\nhello<turn|>\n<|turn>model\nyes<turn|>\n<|turn>model\n"
 
 
@@ -858,9 +844,7 @@ def write_stub_model(directory: Path) -> None:
 # The command
 
 
-def test_command_adds_a_precision_and_refuses_the_rest(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_command_adds_a_precision_and_refuses_the_rest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = str(tmp_path / "export")
     assert main(["tiny-e2b", "q4", target]) == 0
     assert main(["tiny-e2b", "fp32", target]) == 0
@@ -888,9 +872,7 @@ def test_command_adds_a_precision_and_refuses_the_rest(
 
 def test_readings_by_name() -> None:
     assert parse_reading([]) == Reading()
-    assert parse_reading(["norm-casts", "no-mask-placeholders"]) == Reading(
-        norm_casts=True, mask_placeholders=False
-    )
+    assert parse_reading(["norm-casts", "no-mask-placeholders"]) == Reading(norm_casts=True, mask_placeholders=False)
 
 
 def test_module_runs(tmp_path: Path) -> None:

@@ -96,7 +96,9 @@ def test_text_config_and_its_contents_mean_the_same() -> None:
 
 
 def test_per_layer_config_counts_for_sliding_layers_too_and_its_keys_are_padded() -> None:
-    arch = architecture({**TINY_E2B_WRITTEN, "per_layer_config": {"00": {"head_dim": 24}, "09": {"num_key_value_heads": 3}}})
+    arch = architecture(
+        {**TINY_E2B_WRITTEN, "per_layer_config": {"00": {"head_dim": 24}, "09": {"num_key_value_heads": 3}}}
+    )
     assert [arch.layers[i].head_size for i in (0, 1, 4, 9)] == [24, 16, 16, 16]
     assert arch.layers[9].kv_heads == 3
 

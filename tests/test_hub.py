@@ -39,6 +39,7 @@ Q4 = sorted([*SIDE, *GRAPHS, *(f"{graph}_data" for graph in GRAPHS)])
 @pytest.fixture(autouse=True)
 def _no_settings_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
 
 
@@ -200,15 +201,13 @@ def test_the_token_goes_to_the_hub_and_not_to_its_storage(
 
 
 def test_a_missing_precision_names_the_nearest(source: HubSource) -> None:
-    with pytest.raises(
-        ExportError, match=r"no precision 'q4f61' \(did you mean 'q4f16'\?\); it holds fp32, fp16, q4,"
-    ):
+    with pytest.raises(ExportError, match=r"no precision 'q4f61' \(did you mean 'q4f16'\?\); it holds fp32, fp16, q4,"):
         download(source, "q4f61")
 
 
 def test_a_repository_without_a_config(hub: Hub, source: HubSource) -> None:
     del hub.files["config.json"]
-    with pytest.raises(ExportError, match="no config.json"):
+    with pytest.raises(ExportError, match=r"no config\.json"):
         list_files(source)
     assert hub.fetched() == []
 
@@ -228,9 +227,7 @@ def test_another_family_is_refused_before_its_graphs_are_fetched(hub: Hub, sourc
 
 def test_a_data_file_that_the_repository_lacks(hub: Hub, source: HubSource) -> None:
     del hub.files[f"{GRAPHS[1]}_data"]
-    with pytest.raises(
-        ExportError, match=r"has no onnx/decoder_model_merged_q4\.onnx_data, where .* stores weights"
-    ):
+    with pytest.raises(ExportError, match=r"has no onnx/decoder_model_merged_q4\.onnx_data, where .* stores weights"):
         download(source)
 
 
@@ -275,7 +272,7 @@ REFUSALS = {
         r"no more requests for 300 seconds \(HTTP 429\)",
     ),
     "trouble": (Answer(503), r"in trouble \(HTTP 503\)"),
-    "odd-status": (Answer(418), "HTTP 418"),
+    "proxy": (Answer(407), r"refuses .* \(HTTP 407 Proxy Authentication Required\)"),
     "login-page": (Answer(200, body=b"<html>Welcome to the hotel"), "does not answer as the Hub does"),
     "not-a-listing": (Answer(200, body=b"[]"), "does not answer as the Hub does"),
 }
@@ -307,9 +304,7 @@ def test_without_a_network(tmp_path: Path) -> None:
         unused.bind(("127.0.0.1", 0))
         endpoint = f"http://127.0.0.1:{unused.getsockname()[1]}"
     started = time.monotonic()
-    with pytest.raises(
-        HubUnreachable, match=r"the connection to .* failed .* and the cache holds nothing of"
-    ):
+    with pytest.raises(HubUnreachable, match=r"the connection to .* failed .* and the cache holds nothing of"):
         list_files(HubSource(REPO, endpoint=endpoint, cache=tmp_path))
     assert time.monotonic() - started < 2
 
@@ -327,19 +322,19 @@ def test_a_server_that_never_answers(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_cut_connection_is_resumed(hub: Hub, source: HubSource, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.sleep", lambda _: None)
     name = f"{GRAPHS[1]}_data"
-    hub.cuts[name] = len(hub.files[name]) // 2 + 1
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1000)
+    hub.cuts[name] = [5000]
     check(fetch(download(source)))
     assert hub.fetched().count(name) == 2
+    assert "Range bytes=5000-" in hub.log
 
 
-def test_a_connection_that_is_always_cut(
-    hub: Hub, source: HubSource, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_connection_that_is_always_cut(hub: Hub, source: HubSource, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.sleep", lambda _: None)
     name = f"{GRAPHS[1]}_data"
-    hub.cuts[name] = 0
+    hub.cuts[name] = [0] * 99
     planned = download(source)
-    with pytest.raises(ExportError, match="the connection to .* failed"):
+    with pytest.raises(ExportError, match=r"the connection to .* failed"):
         fetch(planned)
     assert hub.fetched().count(name) < 10
     hub.cuts.clear()
@@ -350,9 +345,7 @@ def test_a_connection_that_is_always_cut(
 
 def test_a_size_that_is_not_the_listed_one(hub: Hub, source: HubSource) -> None:
     hub.sizes[f"{GRAPHS[0]}_data"] = 7
-    with pytest.raises(
-        ExportError, match=r"lists onnx/embed_tokens_q4\.onnx_data with 7 bytes, but [\d,]+ came"
-    ):
+    with pytest.raises(ExportError, match=r"lists onnx/embed_tokens_q4\.onnx_data with 7 bytes, but [\d,]+ came"):
         fetch(download(source))
 
 
@@ -376,9 +369,7 @@ def test_a_disk_with_too_little_space(hub: Hub, source: HubSource, monkeypatch: 
     assert hub.log == []
 
 
-@pytest.mark.parametrize(
-    ("code", "expected"), [(errno.ENOSPC, "the disk is full"), (errno.EROFS, "cannot be written")]
-)
+@pytest.mark.parametrize(("code", "expected"), [(errno.ENOSPC, "the disk is full"), (errno.EROFS, "cannot be written")])
 def test_a_cache_that_cannot_be_written(
     code: int, expected: str, source: HubSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -410,17 +401,13 @@ except SurgeryError as error:
 
 
 def environment(**settings: str) -> dict[str, str]:
-    kept = {
-        name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))
-    }
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
     return {**kept, "PYTHONPATH": str(Path(__file__).parent.parent), **settings}
 
 
 def run(precision: str, cwd: Path, **settings: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", SCRIPT, precision]
-    return subprocess.run(
-        command, cwd=cwd, env=environment(**settings), capture_output=True, text=True, check=False
-    )
+    return subprocess.run(command, cwd=cwd, env=environment(**settings), capture_output=True, text=True, check=False)
 
 
 def test_offline_uses_the_cache_and_asks_nothing(hub: Hub, tmp_path: Path) -> None:
@@ -437,20 +424,18 @@ def test_offline_names_what_the_cache_lacks(hub: Hub, tmp_path: Path) -> None:
     settings = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "hf")}
     nothing = run("q4", tmp_path, **settings, HF_HUB_OFFLINE="1")
     assert nothing.returncode == 1
-    assert nothing.stderr.startswith(
-        f"HF_HUB_OFFLINE is set, and the cache holds nothing of {REPO} | run once without"
-    )
+    assert nothing.stderr.startswith(f"HF_HUB_OFFLINE is set, and the cache holds nothing of {REPO} | run once without")
     root = fetch(download(HubSource(REPO, endpoint=hub.endpoint, cache=tmp_path / "hf" / "hub")))
     (root / f"{GRAPHS[1]}_data").unlink()
     partial = run("q4", tmp_path, **settings, HF_HUB_OFFLINE="1")
     assert f"the cache of {REPO} has no {GRAPHS[1]}_data" in partial.stderr
     other = run("q4f16", tmp_path, **settings, HF_HUB_OFFLINE="1")
-    assert f"the cache of {REPO} has no precision 'q4f16' (did you mean 'q4'?); it holds q4" in other.stderr
+    assert f"the cache of {REPO} has no precision 'q4f16'; it holds q4 |" in other.stderr
     assert partial.stderr.count("\n") == other.stderr.count("\n") == 1
 
 
 def move_data(hub: Hub, graph: str, location: str) -> None:
-    """Let a graph keep its weights at `location`, and move them there where that is a name beside the graph."""
+    """Let a graph keep its weights at `location`, and move them there where it is a name beside the graph."""
     from onnx import ModelProto
 
     proto = ModelProto.FromString(hub.files[graph])

@@ -14,8 +14,10 @@ from surgery.engine import Pass
 from surgery.errors import RecipeError
 
 HOSTILE = [
-    "a.onnx", "onnx/embed tokens.onnx", 'quo"te.onnx', "back\\slash.onnx", "a,b={c}.onnx", "層/ß\u202e.onnx", "tab\t.onnx",
-    "new\nline.onnx", "\x1b[31m.onnx", "=", "{}", ",", '"', "'", "\udc80.onnx", " lead and trail ", "/abs/../p.onnx", "\x00",
+    "a.onnx", "onnx/embed tokens.onnx", 'quo"te.onnx', "back\\slash.onnx", "a,b={c}.onnx", "層/ß\u202e.onnx",
+    "tab\t.onnx", "new\nline.onnx", "\x1b[31m.onnx", "=", "{}", ",", '"', "'", "\udc80.onnx", " lead and trail ",
+    "/abs/../p.onnx",
+    "\x00",
 ]  # fmt: skip
 
 
@@ -31,7 +33,9 @@ def test_the_main_recipe_has_one_canonical_text() -> None:
 
 def test_options_at_their_defaults_are_left_out() -> None:
     assert text(parse('fold-logits-to-keep{keep="last"}')) == "fold-logits-to-keep"
-    assert text(parse(" rename-io { } , fold-logits-to-keep { keep = all } ")) == "rename-io,fold-logits-to-keep{keep=all}"
+    assert (
+        text(parse(" rename-io { } , fold-logits-to-keep { keep = all } ")) == "rename-io,fold-logits-to-keep{keep=all}"
+    )
 
 
 @pytest.mark.parametrize("path", HOSTILE)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -20,9 +22,15 @@ from surgery.view import edited
 def chain() -> ModelProto:
     """x -> Relu -> a -> Add(w) -> b -> LeakyRelu -> y, with metadata, docs and value_info on everything."""
     proto = model(
-        [relu("x", "a"), make_node("Add", ["a", "w"], ["b"], name="add"), make_node("LeakyRelu", ["b"], ["y"], "leaky", alpha=0.5)],
+        [
+            relu("x", "a"),
+            make_node("Add", ["a", "w"], ["b"], name="add"),
+            make_node("LeakyRelu", ["b"], ["y"], "leaky", alpha=0.5),
+        ],
         initializers=[weight("unused"), weight("w"), external("far", [1024])],
-        value_info=[make_tensor_value_info(name, FLOAT, ["n"], doc_string=f"doc of {name}") for name in ("a", "b", "left_over")],
+        value_info=[
+            make_tensor_value_info(name, FLOAT, ["n"], doc_string=f"doc of {name}") for name in ("a", "b", "left_over")
+        ],
     )
     for node in proto.graph.node:
         node.metadata_props.add(key="k", value=node.name)
@@ -37,7 +45,7 @@ def shown(view: gs.Graph, name: str) -> gs.Node:
     return next(node for node in view.nodes if node.name == name)
 
 
-def names(values: Iterator[object]) -> list[str]:
+def names(values: Iterable[Any]) -> list[str]:
     return [value.name for value in values]
 
 
@@ -213,9 +221,9 @@ def test_a_new_output_without_a_type_is_refused_and_changes_nothing() -> None:
 
 def test_a_value_is_not_renamed_in_the_view() -> None:
     proto = chain()
-    with pytest.raises(ModelError, match=r"value 'a' cannot be renamed to 'z' in the view; surgery\.graph\.rename can"):
-        with edited(proto.graph) as view:
-            view.nodes[0].outputs[0].name = "z"
+    sentence = r"value 'a' cannot be renamed to 'z' in the view; surgery\.graph\.rename can"
+    with pytest.raises(ModelError, match=sentence), edited(proto.graph) as view:
+        view.nodes[0].outputs[0].name = "z"
     assert proto == chain()
 
 
@@ -278,7 +286,7 @@ def test_big_graphs_are_edited_in_linear_time(name: str) -> None:
 def test_a_chain_of_twenty_thousand_nodes_is_shown_and_written_in_seconds() -> None:
     links = ["x", *(f"v{i}" for i in range(19_999)), "y"]
     inner = [make_tensor_value_info(name, FLOAT, ["n"]) for name in links[1:-1]]
-    proto = model([relu(a, b) for a, b in zip(links, links[1:], strict=False)], value_info=inner)
+    proto = model([relu(a, b) for a, b in itertools.pairwise(links)], value_info=inner)
     started = time.perf_counter()
     with edited(proto.graph) as view:
         view.nodes.pop()

@@ -1,4 +1,4 @@
-"""Models made to break round trips: one builder per trap, named after what a plain import and export loses or crashes on.
+"""Models made to break round trips: one builder per trap, named after what a plain import and export breaks.
 
 `TRAPS[name]()` is a fresh ModelProto. The external ones name `torture.data`, which nobody has to write:
 opening and editing never read it. Not all of them run; all of them must come back as they were.
@@ -6,7 +6,9 @@ opening and editing never read it. Not all of them run; all of them must come ba
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, TypeProto
@@ -53,7 +55,7 @@ def relu(source: str = "x", target: str = "y", **fields: str) -> NodeProto:
     return make_node("Relu", [source], [target], name=fields.pop("name", f"relu_{target}"), **fields)
 
 
-def model(nodes: list[NodeProto] | None = None, **fields: object) -> ModelProto:
+def model(nodes: list[NodeProto] | None = None, **fields: Any) -> ModelProto:
     """y = f(x) with float vectors, unless `fields` of the graph say otherwise."""
     graph = make_graph(
         nodes if nodes is not None else [relu()],
@@ -79,7 +81,7 @@ def external(name: str, dims: list[int], offset: int = 0) -> TensorProto:
     return tensor
 
 
-def body(nodes: list[NodeProto], output: str, name: str = "body", **fields: object) -> GraphProto:
+def body(nodes: list[NodeProto], output: str, name: str = "body", **fields: Any) -> GraphProto:
     return make_graph(nodes, name, [], [make_tensor_value_info(output, FLOAT, ["n"])], **fields)
 
 
@@ -157,7 +159,12 @@ def doc_strings_everywhere() -> ModelProto:
 def empty_list_attributes() -> ModelProto:
     kinds = AttributeProto
     node = relu()
-    for name, kind in (("ints", kinds.INTS), ("floats", kinds.FLOATS), ("strings", kinds.STRINGS), ("tensors", kinds.TENSORS)):
+    for name, kind in (
+        ("ints", kinds.INTS),
+        ("floats", kinds.FLOATS),
+        ("strings", kinds.STRINGS),
+        ("tensors", kinds.TENSORS),
+    ):
         node.attribute.append(AttributeProto(name=name, type=kind))
     node.attribute.append(make_attribute("graphs", [], attr_type=kinds.GRAPHS))
     return model([node])
@@ -444,7 +451,14 @@ def grouped_query_attention_with_gaps() -> ModelProto:
     names = ["q", "k", "v", "past_key", "past_value", "seqlens", "total", "", "", "", "bias"]
     inputs = [make_tensor_value_info(name, FLOAT, [1, "s", 8]) for name in names if name]
     node = make_node(
-        "GroupQueryAttention", names, ["y", "pk", ""], "gqa", domain="com.microsoft", num_heads=2, kv_num_heads=1, scale=1.0
+        "GroupQueryAttention",
+        names,
+        ["y", "pk", ""],
+        "gqa",
+        domain="com.microsoft",
+        num_heads=2,
+        kv_num_heads=1,
+        scale=1.0,
     )
     return model([node], inputs=inputs)
 
@@ -561,7 +575,7 @@ def dead_nodes_and_unread_outputs() -> ModelProto:
 
 @trap
 def constant_nodes_of_every_form() -> ModelProto:
-    forms: dict[str, object] = {"value_int": 1, "value_ints": [1, 2], "value_float": 1.0, "value_string": "s"}
+    forms: dict[str, Any] = {"value_int": 1, "value_ints": [1, 2], "value_float": 1.0, "value_string": "s"}
     nodes = [make_node("Constant", [], [key], name=key, **{key: value}) for key, value in forms.items()]
     nodes.append(make_node("Constant", [], ["value"], value=weight("value")))
     nodes.append(make_node("Constant", [], ["sparse"], sparse_value=sparse("sv")))
@@ -608,7 +622,7 @@ def four_thousand_consumers_of_one_value() -> ModelProto:
 @trap
 def chain_of_ten_thousand_nodes() -> ModelProto:
     names = ["x", *(f"v{i}" for i in range(9999)), "y"]
-    return model([relu(a, b) for a, b in zip(names, names[1:], strict=False)])
+    return model([relu(a, b) for a, b in itertools.pairwise(names)])
 
 
 @trap

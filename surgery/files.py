@@ -1,0 +1,38 @@
+"""Reading what others wrote: a file may be a FIFO, a device, a symlink that leads elsewhere, or far too long."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+
+def read_regular(path: Path, most: int) -> bytes:
+    """The bytes of a regular file of at most `most` bytes. Raises OSError for anything else, without opening it:
+    a FIFO would block for ever, and a device would never end.
+    """
+    found = path.stat()
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "it is not a regular file")
+    if found.st_size > most:
+        raise OSError(errno.EFBIG, f"it has {found.st_size:,} bytes, and at most {most:,} are read")
+    return path.read_bytes()
+
+
+def stays_inside(path: Path, folder: Path) -> bool:
+    """Whether a file, symlinks followed, lies in `folder`, or among the blobs of the Hub cache that `folder` is in.
+
+        models--OWNER--NAME/snapshots/REVISION/onnx/model.onnx_data -> ../../../../blobs/SHA256
+
+    The file need not exist.
+    """
+    real, root = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
+    if real.is_relative_to(root):
+        return True
+    for above in root.parents:
+        if above.name == "snapshots" and above.parent.name.startswith("models--"):
+            return real.parent == above.parent / "blobs"
+    return False

@@ -324,7 +324,8 @@ def _show_repacked(result: Repacked[Report], layout: str) -> None:
         )
     out.print()
     if result.proof is not None:
-        show_report(out, result.proof)
+        show_report(out, result.proof, brief=True)
+        out.print()
     for placed in result.placed:
         shared = " (it shares its bytes with the source)" if placed.how == "linked" else ""
         out.print(plain(f"{placed.location}: {size(placed.size)} {placed.how}{shared}"))

@@ -221,7 +221,7 @@ def _generation_gate(
             compared += count
             if fault:
                 faults.append(f"case {case.name}: {fault}")
-    detail = "; ".join(faults[:3]) or f"{compared} tokens of {len(answers)} cases"
+    detail = "; ".join(faults[:3]) or f"{compared} tokens, prompts: {len(answers)}"
     return Gate("runtime", name, not faults, 0, len(faults), detail)
 
 

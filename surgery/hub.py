@@ -88,9 +88,13 @@ class Listing:
         if precision in pairs:
             return pairs[precision]
         if not pairs:
-            raise self.lacks("embed_tokens*.onnx and decoder_model_merged*.onnx of the same precision")
+            raise self.no_pair()
         known = list(pairs)
         raise self.lacks(f"precision {precision!r}{nearest(precision, known)}; it holds {', '.join(known)}")
+
+    def no_pair(self) -> ExportError:
+        """The error where `pairs` is empty."""
+        return self.lacks("embed_tokens*.onnx and decoder_model_merged*.onnx of the same precision")
 
     def lacks(self, what: str) -> ExportError:
         """The error for something that is not listed; with the reason where only the cache could be read."""

@@ -4,12 +4,15 @@
     link         a hard link: no byte is written, and the file shares its bytes with the source
     consolidate  one file, every tensor at a multiple of 4096 bytes, in the order in which the nodes use them
 
-Copying is the default: a linked file *is* the source's file, and `onnx.save` with external data opens an existing
-file for writing in place, so that a later edit of the folder would damage the source, or the Hub's cache.
+Copying is the default, for two reasons. onnx 1.21 and later refuse a data file with a second hard link ("indicating
+a potential hardlink attack"), so a link makes the folder and its source unreadable for `onnx.load` (ONNX Runtime does
+not mind). And `onnx.save` opens an existing data file for writing in place: a later edit of a linked folder would
+change the source, or the Hub's cache.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -139,7 +142,7 @@ def _moved(reader: BinaryIO, writer: BinaryIO, offset: int, length: int) -> Iter
     while remaining:
         chunk = memoryview(os.pread(source, min(remaining, CHUNK), offset))
         if not chunk:
-            raise OSError(f"{reader.name} ends {remaining} bytes early; it changed while it was being read")
+            raise OSError(errno.EIO, f"{reader.name} ends {remaining} bytes early; it changed while it was being read")
         offset, remaining = offset + len(chunk), remaining - len(chunk)
         while chunk:
             moved = os.write(target, chunk)

@@ -101,6 +101,8 @@ def _fault(case: Case, vocabulary: Vocabulary, steps: int) -> str | None:
     if not case.rows or not all(case.rows):
         return "a row has no tokens"
     outside = [token for row in case.rows for token in row if not 0 <= token < vocabulary.size]
+    if -1 in outside:
+        return "the tokenizer does not know all of its letters"  # GenAI's tokenizers give -1 for these
     if outside:
         return f"token id {outside[0]} is outside of the vocabulary of {vocabulary.size}"
     if case.longest + steps > vocabulary.context:

@@ -62,10 +62,13 @@ def repack(
     `started` is told the number of weight bytes, `progress` each portion placed. `check` is called with the staged
     folder; what it raises keeps the target from appearing. Raises SurgeryError for everything that a user can mend.
     """
-    _refuse_target(target, export, pair, force=force)
+    refuse_existing(target, force=force)
+    _refuse_foreign(target)
+    _refuse_holding(target, (export.root, pair.embed, pair.decoder))
     model, outcomes = plan(pair, export, recipe, observe)
     config = genai_config(model, export, provider)
     data_files = list(model.used_weight_files().values())
+    _refuse_holding(target, data_files)
     total = consolidated_size(model) if weights == "consolidate" else sum(file.stat().st_size for file in data_files)
     parent = target.absolute().parent
     require_space(parent, total if weights != "link" else _unlinkable(data_files, parent))
@@ -81,13 +84,15 @@ def repack(
     return Repacked(target, tuple(outcomes), tuple(placed), cache_costs(model), proof)
 
 
-def _refuse_target(target: Path, export: Export, pair: Pair, *, force: bool) -> None:
-    """Raise FolderError where writing `target` would touch the source, or remove what no repack wrote."""
-    refuse_existing(target, force=force)
-    real = target.resolve()
-    for source in (export.root.resolve(), *(graph.resolve().parent for graph in (pair.embed, pair.decoder))):
-        if real == source or real in source.parents or source in real.parents:
-            raise FolderError(f"{target} and the source {source} lie in each other", hint="write it somewhere else")
+def _refuse_holding(target: Path, sources: Iterable[Path]) -> None:
+    """Raise FolderError where replacing `target` would remove the source."""
+    for source in sources:
+        if source.resolve().is_relative_to(target.resolve()):
+            raise FolderError(f"{target} holds the source, {source}", hint="write it somewhere else")
+
+
+def _refuse_foreign(target: Path) -> None:
+    """Raise FolderError where replacing `target` would remove what no repack wrote."""
     if target.exists() and not (target / CONFIG_FILE).is_file() and any(target.iterdir()):
         raise FolderError(
             f"{target} holds no {CONFIG_FILE}; --force replaces folders that a repack wrote, and empty ones",

@@ -152,6 +152,7 @@ class _Claim:
         if not (force and self._target.is_dir()):
             _rename_to_free(self.stage, self._target)
             return
+        self._ours.add(_identity(self._target))
         with contextlib.suppress(BlockingIOError):
             self._hold(self._target)  # under the staging name, no other run may take it for a leftover
         if not _exchange(self.stage, self._target):
@@ -168,36 +169,43 @@ class _Claim:
             except FileNotFoundError:
                 continue
             if made and not locked:
+                self._ours.add(_identity(self.stage))
                 return
             if not locked:
                 raise FolderError(
                     f"{self.stage} is there: another run is writing {self._target}, or one was killed",
                     hint="remove it if no run is going on; folders cannot be locked here",
                 )
-            if made and _identity(self.stage) in self._ours:
+            if made and self._stands():
                 return
             self._release()  # the leftover of a killed run goes; so does our hold on one that another run removed
         raise FolderError(f"another run is writing {self._target}", hint="wait for its end, or choose another name")
 
+    def _stands(self) -> bool:
+        """Whether what we hold still has the staging name: another run may have removed it before we held it."""
+        try:
+            return _identity(self.stage) in self._ours
+        except OSError:
+            return False
+
     def _hold(self, folder: Path) -> bool:
-        """Take a folder as ours and lock it. False where folders cannot be locked.
+        """Lock a folder and take it as ours. False where folders cannot be locked.
 
         Raises BlockingIOError if another process holds it, FileNotFoundError if it is gone.
         """
         handle = _lock(folder)
         if handle is None:
-            if found := _identity(folder):
-                self._ours.add(found)
             return False
         self._locks.append(handle)
-        found_open = os.fstat(handle)
-        self._ours.add((found_open.st_dev, found_open.st_ino))
+        found = os.fstat(handle)
+        self._ours.add((found.st_dev, found.st_ino))
         return True
 
     def _release(self) -> None:
         """Remove what has the staging name, if it is ours; then let go of the locks."""
-        if _identity(self.stage) in self._ours:
-            shutil.rmtree(self.stage, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            if _identity(self.stage) in self._ours:
+                shutil.rmtree(self.stage, ignore_errors=True)
         self._ours.clear()
         while self._locks:
             os.close(self._locks.pop())
@@ -238,11 +246,9 @@ def _lock(folder: Path) -> int | None:
     return handle
 
 
-def _identity(folder: Path) -> Identity | None:
-    try:
-        found = folder.lstat()
-    except OSError:
-        return None
+def _identity(folder: Path) -> Identity:
+    """Raises OSError where there is nothing."""
+    found = folder.lstat()
     return found.st_dev, found.st_ino
 
 

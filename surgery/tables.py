@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-    from surgery.report import Report, Section
+    from surgery.report import Gate, Report, Section
 
 MARKS = {"added": ("+", "green"), "removed": ("-", "red"), "changed": ("~", "yellow"), "skipped": ("=", "dim")}
 MANY = 6
@@ -163,26 +163,50 @@ def _number(name: str) -> bool:
     return any(part.isdecimal() for part in name.split("."))
 
 
-def show_report(console: Console, report: Report) -> None:
-    """A validation: gates by section, the worst numbers, and one line that says whether it passed."""
+def show_report(console: Console, report: Report, *, brief: bool = False) -> None:
+    """A validation: its gates by section, and one line that says how many passed.
+
+    `brief` gives a section whose gates all passed one line; a gate that failed is always shown.
+    """
     sections: tuple[Section, ...] = ("manifest", "structure", "numbers", "runtime")
     for section in sections:
         gates = report.section(section)
-        if not gates:
-            continue
-        console.print(plain(section.capitalize(), "bold"))
-        for gate in gates:
-            line = plain("  ok    " if gate.passed else "  FAIL  ", "green" if gate.passed else "bold red")
-            line.append_text(plain(gate.name))
-            if section == "numbers" and isinstance(gate.found, float):
-                line.append_text(plain(f"  max |difference| {gate.found:.3g}, limit {gate.threshold:.3g}", "bold"))
-            if gate.detail:
-                line.append_text(plain(f": {gate.detail}", "" if not gate.passed else "dim"))
+        passed = all(gate.passed for gate in gates)
+        if brief and passed and gates:
+            line = plain("ok  ", "green")
+            line.append_text(plain(f"{section}: {_in_brief(section, report)}"))
             console.print(line)
-        console.print()
+        elif gates:
+            console.print(plain(section.capitalize(), "bold"))
+            for gate in gates:
+                console.print(_gate_line(gate))
+            console.print()
     for case in report.skipped:
         console.print(plain(f"left out {case.name}: {case.reason}", "dim"))
     good = len(report.gates) - len(report.failed)
     seconds = sum(report.seconds.values())
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
     console.print(plain(f"{good} of {len(report.gates)} gates passed in {seconds:.1f} s, with {versions}"))
+
+
+def _in_brief(section: Section, report: Report) -> str:
+    """What a section that passed has shown, in one line."""
+    gates = report.section(section)
+    if section == "numbers":
+        numbers = [gate.found for gate in gates if isinstance(gate.found, float)]
+        steps = sum(case.steps for case in report.cases)
+        largest = max(numbers, default=0.0)
+        return f"max |difference| {largest:.3g} from the source in {len(report.cases)} cases, {steps} steps"
+    if section == "runtime":
+        return "; ".join(gate.name + (f" ({gate.detail})" if "tokens" in gate.name else "") for gate in gates)
+    return gates[0].name if len(gates) == 1 else f"{len(gates)} gates, from {gates[0].name!r} to {gates[-1].name!r}"
+
+
+def _gate_line(gate: Gate) -> Text:
+    line = plain("  ok    " if gate.passed else "  FAIL  ", "green" if gate.passed else "bold red")
+    line.append_text(plain(gate.name))
+    if gate.section == "numbers" and isinstance(gate.found, float):
+        line.append_text(plain(f"  max |difference| {gate.found:.3g}, limit {gate.threshold:.3g}", "bold"))
+    if gate.detail:
+        line.append_text(plain(f": {gate.detail}", "dim" if gate.passed else ""))
+    return line

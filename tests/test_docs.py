@@ -22,7 +22,7 @@ def example_pass() -> type[Pass]:
     block = re.search(r"```python\n(.*?)```", text, re.S)
     assert block, "CONTRIBUTING.md has no worked example"
     scope: dict[str, object] = {"__name__": "example"}
-    exec(compile(block[1], "CONTRIBUTING.md", "exec"), scope)  # the document is the test
+    exec(compile(block[1], "CONTRIBUTING.md", "exec", dont_inherit=True), scope)  # the document is the test
     found = scope["PinBatch"]
     assert isinstance(found, type)
     return found
@@ -42,29 +42,56 @@ def test_worked_example_finds_nothing_to_do_the_second_time() -> None:
     assert not outcomes[0].changed and outcomes[0].findings[0].verb == "skipped"
 
 
-def readme_sessions() -> list[tuple[str, str]]:
+README = ROOT / "README.md"
+SESSION = re.compile(r"(?<=<!-- output -->\n)```console\n\$ (?P<command>.*?)\n(?P<shown>.*?)```", re.S)
+
+
+def sessions() -> list[tuple[str, str]]:
     """(command, output) of each console block of the README that is marked as true output."""
-    text = (ROOT / "README.md").read_text()
-    blocks = re.findall(r"<!-- output -->\n```console\n\$ (.*?)\n(.*?)```", text, re.S)
-    assert blocks, "README.md shows no output"
-    return blocks
+    found = [(match["command"], match["shown"]) for match in SESSION.finditer(README.read_text())]
+    assert found, "README.md shows no output"
+    return found
 
 
-@pytest.mark.parametrize("command, shown", readme_sessions(), ids=[command for command, _ in readme_sessions()])
-def test_readme_shows_true_output(command: str, shown: str, tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "fixtures" / "tiny-e2b", tmp_path / "fixtures" / "tiny-e2b")
+@pytest.mark.parametrize("command, shown", sessions(), ids=[command for command, _ in sessions()])
+def test_readme_shows_true_output(command: str, shown: str, tmp_path: Path, pytestconfig: pytest.Config) -> None:
+    printed = run_in_example(command, tmp_path)
+    if pytestconfig.getoption("--update-docs"):
+        write_back(command, printed)
+    else:
+        assert comparable(printed) == comparable(shown), "pytest --update-docs writes what the command prints now"
+
+
+def run_in_example(command: str, folder: Path) -> str:
+    """What a command prints in a folder that holds the small export, and its result where the command reads one."""
+    shutil.copytree(ROOT / "fixtures" / "tiny-e2b", folder / "fixtures" / "tiny-e2b")
     program = [sys.executable, str(ROOT / "cli.py")]
-    if "out" in command and "repack" not in command:
-        setup = [*program, "repack", "fixtures/tiny-e2b", "out/", "--no-validate", "--ep", "cpu"]
-        subprocess.run(setup, cwd=tmp_path, check=True, capture_output=True)
-    words = command.replace("gemma4-surgery ", "", 1).split()
-    ran = subprocess.run([*program, *words], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert ran.returncode in (0, 1), ran.stderr
-    assert _timeless(ran.stdout) == _timeless(shown)
+    words = command.removeprefix("gemma4-surgery ").split()
+    if "out/" in words and "repack" not in words:
+        first = [*program, "repack", "fixtures/tiny-e2b", "out/", "--no-validate", "--ep", "cpu"]
+        subprocess.run(first, cwd=folder, check=True, capture_output=True)
+    ran = subprocess.run([*program, *words], cwd=folder, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
 
 
-def _timeless(text: str) -> list[str]:
-    """Lines without trailing blanks; versions and seconds, which differ between machines, as a mark."""
+def write_back(command: str, printed: str) -> None:
+    lines = "\n".join(line.rstrip() for line in printed.strip().splitlines())
+
+    def fill(match: re.Match[str]) -> str:
+        return f"```console\n$ {command}\n{lines}\n```" if match["command"] == command else match[0]
+
+    README.write_text(SESSION.sub(fill, README.read_text()))
+
+
+def comparable(text: str) -> list[str]:
+    """Lines without trailing blanks; seconds and versions, which differ between machines, as words."""
     text = re.sub(r"\d+(\.\d+)? s\b", "TIME", text)
     text = re.sub(r"\d+\.\d+\.\d+", "VERSION", text)
     return [line.rstrip() for line in text.strip().splitlines()]
+
+
+def test_readme_commands_are_where_the_continuous_integration_looks() -> None:
+    text = README.read_text()
+    for name in ("main-job", "tests"):
+        assert re.search(rf"<!-- ci: {name} -->\n```sh\n.*?\n```", text, re.S), name

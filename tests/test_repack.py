@@ -162,6 +162,7 @@ def test_existing_folder_is_refused_and_replaced_with_force(tmp_path: Path) -> N
     out = tmp_path / "out"
     out.mkdir()
     (out / "mine.txt").write_text("keep")
+    (out / "genai_config.json").write_text("{}")
     with pytest.raises(FolderError, match="exists"):
         run(open_export(TINY), "q4", "aliased", out)
     assert (out / "mine.txt").read_text() == "keep"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from surgery.errors import ExportError, SurgeryError
+from surgery.errors import ExportError, FolderError, SurgeryError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -148,9 +148,12 @@ def validate(
 ) -> None:
     """Prove a folder: its structure, its numbers against the source, and the real runtime. Exit code 1 if a gate fails."""
     from surgery.export import open_export
+    from surgery.genai import CONFIG_FILE
     from surgery.tables import show_report
     from surgery.verify import validate as prove
 
+    if not (folder / CONFIG_FILE).is_file():
+        raise FolderError(f"{folder} has no {CONFIG_FILE}; a GenAI folder, as repack writes it, is expected")
     provider = _provider(ep)
     pair = None
     if against is not None:

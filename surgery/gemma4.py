@@ -94,7 +94,7 @@ def _check_depth(config: object) -> None:
         depth += 1
         if depth > MAX_JSON_DEPTH:
             raise ValueError(f"it is nested deeper than {MAX_JSON_DEPTH} levels")
-        children = (value for one in level for value in (one.values() if isinstance(one, dict) else one))  # type: ignore[attr-defined]
+        children = (value for one in level for value in (one.values() if isinstance(one, dict) else one))
         level = [value for value in children if isinstance(value, dict | list)]
 
 

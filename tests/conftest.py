@@ -12,6 +12,7 @@ FIXTURES = Path(__file__).parent.parent / "fixtures"
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-docs", action="store_true", help="write what the commands print into README.md")
     parser.addoption("--real", metavar="DIR", help="a folder of real .onnx files, searched at every depth")
+    parser.addoption("--mutations", type=int, default=400, help="mutated inputs that test_hostile.py tries")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

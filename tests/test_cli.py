@@ -32,7 +32,7 @@ def test_repack_talks_on_stderr_and_answers_on_stdout(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
     assert answer["precision"] == "q4" and answer["proof"]["passed"] is True
-    assert [step["pass"] for step in answer["passes"]][0] == "merge-embeddings"
+    assert answer["passes"][0]["pass"] == "merge-embeddings"
     assert "precision  q4: the best of fp32, fp16, q4, q4f16, quantized for cpu" in done.stderr
 
 

@@ -5,20 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 from surgery.engine import Finding
 from surgery.errors import PassError
 from surgery.graph import TensorType, rename, tensor_type, value_names
 from surgery.model import Model
-from surgery.wiring import attentions
+from surgery.wiring import KINDS, Kind, Slot, attentions, spelling
 
 if TYPE_CHECKING:
     from onnx import GraphProto
-
-Kind = Literal["key", "value"]
-Slot = tuple[int, Kind]
-"""A cache of the interface: layer number, key or value."""
 
 SPELLINGS = {
     "input_ids": ("tokens", "token_ids", "input_tokens", "ids", "input"),
@@ -27,9 +23,7 @@ SPELLINGS = {
 }
 """Canonical name -> other spellings seen in exports."""
 
-_KINDS: dict[str, Kind] = {"key": "key", "keys": "key", "k": "key", "value": "value", "values": "value", "v": "value"}
-
-_CACHE_WORDS = {"past", "present", "cache", "kv", *_KINDS}
+_CACHE_WORDS = {"past", "present", "cache", "kv", *KINDS}
 
 
 @dataclass(frozen=True)
@@ -152,21 +146,6 @@ def _by_structure(graph: GraphProto) -> dict[str, Slot]:
                 if name is not None:
                     slots.setdefault(name, (layer, kind))
     return slots
-
-
-def spelling(name: str) -> Slot | None:
-    """The slot that a cache's name spells: one number, and one of key or value. None for any other name.
-
-    >>> spelling("past_key_values.3.value"), spelling("key_cache_12"), spelling("past.0")
-    ((3, 'value'), (12, 'key'), None)
-    """
-    words = re.findall(r"[a-z]+|\d+", name.lower())
-    joined = [i for i in range(len(words) - 1) if words[i] == "key" and words[i + 1] in ("values", "value")]
-    if joined:  # the family name past_key_values says nothing of the kind
-        del words[joined[0] : joined[0] + 2]
-    numbers = [int(word) for word in words if word.isdecimal() and len(word) < 6]
-    kinds = [_KINDS[word] for word in words if word in _KINDS]
-    return (numbers[0], kinds[0]) if len(numbers) == 1 and len(kinds) == 1 else None
 
 
 def _caches(names: Iterable[str], read: dict[str, Slot], family: str) -> dict[str, str]:

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from surgery.errors import ModelError
 from surgery.recording import Answer, Recording, StoredCache
-from surgery.runtime import Array, Slot
+from surgery.runtime import Array
+from surgery.wiring import Slot
 
 TOP = 10
 

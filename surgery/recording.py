@@ -19,7 +19,8 @@ import numpy as np
 
 from surgery.errors import ModelError
 from surgery.prompts import Case
-from surgery.runtime import Array, Cache, Feed, Runner, Slot, slot
+from surgery.runtime import Array, Cache, Feed, Runner
+from surgery.wiring import Slot, spelling
 
 CACHE_BUDGET = 512 * 2**20
 """Bytes of caches that one recording keeps whole."""
@@ -116,7 +117,7 @@ def _answer(arrays: Mapping[str, Array], index: int, described: Mapping[str, Any
     steps = tuple(Step(arrays[f"{index}/step/{n}"], int(r)) for n, r in enumerate(described["computed_rows"]))
     caches: dict[Slot, StoredCache] = {}
     for cache in described["caches"]:
-        found = slot(cache["slot"])
+        found = spelling(cache["slot"])
         if found is None:
             raise ValueError(f"{cache['slot']!r} names no cache")
         name = f"{index}/cache/{cache['slot']}"

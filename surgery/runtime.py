@@ -6,7 +6,6 @@ session is opened, not before. Caches go in and out as numpy arrays, in the dtyp
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,14 +16,13 @@ from numpy.typing import NDArray
 
 from surgery.errors import ModelError, RuntimeMissing
 from surgery.export import Pair
+from surgery.wiring import Slot, spelling
 
 if TYPE_CHECKING:
     import onnxruntime as ort
 
 Provider = Literal["cpu", "cuda"]
 Array = NDArray[Any]
-Slot = tuple[int, str]
-"""A KV cache, whatever a graph calls it: number of the layer, and "key" or "value"."""
 Cache = dict[Slot, Array]
 """The KV caches between two steps: [batch, kv heads, tokens so far, head size] each."""
 
@@ -34,7 +32,6 @@ _DTYPES: dict[str, type[np.generic]] = {
     "tensor(int64)": np.int64,
     "tensor(int32)": np.int32,
 }
-_KINDS = {"key": "key", "keys": "key", "k": "key", "value": "value", "values": "value", "v": "value"}
 _PACKAGES = {"cpu": "gemma4-surgery[cpu]", "cuda": "gemma4-surgery[cuda]"}
 
 
@@ -109,8 +106,10 @@ class _Graph:
         self._shapes = {value.name: list(value.shape) for value in self._session.get_inputs()}
         self._outputs = [value.name for value in self._session.get_outputs()]
         ranked = {value.name: len(value.shape) for value in self._session.get_outputs()}
-        self._pasts = {slot(name): name for name, shape in self._shapes.items() if len(shape) == 4 and slot(name)}
-        self._presents = {name: slot(name) for name in self._outputs if ranked[name] == 4 and slot(name)}
+        self._pasts = {
+            spelling(name): name for name, shape in self._shapes.items() if len(shape) == 4 and spelling(name)
+        }
+        self._presents = {name: spelling(name) for name in self._outputs if ranked[name] == 4 and spelling(name)}
         kept = set(self._presents.values())
         if missing := [name for found, name in self._pasts.items() if found not in kept]:
             raise ModelError(f"{path}: {missing[0]} has no present of the same layer among the outputs")
@@ -187,14 +186,6 @@ class MergedModel:
     def step(self, feed: Feed, cache: Cache, keep: int) -> tuple[Array, Cache]:
         outputs, presents = self._graph.run({"input_ids": feed.ids, **self._graph.steering(feed, keep)}, cache)
         return self._graph.logits(outputs), presents
-
-
-def slot(name: str) -> Slot | None:
-    """The cache that a name means: past_key_values.3.key, present.3.key, k_out_3; None for other names."""
-    words = re.findall(r"[A-Za-z]+|\d+", name.replace("key_values", ""))
-    layers = [int(word) for word in words if word.isdecimal()]
-    kinds = {_KINDS[word.lower()] for word in words if word.lower() in _KINDS}
-    return (layers[0], kinds.pop()) if len(layers) == 1 and len(kinds) == 1 else None
 
 
 def one_line(error: BaseException) -> str:

@@ -8,9 +8,10 @@ output, or both (an owner concatenates past and new). A borrower ends at its own
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from surgery.graph import TensorType, declare, producers
 
@@ -26,6 +27,28 @@ _PAST_AND_PRESENT = {"GroupQueryAttention": (3, 1), "MultiHeadAttention": (6, 1)
 """Fused operator -> (input index of past_key, output index of present_key); value follows key."""
 _FIRST_KEY = 1
 """Input index of the new key in each of them."""
+
+
+Kind = Literal["key", "value"]
+Slot = tuple[int, Kind]
+"""A KV cache of an interface, whatever it is called: layer number, key or value."""
+
+KINDS: dict[str, Kind] = {"key": "key", "keys": "key", "k": "key", "value": "value", "values": "value", "v": "value"}
+
+
+def spelling(name: str) -> Slot | None:
+    """The slot that a cache's name spells: one number, and one of key or value. None for any other name.
+
+    >>> spelling("past_key_values.3.value"), spelling("key_cache_12"), spelling("past.0")
+    ((3, 'value'), (12, 'key'), None)
+    """
+    words = re.findall(r"[a-z]+|\d+", name.lower())
+    joined = [i for i in range(len(words) - 1) if words[i] == "key" and words[i + 1] in ("values", "value")]
+    if joined:  # the family name past_key_values says nothing of the kind
+        del words[joined[0] : joined[0] + 2]
+    numbers = [int(word) for word in words if word.isdecimal() and len(word) < 6]
+    kinds = [KINDS[word] for word in words if word in KINDS]
+    return (numbers[0], kinds[0]) if len(numbers) == 1 and len(kinds) == 1 else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,19 +172,19 @@ def _unrolled(softmax: NodeProto, trace: _Trace, consumers: Mapping[str, list[No
     mixed = _forward_to_matmul(softmax, consumers)
     if scores is None or mixed is None:
         return None
-    key, value = trace.cache(scores.input[1]), trace.cache(mixed.input[1])
+    key, value = trace.cache(_at(scores.input, 1)), trace.cache(_at(mixed.input, 1))
     return Attention("Softmax", softmax.name, key, value)
 
 
 def _forward_to_matmul(node: NodeProto, consumers: Mapping[str, list[NodeProto]]) -> NodeProto | None:
-    name = node.output[0]
+    name = _at(node.output, 0)
     for _ in range(4):  # at most a Cast, a Dropout or a Reshape in between
         readers = consumers.get(name, [])
         if len(readers) != 1:
             return None
         if readers[0].op_type == "MatMul" and readers[0].input[0] == name:
             return readers[0]
-        name = readers[0].output[0]
+        name = _at(readers[0].output, 0)
     return None
 
 

@@ -11,11 +11,11 @@ from onnx.helper import make_node, make_tensor_value_info
 from small import FLOAT, INT64, KV_HEADS, decoder, embed_tokens, feeds, opened, run
 
 from passes import MergeEmbeddings, RenameIO
-from passes.rename_io import spelling
 from surgery.engine import Outcome, apply
 from surgery.errors import PassError
 from surgery.graph import rename
 from surgery.model import Model
+from surgery.wiring import spelling
 
 
 def renamed(folder: Path, proto: ModelProto) -> tuple[Model, Outcome]:

@@ -25,7 +25,7 @@ from surgery.prompts import Case, Skipped, Vocabulary, built_in
 from surgery.recording import Answer, Recording, Step, pieces, record
 from surgery.repack import repack
 from surgery.report import Report
-from surgery.runtime import MergedModel, Settings, SourcePair, slot
+from surgery.runtime import MergedModel, Settings, SourcePair
 from surgery.verify import number_gates, validate
 
 TINY = Path(__file__).parent.parent / "fixtures" / "tiny-e2b"
@@ -430,18 +430,3 @@ def test_a_padded_prompt_is_fed_in_pieces_with_the_positions_of_its_own_tokens()
     assert second.ids.tolist() == [[1], [9]]
     assert second.mask.tolist() == [[1, 1, 0], [1, 1, 1]]
     assert second.positions.tolist() == [[1], [2]]
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("past_key_values.3.key", (3, "key")),
-        ("present_key_values.12.value", (12, "value")),
-        ("past_3_key", (3, "key")),
-        ("v_out_7", (7, "value")),
-        ("logits", None),
-        ("layer2.block3.key", None),
-    ],
-)
-def test_caches_are_recognised_by_name(name: str, expected: tuple[int, str] | None) -> None:
-    assert slot(name) == expected

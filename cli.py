@@ -10,8 +10,9 @@ import enum
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from surgery.engine import Outcome
-    from surgery.export import Pair
+    from surgery.export import Export, Pair
+    from surgery.hub import Download, HubSource
     from surgery.repack import Repacked
     from surgery.report import Report
     from surgery.runtime import Provider as ProviderName
@@ -52,7 +54,9 @@ class Weights(enum.StrEnum):
     consolidate = "consolidate"
 
 
-Source = Annotated[str, typer.Argument(metavar="SRC", help="Folder of a community export.")]
+Source = Annotated[
+    str, typer.Argument(metavar="SRC", help="A Hub repository (owner/name), or the folder of an export.")
+]
 Target = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; it must not exist.")]
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="A GenAI folder, as repack writes it.")]
 Precision = Annotated[
@@ -68,6 +72,9 @@ Place = Annotated[
         "--weights",
         help="copy the weight files, link them (shares the source's bytes), or consolidate them into one aligned file.",
     ),
+]
+Revision = Annotated[
+    str | None, typer.Option("--revision", help="Branch, tag or commit of a Hub repository; default: main.")
 ]
 Config = Annotated[Path | None, typer.Option("--config", help="config.json of the architecture, where none is near.")]
 
@@ -91,17 +98,34 @@ def repack(
         bool, typer.Option("--validate/--no-validate", help="Prove the folder against the source before it appears.")
     ] = True,
     force: Force = False,
+    revision: Revision = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what the Hub would be asked for, and stop.")] = False,
     as_json: Json = False,
 ) -> None:
     """Turn an export into a folder that ONNX Runtime GenAI loads, and prove it."""
     from passes.recipe import compatible, text
     from surgery.export import open_export
+    from surgery.hub import hub_source
     from surgery.repack import repack as run
+    from surgery.staging import refuse_existing
 
     talk = _talk()
     provider = _provider(ep)
-    export = open_export(Path(source), _given_pair(embed, decoder))
-    pair, reason = (export.pair(precision), f"{precision}: as asked for") if precision else export.best(provider)
+    given = _given_pair(embed, decoder)
+    hub = hub_source(source, revision) if given is None else None
+    if hub is not None:
+        planned, reason = _plan_download(hub, precision, provider, talk)
+        if dry_run:
+            _show_download(planned, as_json)
+            return
+        refuse_existing(target, force=force)  # before gigabytes are fetched, not after
+        export = _fetched(planned)
+        pair = export.pair(planned.precision)
+    elif dry_run:
+        raise ExportError(f"{source} is a local path: nothing would be downloaded")
+    else:
+        export = open_export(Path(source), given)
+        pair, reason = (export.pair(precision), f"{precision}: as asked for") if precision else export.best(provider)
     recipe = compatible(pair.embed, kv_layout.value)
     talk.print(f"source     {export.root}", markup=False, highlight=False)
     talk.print(f"precision  {reason}", markup=False, highlight=False)
@@ -235,6 +259,57 @@ def generate(
         sys.stdout.write(piece)
         sys.stdout.flush()
     sys.stdout.write("\n")
+
+
+def _plan_download(source: HubSource, precision: str | None, provider: str, talk: Console) -> tuple[Download, str]:
+    """The download of the asked or the best precision, and the reason for it in words."""
+    from surgery.export import best_precision
+    from surgery.hub import list_files, plan
+
+    listing = list_files(source)
+    if listing.unreachable is not None:
+        talk.print(f"{listing.unreachable}: using the cache", markup=False, highlight=False)
+    if precision is not None:
+        return plan(listing, precision), f"{precision}: as asked for"
+    held = list(listing.pairs)
+    if not held:
+        raise listing.no_pair()
+    best, reason = best_precision(held, provider, str(source))
+    return plan(listing, best), reason
+
+
+def _fetched(planned: Download) -> Export:
+    """Fetch, and open what came. The folder may hold other precisions: take `planned.precision` from it."""
+    from surgery.export import open_export
+    from surgery.hub import fetch
+
+    listing = planned.listing
+    return replace(open_export(fetch(planned)), repo=listing.source.repo_id, revision=listing.commit)
+
+
+def _show_download(planned: Download, as_json: bool) -> None:
+    from surgery.tables import plain, show_rows, size
+
+    listing = planned.listing
+    if as_json:
+        _print_json(
+            {
+                "repository": listing.source.repo_id,
+                "commit": listing.commit,
+                "precision": planned.precision,
+                "files": [{"file": f.file.name, "size": f.file.size, "cached": f.cached} for f in planned.files],
+                "total_bytes": planned.total_bytes,
+                "missing_bytes": planned.missing_bytes,
+            }
+        )
+        return
+    rows = [
+        (entry.file.name, "?" if entry.file.size is None else size(entry.file.size), "yes" if entry.cached else "no")
+        for entry in planned.files
+    ]
+    title = f"{listing.source.repo_id} {planned.precision}, commit {listing.commit[:12]}"
+    show_rows(_data(), title, ("file", "size", "cached"), rows, right="size")
+    _data().print(plain(f"{size(planned.total_bytes)} in all, {size(planned.missing_bytes)} to download"))
 
 
 def _below(path: Path, root: Path) -> Path:
@@ -401,16 +476,20 @@ def main() -> None:
         app()
     except SurgeryError as error:
         _complain(error)
-        sys.exit(2)
+        _leave(2)
     except _GateFailed as failed:
         from surgery.tables import show_report
 
         show_report(_data(), failed.report)
         sys.stderr.write("error: a gate failed, so the folder was not written; --no-validate writes it unproven\n")
-        sys.exit(1)
+        _leave(1)
+    except SystemExit as ended:
+        if isinstance(ended.__context__, typer.Abort):  # typer turns Ctrl-C into exit code 1, which means something here
+            _leave(130)
+        raise
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(2)
+        _leave(2)
     except Exception as error:
         if os.environ.get("GEMMA4_SURGERY_TRACEBACK"):
             raise
@@ -418,7 +497,14 @@ def main() -> None:
             f"error: a defect of gemma4-surgery: {type(error).__name__}: {error}\n"
             "hint: set GEMMA4_SURGERY_TRACEBACK=1 to see where, and report it\n"
         )
-        sys.exit(2)
+        _leave(2)
+
+
+def _leave(code: int) -> NoReturn:
+    """End at once: downloads that are under way in other threads would keep a normal exit waiting."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,19 +76,8 @@ class Export:
 
     def best(self, provider: str) -> tuple[Pair, str]:
         """The best precision for a provider, and the reason in words. Raises ExportError where none can run."""
-        order = BEST[provider]
-        for precision in order:
-            if precision in self.pairs:
-                better = order[: order.index(precision)]
-                absent = f" ({', '.join(better)} would be better, but the export does not hold it)" if better else ""
-                return self.pairs[precision], f"{precision}: the best of {', '.join(self.pairs)} for {provider}{absent}"
-        if provider == "cuda":
-            raise ExportError(
-                f"{self.root} holds {', '.join(self.pairs)}; CUDA needs {' or '.join(order)}, "
-                "because its GroupQueryAttention takes float16 only"
-            )
-        found = next(iter(self.pairs.values()))
-        return found, f"{found.precision}: the only kind that the export holds"
+        precision, reason = best_precision(list(self.pairs), provider, str(self.root))
+        return self.pairs[precision], reason
 
     def matching(self, locations: Iterable[str]) -> Pair:
         """The pair whose decoder's data files have these names. Raises ExportError where none does."""
@@ -125,20 +114,45 @@ def _refuse_outside(path: Path, root: Path) -> None:
         )
 
 
+def best_precision(held: Sequence[str], provider: str, where: str) -> tuple[str, str]:
+    """The best of the precisions that `where` holds, and the reason in words. Raises ExportError where none can run."""
+    order = BEST[provider]
+    found = next((precision for precision in order if precision in held), None)
+    if found is not None:
+        better = order[: order.index(found)]
+        absent = f" ({', '.join(better)} would be better, but the export does not hold it)" if better else ""
+        return found, f"{found}: the best of {', '.join(held)} for {provider}{absent}"
+    if provider == "cuda":
+        raise ExportError(
+            f"{where} holds {', '.join(held)}; CUDA needs {' or '.join(order)}, "
+            "because its GroupQueryAttention takes float16 only"
+        )
+    return held[0], f"{held[0]}: the only kind that the export holds"
+
+
 def find_pairs(folder: Path) -> dict[str, Pair]:
     """The complete pairs in `folder/onnx`, or in `folder` itself."""
     graphs = folder / "onnx" if (folder / "onnx").is_dir() else folder
-    found: dict[str, dict[str, Path]] = {"embed_tokens": {}, "decoder_model_merged": {}}
-    for path in sorted(graphs.iterdir()):
-        if match := _GRAPH.fullmatch(path.name):
-            found[match["role"]][_precision(match["suffix"])] = path
-    embeds, decoders = found["embed_tokens"], found["decoder_model_merged"]
-    pairs = {
-        p: Pair(p, embeds[p], decoders[p]) for p in (*PRECISIONS, *sorted(embeds)) if p in embeds and p in decoders
-    }
+    names = [path.name for path in sorted(graphs.iterdir())]
+    pairs = {p: Pair(p, graphs / embed, graphs / decoder) for p, (embed, decoder) in named_pairs(names).items()}
     if not pairs:
-        raise ExportError(_no_pair(graphs, embeds, decoders))
+        raise ExportError(_no_pair(graphs))
     return pairs
+
+
+def named_pairs(names: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Precision -> names of embed_tokens and decoder_model_merged, from the names of one folder's files."""
+    embeds, decoders = _roles(names)
+    order = dict.fromkeys((*PRECISIONS, *sorted(embeds)))
+    return {p: (embeds[p], decoders[p]) for p in order if p in embeds and p in decoders}
+
+
+def _roles(names: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
+    found: dict[str, dict[str, str]] = {"embed_tokens": {}, "decoder_model_merged": {}}
+    for name in names:
+        if match := _GRAPH.fullmatch(name):
+            found[match["role"]][_precision(match["suffix"])] = name
+    return found["embed_tokens"], found["decoder_model_merged"]
 
 
 def _precision(suffix: str | None) -> str:
@@ -146,7 +160,8 @@ def _precision(suffix: str | None) -> str:
     return by_suffix.get(suffix or "", (suffix or "").lstrip("_"))
 
 
-def _no_pair(graphs: Path, embeds: Mapping[str, Path], decoders: Mapping[str, Path]) -> str:
+def _no_pair(graphs: Path) -> str:
+    embeds, decoders = _roles(path.name for path in graphs.iterdir())
     expected = "an export holds embed_tokens*.onnx and decoder_model_merged*.onnx of the same precision"
     if embeds or decoders:
         one = "embed_tokens" if embeds else "decoder_model_merged"

@@ -16,12 +16,13 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from surgery.errors import ExportError, nearest
-from surgery.export import _GRAPH, PRECISIONS, _precision
+from surgery.export import named_pairs
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
@@ -34,6 +35,9 @@ SIDE_FILES = (
     "chat_template.jinja",
 )
 """What a repack reads beside the graphs; processors of images and sound stay on the Hub."""
+
+PARALLEL = 4
+"""Files fetched at a time; hf-xet fetches the chunks of each in parallel besides."""
 
 _AGAIN = "run it again later: files that are complete are kept"
 
@@ -173,12 +177,16 @@ def plan(listing: Listing, precision: str) -> Download:
 def fetch(download: Download) -> Path:
     """Fetch what is missing. Returns the folder for surgery.export.open_export; it may hold other precisions.
 
-    One file at a time: hf-xet fetches the chunks of a file in parallel as it is, and a pool of threads would
-    keep Ctrl-C and the first error waiting for all files under way. Raises ExportError; complete files stay.
+    PARALLEL files at a time. Raises ExportError at the first fault: files not begun are not fetched, those under way
+    go on in the background, and complete files stay.
     """
     _require_space(download)
-    for planned in download.files:
-        _get(download.listing, planned.file)
+    pool = ThreadPoolExecutor(PARALLEL)
+    try:
+        for future in as_completed([pool.submit(_get, download.listing, planned.file) for planned in download.files]):
+            future.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
     return download.listing.root
 
 
@@ -199,13 +207,8 @@ def _pairs(names: Iterable[str]) -> dict[str, tuple[str, str]]:
     """Precision -> names of its graphs, from a folder `onnx`, or from the top where there is none."""
     paths = [path for name in names if str(path := PurePosixPath(name)) == name]
     folder = PurePosixPath("onnx" if any(path.parts[:1] == ("onnx",) for path in paths) else ".")
-    found: dict[str, dict[str, str]] = {"embed_tokens": {}, "decoder_model_merged": {}}
-    for path in paths:
-        if path.parent == folder and (match := _GRAPH.fullmatch(path.name)):
-            found[match["role"]][_precision(match["suffix"])] = str(path)
-    embeds, decoders = found["embed_tokens"], found["decoder_model_merged"]
-    order = dict.fromkeys((*PRECISIONS, *sorted(embeds)))
-    return {p: (embeds[p], decoders[p]) for p in order if p in embeds and p in decoders}
+    pairs = named_pairs(path.name for path in paths if path.parent == folder)
+    return {p: (str(folder / embed), str(folder / decoder)) for p, (embed, decoder) in pairs.items()}
 
 
 def _hub_listing(source: HubSource) -> Listing:

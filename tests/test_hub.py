@@ -24,6 +24,7 @@ from surgery.weights import is_external, set_location, tensors
 pytest.importorskip("huggingface_hub")
 
 FIXTURE = Path(__file__).parent.parent / "fixtures" / "tiny-e2b"
+NOBODY = "http://127.0.0.1:9"
 REPO = "onnx-community/tiny-gemma-4"
 GRAPHS = ["onnx/embed_tokens_q4.onnx", "onnx/decoder_model_merged_q4.onnx"]
 SIDE = [
@@ -41,8 +42,11 @@ def _no_settings_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    # Sources name their endpoint; this is for huggingface_hub's own question about the user agent, once a process.
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    # Every source names its endpoint. Whatever forgets it, and huggingface_hub's own telemetry, reaches nobody.
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", NOBODY)
+    monkeypatch.setattr(
+        "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", NOBODY + "/{repo_id}/resolve/{revision}/{filename}"
+    )
 
 
 @pytest.fixture

@@ -484,7 +484,9 @@ def main() -> None:
         sys.stderr.write("error: a gate failed, so the folder was not written; --no-validate writes it unproven\n")
         _leave(1)
     except SystemExit as ended:
-        if isinstance(ended.__context__, typer.Abort):  # typer turns Ctrl-C into exit code 1, which means something here
+        if isinstance(
+            ended.__context__, typer.Abort
+        ):  # typer turns Ctrl-C into exit code 1, which means something here
             _leave(130)
         raise
     except BrokenPipeError:

@@ -171,18 +171,12 @@ def validate(
     as_json: Json = False,
 ) -> None:
     """Prove a folder: its structure, its numbers against the source, and the real runtime. Exit code 1 if a gate fails."""
-    from surgery.export import open_export
-    from surgery.genai import CONFIG_FILE
     from surgery.tables import show_report
     from surgery.verify import validate as prove
 
-    if not (folder / CONFIG_FILE).is_file():
-        raise FolderError(f"{folder} has no {CONFIG_FILE}; a GenAI folder, as repack writes it, is expected")
+    _require_folder(folder)
     provider = _provider(ep)
-    pair = None
-    if against is not None:
-        export = open_export(Path(against))
-        pair = export.pair(precision) if precision else export.matching(_data_files(folder))
+    pair = _source_pair(folder, against, precision)
     talk = _talk()
     report = prove(folder, pair, provider=provider, progress=lambda stage: talk.print(stage, markup=False))
     if as_json:
@@ -259,6 +253,56 @@ def generate(
         sys.stdout.write(piece)
         sys.stdout.flush()
     sys.stdout.write("\n")
+
+
+@app.command()
+def bench(
+    folder: Folder,
+    against: Annotated[
+        str | None, typer.Option("--against", metavar="SRC", help="The export it was made from.")
+    ] = None,
+    precision: Precision = None,
+    contexts: Annotated[str, typer.Option("--contexts", help="Lengths of the prompts, in tokens.")] = "128,1024,4096",
+    new_tokens: Annotated[int, typer.Option("--new-tokens", min=2, help="Tokens to generate after each.")] = 16,
+    ep: Ep = Provider.auto,
+    as_json: Json = False,
+) -> None:
+    """Measure a folder in GenAI, and its source as two sessions: time to first token, rates, peak memory."""
+    from surgery.bench import bench as run
+    from surgery.tables import show_benchmarks
+
+    _require_folder(folder)
+    if not all(part.isdecimal() and int(part) for part in contexts.split(",")):
+        raise FolderError(f"--contexts is {contexts!r}; whole numbers separated by commas are expected")
+    found = run(
+        folder,
+        _source_pair(folder, against, precision),
+        provider=_provider(ep),
+        contexts=[int(part) for part in contexts.split(",")],
+        new_tokens=new_tokens,
+        progress=lambda stage: _talk().print(stage, markup=False),
+    )
+    if as_json:
+        _print_json([one.to_dict() for one in found])
+    else:
+        show_benchmarks(_data(), found)
+
+
+def _require_folder(folder: Path) -> None:
+    from surgery.genai import CONFIG_FILE
+
+    if not (folder / CONFIG_FILE).is_file():
+        raise FolderError(f"{folder} has no {CONFIG_FILE}; a GenAI folder, as repack writes it, is expected")
+
+
+def _source_pair(folder: Path, against: str | None, precision: str | None) -> Pair | None:
+    """The pair that a folder was made from: of the precision that is named, or whose data files it has."""
+    from surgery.export import open_export
+
+    if against is None:
+        return None
+    export = open_export(Path(against))
+    return export.pair(precision) if precision else export.matching(_data_files(folder))
 
 
 def _plan_download(source: HubSource, precision: str | None, provider: str, talk: Console) -> tuple[Download, str]:

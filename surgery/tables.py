@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
+    from surgery.bench import Benchmark
     from surgery.report import Gate, Report, Section
 
 MARKS = {"added": ("+", "green"), "removed": ("-", "red"), "changed": ("~", "yellow"), "skipped": ("=", "dim")}
@@ -210,3 +211,22 @@ def _gate_line(gate: Gate) -> Text:
     if gate.detail:
         line.append_text(plain(f": {gate.detail}", "dim" if gate.passed else ""))
     return line
+
+
+def show_benchmarks(console: Console, found: Sequence[Benchmark]) -> None:
+    """One row per side and context."""
+    rows = [
+        (
+            one.side,
+            timing.context,
+            f"{timing.first_token_seconds:.3f} s",
+            f"{timing.prefill_rate:.1f}",
+            f"{timing.decode_rate:.1f}",
+            f"{one.load_seconds:.1f} s",
+            size(one.peak_rss),
+        )
+        for one in found
+        for timing in one.timings
+    ]
+    heads = ("side", "context", "first token", "prefill tokens/s", "decode tokens/s", "load", "peak memory")
+    show_rows(console, "", heads, rows, right=",".join(heads[1:]))

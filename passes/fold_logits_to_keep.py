@@ -29,7 +29,7 @@ class FoldLogitsToKeep:
 
         hidden [B,S,H]   num_logits_to_keep []          hidden [B,S,H]   attention_mask [B,T]
               |            |                                  |               |
-              |    Neg -> Unsqueeze                           |   Slice(last S) x Range(S) -> ReduceMax
+              |    Neg -> Unsqueeze                           |   Slice(last S) x Range(S) -> TopK(1)
               |            |                                  |               |
              Slice(axis 1) [B,n,H]                           GatherND [B,1,H]
               |                                               |
@@ -43,8 +43,8 @@ class FoldLogitsToKeep:
     keep=all   every token: the Slice goes, logits are [B,S,V].
 
     Requires: the input feeds one Slice of the last tokens of axis 1, through one Neg and Unsqueeze (or Reshape) alone,
-    as the exporter writes it; keep=last also needs attention_mask, integer [B,T], and opset 18 (ReduceMax with axes
-    as an input).
+    as the exporter writes it; keep=last also needs attention_mask, integer [B,T], and opset 15 (Shape of one
+    axis).
     Ensures: the input is gone, and so is every node that served it.
     """
 
@@ -61,8 +61,8 @@ class FoldLogitsToKeep:
             _refuse_other_readers(model.graph, cut.output[0])
         else:
             _check_mask(model.graph)
-            if model.opset() < 18:
-                raise PassError(f"keep=last needs opset 18, the model has {model.opset()}")
+            if model.opset() < 15:
+                raise PassError(f"keep=last needs opset 15, the model has {model.opset()}")
 
     def run(self, model: Model) -> list[Finding]:
         graph = model.graph
@@ -121,7 +121,8 @@ def _serving(graph: GraphProto) -> list[NodeProto]:
             found = ", ".join(describe(node) for node in following[:4]) or "nothing"
             raise PassError(f"{current!r} is read by {found}; one node on the way to a Slice is expected")
         node = following[0]
-        if node.op_type != "Slice" and (node.op_type not in _ON_THE_WAY or node.input[0] != current):
+        known = node.op_type == "Slice" or (node.op_type in _ON_THE_WAY and list(node.input[:1]) == [current])
+        if not known or not node.output or any(node is one for one in chain):
             raise PassError(f"{INPUT} reaches {describe(node)}; Neg, Unsqueeze and a Slice are expected")
         chain.append(node)
         if node.op_type != "Slice":
@@ -170,8 +171,8 @@ def _refuse_other_readers(graph: GraphProto, kept: str) -> None:
 
 
 def _check_mask(graph: GraphProto) -> None:
-    declared = next((tensor_type(value) for value in graph.input if value.name == MASK), None)
-    if declared is None:
+    declared = declare(graph).get(MASK)  # an initializer of this name is a default for the input, and has its own shape
+    if declared is None or all(value.name != MASK for value in graph.input):
         raise PassError(f"keep=last finds each row's last token in {MASK}, which the graph does not take")
     if declared.dtype not in ("INT64", "INT32") or declared.shape is None or len(declared.shape) != 2:
         raise PassError(f"{MASK} is {declared}; keep=last needs INT64 or INT32 [batch, tokens]")
@@ -232,7 +233,8 @@ def _gather_last(hidden: gs.Variable, kept: gs.Variable, mask: gs.Variable) -> l
     """Nodes from `hidden` [B,S,H] and `mask` [B,T] to `kept` [B,1,H].
 
     mask[:, -S:] x [0..S) is largest at the last real token, wherever the padding is; a row without one gives 0.
-    Each operator has a CUDA kernel for int64 (ArgMax with select_last_index has none, onnxruntime-gpu 1.31.1).
+    Each operator has a CUDA kernel for int64 that needs no cuDNN (onnxruntime-gpu 1.31.1): ArgMax with
+    select_last_index has no kernel, and ReduceMax stops in the first run where cuDNN is not installed.
     """
     import numpy as np
     import onnx_graphsurgeon as gs
@@ -261,7 +263,10 @@ def _gather_last(hidden: gs.Variable, kept: gs.Variable, mask: gs.Variable) -> l
         current = node("Cast", [current], int64, [batch, tokens], to=7)
     positions = node("Range", [zero, scalar, one], int64, [tokens])
     marked = node("Mul", [current, positions], int64, [batch, tokens])
-    last = node("ReduceMax", [marked, axis_one], int64, [batch, 1], keepdims=1)
+    last = node("TopK", [marked, axis_one], int64, [batch, 1], axis=1)
+    nodes[-1].outputs.append(
+        gs.Variable(f"{nodes[-1].name}/output_1")
+    )  # the operator's second output; nothing reads it
     index = node("Unsqueeze", [last, axis_two], int64, [batch, 1, 1])
     kept.inputs.clear()
     nodes.append(gs.Node("GatherND", f"{SCOPE}/GatherND", {"batch_dims": 1}, inputs=[hidden, index], outputs=[kept]))

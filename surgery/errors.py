@@ -46,6 +46,10 @@ class FolderError(SurgeryError):
     """The target folder cannot be written, or is not a GenAI folder."""
 
 
+class RequestError(SurgeryError):
+    """What a validation was asked for cannot be done: a prompt file, a threshold or a golden file is at fault."""
+
+
 class RuntimeMissing(SurgeryError):
     """onnxruntime or onnxruntime-genai is not installed, or lacks the provider that was asked for."""
 

@@ -321,9 +321,12 @@ def describe(node: NodeProto) -> str:
 
 
 def integers(tensor: TensorProto) -> list[int]:
-    """The values of a small inline integer initializer, flat. Raises ModelError for an external one."""
+    """The values of a small inline integer initializer, flat. Raises ModelError for an external or a damaged one."""
     from onnx import numpy_helper
 
     if tensor.data_location == 1:
         raise ModelError(f"initializer {tensor.name!r} is stored externally; a small inline constant is expected")
-    return [int(value) for value in numpy_helper.to_array(tensor).reshape(-1)]
+    try:
+        return [int(value) for value in numpy_helper.to_array(tensor).reshape(-1)]
+    except ValueError as error:
+        raise ModelError(f"initializer {tensor.name!r} does not hold what its shape says: {error}") from None

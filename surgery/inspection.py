@@ -142,7 +142,10 @@ def _weight_files(model: Model) -> tuple[WeightFile, ...]:
 
 
 def _size(path: Path) -> int | None:
-    return path.stat().st_size if path.is_file() else None
+    try:
+        return path.stat().st_size if path.is_file() else None
+    except OSError:
+        return None  # a name that no file can have
 
 
 def _problem(model: Model) -> str | None:

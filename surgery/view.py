@@ -80,7 +80,7 @@ def _show(graph: GraphProto) -> tuple[gs.Graph, _Before]:
     for value in graph.output:
         shell.output.append(_plain(value))
     shell.value_info.extend(value for value in graph.value_info if _is_importable(value))
-    known = onnx.TensorProto.DataType.values()
+    known = {*onnx.TensorProto.DataType.values()} - {onnx.TensorProto.UNDEFINED}
     shell.initializer.extend(_reference_only(t) for t in graph.initializer if t.data_type in known)
     for node in graph.node:
         shell.node.append(_plain_node(node))

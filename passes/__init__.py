@@ -10,12 +10,15 @@ from passes.expand_shared_kv import ExpandSharedKV
 from passes.fold_logits_to_keep import FoldLogitsToKeep
 from passes.merge_embeddings import MergeEmbeddings
 from passes.rename_io import RenameIO
+from passes.to_fp16 import ToFp16
+from passes.uniform_heads import UniformHeads
 from surgery.engine import Pass
 
 PASSES: dict[str, type[Pass]] = {
-    kind.name: kind for kind in (MergeEmbeddings, FoldLogitsToKeep, RenameIO, ExpandSharedKV, AnnotateHeadSizes)
+    kind.name: kind
+    for kind in (MergeEmbeddings, FoldLogitsToKeep, RenameIO, ExpandSharedKV, AnnotateHeadSizes, UniformHeads, ToFp16)
 }
-"""Every pass by name, in the order of the main recipe."""
+"""Every pass by name: those of the main recipe in its order, then those for older runtimes and other devices."""
 
 __all__ = [
     "PASSES",
@@ -24,4 +27,6 @@ __all__ = [
     "FoldLogitsToKeep",
     "MergeEmbeddings",
     "RenameIO",
+    "ToFp16",
+    "UniformHeads",
 ]

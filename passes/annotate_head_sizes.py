@@ -11,6 +11,7 @@ from surgery.gemma4 import Layer
 from surgery.graph import tensor_type
 from surgery.layer_table import KEY, layer_table, read_layer_table, store_table, stored_table
 from surgery.model import Model
+from surgery.padding import AXES, own_sizes
 
 if TYPE_CHECKING:
     from onnx import ValueInfoProto
@@ -30,6 +31,7 @@ class AnnotateHeadSizes:
     from axis 1 of the declared past; a symbolic axis falls back to one number for all layers, and the first run fails
     with "Got invalid dimensions for output: present.1.key ... index: 3".
 
+    A cache that uniform-heads has padded keeps its declaration; the table says what the layer uses of it.
     The table's form is documented in surgery.layer_table; `inspect` shows it.
 
     Requires: the architecture, and no cache whose concrete size contradicts it. Ensures: every cache in the
@@ -88,16 +90,17 @@ def _caches(model: Model) -> list[tuple[str, ValueInfoProto, Layer]]:
 def _annotate(model: Model, *, write: bool) -> list[Finding]:
     findings = []
     kept = 0
+    own = own_sizes(model.graph)
     for name, value, layer in _caches(model):
         declared = tensor_type(value)
         if declared is None or declared.shape is None or len(declared.shape) != 4:
             raise PassError(f"{name} is {declared}; rank 4, [batch, kv heads, tokens, head size], is expected")
         wanted = {1: layer.kv_heads, 3: layer.head_size}
-        for axis, size in wanted.items():
-            if isinstance(declared.shape[axis], int) and declared.shape[axis] != size:
+        for axis, found in zip(AXES, own[name], strict=True):
+            if isinstance(found, int) and found != wanted[axis]:
                 what = "KV heads" if axis == 1 else "head size"
-                raise PassError(f"{name} has {what} {declared.shape[axis]}, but config.json gives {size}")
-        if all(declared.shape[axis] == size for axis, size in wanted.items()):
+                raise PassError(f"{name} has {what} {found}, but config.json gives {wanted[axis]}")
+        if all(isinstance(declared.shape[axis], int) for axis in AXES):
             kept += 1
             continue
         if write:

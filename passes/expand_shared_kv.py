@@ -10,6 +10,7 @@ from surgery.errors import PassError
 from surgery.gemma4 import Architecture, Layer
 from surgery.graph import Dim, declare, tensor_type
 from surgery.model import Model
+from surgery.padding import own_sizes
 from surgery.wiring import Cache, attentions
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def _check_owner(layer: Layer, kind: str, cache: Cache | None, node: str) -> Non
 
 
 def _check_sizes(graph: GraphProto, arch: Architecture) -> None:
-    declared = declare(graph)
+    declared, own = declare(graph), own_sizes(graph)
     for layer in arch.owners:
         for kind in ("key", "value"):
             for name in (f"past_key_values.{layer.index}.{kind}", f"present.{layer.index}.{kind}"):
@@ -134,8 +135,9 @@ def _check_sizes(graph: GraphProto, arch: Architecture) -> None:
                     raise PassError(
                         f"{name} is {declared[name]}; rank 4, [batch, kv heads, tokens, head size], is expected"
                     )
-                _check_size(name, "KV heads", shape[1], layer.kv_heads)
-                _check_size(name, "head size", shape[3], layer.head_size)
+                heads, size = own[name]
+                _check_size(name, "KV heads", heads, layer.kv_heads)
+                _check_size(name, "head size", size, layer.head_size)
 
 
 def _check_size(name: str, what: str, found: Dim, expected: int) -> None:

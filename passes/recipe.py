@@ -21,9 +21,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from passes import PASSES, AnnotateHeadSizes, ExpandSharedKV, FoldLogitsToKeep, MergeEmbeddings, RenameIO
+from passes import (
+    PASSES,
+    AnnotateHeadSizes,
+    ExpandSharedKV,
+    FoldLogitsToKeep,
+    MergeEmbeddings,
+    RenameIO,
+    ToFp16,
+    UniformHeads,
+)
 from surgery.engine import Pass
 from surgery.errors import RecipeError, nearest
+from surgery.genai import Target
 
 Recipe = tuple[Pass, ...]
 KVLayout = Literal["aliased", "unique"]
@@ -32,10 +42,18 @@ _TOKEN = re.compile(r'\s*(?:(?P<mark>[{},=])|(?P<quoted>"(?:[^"\\]|\\.)*")|(?P<w
 _PLAIN = re.compile(r'[^\s{},="]+')
 
 
-def compatible(embed: Path, kv_layout: KVLayout = "aliased") -> Recipe:
-    """The main recipe. `aliased` gives every layer a pair of caches, `unique` leaves the owners' pairs alone."""
+def compatible(
+    embed: Path, kv_layout: KVLayout = "aliased", target: Target = "genai-0.14", *, half: bool = False
+) -> Recipe:
+    """The main recipe. `aliased` gives every layer a pair of caches, `unique` leaves the owners' pairs alone.
+
+    `target` is the oldest runtime that must load the folder; below 0.14 all caches get one size.
+    `half` makes float16 of a float32 precision, which CUDA needs; every number then changes a little.
+    """
     expand: Recipe = (ExpandSharedKV(),) if kv_layout == "aliased" else ()
-    return (MergeEmbeddings(embed), FoldLogitsToKeep(), RenameIO(), *expand, AnnotateHeadSizes())
+    uniform: Recipe = (UniformHeads(),) if target == "genai-0.12" else ()
+    halved: Recipe = (ToFp16(),) if half else ()
+    return (MergeEmbeddings(embed), FoldLogitsToKeep(), RenameIO(), *expand, AnnotateHeadSizes(), *uniform, *halved)
 
 
 def text(recipe: Sequence[Pass]) -> str:

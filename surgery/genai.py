@@ -1,9 +1,10 @@
 """What ONNX Runtime GenAI needs beside the graph: genai_config.json, the tokenizer's files, the text model's config.
 
-Every key written here loads in onnxruntime-genai 0.14.1 to 0.18.0; each rule below was measured on these versions.
+Every key written here loads in onnxruntime-genai 0.12.2 to 0.18.0; each rule below was measured on these versions.
 An unknown key anywhere but at the root is a load error ("Unknown value ..."), so none is written for information.
 
-    type                        gemma4_text: the class `gemma4` is multimodal and never loads a text-only folder
+    type                        gemma4_text: the class `gemma4` is multimodal and never loads a text-only folder.
+                                0.12 and 0.13 know neither: gemma3_text is the same class there, for caches of one size
     sliding_window              never: from 0.16 it sizes the caches to the window, and the first run past it fails
     layer_types                 never: from 0.16 it selects another cache class, which asks for conv states
     num_logits_to_keep          never: `Unknown value "num_logits_to_keep"`
@@ -14,17 +15,22 @@ An unknown key anywhere but at the root is a load error ("Unknown value ..."), s
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from surgery.errors import ArchitectureError, ExportError
+from surgery.errors import ArchitectureError, ExportError, ModelError
 from surgery.export import Export
 from surgery.gemma4 import Architecture, read_config, text_config
 from surgery.graph import declare
 from surgery.model import Model
+from surgery.padding import declared_sizes
+
+Target = Literal["genai-0.14", "genai-0.12"]
+"""The oldest onnxruntime-genai that must load the folder; every later one does too."""
 
 MODEL_FILE = "model.onnx"
 CONFIG_FILE = "genai_config.json"
@@ -32,6 +38,7 @@ MAX_LENGTH = 8192
 """Default of search.max_length: with a shared buffer every cache is allocated at this many tokens when generation starts."""
 
 _TYPES = {"gemma4": "gemma4_text", "gemma3": "gemma3_text"}
+_OLD_TYPE = "gemma3_text"
 _CLASSES = {"gemma4": "Gemma4ForCausalLM", "gemma3": "Gemma3ForCausalLM"}
 _COPIED = ("tokenizer.json", "chat_template.jinja", "generation_config.json")
 _SAMPLING = {"do_sample": bool, "temperature": float, "top_k": int, "top_p": float, "repetition_penalty": float}
@@ -51,15 +58,31 @@ class CacheCost:
 
 
 def cache_costs(model: Model) -> dict[str, CacheCost]:
-    """What the KV caches take in each layout: `aliased`, a pair for every layer, and `unique`, the owners' pairs."""
+    """What the KV caches take in each layout: `aliased`, a pair for every layer, and `unique`, the owners' pairs.
+
+    The sizes are those of the interface, padding included; config.json's where it has no numbers.
+    """
     arch = model.require_architecture()
     dtypes = {declared.dtype for name, declared in declare(model.graph).items() if name.startswith("past_key_values.")}
     element = 2 if "FLOAT16" in dtypes else 4
     layouts = {"aliased": arch.layers, "unique": arch.owners}
+    elements = {owner: math.prod(size) for owner, size in _cache_sizes(model).items()}
     return {
-        layout: CacheCost(len(layers), sum(2 * layer.kv_heads * layer.head_size * element for layer in layers))
+        layout: CacheCost(len(layers), sum(2 * elements[layer.owner] * element for layer in layers))
         for layout, layers in layouts.items()
     }
+
+
+def _cache_sizes(model: Model) -> dict[int, tuple[int, int]]:
+    """KV owner -> KV heads and head size of its cache in the interface."""
+    declared, sizes = declared_sizes(model.graph), {}
+    for owner in model.require_architecture().owners:
+        heads, size = declared.get(f"past_key_values.{owner.index}.key", (None, None))
+        sizes[owner.index] = (
+            heads if isinstance(heads, int) else owner.kv_heads,
+            size if isinstance(size, int) else owner.head_size,
+        )
+    return sizes
 
 
 def cache_pairs(model: Model) -> int:
@@ -78,10 +101,11 @@ def shares_buffer(model: Model) -> bool:
     return bool(caches)
 
 
-def genai_config(model: Model, export: Export, provider: str = "cpu") -> dict[str, Any]:
+def genai_config(model: Model, export: Export, provider: str = "cpu", target: Target = "genai-0.14") -> dict[str, Any]:
     """genai_config.json for a repacked model, its token ids and sampling values from the export.
 
-    Raises ArchitectureError where the logits do not have config.json's vocabulary, or a token id is outside of it.
+    Raises ArchitectureError where the logits do not have config.json's vocabulary, or a token id is outside of it,
+    and ModelError where the caches are not as `target` allocates them.
     """
     arch = model.require_architecture()
     generation = read_config(path) if (path := export.file("generation_config.json")) else {}
@@ -89,10 +113,12 @@ def genai_config(model: Model, export: Export, provider: str = "cpu") -> dict[st
     inputs = {value.name for value in model.graph.input}
     _check_vocabulary(model, arch)
     tokens = {name: name for name in ("input_ids", "attention_mask", "position_ids") if name in inputs}
-    first = arch.layers[0]
+    if target == "genai-0.12":
+        _check_uniform(model)
+    kv_heads, head_size = _cache_sizes(model)[0]
     return {
         "model": {
-            "type": _TYPES[arch.family],
+            "type": _OLD_TYPE if target == "genai-0.12" else _TYPES[arch.family],
             "vocab_size": arch.vocab_size,
             "context_length": arch.context_length,
             **ids,
@@ -102,10 +128,10 @@ def genai_config(model: Model, export: Export, provider: str = "cpu") -> dict[st
                     "log_id": "onnxruntime-genai",
                     "provider_options": [] if provider == "cpu" else [{provider: {}}],
                 },
-                "head_size": first.head_size,
+                "head_size": head_size,
                 "hidden_size": arch.hidden_size,
                 "num_attention_heads": arch.attention_heads,
-                "num_key_value_heads": first.kv_heads,
+                "num_key_value_heads": kv_heads,
                 "num_hidden_layers": cache_pairs(model),
                 "inputs": {
                     **tokens,
@@ -128,6 +154,20 @@ def genai_config(model: Model, export: Export, provider: str = "cpu") -> dict[st
             "past_present_share_buffer": shares_buffer(model),
         },
     }
+
+
+def _check_uniform(model: Model) -> None:
+    """0.12 and 0.13 allocate every cache with one size, and 0.12 counts the layers from 0 without a gap."""
+    pasts = {name: size for name, size in declared_sizes(model.graph).items() if name.startswith("past_key_values.")}
+    if len(set(pasts.values())) > 1:
+        small, large = (choose(pasts, key=lambda name: str(pasts[name])) for choose in (min, max))
+        raise ModelError(
+            f"GenAI 0.12 and 0.13 have one size for all caches, but {small} is {pasts[small]} and {large} {pasts[large]}",
+            hint="run uniform-heads",
+        )
+    for index in range(cache_pairs(model)):
+        if f"past_key_values.{index}.key" not in pasts:
+            raise ModelError(f"GenAI 0.12 counts the caches from 0, but there is no past_key_values.{index}.key")
 
 
 def _check_vocabulary(model: Model, arch: Architecture) -> None:
@@ -172,15 +212,18 @@ def _sampling(generation: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def write_side_files(export: Export, folder: Path) -> list[str]:
-    """Tokenizer, chat template, generation settings and the text model's config. Returns the names written.
-
-    Raises ExportError where tokenizer.json or tokenizer_config.json is missing: og.Tokenizer needs both.
-    """
-    written = []
+def check_side_files(export: Export) -> None:
+    """Raise SurgeryError where a file that og.Tokenizer needs is missing or damaged: before any weight is copied."""
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        if export.file(name) is None:
+        path = export.file(name)
+        if path is None:
             raise ExportError(f"{export.root} has no {name}, which GenAI's tokenizer needs")
+        read_config(path)
+
+
+def write_side_files(export: Export, folder: Path) -> list[str]:
+    """Tokenizer, chat template, generation settings and the text model's config, as `check_side_files` found them."""
+    written = []
     for name in _COPIED:
         if source := export.file(name):
             _refuse_taken(folder / name)

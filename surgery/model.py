@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from surgery.conversion import Conversion
 from surgery.errors import ArchitectureError, FolderError, ModelError, WeightError
 from surgery.files import read_regular
 from surgery.gemma4 import Architecture
 from surgery.graph import graphs
-from surgery.placement import Placed, Placement, Progress, consolidate, place
+from surgery.placement import Placed, Placement, Progress, consolidate, convert, place
 from surgery.weights import (
     WeightReference,
     check_extents,
@@ -29,7 +30,7 @@ from surgery.weights import (
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
-    from onnx import GraphProto, ModelProto
+    from onnx import GraphProto, ModelProto, TensorProto
 
 MAX_PROTO_BYTES = 2**31 - 1
 """The most that protobuf reads or writes as one message."""
@@ -41,12 +42,15 @@ class Model:
 
     `weight_files` maps each external data location, as the tensors spell it, to the file that stands there.
     `architecture` is what config.json says, where one is known; passes that need it say so when it is None.
+    `converted` names the weights that are written in another dtype than they are read in; their data file, which
+    is in no `weight_files`, comes into being when the model is saved.
     """
 
     proto: ModelProto
     path: Path
     weight_files: dict[str, Path] = field(default_factory=dict)
     architecture: Architecture | None = None
+    converted: dict[str, Conversion] = field(default_factory=dict)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], architecture: Architecture | None = None) -> Model:
@@ -100,7 +104,7 @@ class Model:
 
         proto = ModelProto()
         proto.CopyFrom(self.proto)
-        return Model(proto, self.path, dict(self.weight_files), self.architecture)
+        return Model(proto, self.path, dict(self.weight_files), self.architecture, dict(self.converted))
 
     def to_bytes(self) -> bytes:
         """The graph as the file holds it. Raises ModelError where inline weights make it larger than 2 GiB."""
@@ -120,13 +124,22 @@ class Model:
         digest = hashlib.sha256(self.to_bytes())
         for location, file in sorted(self.weight_files.items()):
             digest.update(f"\0{location}\0{file}".encode())
+        for name, conversion in sorted(self.converted.items()):
+            digest.update(f"\0{name}\0{conversion}".encode())
         return digest.hexdigest()
 
     def weight_references(self) -> Iterator[WeightReference]:
-        """One checked reference per external tensor. Raises WeightError; no weight is read."""
+        """One checked reference per external tensor, to the bytes it is made from. Raises WeightError; none is read."""
         for tensor in tensors(self.proto):
             if is_external(tensor):
-                yield reference(tensor, self.weight_files)
+                conversion = self.conversion(tensor)
+                yield conversion.source if conversion else reference(tensor, self.weight_files)
+
+    def conversion(self, tensor: TensorProto) -> Conversion | None:
+        """What an external tensor is made from, where it is not the bytes that it refers to."""
+        if external_field(tensor, "location") in self.weight_files:
+            return None
+        return self.converted.get(tensor.name)
 
     def check_weights(self) -> int:
         """Check every extent against its file. Returns the number of bytes referenced; raises WeightError."""
@@ -134,10 +147,25 @@ class Model:
 
     def used_weight_files(self) -> dict[str, Path]:
         """The entries of `weight_files` that a tensor still refers to, in order of first reference."""
-        used = dict.fromkeys(external_field(t, "location") or "" for t in tensors(self.proto) if is_external(t))
+        external = [t for t in tensors(self.proto) if is_external(t) and self.conversion(t) is None]
+        used = dict.fromkeys(external_field(tensor, "location") or "" for tensor in external)
         if unknown := used.keys() - self.weight_files.keys():
             raise WeightError(f"{self.path}: no file is known for the external data location {min(unknown)!r}")
         return {location: self.weight_files[location] for location in used}
+
+    def converted_files(self) -> dict[str, int]:
+        """Location -> size of each data file that does not exist yet: the converted weights are written to it."""
+        sizes: dict[str, int] = {}
+        for tensor in tensors(self.proto):
+            if is_external(tensor) and (conversion := self.conversion(tensor)):
+                location = external_field(tensor, "location") or ""
+                end = int(external_field(tensor, "offset") or 0) + conversion.length
+                sizes[location] = max(sizes.get(location, 0), end)
+        return sizes
+
+    def source_files(self) -> list[Path]:
+        """Every file that a weight comes from, as it is or converted, in order of first reference."""
+        return list(dict.fromkeys(ref.file for ref in self.weight_references()))
 
     def opset(self, domain: str = "") -> int:
         """The version of an operator set, 0 where the model does not import it. '' and 'ai.onnx' are one domain."""
@@ -163,13 +191,17 @@ class Model:
         if weights == "consolidate":
             return self._save_consolidated(path, force, progress)
         moves = self._moves(path)
+        new = {location: path.parent / location for location in self.converted_files()}
         placed = []
-        _refuse_existing((path, *(target for _, target in moves)), path.parent, force)
+        _refuse_existing((path, *(target for _, target in moves), *new.values()), path.parent, force)
         self.check_weights()
         data = self.to_bytes()
         for file, target in moves:
             with _renamed_into_place(target) as staged:
                 placed.append(place(file, staged, str(target.relative_to(path.parent)), weights, progress))
+        for location, target in new.items():
+            with _renamed_into_place(target) as staged:
+                placed.append(convert(self, staged, location, progress))
         with _renamed_into_place(path) as staged:
             staged.write_bytes(data)
         return placed
@@ -210,7 +242,9 @@ def _refuse_binary_names(proto: ModelProto, path: Path) -> None:
     """protobuf hands out a name that is not UTF-8 as bytes; no ONNX reader takes such a file."""
     for graph in graphs(proto.graph):
         names: list[object] = [tensor.name for tensor in graph.initializer]
-        names += [value.name for value in (*graph.input, *graph.output, *graph.value_info)]
+        for value in (*graph.input, *graph.output, *graph.value_info):
+            names.append(value.name)
+            names += [dim.dim_param for dim in value.type.tensor_type.shape.dim if dim.HasField("dim_param")]
         for node in graph.node:
             names += (node.name, node.op_type, node.domain, *node.input, *node.output)
             names += [attribute.name for attribute in node.attribute]

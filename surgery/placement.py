@@ -4,6 +4,8 @@
     link         a hard link: no byte is written, and the file shares its bytes with the source
     consolidate  one file, every tensor at a multiple of 4096 bytes, in the order in which the nodes use them
 
+Weights that a pass changes (surgery.conversion) are written in each way, into a file of their own or the one file.
+
 Copying is the default, for two reasons. onnx 1.21 and later refuse a data file with a second hard link ("indicating
 a potential hardlink attack"), so a link makes the folder and its source unreadable for `onnx.load` (ONNX Runtime does
 not mind). And `onnx.save` opens an existing data file for writing in place: a later edit of a linked folder would
@@ -18,11 +20,12 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal
 
-from surgery.weights import WeightReference, is_external, reference, set_extent, tensors
+from surgery.conversion import Conversion, converted
+from surgery.weights import external_field, is_external, reference, set_extent, tensors
 
 if TYPE_CHECKING:
     from onnx import TensorProto
@@ -47,7 +50,7 @@ class Placed:
 
     location: str
     size: int
-    how: Literal["copied", "linked", "consolidated"]
+    how: Literal["copied", "linked", "consolidated", "converted"]
     sha256: str | None
 
 
@@ -152,11 +155,13 @@ def _moved(reader: BinaryIO, writer: BinaryIO, offset: int, length: int) -> Iter
 
 @dataclass(frozen=True, slots=True)
 class _Extent:
-    """Bytes of a source file, and where they go in the consolidated one. Tensors that share bytes go on sharing them."""
+    """Bytes of a source file: as many as are read, and as many as come of them. Tensors that share bytes go on so."""
 
     file: Path
     offset: int
+    read: int
     length: int
+    conversion: Conversion | None = field(default=None, compare=False)
 
 
 def consolidate(model: Model, target: Path, location: str, progress: Progress | None = None) -> Placed:
@@ -164,9 +169,30 @@ def consolidate(model: Model, target: Path, location: str, progress: Progress | 
 
     `model` is changed in place: pass a copy. Memory use does not depend on the size of the weights.
     """
+    external = _pieces(model)
+    layout = _layout([extent for _, extent in external])
+    size, sha256 = _write(layout, target, progress)
+    for tensor, extent in external:
+        set_extent(tensor, location, layout[extent], extent.length)
+    model.weight_files, model.converted = {location: target}, {}
+    return Placed(location, size, "consolidated", sha256)
+
+
+def convert(model: Model, target: Path, location: str, progress: Progress | None = None) -> Placed:
+    """Write the converted weights of one location, each where its tensor says; the model stays as it is."""
+    pieces = [(tensor, extent) for tensor, extent in _pieces(model) if extent.conversion is not None]
+    places = {
+        extent: int(external_field(tensor, "offset") or 0)
+        for tensor, extent in pieces
+        if external_field(tensor, "location") == location
+    }
+    size, sha256 = _write(dict(sorted(places.items(), key=lambda entry: entry[1])), target, progress)
+    return Placed(location, size, "converted", sha256)
+
+
+def _write(layout: dict[_Extent, int], target: Path, progress: Progress | None) -> tuple[int, str]:
+    """Write extents where they belong, in ascending order. Returns the size of the file and its SHA-256."""
     report = progress or (lambda _: None)
-    external = [(tensor, reference(tensor, model.weight_files)) for tensor in _in_order_of_use(model)]
-    layout = _layout([ref for _, ref in external])
     size = 0
     with target.open("xb", buffering=0) as writer:
         digest = TrailingDigest(target)
@@ -174,38 +200,50 @@ def consolidate(model: Model, target: Path, location: str, progress: Progress | 
             for extent, start in layout.items():
                 _pad(writer, start - size)
                 digest.written(start - size)
-                with extent.file.open("rb") as reader:
-                    for moved in _moved(reader, writer, extent.offset, extent.length):
-                        digest.written(moved)
-                        report(moved)
+                for moved in _transferred(extent, writer):
+                    digest.written(moved)
+                    report(moved)
                 size = start + extent.length
         finally:
             sha256 = digest.hexdigest()
-    for tensor, ref in external:
-        set_extent(tensor, location, layout[_extent(ref)], ref.length)
-    model.weight_files = {location: target}
-    return Placed(location, size, "consolidated", sha256)
+    return size, sha256
+
+
+def _transferred(extent: _Extent, writer: BinaryIO) -> Iterator[int]:
+    if extent.conversion is not None:
+        yield from converted(extent.conversion, writer)
+        return
+    with extent.file.open("rb") as reader:
+        yield from _moved(reader, writer, extent.offset, extent.length)
 
 
 def consolidated_size(model: Model) -> int:
     """Bytes that `consolidate` would write."""
-    layout = _layout([reference(tensor, model.weight_files) for tensor in _in_order_of_use(model)])
+    layout = _layout([extent for _, extent in _pieces(model)])
     return max((start + extent.length for extent, start in layout.items()), default=0)
 
 
-def _extent(ref: WeightReference) -> _Extent:
-    return _Extent(ref.file, ref.offset, ref.length)
+def _pieces(model: Model) -> list[tuple[TensorProto, _Extent]]:
+    """Every external tensor and where its bytes come from, in order of use."""
+    return [(tensor, _extent(model, tensor)) for tensor in _in_order_of_use(model)]
 
 
-def _layout(references: list[WeightReference]) -> dict[_Extent, int]:
+def _extent(model: Model, tensor: TensorProto) -> _Extent:
+    if conversion := model.conversion(tensor):
+        source = conversion.source
+        return _Extent(source.file, source.offset, source.length, conversion.length, conversion)
+    ref = reference(tensor, model.weight_files)
+    return _Extent(ref.file, ref.offset, ref.length, ref.length)
+
+
+def _layout(extents: list[_Extent]) -> dict[_Extent, int]:
     """Where each extent starts, in order; equal extents are one."""
     layout: dict[_Extent, int] = {}
     end = 0
-    for ref in references:
-        extent = _extent(ref)
+    for extent in extents:
         if extent not in layout:
             layout[extent] = end
-            end = -(-(end + ref.length) // ALIGNMENT) * ALIGNMENT
+            end = -(-(end + extent.length) // ALIGNMENT) * ALIGNMENT
     return layout
 
 

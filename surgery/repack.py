@@ -10,11 +10,22 @@ from typing import Generic, TypeVar
 from surgery.engine import Outcome, Pass, apply
 from surgery.errors import FolderError
 from surgery.export import Export, Pair
-from surgery.genai import CONFIG_FILE, MODEL_FILE, CacheCost, cache_costs, genai_config, write_json, write_side_files
+from surgery.genai import (
+    CONFIG_FILE,
+    MODEL_FILE,
+    CacheCost,
+    Target,
+    cache_costs,
+    check_side_files,
+    genai_config,
+    write_json,
+    write_side_files,
+)
 from surgery.manifest import NAME as MANIFEST_FILE
 from surgery.manifest import manifest
 from surgery.model import Model
 from surgery.placement import Placed, Placement, Progress, consolidated_size
+from surgery.providers import require_cuda
 from surgery.staging import existing, refuse_existing, require_space, staged_folder
 
 Proof = TypeVar("Proof")
@@ -49,6 +60,7 @@ def repack(
     *,
     recipe_text: str = "",
     provider: str = "cpu",
+    runtime: Target = "genai-0.14",
     weights: Placement = "copy",
     force: bool = False,
     observe: Callable[[Outcome], None] | None = None,
@@ -58,6 +70,7 @@ def repack(
 ) -> Repacked[Proof]:
     """Write `target`: it appears complete and checked, or not at all.
 
+    `runtime` is the oldest GenAI that must load it; the recipe has to suit it.
     `recipe_text` is the recipe as the manifest is to record it, with paths relative to the export.
     `started` is told the number of weight bytes, `progress` each portion placed. `check` is called with the staged
     folder; what it raises keeps the target from appearing. Raises SurgeryError for everything that a user can mend.
@@ -65,13 +78,17 @@ def repack(
     refuse_existing(target, force=force)
     _refuse_foreign(target)
     _refuse_holding(target, (export.root, pair.embed, pair.decoder))
+    check_side_files(export)
     model, outcomes = plan(pair, export, recipe, observe)
-    config = genai_config(model, export, provider)
-    data_files = list(model.used_weight_files().values())
+    if provider == "cuda":
+        require_cuda(model)
+    config = genai_config(model, export, provider, runtime)
+    data_files = model.source_files()
     _refuse_holding(target, data_files)
-    total = consolidated_size(model) if weights == "consolidate" else sum(file.stat().st_size for file in data_files)
+    kept, new = list(model.used_weight_files().values()), sum(model.converted_files().values())
+    total = consolidated_size(model) if weights == "consolidate" else sum(file.stat().st_size for file in kept) + new
     parent = target.absolute().parent
-    require_space(parent, total if weights != "link" else _unlinkable(data_files, parent))
+    require_space(parent, total if weights != "link" else _unlinkable(kept, parent) + new)
     if started is not None:
         started(total)
     with staged_folder(target, force=force) as stage:

@@ -16,6 +16,7 @@ from surgery.genai import CONFIG_FILE, shares_buffer
 from surgery.graph import TensorType, producers, tensor_type
 from surgery.layer_table import read_layer_table
 from surgery.model import Model
+from surgery.padding import own_sizes
 from surgery.report import Gate, Value
 from surgery.wiring import attentions
 
@@ -178,7 +179,7 @@ def _share_buffer(folder: Folder) -> Iterator[str]:
 
 
 def _layer_sizes(folder: Folder) -> Iterator[str]:
-    """The layer table and the declared caches say the same."""
+    """The layer table says the sizes that the layers use: those of the interface, less padding that the graph cuts off."""
     if folder.layers is None:
         yield "the graph carries no layer table"
         return
@@ -189,12 +190,13 @@ def _layer_sizes(folder: Folder) -> Iterator[str]:
             yield f"layer {layer.index} reads the cache of layer {layer.owner}, which owns none"
         if layer.owns_cache and f"past_key_values.{layer.index}.key" not in types:
             yield f"layer {layer.index} owns a cache, but the interface has none of it"
-    for name, declared in types.items():
+    for name, (heads, size) in own_sizes(folder.model.graph).items():
         row = table.get(name)
-        if row and _concrete(declared) and declared and declared.shape:
-            heads, size = declared.shape[1], declared.shape[3]
-            if (heads, size) != (row.kv_heads, row.head_size):
-                yield f"{name} is {declared}, the layer table says {row.kv_heads} KV heads of {row.head_size}"
+        if row and _concrete(types[name]) and (heads, size) != (row.kv_heads, row.head_size):
+            yield (
+                f"{name} is {types[name]}, used as {heads} KV heads of {size}; "
+                f"the layer table says {row.kv_heads} KV heads of {row.head_size}"
+            )
 
 
 def _layer_wiring(folder: Folder) -> Iterator[str]:

@@ -94,7 +94,10 @@ class _Trace:
     def __init__(self, graph: GraphProto, types: Mapping[str, TensorType]) -> None:
         self._producers = producers(graph)
         self._pasts = {value.name for value in graph.input if _is_cache(types.get(value.name))}
-        self._presents = {value.name for value in graph.output if _is_cache(types.get(value.name))}
+        self._presents = {value.name: value.name for value in graph.output if _is_cache(types.get(value.name))}
+        for name in list(self._presents):  # the layers read what is padded, the interface has the padded one
+            if (maker := self._producers.get(name)) is not None and maker.op_type == "Pad":
+                self._presents.setdefault(maker.input[0], name)
 
     def cache(self, name: str) -> Cache | None:
         """The cache behind `name`. A `present` that is met on the way wins over the `past` that it was made from."""
@@ -105,8 +108,8 @@ class _Trace:
             if current in seen or not current:
                 continue
             seen.add(current)
-            if current in self._presents and present is None:
-                present = current
+            if present is None:
+                present = self._presents.get(current)
             if current in self._pasts:
                 past = past or current
                 continue
@@ -121,8 +124,9 @@ class _Trace:
                 pending.append(maker.input[0])
         return Cache(past, present) if past or present else None
 
-    def is_present(self, name: str) -> bool:
-        return name in self._presents
+    def present(self, name: str) -> str | None:
+        """The output that a value is as a cache, padded or not; None for any other value."""
+        return self._presents.get(name)
 
     def scores(self, softmax: NodeProto) -> NodeProto | None:
         """The MatMul of the scores, upstream of a Softmax, through masking and scaling."""
@@ -159,8 +163,8 @@ def _fused(node: NodeProto, trace: _Trace) -> Attention:
     caches: list[Cache | None] = []
     for step in (0, 1):
         found = trace.cache(_at(node.input, first_past + step) or _at(node.input, _FIRST_KEY + step))
-        own = _at(node.output, first_present + step)
-        if trace.is_present(own) and (found is None or found.present is None):
+        own = trace.present(_at(node.output, first_present + step))
+        if own is not None and (found is None or found.present is None):
             found = Cache(found.past if found else None, own)
         caches.append(found)
     return Attention(node.op_type, node.name, *caches)

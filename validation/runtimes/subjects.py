@@ -1,0 +1,69 @@
+"""The folders under test: fixtures repacked in each KV layout, made by the environment that runs the matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fixtures.build import build
+from passes.recipe import KVLayout, compatible
+from surgery.export import Pair, open_export
+from surgery.genai import Target
+from surgery.repack import repack
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How the caches are laid out. For `genai-0.12` all of them have one size."""
+
+    name: str
+    kv_layout: KVLayout
+    runtime: Target = "genai-0.14"
+
+
+LAYOUTS = (
+    Layout("aliased", "aliased"),
+    Layout("unique", "unique"),
+    Layout("aliased, of one size", "aliased", "genai-0.12"),
+)
+
+_PRECISIONS = {
+    "tiny-e2b": ("fp32", "fp16", "q4", "q4f16", "quantized"),
+    "tiny-e4b": ("fp32", "q4f16"),
+    "tiny-31b": ("fp32", "q4f16"),
+}
+"""tiny-e2b in all of them; the others, which differ in layers and KV heads, in the two extremes."""
+
+_LIGHT = {"tiny-e2b": ("q4f16",), "tiny-31b": ("fp32",)}
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A folder under test, and the pair that it was made of. `made` names the fixture and its precision."""
+
+    made: str
+    layout: str
+    folder: Path
+    pair: Pair
+
+
+def make_subjects(root: Path, light: bool) -> list[Subject]:
+    """Build the exports and repack them. A light matrix has one E2B and, for its mixed KV heads, one 31B."""
+    chosen = _LIGHT if light else _PRECISIONS
+    return [subject for name, precisions in chosen.items() for subject in _of_fixture(root, name, precisions)]
+
+
+def _of_fixture(root: Path, name: str, precisions: Iterable[str]) -> Iterable[Subject]:
+    source = root / "exports" / name
+    for precision in precisions:
+        build(name, precision, source, force=True)
+    export = open_export(source)
+    for precision in precisions:
+        pair = export.pair(precision)
+        for layout in LAYOUTS:
+            made = f"{name} {precision}"
+            folder = root / "folders" / f"{name}-{precision}-{layout.kv_layout}-{layout.runtime}"
+            recipe = compatible(pair.embed, layout.kv_layout, layout.runtime)
+            repack(export, pair, recipe, folder, runtime=layout.runtime, force=True)
+            yield Subject(made, layout.name, folder, pair)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from surgery.engine import Outcome
     from surgery.export import Export, Pair
     from surgery.hub import Download, HubSource
+    from surgery.inspection import ExportInspection, FolderInspection, Inspection
+    from surgery.providers import Prediction
     from surgery.repack import Repacked
     from surgery.report import Report
     from surgery.runtime import Provider as ProviderName
@@ -48,6 +50,11 @@ class Layout(enum.StrEnum):
     unique = "unique"
 
 
+class Target(enum.StrEnum):
+    current = "genai-0.14"
+    old = "genai-0.12"
+
+
 class Weights(enum.StrEnum):
     copy = "copy"
     link = "link"
@@ -57,7 +64,7 @@ class Weights(enum.StrEnum):
 Source = Annotated[
     str, typer.Argument(metavar="SRC", help="A Hub repository (owner/name), or the folder of an export.")
 ]
-Target = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; it must not exist.")]
+Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; it must not exist.")]
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="A GenAI folder, as repack writes it.")]
 Precision = Annotated[
     str | None,
@@ -82,7 +89,7 @@ Config = Annotated[Path | None, typer.Option("--config", help="config.json of th
 @app.command()
 def repack(
     source: Source,
-    target: Target,
+    target: Out,
     precision: Precision = None,
     kv_layout: Annotated[
         Layout,
@@ -90,6 +97,13 @@ def repack(
     ] = Layout.aliased,
     weights: Place = Weights.copy,
     ep: Ep = Provider.auto,
+    runtime: Annotated[
+        Target,
+        typer.Option("--target", help="Oldest GenAI that must load it; genai-0.12 pads all caches to one size."),
+    ] = Target.current,
+    half: Annotated[
+        bool, typer.Option("--to-fp16", help="Make float16 of a float32 precision, so that it runs on CUDA.")
+    ] = False,
     embed: Annotated[
         Path | None, typer.Option("--embed", help="The embedding graph, if it is not in SRC's layout.")
     ] = None,
@@ -111,10 +125,11 @@ def repack(
 
     talk = _talk()
     provider = _provider(ep)
+    suited = "cpu" if half else provider  # to-fp16 makes of any precision what CUDA takes
     given = _given_pair(embed, decoder)
     hub = hub_source(source, revision) if given is None else None
     if hub is not None:
-        planned, reason = _plan_download(hub, precision, provider, talk)
+        planned, reason = _plan_download(hub, precision, suited, talk)
         if dry_run:
             _show_download(planned, as_json)
             return
@@ -125,15 +140,17 @@ def repack(
         raise ExportError(f"{source} is a local path: nothing would be downloaded")
     else:
         export = open_export(Path(source), given)
-        pair, reason = (export.pair(precision), f"{precision}: as asked for") if precision else export.best(provider)
-    recipe = compatible(pair.embed, kv_layout.value)
+        pair, reason = (export.pair(precision), f"{precision}: as asked for") if precision else export.best(suited)
+    recipe = compatible(pair.embed, kv_layout.value, runtime.value, half=half)
+    recorded = compatible(_below(pair.embed, export.root), kv_layout.value, runtime.value, half=half)
     talk.print(f"source     {export.root}", markup=False, highlight=False)
     talk.print(f"precision  {reason}", markup=False, highlight=False)
     with _byte_progress(talk) as progress:
         check = _gate(pair, provider, progress) if validate else None
         result = run(
             export, pair, recipe, target,
-            recipe_text=text(compatible(_below(pair.embed, export.root), kv_layout.value)),
+            recipe_text=text(recorded),
+            runtime=runtime.value,
             provider=provider, weights=weights.value, force=force, check=check,
             started=progress.started, progress=progress.advance,
         )  # fmt: skip
@@ -147,17 +164,38 @@ def repack(
 def inspect(
     source: Annotated[str, typer.Argument(metavar="SRC", help="An .onnx file, an export or a GenAI folder.")],
     precision: Precision = None,
+    ep: Annotated[
+        Provider | None, typer.Option("--ep", help="cuda: tell also which nodes have no CUDA kernel, and why.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Show what is in there: interface, layers, KV caches, operators, bytes. No weight is read."""
     from surgery.inspection import inspect as look
-    from surgery.tables import show_inspection
+    from surgery.tables import show_inspection, show_prediction
 
     found = look(Path(source), precision)
+    predicted = _predictions(found) if ep is Provider.cuda else {}
     if as_json:
-        _print_json(found.to_dict())
+        cuda = {"cuda": {name: one.to_dict() for name, one in predicted.items()}} if predicted else {}
+        _print_json({**found.to_dict(), **cuda})
+        return
+    show_inspection(_data(), found)
+    for name, prediction in predicted.items():
+        show_prediction(_data(), name, prediction)
+
+
+def _predictions(found: Inspection | ExportInspection | FolderInspection) -> dict[str, Prediction]:
+    """Graph -> where its nodes would go on CUDA."""
+    from surgery.inspection import ExportInspection, FolderInspection
+    from surgery.model import Model
+    from surgery.providers import predict
+
+    graphs: tuple[Inspection, ...]
+    if isinstance(found, ExportInspection):
+        graphs = found.graphs
     else:
-        show_inspection(_data(), found)
+        graphs = (found.graph if isinstance(found, FolderInspection) else found,)
+    return {graph.path.name: predict(Model.open(graph.path)) for graph in graphs}
 
 
 @app.command()
@@ -168,17 +206,61 @@ def validate(
     ] = None,
     precision: Precision = None,
     ep: Ep = Provider.auto,
+    against_ep: Annotated[
+        Provider | None, typer.Option("--against-ep", help="Provider of the source, if it is another one.")
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option("--prompts", help="Prompts in place of the shipped ones: JSON Lines, or one text a line."),
+    ] = None,
+    tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--tokens", min=1, max=64, help="Greedy tokens compared after each prompt; default 8, 3 with --light."
+        ),
+    ] = None,
+    light: Annotated[bool, typer.Option("--light", help="A dozen prompts, none of them long.")] = False,
+    gate: Annotated[
+        list[str] | None,
+        typer.Option("--gate", metavar="NAME=VALUE", help="Another threshold, e.g. kl=0.01; repeatable."),
+    ] = None,
+    golden: Annotated[
+        Path | None, typer.Option("--golden", help="Compare with a recording in place of a source.")
+    ] = None,
+    save_golden: Annotated[
+        Path | None,
+        typer.Option("--save-golden", help="Record the source's answers, or the folder's without a source."),
+    ] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Measure the residual stream against float16's limit, layer by layer.")
+    ] = False,
+    bisect: Annotated[
+        bool, typer.Option("--bisect", help="Where logits differ, name the node where the graphs part.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Prove a folder: its structure, its numbers against the source, and the real runtime. Exit code 1 if a gate fails."""
+    from surgery.prompt_file import read_prompts
     from surgery.tables import show_report
+    from surgery.thresholds import read_thresholds
+    from surgery.verify import Request
     from surgery.verify import validate as prove
 
     _require_folder(folder)
-    provider = _provider(ep)
+    request = Request(
+        scope="light" if light else "full",
+        tokens=tokens,
+        prompts=read_prompts(prompts) if prompts else None,
+        thresholds=read_thresholds(gate or []),
+        source_provider=_provider(against_ep) if against_ep else None,
+        golden=golden,
+        save_golden=save_golden,
+        watch=watch,
+        bisect=bisect,
+    )
     pair = _source_pair(folder, against, precision)
-    talk = _talk()
-    report = prove(folder, pair, provider=provider, progress=lambda stage: talk.print(stage, markup=False))
+    with _byte_progress(_talk()) as progress:
+        report = prove(folder, pair, provider=_provider(ep), request=request, progress=progress.stage)
     if as_json:
         _print_json(report.to_dict())
     else:
@@ -412,10 +494,11 @@ def _byte_progress(talk: Console) -> _ByteProgress:
 
 def _gate(pair: Pair, provider: ProviderName, progress: _ByteProgress) -> Any:
     """The check that repack ends with: raises with the report where a gate fails, so that the folder never appears."""
+    from surgery.verify import Request
     from surgery.verify import validate as prove
 
     def check(folder: Path) -> Report:
-        report = prove(folder, pair, provider=provider, progress=progress.stage)
+        report = prove(folder, pair, provider=provider, request=Request(scope="closing"), progress=progress.stage)
         if not report.passed:
             raise _GateFailed(report)
         return report
@@ -515,9 +598,18 @@ def _complain(error: SurgeryError) -> None:
 
 
 def main() -> None:
-    """Run the command line. Every way out that is not a result is exit code 2, because 1 means that a gate failed."""
+    """Run the command line. Every way out that is not a result is exit code 2, because 1 means that a gate failed;
+    a signal is 128 and its number, after what was staged is gone.
+    """
+    from surgery.staging import unwind_when_told_to_stop
+
+    unwind_when_told_to_stop()
     try:
         app()
+    except SystemExit as stop:
+        if isinstance(stop.code, int) and stop.code > 128:
+            _leave(stop.code)
+        raise
     except SurgeryError as error:
         _complain(error)
         _leave(2)
@@ -527,12 +619,6 @@ def main() -> None:
         show_report(_data(), failed.report)
         sys.stderr.write("error: a gate failed, so the folder was not written; --no-validate writes it unproven\n")
         _leave(1)
-    except SystemExit as ended:
-        if isinstance(
-            ended.__context__, typer.Abort
-        ):  # typer turns Ctrl-C into exit code 1, which means something here
-            _leave(130)
-        raise
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         _leave(2)

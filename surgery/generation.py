@@ -16,11 +16,14 @@ import numpy as np
 
 from surgery.comparison import margin
 from surgery.errors import ModelError, RuntimeMissing
-from surgery.prompts import QUESTION, TEXTS, Case
+from surgery.prompt_file import Message, shipped_texts
+from surgery.prompts import Case
 from surgery.recording import Answer
 from surgery.report import Gate
 from surgery.runtime import Array, Provider, one_line
 
+QUESTION = "What is the height of the tide today, and when will it turn?"
+"""A message that a chat template has to carry through."""
 _GREEDY = {
     "do_sample": False,
     "num_beams": 1,
@@ -64,8 +67,7 @@ class GenAI:
             self._model = self._og.Model(config)
 
     def tokenizer(self) -> Any:
-        with _own_words("og.Tokenizer"):
-            return self._og.Tokenizer(self._model)
+        return self._og.Tokenizer(self._model)
 
     def generate(self, rows: Sequence[Sequence[int]], pad: int, steps: int, **options: Any) -> list[list[int]]:
         """Greedy continuations of at most `steps` tokens; shorter rows are padded on the right.
@@ -91,6 +93,16 @@ class GenAI:
             return continued
 
 
+def open_tokenizer(folder: Path, provider: Provider) -> Any:
+    """The folder's tokenizer, without its model where the runtime can. Raises ModelError with the runtime's words."""
+    og = load_genai(provider)
+    with _own_words("og.Tokenizer"):
+        try:
+            return og.Tokenizer(str(folder))
+        except TypeError:  # up to 0.17 it takes a model alone
+            return GenAI(folder, provider).tokenizer()
+
+
 def check_tokenizer(tokenizer: Any, folder: Path, vocab_size: int) -> list[Gate]:
     """Text survives encode and decode, ids are in the vocabulary, and the chat template renders."""
     gates = [_round_trip(tokenizer, vocab_size, _falls_back_to_bytes(folder))]
@@ -103,7 +115,7 @@ def _round_trip(tokenizer: Any, vocab_size: int, knows_every_letter: bool) -> Ga
     """Without a fallback to bytes a tokenizer may lack letters; such a text is named, and is no fault."""
     name = "tokenizer gives text back"
     faults, unknown, known = [], [], []
-    for label, text in TEXTS.items():
+    for label, text in shipped_texts().items():
         try:
             ids = encode(tokenizer, text)
             if all(0 <= token < vocab_size for token in ids):
@@ -142,13 +154,19 @@ def encode(tokenizer: Any, text: str) -> list[int]:
     return [int(token) for token in tokenizer.encode(text)]
 
 
-def converse(tokenizer: Any, message: str) -> list[int]:
-    """The ids of a conversation that begins with `message`, up to where the model is to answer."""
-    return encode(tokenizer, render(tokenizer, message))
+def converse(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
+    """The ids of a conversation, up to where the model is to answer."""
+    return encode(tokenizer, render_messages(tokenizer, messages))
 
 
 def render(tokenizer: Any, message: str) -> str:
-    return str(tokenizer.apply_chat_template(json.dumps([{"role": "user", "content": message}])))
+    """A conversation that begins with a user's message, as the chat template writes it."""
+    return render_messages(tokenizer, [("user", message)])
+
+
+def render_messages(tokenizer: Any, messages: Sequence[Message]) -> str:
+    listed = [{"role": role, "content": content} for role, content in messages]
+    return str(tokenizer.apply_chat_template(json.dumps(listed)))
 
 
 def has_chat_template(folder: Path) -> bool:
@@ -190,11 +208,12 @@ def check_generation(
 def comparable(case: Case) -> bool:
     """Whether GenAI reads the prompt as the source does: it takes the mask from where the pad id is.
 
-    A row alone is read as padded where it ends in that id, a row of a batch where it holds it.
+    A row alone is read as padded where it ends in that id, a row of a batch where it holds it. It cannot feed a
+    batch in chunks: the second one has a tensor of negative size (0.18.0).
     """
     if len(case.rows) == 1:
         return case.rows[0][-1] != case.pad
-    return all(case.pad not in row for row in case.rows)
+    return case.chunk is None and all(case.pad not in row for row in case.rows)
 
 
 def _generation_gate(

@@ -1,4 +1,4 @@
-"""What a model answered to a set of prompts: compact, comparable and storable.
+"""What a model answered to a set of prompts: compact, comparable and storable (surgery.golden stores it).
 
 The logits that are kept are those of each row's last real token, at the end of each piece of the prompt and
 at each decode step. Caches are kept as they are after the last step: they hold the keys and values of every
@@ -8,23 +8,18 @@ token before it. Beyond a budget of bytes only a cache's SHA-256 is kept.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
-from zipfile import BadZipFile
+from dataclasses import dataclass
 
 import numpy as np
 
 from surgery.errors import ModelError
 from surgery.prompts import Case
 from surgery.runtime import Array, Cache, Feed, Runner
-from surgery.wiring import Slot, spelling
+from surgery.wiring import Slot
 
 CACHE_BUDGET = 512 * 2**20
 """Bytes of caches that one recording keeps whole."""
-_FORMAT = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,58 +67,6 @@ class Recording:
     """The answers of one model, in the order of the cases."""
 
     answers: tuple[Answer, ...]
-
-    def save(self, path: Path) -> None:
-        """Write an .npz file without pickled objects."""
-        arrays: dict[str, Array] = {}
-        described = []
-        for index, answer in enumerate(self.answers):
-            for number, step in enumerate(answer.steps):
-                arrays[f"{index}/step/{number}"] = step.logits
-            for (layer, kind), cache in answer.caches.items():
-                if cache.values is not None:
-                    arrays[f"{index}/cache/{layer}.{kind}"] = cache.values
-            described.append(_description(answer))
-        header = json.dumps({"format": _FORMAT, "answers": described}).encode()
-        np.savez(path, header=np.frombuffer(header, np.uint8), **arrays)  # type: ignore[arg-type]
-
-    @classmethod
-    def load(cls, path: Path) -> Recording:
-        """Read what `save` wrote. Raises ModelError for anything else."""
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                header = json.loads(arrays["header"].tobytes())
-                if header["format"] != _FORMAT:
-                    raise ModelError(f"{path} is a recording of format {header['format']!r}; {_FORMAT} is known")
-                return cls(tuple(_answer(arrays, i, each) for i, each in enumerate(header["answers"])))
-        except FileNotFoundError:
-            raise ModelError(f"{path} is missing") from None
-        except (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, BadZipFile) as error:
-            raise ModelError(f"{path} is not a recording: {error}") from None
-
-
-def _description(answer: Answer) -> dict[str, Any]:
-    caches = [
-        {"slot": f"{layer}.{kind}", "shape": cache.shape, "dtype": cache.dtype, "digest": cache.digest}
-        for (layer, kind), cache in answer.caches.items()
-    ]
-    rows = [step.computed_rows for step in answer.steps]
-    return {"case": asdict(answer.case), "prefill": answer.prefill, "computed_rows": rows, "caches": caches}
-
-
-def _answer(arrays: Mapping[str, Array], index: int, described: Mapping[str, Any]) -> Answer:
-    fields = dict(described["case"])
-    fields["rows"] = tuple(tuple(int(token) for token in row) for row in fields["rows"])
-    steps = tuple(Step(arrays[f"{index}/step/{n}"], int(r)) for n, r in enumerate(described["computed_rows"]))
-    caches: dict[Slot, StoredCache] = {}
-    for cache in described["caches"]:
-        found = spelling(cache["slot"])
-        if found is None:
-            raise ValueError(f"{cache['slot']!r} names no cache")
-        name = f"{index}/cache/{cache['slot']}"
-        values = arrays.get(name)
-        caches[found] = StoredCache(tuple(cache["shape"]), cache["dtype"], cache["digest"], values)
-    return Answer(Case(**fields), int(described["prefill"]), steps, caches)
 
 
 def record(

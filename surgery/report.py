@@ -8,15 +8,21 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from surgery.comparison import CaseResult
+from surgery.parity import Parity
 from surgery.prompts import Skipped
+from surgery.thresholds import LEAST
+from surgery.watch import LayerPeak
 
-Section = Literal["manifest", "structure", "numbers", "runtime"]
+Section = Literal["manifest", "structure", "numbers", "parity", "activations", "runtime"]
 Value = float | str | None
 
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """One check. `found` is held against `threshold`; `detail` is a sentence for the person who reads it."""
+    """One check. `found` is held against `threshold`; `detail` is a sentence for the person who reads it.
+
+    `measure` says what `found` is where that is a measured number, and `option` how a user sets the threshold.
+    """
 
     section: Section
     name: str
@@ -24,11 +30,26 @@ class Gate:
     threshold: Value = None
     found: Value = None
     detail: str = ""
+    measure: str = ""
+    option: str = ""
+
+    @property
+    def reading(self) -> str:
+        """What was measured and what passes, as people read it; empty where nothing was measured."""
+        if not self.measure or self.found is None:
+            return ""
+        bound = "least" if self.option in LEAST else "most"
+        limit = f", at {bound} {_shown(self.threshold)}" if self.threshold is not None else ""
+        return f"{self.measure} {_shown(self.found)}{limit}"
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The result of `validate`. `seconds` is per stage; `skipped` names the cases that were left out."""
+    """The result of `validate`. `seconds` is per stage; `skipped` names the cases that were left out.
+
+    `parity` sums up the cases, where there was something to compare with; `peaks` is per layer, where it was asked
+    for.
+    """
 
     gates: tuple[Gate, ...]
     cases: tuple[CaseResult, ...]
@@ -36,6 +57,8 @@ class Report:
     seconds: Mapping[str, float]
     versions: Mapping[str, str]
     settings: Mapping[str, Any]
+    parity: Parity | None = None
+    peaks: tuple[LayerPeak, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -53,12 +76,18 @@ class Report:
         return {
             "passed": self.passed,
             "gates": [_plain(asdict(gate)) for gate in self.gates],
+            "parity": _plain(self.parity.to_dict()) if self.parity else None,
+            "peaks": [_plain(peak.to_dict()) for peak in self.peaks],
             "cases": [_plain(case.to_dict()) for case in self.cases],
             "skipped": [asdict(case) for case in self.skipped],
             "seconds": {stage: round(taken, 3) for stage, taken in self.seconds.items()},
             "versions": dict(self.versions),
             "settings": dict(self.settings),
         }
+
+
+def _shown(value: Value) -> str:
+    return f"{value:.6g}" if isinstance(value, float | int) else str(value)
 
 
 def _plain(value: Any) -> Any:

@@ -6,7 +6,7 @@ session is opened, not before. Caches go in and out as numpy arrays, in the dtyp
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from surgery.errors import ModelError, RuntimeMissing
 from surgery.export import Pair
+from surgery.model import Model
 from surgery.wiring import Slot, spelling
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ _DTYPES: dict[str, type[np.generic]] = {
     "tensor(int64)": np.int64,
     "tensor(int32)": np.int32,
 }
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 _PACKAGES = {"cpu": "gemma4-surgery[cpu]", "cuda": "gemma4-surgery[cuda]"}
 
 
@@ -83,6 +85,8 @@ def load_onnxruntime(provider: Provider) -> Any:
         raise RuntimeMissing(f"onnxruntime is not installed: pip install '{_PACKAGES[provider]}'") from None
     if provider == "cuda" and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         raise RuntimeMissing(f"this onnxruntime has no CUDA provider: pip install '{_PACKAGES[provider]}'")
+    if provider == "cuda" and hasattr(onnxruntime, "preload_dlls"):
+        onnxruntime.preload_dlls()  # pip's CUDA libraries are found by no search path; GenAI does not load them itself
     return onnxruntime
 
 
@@ -96,12 +100,12 @@ def machine_provider() -> Provider:
     return "cuda" if "CUDAExecutionProvider" in load_onnxruntime("cpu").get_available_providers() else "cpu"
 
 
-class _Graph:
-    """One session and what its interface declares."""
+class OpenGraph:
+    """One session and what its interface declares. Values in `exposed` are outputs too, for this session alone."""
 
-    def __init__(self, path: Path, settings: Settings) -> None:
+    def __init__(self, path: Path, settings: Settings, exposed: Sequence[str] = ()) -> None:
         self.path = path
-        self._session = _open(path, settings)
+        self._session = _open(path, settings, exposed)
         self._types = {value.name: _dtype(path, value) for value in self._session.get_inputs()}
         self._shapes = {value.name: list(value.shape) for value in self._session.get_inputs()}
         self._outputs = [value.name for value in self._session.get_outputs()]
@@ -109,10 +113,16 @@ class _Graph:
         self._pasts = {
             spelling(name): name for name, shape in self._shapes.items() if len(shape) == 4 and spelling(name)
         }
-        self._presents = {name: spelling(name) for name in self._outputs if ranked[name] == 4 and spelling(name)}
+        own = [name for name in self._outputs if name not in set(exposed)]
+        self._presents = {name: spelling(name) for name in own if ranked[name] == 4 and spelling(name)}
         kept = set(self._presents.values())
         if missing := [name for found, name in self._pasts.items() if found not in kept]:
             raise ModelError(f"{path}: {missing[0]} has no present of the same layer among the outputs")
+
+    @property
+    def presents(self) -> dict[str, Slot]:
+        """The outputs that are caches."""
+        return {name: found for name, found in self._presents.items() if found is not None}
 
     def takes(self, name: str) -> bool:
         return name in self._types
@@ -162,8 +172,8 @@ class SourcePair:
     """embed_tokens and decoder_model_merged: the outputs of one feed the inputs of the other, by name."""
 
     def __init__(self, pair: Pair, settings: Settings) -> None:
-        self._embed = _Graph(pair.embed, settings)
-        self._decoder = _Graph(pair.decoder, settings)
+        self._embed = OpenGraph(pair.embed, settings)
+        self._decoder = OpenGraph(pair.decoder, settings)
 
     def start(self, batch: int) -> Cache:
         return self._decoder.empty_cache(batch)
@@ -178,7 +188,7 @@ class MergedModel:
     """One graph that takes token ids."""
 
     def __init__(self, path: Path, settings: Settings) -> None:
-        self._graph = _Graph(path, settings)
+        self._graph = OpenGraph(path, settings)
 
     def start(self, batch: int) -> Cache:
         return self._graph.empty_cache(batch)
@@ -194,7 +204,7 @@ def one_line(error: BaseException) -> str:
     return words if len(words) <= 600 else f"{words[:600]} ..."
 
 
-def _open(path: Path, settings: Settings) -> ort.InferenceSession:
+def _open(path: Path, settings: Settings, exposed: Sequence[str]) -> ort.InferenceSession:
     runtime = load_onnxruntime(settings.provider)
     options = runtime.SessionOptions()
     options.intra_op_num_threads = settings.threads
@@ -204,13 +214,27 @@ def _open(path: Path, settings: Settings) -> ort.InferenceSession:
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if settings.optimized else levels.ORT_DISABLE_ALL
     wanted = ["CUDAExecutionProvider"] if settings.provider == "cuda" else []
     try:
-        session = runtime.InferenceSession(str(path), options, providers=[*wanted, "CPUExecutionProvider"])
-    except Exception as error:  # as in _Graph.run
+        model: str | bytes = str(path)
+        if exposed:  # nothing is written: the graph goes in as bytes, its weights stay where they are
+            model = _exposing(path, exposed)
+            options.add_session_config_entry(_WEIGHTS_FOLDER, str(path.absolute().parent))
+        session = runtime.InferenceSession(model, options, providers=[*wanted, "CPUExecutionProvider"])
+    except Exception as error:  # as in OpenGraph.run
         raise ModelError(f"ONNX Runtime cannot load {path}: {one_line(error)}") from None
     # ONNX Runtime goes on without CUDA when its libraries do not load; the numbers would prove nothing.
     if missing := set(wanted) - set(session.get_providers()):
         raise RuntimeMissing(f"onnxruntime could not start {missing.pop()}; its CUDA libraries or the GPU are missing")
     return session
+
+
+def _exposing(path: Path, names: Sequence[str]) -> bytes:
+    """The graph with more outputs, their types left to the runtime."""
+    model = Model.open(path)
+    there = {value.name for value in model.graph.output}
+    for name in names:
+        if name not in there:
+            model.graph.output.add(name=name)
+    return model.to_bytes()
 
 
 def _dtype(path: Path, value: Any) -> type[np.generic]:

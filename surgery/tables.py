@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from surgery.bench import Benchmark
+    from surgery.providers import Prediction
     from surgery.report import Gate, Report, Section
 
 MARKS = {"added": ("+", "green"), "removed": ("-", "red"), "changed": ("~", "yellow"), "skipped": ("=", "dim")}
@@ -169,7 +170,7 @@ def show_report(console: Console, report: Report, *, brief: bool = False) -> Non
 
     `brief` gives a section whose gates all passed one line; a gate that failed is always shown.
     """
-    sections: tuple[Section, ...] = ("manifest", "structure", "numbers", "runtime")
+    sections: tuple[Section, ...] = ("manifest", "structure", "numbers", "parity", "activations", "runtime")
     for section in sections:
         gates = report.section(section)
         passed = all(gate.passed for gate in gates)
@@ -182,6 +183,10 @@ def show_report(console: Console, report: Report, *, brief: bool = False) -> Non
             for gate in gates:
                 console.print(_gate_line(gate))
             console.print()
+    if report.peaks:
+        heads = ("layer", "max |x|", "headroom to 65504", "not finite", "value")
+        rows = [(p.layer_name, f"{p.max_abs:.4g}", f"{p.headroom:.4g}", p.not_finite, p.value) for p in report.peaks]
+        show_rows(console, "Residual stream", heads, rows, right="max |x|,headroom to 65504,not finite")
     for case in report.skipped:
         console.print(plain(f"left out {case.name}: {case.reason}", "dim"))
     good = len(report.gates) - len(report.failed)
@@ -193,6 +198,8 @@ def show_report(console: Console, report: Report, *, brief: bool = False) -> Non
 def _in_brief(section: Section, report: Report) -> str:
     """What a section that passed has shown, in one line."""
     gates = report.section(section)
+    if section == "parity" and report.parity is not None:
+        return str(report.parity)
     if section == "numbers":
         numbers = [gate.found for gate in gates if isinstance(gate.found, float)]
         steps = sum(case.steps for case in report.cases)
@@ -206,8 +213,8 @@ def _in_brief(section: Section, report: Report) -> str:
 def _gate_line(gate: Gate) -> Text:
     line = plain("  ok    " if gate.passed else "  FAIL  ", "green" if gate.passed else "bold red")
     line.append_text(plain(gate.name))
-    if gate.section == "numbers" and isinstance(gate.found, float):
-        line.append_text(plain(f"  max |difference| {gate.found:.3g}, limit {gate.threshold:.3g}", "bold"))
+    if gate.reading:
+        line.append_text(plain(f"  {gate.reading}", "bold"))
     if gate.detail:
         line.append_text(plain(f": {gate.detail}", "dim" if gate.passed else ""))
     return line
@@ -230,3 +237,19 @@ def show_benchmarks(console: Console, found: Sequence[Benchmark]) -> None:
     ]
     heads = ("side", "context", "first token", "prefill tokens/s", "decode tokens/s", "load", "peak memory")
     show_rows(console, "", heads, rows, right=",".join(heads[1:]))
+
+
+def show_prediction(console: Console, name: str, found: Prediction) -> None:
+    """Where nodes would go on CUDA: faults by operator, and what may stay on the CPU in one line a reason."""
+    counts = [f"{len(nodes)} on {where}" for where, nodes in (("CUDA", found.on("cuda")), ("the CPU", found.on("cpu")))]
+    if unknown := found.on("unknown"):
+        counts.append(f"{len(unknown)} unknown")
+    head = f"{name} on CUDA, predicted for onnxruntime-gpu {found.runtime}: {', '.join(counts)}"
+    console.print(plain(f"{head}; {len(found.copies)} copies a run", "bold"))
+    faults = [(g.operator, len(g.nodes), g.reason, g.nodes[0]) for g in found.groups if g.is_fault]
+    if faults:
+        show_rows(console, "", ("operator", "nodes", "why not on CUDA", "first node"), faults, right="nodes")
+    for reason in dict.fromkeys(g.reason for g in found.groups if not g.is_fault):
+        names = ", ".join(f"{len(g.nodes)} {g.operator}" for g in found.groups if g.reason == reason)
+        console.print(plain(f"{names}: {reason}"))
+    console.print(plain(f"{found.advice}\n", "red" if found.faults else ""))

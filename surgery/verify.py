@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from surgery.comparison import CaseResult, Comparison, compare
-from surgery.errors import ArchitectureError, ModelError, SurgeryError
+from surgery.bisect import find_parting
+from surgery.comparison import CaseResult, coarsest, compare
+from surgery.errors import ArchitectureError, ModelError, RequestError, SurgeryError
 from surgery.export import Pair
+from surgery.gates import activation_gates, number_gates, parity_gates
 from surgery.gemma4 import read_config
 from surgery.generation import (
     GenAI,
@@ -25,19 +28,90 @@ from surgery.generation import (
     encode,
     has_chat_template,
     load_genai,
+    open_tokenizer,
 )
+from surgery.golden import Golden, graph_digests, load_golden, refuse_existing, save_golden
 from surgery.manifest import faults
-from surgery.prompts import Case, Skipped, Vocabulary, admissible, built_in
+from surgery.parity import Parity, parity
+from surgery.prompt_file import Message, Prompt, cases_of, shipped
+from surgery.prompts import (
+    CLOSING,
+    GENERATED,
+    Case,
+    Scope,
+    Skipped,
+    Vocabulary,
+    admissible,
+    of_ids,
+    within,
+    without_heavy,
+)
+from surgery.providers import predict
 from surgery.recording import Recording, record
 from surgery.report import Gate, Report
 from surgery.runtime import MergedModel, Provider, Runner, Settings, SourcePair, load_onnxruntime, versions
 from surgery.structure import Folder, check_structure, open_folder
+from surgery.thresholds import Thresholds, default_thresholds, keeps_arithmetic
+from surgery.trace import trace, trace_gates
+from surgery.watch import LayerPeak, watch
 
-REGROUPED = {"float32": 1e-3, "float16": 5e-2}
-"""Tolerance, by dtype, of logits that one graph computed along with rows that the other left out: a padded
-batch's prefill, and any prefill where the graph gives all logits. The product then has other dimensions, and
-may add in another order. Logits go to 30 (the softcap), where float16 steps by 0.016."""
+TOKENS: dict[Scope, int] = {"full": 8, "closing": 3, "light": 3}
+"""Greedy tokens that each prompt is continued by, unless a request says how many."""
+MOST_TOKENS = 64
 Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a validation is to cover. The default is all cases, the shipped prompts among them.
+
+    tokens            length of the greedy continuations; TOKENS of the scope where it is None
+    prompts           these in place of the shipped ones; the scope leaves none of them out but heavy ones
+    cases             these and no others
+    thresholds        what differs from the default ones, by name
+    source_provider   where the source runs, if elsewhere than the folder
+    golden            a recording to compare with, in place of a source
+    save_golden       a file for what the source answers; for what the folder answers where there is no source
+    watch             measure the residual stream, layer by layer
+    bisect            where logits differ, find the first node that makes something else than the source's
+    """
+
+    scope: Scope = "full"
+    tokens: int | None = None
+    prompts: Sequence[Prompt] | None = None
+    cases: Sequence[Case] | None = None
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    source_provider: Provider | None = None
+    golden: Path | None = None
+    save_golden: Path | None = None
+    watch: bool = False
+    bisect: bool = False
+
+    @property
+    def length(self) -> int:
+        return TOKENS[self.scope] if self.tokens is None else self.tokens
+
+    def refuse_contradictions(self, source: Pair | None) -> None:
+        """Raise RequestError for what cannot be had together, before anything runs."""
+        if not 1 <= self.length <= MOST_TOKENS:
+            raise RequestError(f"{self.length} tokens are asked for; 1 to {MOST_TOKENS} can be compared")
+        if self.golden is not None and source is not None:
+            raise RequestError("a golden recording and a source are given; a folder is compared with one of them")
+        if self.golden is not None and self.save_golden is not None:
+            raise RequestError("a golden recording is read or written, not both at once")
+        if self.bisect and source is None:
+            raise RequestError("a bisection runs the source's graphs too, and no source is given")
+        if self.save_golden is not None:
+            refuse_existing(self.save_golden)
+        if clash := {prompt.name for prompt in self.prompts or ()} & _names_of_ids():
+            raise RequestError(f"a prompt is named {min(clash)!r}, as a built-in case is", hint="give it another name")
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"scope": self.scope, "tokens": self.length}
+
+
+def _names_of_ids() -> set[str]:
+    return {case.name for case in of_ids(Vocabulary(size=16, context=16, window=8))}
 
 
 def validate(
@@ -45,35 +119,36 @@ def validate(
     source: Pair | None,
     *,
     provider: Provider = "cpu",
-    prompts: Sequence[Case] | None = None,
-    steps: int = 8,
-    light: bool = False,
-    tolerance: float = 0.0,
+    request: Request | None = None,
     progress: Progress | None = None,
 ) -> Report:
-    """Check a folder, against its source where one is given.
+    """Check a folder, against its source or a golden recording where one is given. `progress` is told each stage.
 
-    `prompts` replaces the built-in cases; `light` leaves the heavy ones out. `tolerance` is the largest
-    absolute difference of a logit or a cache value that passes; 0 asks for equality. `progress` is told each
-    stage. Raises RuntimeMissing without onnxruntime or onnxruntime-genai; every other fault is a failed gate.
+    Raises RequestError for a request that cannot be met, RuntimeMissing without onnxruntime or onnxruntime-genai;
+    every other fault is a failed gate.
     """
+    request = request or Request()
+    request.refuse_contradictions(source)
+    golden = load_golden(request.golden) if request.golden is not None else None
     load_onnxruntime(provider)
     genai_version = str(load_genai(provider).__version__)
-    run = _Run(folder, source, Settings(provider), steps, light, tolerance, progress or (lambda _: None))
+    run = _Run(folder, source, golden, request, Settings(provider), progress or (lambda _: None))
     with run.stage("manifest"):
         run.gates.append(manifest_gate(folder))
     with run.stage("structure"):
         opened = run.structure()
     if opened is not None:
-        run.prove(opened, prompts)
-    settings = {**run.settings.to_dict(), "steps": steps, "light": light, "tolerance": tolerance}
+        run.prove(opened)
+    thresholds = {"thresholds": run.thresholds.to_dict()} if run.thresholds else {}
     return Report(
         gates=tuple(run.gates),
         cases=run.results,
         skipped=tuple(run.skipped),
         seconds=run.seconds,
         versions={**versions(), "onnxruntime-genai": genai_version},
-        settings=settings,
+        settings={**run.settings.to_dict(), **request.to_dict(), **thresholds},
+        parity=run.parity,
+        peaks=run.peaks,
     )
 
 
@@ -83,15 +158,22 @@ class _Run:
 
     folder: Path
     source: Pair | None
+    golden: Golden | None
+    request: Request
     settings: Settings
-    steps: int
-    light: bool
-    tolerance: float
     progress: Progress
     gates: list[Gate] = field(default_factory=list)
     results: tuple[CaseResult, ...] = ()
+    parity: Parity | None = None
+    peaks: tuple[LayerPeak, ...] = ()
+    thresholds: Thresholds | None = None
     skipped: list[Skipped] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def steps(self) -> int:
+        """Decode steps: the first token of a continuation comes from the prompt."""
+        return self.request.length - 1
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -116,7 +198,7 @@ class _Run:
         self.gates.extend(check_structure(opened))
         return opened
 
-    def prove(self, folder: Folder, prompts: Sequence[Case] | None) -> None:
+    def prove(self, folder: Folder) -> None:
         """The numbers, even of a folder with a wrong configuration; the runtime only of one that is sound."""
         sound = all(gate.passed for gate in self.gates if gate.section == "structure")
         try:
@@ -125,47 +207,67 @@ class _Run:
             self.gates.append(Gate("numbers", "prompts can be made", False, detail=str(error)))
             return
         with self.stage("tokenizer"):
-            cases = self._cases(folder, vocabulary, prompts, sound)
+            cases = self._cases(folder, vocabulary, sound)
         if not cases:
             reason = "; ".join(f"{case.name}: {case.reason}" for case in self.skipped[:3])
             self.gates.append(Gate("numbers", "prompts can be made", False, 1, 0, reason))
             return
-        recorded = self._numbers(folder, cases) if self.source is not None else None
+        reference = self._numbers(folder, cases)
+        if self.request.watch:
+            with self.stage("activations"):
+                self._watch(folder, cases)
         if not sound:
             reason = "not run: the structure is at fault, and the runtime may crash on it"
             self.gates.append(Gate("runtime", "generation", False, detail=reason))
         elif not any(gate.section == "runtime" and not gate.passed for gate in self.gates):
+            if self.settings.provider == "cuda":
+                with self.stage("placement"):
+                    self._placement(folder)
             with self.stage("generation"):
-                self._generation(vocabulary, cases, recorded)
+                self._generation(vocabulary, cases, reference)
 
-    def _cases(self, folder: Folder, vocabulary: Vocabulary, prompts: Sequence[Case] | None, sound: bool) -> list[Case]:
+    def _placement(self, folder: Folder) -> None:
+        """Where each node ran on CUDA, from the session's own profile."""
+        try:
+            self.gates.extend(trace_gates(trace(folder.model.path, "cuda"), predict(folder.model)))
+        except ModelError as error:
+            self.gates.append(Gate("runtime", "nodes run on CUDA", False, detail=str(error)))
+
+    def _cases(self, folder: Folder, vocabulary: Vocabulary, sound: bool) -> list[Case]:
         tokenizer = self._tokenizer(vocabulary) if sound else None
-        if prompts is not None:
-            cases, skipped = admissible(list(prompts), vocabulary, self.steps)
+        found: list[Case | Skipped]
+        if self.request.cases is not None:
+            found = list(self.request.cases)
         else:
             template = tokenizer is not None and has_chat_template(folder.root)
-            cases, skipped = built_in(
-                vocabulary,
-                (lambda text: encode(tokenizer, text)) if tokenizer is not None else None,
-                (lambda message: converse(tokenizer, message)) if template else None,
-                self.steps,
-            )
-        if self.light:
-            skipped += [Skipped(case.name, "heavy, and a light check was asked for") for case in cases if case.heavy]
-            cases = [case for case in cases if not case.heavy]
+            found = self._asked_for(vocabulary, tokenizer, template)
+        cases, skipped = admissible(found, vocabulary, self.steps)
         self.skipped.extend(skipped)
         return cases
 
+    def _asked_for(self, vocabulary: Vocabulary, tokenizer: object | None, template: bool) -> list[Case | Skipped]:
+        def encoded(text: str) -> list[int]:
+            return encode(tokenizer, text)
+
+        def conversed(messages: Sequence[Message]) -> list[int]:
+            return converse(tokenizer, messages)
+
+        asked = self.request.prompts
+        prompts = cases_of(
+            shipped() if asked is None else asked,
+            vocabulary,
+            encoded if tokenizer is not None else None,
+            conversed if template else None,
+        )
+        if asked is None:
+            return within(self.request.scope, [*of_ids(vocabulary), *prompts])
+        given = without_heavy(prompts) if self.request.scope == "light" else [*prompts]
+        return [*within(self.request.scope, [*of_ids(vocabulary)]), *given]
+
     def _tokenizer(self, vocabulary: Vocabulary) -> object | None:
-        """The folder's tokenizer where its gates pass. The model that og.Tokenizer needs is freed again."""
+        """The folder's tokenizer where its gates pass."""
         try:
-            genai = GenAI(self.folder, self.settings.provider)
-            self.gates.append(Gate("runtime", "og.Model loads the folder", True))
-        except ModelError as error:
-            self.gates.append(Gate("runtime", "og.Model loads the folder", False, detail=str(error)))
-            return None
-        try:
-            tokenizer: object = genai.tokenizer()
+            tokenizer: object = open_tokenizer(self.folder, self.settings.provider)
         except ModelError as error:
             self.gates.append(Gate("runtime", "tokenizer gives text back", False, detail=str(error)))
             return None
@@ -175,26 +277,98 @@ class _Run:
 
     def _numbers(self, folder: Folder, cases: Sequence[Case]) -> Recording | None:
         """Record the source, free it, record the merged graph on the source's tokens, compare."""
-        assert self.source is not None
-        pair = self.source
-        with self.stage("source"):
-            theirs = self._record("source runs", lambda: SourcePair(pair, self.settings), cases, None)
-        if theirs is None:
+        reference = self._reference(cases)
+        if reference is None and (self.source is not None or self.request.save_golden is None):
             return None
         path = folder.model.path
         with self.stage("merged"):
-            ours = self._record("merged graph runs", lambda: MergedModel(path, self.settings), cases, theirs)
+            ours = self._record("merged graph runs", lambda: MergedModel(path, self.settings), cases, reference)
         if ours is None:
-            return theirs
+            return reference
+        if reference is None:
+            self._save(ours, [path], self.settings)
+            return None
         with self.stage("comparison"):
-            try:
-                found = compare(theirs, ours, folder.owners, self.tolerance)
-            except ModelError as error:
-                self.gates.append(Gate("numbers", "logits can be compared", False, detail=str(error)))
-                return theirs
-            self.results = found.cases
-            self.gates.extend(number_gates(found, self.tolerance))
+            self._compare(folder, reference, ours)
+        if self.request.bisect and self.parity and self.parity.max_abs > self._held().logits:
+            with self.stage("bisection"):
+                self._bisect(path, cases)
+        return reference
+
+    def _reference(self, cases: Sequence[Case]) -> Recording | None:
+        """What the folder is compared with: a golden recording, or the source's, which may be stored."""
+        if self.golden is not None:
+            assert self.request.golden is not None
+            self.golden.refuse_others(cases, self.request.length, self.request.golden)
+            return self.golden.recording
+        if self.source is None:
+            return None
+        pair, settings = self.source, self._source_settings()
+        with self.stage("source"):
+            theirs = self._record("source runs", lambda: SourcePair(pair, settings), cases, None)
+        if theirs is not None and self.request.save_golden is not None:
+            self._save(theirs, [pair.embed, pair.decoder], settings)
         return theirs
+
+    def _source_settings(self) -> Settings:
+        return Settings(self.request.source_provider or self.settings.provider)
+
+    def _save(self, recording: Recording, graphs: Sequence[Path], settings: Settings) -> None:
+        assert self.request.save_golden is not None
+        name = " and ".join(path.name for path in graphs)
+        golden = Golden(
+            recording, name, graph_digests(graphs), self.request.length, settings.to_dict(), dict(versions())
+        )
+        save_golden(golden, self.request.save_golden)
+
+    def _held(self) -> Thresholds:
+        assert self.thresholds is not None  # a comparison sets them
+        return self.thresholds
+
+    def _compare(self, folder: Folder, reference: Recording, ours: Recording) -> None:
+        self.thresholds = self._thresholds(coarsest(reference, ours))
+        try:
+            found = compare(reference, ours, folder.owners, self.thresholds.logits)
+        except ModelError as error:
+            self.gates.append(Gate("numbers", "logits can be compared", False, detail=str(error)))
+            return
+        self.results, self.parity = found.cases, parity(found)
+        self.gates.extend(number_gates(found, self.thresholds))
+        self.gates.extend(parity_gates(found, self.thresholds))
+
+    def _thresholds(self, dtype: str) -> Thresholds:
+        theirs = self._source_settings().provider if self.golden is None else self.golden.settings.get("provider")
+        exact = keeps_arithmetic(self.folder) and theirs == self.settings.provider
+        return default_thresholds(dtype, exact=exact).with_values(self.request.thresholds)
+
+    def _bisect(self, path: Path, cases: Sequence[Case]) -> None:
+        """One gate that fails, because the logits' did; it says where."""
+        assert self.source is not None
+        worst = max(self.results, key=lambda result: result.max_abs)
+        case = next(case for case in cases if case.name == worst.name)
+        try:
+            settings = self._source_settings()
+            found = find_parting(self.source, path, case, settings, steps=self.steps, tolerance=self._held().logits)
+        except ModelError as error:
+            self.gates.append(Gate("numbers", "values inside the graphs", False, detail=str(error)))
+            return
+        nowhere = "no value differs without ONNX Runtime's optimizations: they, or the provider, make the difference"
+        detail = str(found) if found else nowhere
+        self.gates.append(
+            Gate("numbers", "values inside the graphs", False, self._held().logits, found.max_abs if found else 0.0,
+                 detail, "first |difference|")
+        )  # fmt: skip
+
+    def _watch(self, folder: Folder, cases: Sequence[Case]) -> None:
+        name = "residual stream is found"
+        try:
+            self.peaks = watch(folder.model.path, cases, self.settings, progress=self.told("activations"))
+        except ModelError as error:
+            self.gates.append(Gate("activations", name, False, detail=str(error)))
+            return
+        thresholds = self.thresholds or default_thresholds("float16", exact=True).with_values(self.request.thresholds)
+        self.gates.append(Gate("activations", name, True, detail=f"{len(self.peaks) - 1} layers"))
+        self.gates.extend(activation_gates(self.peaks, thresholds))
 
     def _record(
         self, name: str, runner: Callable[[], Runner], cases: Sequence[Case], follow: Recording | None
@@ -209,17 +383,26 @@ class _Run:
         self.gates.append(Gate("numbers", name, True, detail=f"{len(cases)} cases"))
         return recording
 
-    def _generation(self, vocabulary: Vocabulary, cases: Sequence[Case], recorded: Recording | None) -> None:
+    def _generates(self, case: Case) -> bool:
+        if self.request.scope == "full":
+            return True
+        return case.name in GENERATED or (case.name not in CLOSING and not case.heavy)
+
+    def _generation(self, vocabulary: Vocabulary, cases: Sequence[Case], reference: Recording | None) -> None:
+        name = "og.Model loads the folder"
         try:
             genai = GenAI(self.folder, self.settings.provider)
         except ModelError as error:
-            self.gates.append(Gate("runtime", "og.Model loads the folder", False, detail=str(error)))
+            self.gates.append(Gate("runtime", name, False, detail=str(error)))
             return
-        if recorded is None:
-            self.gates.append(check_runs(genai, cases, self.steps, vocabulary.size))
-        else:
-            told = self.told("generation")
-            self.gates.extend(check_generation(genai, recorded.answers, vocabulary.eos, self.tolerance, told))
+        self.gates.append(Gate("runtime", name, True))
+        if reference is None:
+            self.gates.append(check_runs(genai, cases, self.request.length, vocabulary.size))
+            return
+        answers = [answer for answer in reference.answers if self._generates(answer.case)]
+        tolerance = self._held().logits if self.thresholds else 0.0
+        told = self.told("generation")
+        self.gates.extend(check_generation(genai, answers, vocabulary.eos, tolerance, told))
 
 
 def manifest_gate(folder: Path) -> Gate:
@@ -231,52 +414,6 @@ def manifest_gate(folder: Path) -> Gate:
         return Gate("manifest", name, False, detail=str(error))
     detail = "; ".join(f"{fault.name}: {fault.fault}" for fault in found[:3])
     return Gate("manifest", name, not found, 0, len(found), detail)
-
-
-def number_gates(found: Comparison, tolerance: float) -> list[Gate]:
-    """The gates of a comparison; `found` of a failed one is the tolerance that would have passed it."""
-    cases = found.cases
-    broken = [case.name for case in cases if case.source_not_finite]
-    strange = [case.name for case in cases if case.merged_not_finite]
-    tokens = [case.name for case in cases if case.token_faults]
-    aliases = [f"case {case.name}: {fault}" for case in cases for fault in case.alias_faults]
-    regrouped = max(REGROUPED.get(found.dtype, 0.0), tolerance)
-    worst = found.worst
-    where = (
-        f"worst at case {worst.case}, step {worst.step}, row {worst.row}, token id {worst.token_id}: "
-        f"{worst.source:.6g} in the source, {worst.merged:.6g} here"
-        if worst
-        else f"{len(cases)} cases, {sum(case.steps for case in cases)} steps"
-    )
-    caches = [case.name for case in cases if case.cache_max_abs > tolerance]
-    return [
-        Gate("numbers", "source itself is finite", not broken, 0, len(broken), _listed(broken)),
-        Gate("numbers", "finite where the source is", not strange, 0, len(strange), _listed(strange)),
-        Gate("numbers", "logits", found.max_abs <= tolerance, tolerance, found.max_abs, where),
-        Gate(
-            "numbers",
-            "logits computed in other groups",
-            found.regrouped_max_abs <= regrouped,
-            regrouped,
-            found.regrouped_max_abs,
-            "rows of a padded batch, which the source computes along with every other token's",
-        ),
-        Gate("numbers", "greedy tokens", not tokens, 0, sum(c.token_faults for c in cases), _listed(tokens)),
-        Gate("numbers", "owners' caches", not caches, tolerance, found.cache_max_abs, _listed(caches)),
-        Gate(
-            "numbers",
-            "borrowers' caches are their owners'",
-            not aliases,
-            0,
-            len(aliases),
-            "; ".join(aliases[:3]),
-        ),
-    ]
-
-
-def _listed(names: list[str]) -> str:
-    shown = ", ".join(names[:5])
-    return f"cases {shown}{' and more' if len(names) > 5 else ''}" if names else ""
 
 
 def _vocabulary(folder: Folder, source: Pair | None) -> Vocabulary:

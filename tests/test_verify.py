@@ -18,20 +18,24 @@ import fixtures
 from passes import ExpandSharedKV, FoldLogitsToKeep
 from passes.recipe import compatible
 from surgery.comparison import compare
-from surgery.errors import ModelError, RuntimeMissing
+from surgery.errors import RuntimeMissing
 from surgery.export import Export, open_export
+from surgery.gates import number_gates
 from surgery.model import Model
-from surgery.prompts import Case, Skipped, Vocabulary, built_in
+from surgery.prompt_file import cases_of, shipped
+from surgery.prompts import Case, Skipped, Vocabulary, admissible, of_ids
 from surgery.recording import Answer, Recording, Step, pieces, record
 from surgery.repack import repack
 from surgery.report import Report
-from surgery.runtime import MergedModel, Settings, SourcePair
-from surgery.verify import number_gates, validate
+from surgery.runtime import Settings, SourcePair
+from surgery.thresholds import default_thresholds
+from surgery.verify import Request, validate
 
 TINY = Path(__file__).parent.parent / "fixtures" / "tiny-e2b"
 PRECISIONS = ("fp32", "fp16", "q4", "q4f16", "quantized")
 SHORT = Case("short", "a short prompt", ((2, 10, 77, 31),))
 RAGGED = Case("ragged", "a padded batch", ((2, 10, 77), (2, 9, 33, 61, 17, 40)))
+EXACT = default_thresholds("float16", exact=True)
 OWNERS = {**{layer: layer for layer in range(5)}, 5: 3, 6: 3, 7: 3, 8: 3, 9: 4}
 
 
@@ -75,7 +79,7 @@ def node(graph: GraphProto, name: str) -> NodeProto:
 
 def check(folder: Path, export: Export, *, source: bool = True) -> Report:
     """A short validation of a float32 folder."""
-    return validate(folder, export.pair("fp32") if source else None, prompts=[SHORT, RAGGED], steps=3)
+    return validate(folder, export.pair("fp32") if source else None, request=Request(cases=[SHORT, RAGGED], tokens=4))
 
 
 def failures(report: Report, section: str) -> set[str]:
@@ -100,10 +104,12 @@ def test_a_repacked_folder_is_its_source_bit_by_bit(export: Export, precision: s
 def test_other_architectures_too(name: str, tmp_path: Path) -> None:
     fixtures.build(name, "q4f16", tmp_path / "source")
     export = open_export(tmp_path / "source")
-    report = validate(folder_of(export, "q4f16", tmp_path / "out"), export.pair("q4f16"), light=True)
+    report = validate(
+        folder_of(export, "q4f16", tmp_path / "out"), export.pair("q4f16"), request=Request(scope="light")
+    )
     assert report.passed, report.failed
     assert max(case.max_abs for case in report.cases) == 0
-    assert "past-the-window" in {case.name for case in report.skipped}
+    assert "past-the-window-in-chunks" in {case.name for case in report.skipped}
 
 
 def test_unique_caches_and_all_logits(export: Export, tmp_path: Path) -> None:
@@ -335,26 +341,6 @@ def recorded(export: Export) -> Recording:
     return record(SourcePair(export.pair("fp16"), Settings()), [SHORT, RAGGED], steps=2)
 
 
-def test_a_recording_survives_its_file(recorded: Recording, export: Export, tmp_path: Path) -> None:
-    recorded.save(tmp_path / "golden.npz")
-    loaded = Recording.load(tmp_path / "golden.npz")
-    assert [answer.case for answer in loaded.answers] == [SHORT, RAGGED]
-    found = compare(recorded, loaded, OWNERS)
-    assert found.smallest_tolerance == found.regrouped_max_abs == 0 and found.dtype == "float16"
-    merged = MergedModel(folder_of(export, "fp16", tmp_path / "out") / "model.onnx", Settings())
-    assert compare(loaded, record(merged, [SHORT, RAGGED], steps=2, follow=loaded), OWNERS).max_abs == 0
-
-
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x93NUMPY", b"{}"])
-def test_what_is_no_recording_is_refused(content: bytes, tmp_path: Path) -> None:
-    path = tmp_path / "golden.npz"
-    path.write_bytes(content)
-    with pytest.raises(ModelError, match="is not a recording"):
-        Recording.load(path)
-    with pytest.raises(ModelError, match="is missing"):
-        Recording.load(tmp_path / "absent.npz")
-
-
 def with_logits(recorded: Recording, change: Callable[[np.ndarray], np.ndarray]) -> Recording:
     def changed(answer: Answer) -> Answer:
         steps = [Step(change(step.logits), step.computed_rows) for step in answer.steps]
@@ -365,10 +351,10 @@ def with_logits(recorded: Recording, change: Callable[[np.ndarray], np.ndarray])
 
 def test_a_source_that_is_not_finite_is_its_own_failure(recorded: Recording) -> None:
     broken = with_logits(recorded, lambda logits: np.where(np.arange(128) == 5, np.nan, logits))
-    gates = {gate.name: gate.passed for gate in number_gates(compare(broken, broken, OWNERS), 0)}
+    gates = {gate.name: gate.passed for gate in number_gates(compare(broken, broken, OWNERS), EXACT)}
     assert not gates["source itself is finite"]
     assert gates["finite where the source is"] and gates["logits"]
-    gates = {gate.name: gate.passed for gate in number_gates(compare(recorded, broken, OWNERS), 0)}
+    gates = {gate.name: gate.passed for gate in number_gates(compare(recorded, broken, OWNERS), EXACT)}
     assert gates["source itself is finite"]
     assert not gates["finite where the source is"] and not gates["logits"]
 
@@ -381,8 +367,8 @@ def test_numbers_of_a_known_difference(recorded: Recording) -> None:
     for case in found.cases:
         assert case.mean_abs == pytest.approx(0.5, rel=1e-6)
         assert case.kl < 1e-12 and case.top1 == case.top10 == 1 and case.token_faults == 0
-    assert all(gate.passed for gate in number_gates(found, 0.6))
-    assert [gate.name for gate in number_gates(found, 0.4) if not gate.passed] == ["logits"]
+    assert all(gate.passed for gate in number_gates(found, replace(EXACT, logits=0.6)))
+    assert [gate.name for gate in number_gates(found, replace(EXACT, logits=0.4)) if not gate.passed] == ["logits"]
 
 
 def test_tokens_may_differ_only_where_the_source_hardly_prefers_its_own(recorded: Recording) -> None:
@@ -400,14 +386,20 @@ def test_caches_beyond_the_budget_are_compared_by_digest(export: Export) -> None
     assert compare(one, relabelled, OWNERS).cache_max_abs == np.inf
 
 
+def every_case(vocabulary: Vocabulary, encode: Any, converse: Any) -> tuple[list[Case], list[Skipped]]:
+    found = [*of_ids(vocabulary), *cases_of(shipped(), vocabulary, encode, converse)]
+    return admissible(found, vocabulary, steps=8)
+
+
 def test_prompts_that_do_not_fit_are_skipped_with_the_reason() -> None:
-    cases, skipped = built_in(Vocabulary(size=10, context=12, window=4096), None, None, steps=8)
+    cases, skipped = every_case(Vocabulary(size=10, context=12, window=4096), None, None)
     reasons = {case.name: case.reason for case in skipped}
     assert reasons["bos-only"] == "no bos_token_id is given"
     assert reasons["past-the-window"] == "the window of 4096 is longer than 600"
     assert reasons["repeated"] == "12 tokens and 8 more do not fit the context of 12"
+    assert reasons["latin"] == "the folder has no tokenizer that works"
     assert all(token < 10 for case in cases for row in case.rows for token in row)
-    cases, skipped = built_in(Vocabulary(size=10, context=99, image=11), lambda text: [3, 12], None, steps=8)
+    cases, skipped = every_case(Vocabulary(size=10, context=99, image=11), lambda text: [3, 12], None)
     assert Skipped("latin", "token id 12 is outside of the vocabulary of 10") in skipped
     assert "image-placeholder" in {case.name for case in skipped}
 
@@ -416,11 +408,14 @@ def test_prompts_are_the_same_in_every_run() -> None:
     vocabulary = Vocabulary(
         size=262144, context=131072, bos=2, pad=0, eos=(1, 106), image=258880, audio=258881, window=512
     )
-    cases, skipped = built_in(vocabulary, lambda text: [ord(c) for c in text], lambda text: [2, 105], steps=8)
-    assert cases == built_in(vocabulary, lambda text: [ord(c) for c in text], lambda text: [2, 105], steps=8)[0]
-    assert not skipped and len(cases) >= 20
-    assert max(case.longest for case in cases) == 576
-    assert {case.name for case in cases if case.heavy} == {"past-the-window", "past-the-window-in-chunks"}
+
+    def run() -> tuple[list[Case], list[Skipped]]:
+        return every_case(vocabulary, lambda text: [ord(c) for c in text], lambda messages: [2, 105])
+
+    cases, skipped = run()
+    assert (cases, skipped) == run()
+    assert not skipped and len(cases) >= 24 + 16
+    assert {case.name for case in cases if case.heavy} == {"past-the-window", "past-the-window-in-chunks", "long"}
     assert 262143 in cases[[case.name for case in cases].index("highest-ids")].rows[0]
 
 

@@ -1,0 +1,280 @@
+"""Where two graphs part: the first value, in the order of computation, that is not the source's.
+
+Both run with every value of theirs as an output, without ONNX Runtime's optimizations, which would melt nodes of one
+graph together and not of the other. Passes keep the names of values, so a value is compared with its namesake. The
+node that makes the first one that differs has inputs that agree: it, or a weight of its own, is at fault.
+Unlike a comparison this holds both models at once, and all values of one step: it is for one short case.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from surgery.comparison import own_part
+from surgery.errors import ModelError
+from surgery.export import Pair
+from surgery.graph import producers
+from surgery.model import Model
+from surgery.prompts import Case
+from surgery.recording import pieces
+from surgery.residual import residual_stream
+from surgery.runtime import Array, Cache, Feed, OpenGraph, Settings
+from surgery.weights import is_external, reference
+from surgery.wiring import Slot, spelling
+
+if TYPE_CHECKING:
+    from onnx import NodeProto, TensorProto
+
+_CHUNK = 4 * 2**20
+_PREFIX = "embed_tokens/"
+"""What merge-embeddings puts before a name of the embedding graph that the decoder uses too."""
+
+Values = Mapping[str, Array]
+
+
+@dataclass(frozen=True, slots=True)
+class Parting:
+    """The first value that differs, and the node that makes it.
+
+    `layer` is None before the first layer and after the last. `unmatched` are inputs that the source does not have:
+    where there are any, the fault may be in what makes them. `max_abs` is the largest difference; inf where the
+    shapes differ or one side is not finite. `cause` is what a look at the two nodes shows.
+    """
+
+    case: str
+    step: int
+    node: str
+    operator: str
+    layer: int | None
+    value: str
+    max_abs: float
+    unmatched: tuple[str, ...]
+    cause: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        where = "outside of the layers" if self.layer is None else f"in layer {self.layer}"
+        unmatched = f" (the source has no {', '.join(self.unmatched)})" if self.unmatched else ""
+        return (
+            f"the graphs part {where}, at {self.operator} node {self.node!r}: its inputs are equal{unmatched}, "
+            f"its output differs by "
+            f"{self.max_abs:.3g} (case {self.case}, step {self.step}); {self.cause}"
+        )
+
+
+def find_parting(
+    pair: Pair, path: Path, case: Case, settings: Settings, *, steps: int = 0, tolerance: float = 0.0
+) -> Parting | None:
+    """Run a case through both and stop at the first difference; None where every value agrees in every step.
+
+    `tolerance` is relative to the largest |value| of the source, or 1 where that is smaller. Raises ModelError where
+    a graph fails.
+    """
+    plain = replace(settings, optimized=False)
+    source, merged = _Source(pair, plain), _Exposed(path, plain)
+    theirs, ours = source.start(len(case.rows)), merged.graph.empty_cache(len(case.rows))
+    for number, feed in enumerate(_feeds(case, steps, source)):
+        expected, theirs = source.step(feed, theirs)
+        found, ours = merged.step({"input_ids": feed.ids, **merged.graph.steering(feed, _keep(feed))}, ours)
+        for place, name in merged.computed:
+            known = source.namesake(expected, name, merged.slots.get(name))
+            if known is None:
+                continue
+            apart = _apart(known, found[name], feed)
+            if apart > tolerance * max(1.0, _largest(known)):
+                return _Describe(source, merged, expected).parting(case.name, number, place, name, apart)
+    return None
+
+
+class _Exposed:
+    """A graph all of whose values are outputs."""
+
+    def __init__(self, path: Path, settings: Settings) -> None:
+        self.model = Model.open(path)
+        nodes = list(self.model.graph.node)
+        self.computed = [(place, name) for place, node in enumerate(nodes) for name in node.output if name]
+        outputs = {value.name for value in self.model.graph.output}
+        self.graph = OpenGraph(path, settings, [name for _, name in self.computed if name not in outputs])
+        self.slots = self.graph.presents
+
+    def step(self, values: Mapping[str, Array], cache: Cache) -> tuple[dict[str, Array], Cache]:
+        others, presents = self.graph.run(values, cache)
+        return others | {name: presents[slot] for name, slot in self.slots.items()}, presents
+
+
+class _Source:
+    """The pair, both graphs exposed; values of the decoder go before the embedding graph's."""
+
+    def __init__(self, pair: Pair, settings: Settings) -> None:
+        self.embed = _Exposed(pair.embed, settings)
+        self.decoder = _Exposed(pair.decoder, settings)
+        self._by_slot = {slot: name for name, slot in self.decoder.slots.items()}
+        self.last: Array | None = None
+
+    def start(self, batch: int) -> Cache:
+        return self.decoder.graph.empty_cache(batch)
+
+    def step(self, feed: Feed, cache: Cache) -> tuple[dict[str, Array], Cache]:
+        """All values; those of the embedding graph also under the prefix that a merge gives them."""
+        embedded, _ = self.embed.step({"input_ids": feed.ids}, {})
+        steering = self.decoder.graph.steering(feed, _keep(feed))
+        decoded, presents = self.decoder.step({**embedded, **steering}, cache)
+        prefixed = {f"{_PREFIX}{name.lstrip('/')}": array for name, array in embedded.items()}
+        values = {**embedded, **prefixed, **decoded}
+        self.last = self.decoder.graph.logits(values)
+        return values, presents
+
+    def namesake(self, values: Values, name: str, slot: Slot | None) -> Array | None:
+        """The source's value of a name; a cache is known by its slot, whatever it is called."""
+        if slot is not None:
+            name = self._by_slot.get(slot, "")
+        return values.get(name)
+
+
+def _feeds(case: Case, steps: int, source: _Source) -> Iterator[Feed]:
+    """The pieces of the prompt, then the source's greedy tokens."""
+    feed = None
+    for feed in pieces(case):
+        yield feed
+    assert feed is not None  # a case has tokens
+    mask = feed.mask
+    for _ in range(steps):
+        assert source.last is not None
+        last = source.last[:, -1] if source.last.shape[1] == 1 else _last_tokens(source.last, feed)[:, 0]
+        tokens = np.argmax(last.astype(np.float32), axis=1)
+        mask = np.concatenate([mask, np.ones((len(mask), 1), np.int64)], axis=1)
+        feed = Feed(tokens[:, None], mask, mask.sum(axis=1, keepdims=True) - 1)
+        yield feed
+
+
+def _keep(feed: Feed) -> int:
+    return 1 if feed.mask[:, -feed.ids.shape[1] :].all() else 0
+
+
+def _last_tokens(values: Array, feed: Feed) -> Array:
+    """Of values [B, S, ...] those of each row's last real token, [B, 1, ...]."""
+    length = feed.ids.shape[1]
+    last = (feed.mask[:, -length:] * np.arange(length)).max(axis=1)
+    kept: Array = values[np.arange(len(last)), last][:, None]
+    return kept
+
+
+def _apart(source: Array, merged: Array, feed: Feed) -> float:
+    """The largest difference. A merged graph may have kept the last token alone, or padded a cache."""
+    if source.shape != merged.shape:
+        length = feed.ids.shape[1]
+        if source.ndim == merged.ndim >= 2 and source.shape[1] == length and merged.shape[1] == 1:
+            source = _last_tokens(source, feed)
+        cut = own_part(source.shape, merged.shape)
+        if cut is None:
+            return float("inf")
+        merged = merged[cut]
+    if np.array_equal(source, merged):
+        return 0.0
+    theirs, ours = source.astype(np.float64), merged.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        difference = np.where(np.isnan(theirs) & np.isnan(ours) | (theirs == ours), 0.0, np.abs(theirs - ours))
+    return float(np.nan_to_num(difference, nan=np.inf).max(initial=0.0))
+
+
+def _largest(values: Array) -> float:
+    finite = np.abs(values[np.isfinite(values)].astype(np.float64)) if values.dtype.kind == "f" else np.zeros(0)
+    return float(finite.max(initial=0.0))
+
+
+class _Describe:
+    """What a look at the node that parts the graphs shows."""
+
+    def __init__(self, source: _Source, merged: _Exposed, values: Values) -> None:
+        self._source, self._merged, self._values = source, merged, values
+        self._weights = {tensor.name: tensor for tensor in merged.model.graph.initializer}
+
+    def parting(self, case: str, step: int, place: int, value: str, apart: float) -> Parting:
+        node = self._merged.model.graph.node[place]
+        inputs = [name for name in node.input if name and name not in self._weights]
+        given = {each.name for each in self._merged.model.graph.input}
+        slots = self._merged.slots
+        unmatched = [
+            name
+            for name in dict.fromkeys(inputs)
+            if name not in given and self._source.namesake(self._values, name, slots.get(name)) is None
+        ]
+        return Parting(
+            case, step, node.name, node.op_type, self._layer(place), value, apart, tuple(unmatched),
+            self._cause(node, value),
+        )  # fmt: skip
+
+    def _layer(self, place: int) -> int | None:
+        try:
+            return residual_stream(self._merged.model.graph).layer_of(place)
+        except ModelError:
+            return None
+
+    def _cause(self, node: NodeProto, value: str) -> str:
+        for model in (self._source.decoder.model, self._source.embed.model):
+            for name in _spellings(value):
+                if (other := producers(model.graph).get(name)) is not None:
+                    return self._difference(node, other, model)
+        return "no node of the source makes this value"
+
+    def _difference(self, node: NodeProto, other: NodeProto, source: Model) -> str:
+        if node.op_type != other.op_type:
+            return f"it is {node.op_type}, in the source {other.op_type}"
+        ours, theirs = _attributes(node), _attributes(other)
+        for name in sorted(ours.keys() | theirs.keys()):
+            if ours.get(name) != theirs.get(name):
+                return f"its attribute {name} is {ours.get(name)}, in the source {theirs.get(name)}"
+        if len(node.input) != len(other.input):
+            return f"it has {len(node.input)} inputs, in the source {len(other.input)}"
+        weights = {tensor.name: tensor for tensor in source.graph.initializer}
+        for index, (mine, original) in enumerate(zip(node.input, other.input, strict=True)):
+            if mine in self._weights and original in weights:
+                if self._digest(mine) != _digest(source, weights[original]):
+                    return f"its weight {mine} does not hold the source's values"
+            elif original not in _spellings(mine) and not self._same_cache(mine, original):
+                return f"its input {index} is {mine}, in the source {original}"
+        return "operator, attributes and weights are the source's"
+
+    def _same_cache(self, mine: str, original: str) -> bool:
+        """Whether a pass gave a cache another name."""
+        found = spelling(mine)
+        return found is not None and found == spelling(original)
+
+    def _digest(self, name: str) -> str:
+        return _digest(self._merged.model, self._weights[name])
+
+
+def _spellings(name: str) -> tuple[str, ...]:
+    """The names that a value of the merged graph can have in the source."""
+    plain = name.removeprefix(_PREFIX)
+    return (name, plain, f"/{plain}") if plain != name else (name,)
+
+
+def _attributes(node: NodeProto) -> dict[str, str]:
+    from onnx.helper import get_attribute_value
+
+    return {attribute.name: str(get_attribute_value(attribute)) for attribute in node.attribute}
+
+
+def _digest(model: Model, tensor: TensorProto) -> str:
+    """SHA-256 of a tensor's values, wherever they are stored."""
+    from onnx.numpy_helper import to_array
+
+    if not is_external(tensor):
+        return hashlib.sha256(to_array(tensor).tobytes()).hexdigest()
+    found = reference(tensor, model.weight_files)
+    digest, left = hashlib.sha256(), found.length
+    with found.file.open("rb") as file:
+        file.seek(found.offset)
+        while left and (chunk := file.read(min(left, _CHUNK))):
+            digest.update(chunk)
+            left -= len(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,126 @@
+"""Gates over measured numbers: each measurement, the threshold it is held against, and where it was worst."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from surgery.comparison import CaseResult, Comparison
+from surgery.parity import Parity, furthest, parity, parted
+from surgery.report import Gate
+from surgery.thresholds import LEAST, Thresholds
+from surgery.watch import LIMIT, LayerPeak
+
+
+def number_gates(found: Comparison, thresholds: Thresholds) -> list[Gate]:
+    """The gates of a comparison that name one fault each; `found` of a failed one is what would have passed it."""
+    cases = found.cases
+    broken = [case.name for case in cases if case.source_not_finite]
+    strange = [case.name for case in cases if case.merged_not_finite]
+    tokens = [case.name for case in cases if case.token_faults]
+    aliases = [f"case {case.name}: {fault}" for case in cases for fault in case.alias_faults]
+    caches = [case.name for case in cases if case.cache_max_abs > thresholds.caches]
+    return [
+        Gate("numbers", "source itself is finite", not broken, 0, len(broken), _listed(broken)),
+        Gate("numbers", "finite where the source is", not strange, 0, len(strange), _listed(strange)),
+        _difference("logits", "logits", found.max_abs, thresholds.logits, _worst(found)),
+        _difference(
+            "logits computed in other groups",
+            "regrouped",
+            found.regrouped_max_abs,
+            thresholds.regrouped,
+            "rows of a padded batch, which the source computes along with every other token's",
+        ),
+        Gate("numbers", "greedy tokens", not tokens, 0, sum(c.token_faults for c in cases), _listed(tokens)),
+        _difference("owners' caches", "caches", found.cache_max_abs, thresholds.caches, _listed(caches)),
+        Gate(
+            "numbers",
+            "borrowers' caches are their owners'",
+            not aliases,
+            0,
+            len(aliases),
+            "; ".join(aliases[:3]),
+        ),
+    ]
+
+
+def _difference(name: str, option: str, found: float, limit: float, detail: str) -> Gate:
+    return Gate("numbers", name, found <= limit, limit, found, detail, "max |difference|", option)
+
+
+def _worst(found: Comparison) -> str:
+    worst = found.worst
+    if worst is None:
+        return f"{len(found.cases)} cases, {sum(case.steps for case in found.cases)} steps"
+    return (
+        f"worst at case {worst.case}, step {worst.step}, row {worst.row}, token id {worst.token_id}: "
+        f"{worst.source:.6g} in the source, {worst.merged:.6g} here; "
+        f"the smallest tolerance that passes is {found.smallest_tolerance:.3g}"
+    )
+
+
+def parity_gates(found: Comparison, thresholds: Thresholds) -> list[Gate]:
+    """What all positions and continuations together come to."""
+    total = parity(found)
+    return [
+        _statistic("mean difference", "mean", total.mean_abs, thresholds.mean, "worst mean |difference|", ""),
+        _statistic("divergence", "kl", total.kl, thresholds.kl, "worst KL", _furthest(found.cases)),
+        _statistic("direction", "cosine", total.cosine, thresholds.cosine, "worst cosine", ""),
+        _statistic("likeliest token", "top1", total.top1, thresholds.top1, "share", f"{total.positions} positions"),
+        _statistic("ten likeliest tokens", "top10", total.top10, thresholds.top10, "mean share", ""),
+        _statistic("exact match", "exact", total.exact_rate, thresholds.exact, "share", _exact(total, found.cases)),
+        _statistic(
+            "first token",
+            "first",
+            total.first_rate,
+            thresholds.first,
+            "share",
+            f"{total.first}/{total.continuations} continuations",
+        ),
+    ]
+
+
+def _statistic(name: str, option: str, found: float, limit: float, measure: str, detail: str) -> Gate:
+    passed = found >= limit if option in LEAST else found <= limit
+    return Gate("parity", name, passed, limit, found, detail, measure, option)
+
+
+def _furthest(cases: Sequence[CaseResult]) -> str:
+    worst = furthest(cases)
+    if worst is None or worst[1].max_abs == 0:
+        return ""
+    case, position = worst
+    return f"at case {case}, step {position.step}, row {position.row}"
+
+
+def _exact(total: Parity, cases: Sequence[CaseResult]) -> str:
+    counted = f"{total.exact}/{total.continuations} continuations"
+    others = [f"{case} row {row.row} parts after {row.agreed} of {row.tokens} tokens" for case, row in parted(cases)]
+    return "; ".join([counted, *others[:3]])
+
+
+def activation_gates(peaks: Sequence[LayerPeak], thresholds: Thresholds) -> list[Gate]:
+    """The residual stream: finite, and in float16 below its limit by a factor."""
+    strange = [f"{peak.layer_name} has {peak.not_finite} NaN and Inf" for peak in peaks if peak.not_finite]
+    highest = max(peaks, key=lambda peak: peak.max_abs)
+    half = highest.dtype == "float16"
+    where = (
+        f"largest in {highest.layer_name}, at {highest.value}, case {highest.case}: {highest.max_abs:.6g} of {LIMIT:g}"
+    )
+    return [
+        Gate("activations", "residual stream is finite", not strange, 0, len(strange), "; ".join(strange[:3])),
+        Gate(
+            "activations",
+            "residual stream fits float16",
+            not half or highest.headroom > thresholds.headroom,
+            thresholds.headroom if half else None,
+            highest.headroom,
+            where if half else f"{where}; the graph computes it in {highest.dtype}, so this is for information",
+            "headroom",
+            "headroom",
+        ),
+    ]
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(names[:5])
+    return f"cases {shown}{' and more' if len(names) > 5 else ''}" if names else ""

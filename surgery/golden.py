@@ -1,0 +1,264 @@
+"""A recording on disk, to compare another model with later, on another machine or on another provider.
+
+An .npz file without compression and without pickled objects. Its entry `header` is JSON in UTF-8:
+
+    {"format": 2, "model": "decoder_model_merged_q4.onnx", "graphs": {"decoder_model_merged_q4.onnx": SHA-256},
+     "prompts": SHA-256 of all ids, "tokens": 8, "settings": {"provider": "cpu", ...}, "versions": {"numpy": ...},
+     "answers": [{"case": ..., "prefill": 1, "computed_rows": [...], "caches": [...]}]}
+
+and the others are `3/step/0`, the logits [B, V] of the fourth case's first step, and `3/cache/4.key`, the cache of
+layer 4's keys after the last step. A reader takes nothing on trust: an array is as large as its entry, or refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from surgery.errors import RequestError
+from surgery.manifest import sha256
+from surgery.prompts import Case
+from surgery.recording import Answer, Recording, Step, StoredCache
+from surgery.runtime import Array
+from surgery.wiring import Slot, spelling
+
+FORMAT = 2
+_LONGEST_HEADER = 64 * 2**20
+_DTYPES = ("<f2", "<f4", "<f8", "|u1")
+_FAULTS = (
+    OSError, ValueError, KeyError, TypeError, IndexError, EOFError, RuntimeError, NotImplementedError, MemoryError,
+    zipfile.BadZipFile,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Golden:
+    """What a model answered, and how: its graphs by SHA-256, the session's settings, the runtime's versions.
+
+    `tokens` is the length of the greedy continuations.
+    """
+
+    recording: Recording
+    model: str
+    graphs: Mapping[str, str]
+    tokens: int
+    settings: Mapping[str, Any]
+    versions: Mapping[str, str]
+
+    def refuse_others(self, cases: Sequence[Case], tokens: int, path: Path) -> None:
+        """Raise RequestError where these are not the prompts that were recorded."""
+        if tokens != self.tokens:
+            raise RequestError(
+                f"{path} holds continuations of {self.tokens} tokens, {tokens} are asked for",
+                hint=f"pass --tokens {self.tokens}",
+            )
+        theirs = [answer.case for answer in self.recording.answers]
+        if prompts_digest(theirs) == prompts_digest(cases):
+            return
+        other = "record it again with these prompts, or pass those that it was recorded with"
+        if len(theirs) != len(cases):
+            raise RequestError(
+                f"{path} was recorded with {len(theirs)} prompts, not with these {len(cases)}", hint=other
+            )
+        pairs = zip(theirs, cases, strict=True)
+        one, here = next(pair for pair in pairs if prompts_digest([pair[0]]) != prompts_digest([pair[1]]))
+        raise RequestError(
+            f"{path} was recorded with other prompts: {one.name!r} is not this {here.name!r}, id by id", hint=other
+        )
+
+
+def prompts_digest(cases: Sequence[Case]) -> str:
+    """SHA-256 of all that a model is fed; names and descriptions may change."""
+    fed = [[case.rows, case.chunk, case.pad] for case in cases]
+    return hashlib.sha256(json.dumps(fed, separators=(",", ":")).encode()).hexdigest()
+
+
+def graph_digests(paths: Sequence[Path]) -> dict[str, str]:
+    return {path.name: sha256(path) for path in paths}
+
+
+def save_golden(golden: Golden, path: Path) -> None:
+    """Write a new file; it appears whole or not at all. Raises RequestError."""
+    refuse_existing(path)
+    arrays: dict[str, Array] = {}
+    for index, answer in enumerate(golden.recording.answers):
+        for number, step in enumerate(answer.steps):
+            arrays[f"{index}/step/{number}"] = step.logits
+        for (layer, kind), cache in answer.caches.items():
+            if cache.values is not None:
+                arrays[f"{index}/cache/{layer}.{kind}"] = cache.values
+    header = {
+        "format": FORMAT,
+        "model": golden.model,
+        "graphs": dict(golden.graphs),
+        "prompts": prompts_digest([answer.case for answer in golden.recording.answers]),
+        "tokens": golden.tokens,
+        "settings": dict(golden.settings),
+        "versions": dict(golden.versions),
+        "answers": [_description(answer) for answer in golden.recording.answers],
+    }
+    arrays["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
+    staged = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with staged.open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+        staged.replace(path)
+    except OSError as error:
+        raise RequestError(f"{path} cannot be written: {error.strerror or error}") from None
+    finally:
+        with suppress(OSError):
+            staged.unlink(missing_ok=True)
+
+
+def refuse_existing(path: Path) -> None:
+    """Raise RequestError where a golden file cannot be written: before models run for minutes, not after."""
+    if path.exists():
+        raise RequestError(f"{path} exists; a recording does not replace a file", hint="choose another name")
+    if not path.absolute().parent.is_dir():
+        raise RequestError(f"the folder {path.parent} does not exist")
+
+
+def load_golden(path: Path) -> Golden:
+    """Read what `save_golden` wrote. Raises RequestError, one sentence, for anything else."""
+    if not path.is_file():
+        raise RequestError(f"{path} is no file; a golden recording is expected")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return _golden(_Arrays(archive), path)
+    except RecursionError:
+        _refuse(path, "its header is nested too deeply")
+    except _FAULTS as error:
+        _refuse(path, str(error) or type(error).__name__)
+
+
+def _refuse(path: Path, why: str) -> NoReturn:
+    raise RequestError(f"{path} is not a golden recording: {why}") from None
+
+
+class _Arrays:
+    """The arrays of an archive, each held against the size of its entry before memory is taken for it."""
+
+    def __init__(self, archive: zipfile.ZipFile) -> None:
+        self._archive = archive
+        self._entries = {entry.filename: entry for entry in archive.infolist()}
+
+    def __contains__(self, name: str) -> bool:
+        return f"{name}.npy" in self._entries
+
+    def size(self, name: str) -> int:
+        return self._entries[f"{name}.npy"].file_size
+
+    def read(self, name: str) -> Array:
+        entry = self._entries[f"{name}.npy"]
+        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
+            raise ValueError(f"{name} is compressed")
+        with self._archive.open(entry) as file:
+            version = np.lib.format.read_magic(file)
+            readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+            shape, fortran, dtype = readers[version](file)
+            if dtype.str not in _DTYPES:
+                raise ValueError(f"{name} is of type {dtype.str}")
+            data = file.read()
+        if any(size < 0 for size in shape) or len(data) != dtype.itemsize * _product(shape):
+            raise ValueError(f"{name} has {len(data)} bytes, its shape is {list(shape)}")
+        flat: Array = np.frombuffer(data, dtype)
+        return flat.reshape(shape[::-1]).T if fortran else flat.reshape(shape)
+
+
+def _product(shape: Sequence[int]) -> int:
+    found = 1
+    for size in shape:
+        found *= size
+    return found
+
+
+def _golden(arrays: _Arrays, path: Path) -> Golden:
+    if arrays.size("header") > _LONGEST_HEADER:
+        raise ValueError(f"its header has {arrays.size('header')} bytes")
+    header = json.loads(arrays.read("header").tobytes().decode())
+    if not isinstance(header, dict):
+        raise ValueError("its header is no object")
+    if header.get("format") != FORMAT:
+        raise RequestError(f"{path} is a recording of format {header.get('format')!r}; {FORMAT} is known")
+    recording = Recording(tuple(_answer(arrays, i, each) for i, each in enumerate(header["answers"])))
+    if not recording.answers:
+        raise ValueError("it holds no answer")
+    if header["prompts"] != prompts_digest([answer.case for answer in recording.answers]):
+        raise ValueError("its prompts are not those that its header was made for")
+    tokens = _whole(header["tokens"])
+    if any(len(answer.steps) - answer.prefill + 1 != tokens for answer in recording.answers):
+        raise ValueError(f"an answer has not {tokens} tokens")
+    return Golden(
+        recording, str(header["model"]), _texts(header["graphs"]), tokens, dict(header["settings"]),
+        _texts(header["versions"]),
+    )  # fmt: skip
+
+
+def _description(answer: Answer) -> dict[str, Any]:
+    caches = [
+        {"slot": f"{layer}.{kind}", "shape": cache.shape, "dtype": cache.dtype, "digest": cache.digest}
+        for (layer, kind), cache in answer.caches.items()
+    ]
+    rows = [step.computed_rows for step in answer.steps]
+    return {"case": asdict(answer.case), "prefill": answer.prefill, "computed_rows": rows, "caches": caches}
+
+
+def _answer(arrays: _Arrays, index: int, described: Mapping[str, Any]) -> Answer:
+    case = _case(described["case"])
+    steps = tuple(
+        Step(_logits(arrays, f"{index}/step/{number}", len(case.rows)), _whole(rows))
+        for number, rows in enumerate(described["computed_rows"])
+    )
+    prefill = _whole(described["prefill"])
+    if not 1 <= prefill <= len(steps) or len({step.logits.shape for step in steps}) != 1:
+        raise ValueError(f"the steps of {case.name!r} do not belong together")
+    return Answer(case, prefill, steps, dict(_cache(arrays, index, each) for each in described["caches"]))
+
+
+def _case(fields: Mapping[str, Any]) -> Case:
+    rows = tuple(tuple(_whole(token) for token in row) for row in fields["rows"])
+    if not rows or not all(rows):
+        raise ValueError("a case has no tokens")
+    chunk = None if fields["chunk"] is None else max(1, _whole(fields["chunk"]))
+    return Case(str(fields["name"]), str(fields["covers"]), rows, chunk, _whole(fields["pad"]), bool(fields["heavy"]))
+
+
+def _logits(arrays: _Arrays, name: str, rows: int) -> Array:
+    found = arrays.read(name)
+    if found.ndim != 2 or len(found) != rows or not found.shape[1] or found.dtype.kind != "f":
+        raise ValueError(f"{name} is {found.dtype.name} {list(found.shape)}; {rows} rows of logits are expected")
+    return found
+
+
+def _cache(arrays: _Arrays, index: int, described: Mapping[str, Any]) -> tuple[Slot, StoredCache]:
+    found = spelling(described["slot"])
+    if found is None:
+        raise ValueError(f"{described['slot']!r} names no cache")
+    shape = tuple(_whole(size) for size in described["shape"])
+    dtype = np.dtype(str(described["dtype"]))
+    name = f"{index}/cache/{described['slot']}"
+    values = arrays.read(name) if name in arrays else None
+    if values is not None and (values.shape, values.dtype) != (shape, dtype):
+        raise ValueError(f"{name} is not what the header says")
+    return found, StoredCache(shape, dtype.str, str(described["digest"]), values)
+
+
+def _whole(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"{value!r} is found where a whole number is expected")
+    return value
+
+
+def _texts(value: object) -> dict[str, str]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{value!r} is found where an object is expected")
+    return {str(key): str(each) for key, each in value.items()}

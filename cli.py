@@ -21,14 +21,14 @@ from surgery.errors import ExportError, FolderError, SurgeryError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from surgery.cuda.prediction import Prediction
     from surgery.engine import Outcome
     from surgery.export import Export, Pair
     from surgery.hub import Download, HubSource
     from surgery.inspection import ExportInspection, FolderInspection, Inspection
-    from surgery.providers import Prediction
     from surgery.repack import Repacked
-    from surgery.report import Report
     from surgery.runtime import Provider as ProviderName
+    from surgery.verify.report import Report
 
 app = typer.Typer(
     add_completion=False,
@@ -186,9 +186,9 @@ def inspect(
 
 def _predictions(found: Inspection | ExportInspection | FolderInspection) -> dict[str, Prediction]:
     """Graph -> where its nodes would go on CUDA."""
+    from surgery.cuda.prediction import predict
     from surgery.inspection import ExportInspection, FolderInspection
     from surgery.model import Model
-    from surgery.providers import predict
 
     graphs: tuple[Inspection, ...]
     if isinstance(found, ExportInspection):
@@ -240,11 +240,11 @@ def validate(
     as_json: Json = False,
 ) -> None:
     """Prove a folder: its structure, its numbers against the source, and the real runtime. Exit code 1 if a gate fails."""
-    from surgery.prompt_file import read_prompts
     from surgery.tables import show_report
-    from surgery.thresholds import read_thresholds
     from surgery.verify import Request
     from surgery.verify import validate as prove
+    from surgery.verify.prompt_file import read_prompts
+    from surgery.verify.thresholds import read_thresholds
 
     _require_folder(folder)
     request = Request(

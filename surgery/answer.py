@@ -7,7 +7,7 @@ from pathlib import Path
 
 from surgery.errors import FolderError
 from surgery.genai import CONFIG_FILE
-from surgery.generation import load_genai, render
+from surgery.verify.generation import load_genai, render
 
 
 def answer(

@@ -97,7 +97,7 @@ def _in_own_process(measure: Callable[..., Benchmark], *arguments: object) -> Be
 def _measure_folder(folder: Path, prompts: list[list[int]], new_tokens: int, provider: Provider) -> Benchmark:
     import numpy as np
 
-    from surgery.generation import load_genai
+    from surgery.verify.generation import load_genai
 
     og = load_genai(provider)
     started = time.perf_counter()

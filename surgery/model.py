@@ -16,7 +16,7 @@ from surgery.errors import ArchitectureError, FolderError, ModelError, WeightErr
 from surgery.files import read_regular
 from surgery.gemma4 import Architecture
 from surgery.graph import graphs
-from surgery.placement import Placed, Placement, Progress, consolidate, convert, place
+from surgery.placement import CopiesAhead, Placed, Placement, Progress, consolidate, convert, place
 from surgery.weights import (
     WeightReference,
     check_extents,
@@ -179,6 +179,7 @@ class Model:
         weights: Placement = "copy",
         force: bool = False,
         progress: Progress | None = None,
+        ahead: CopiesAhead | None = None,
     ) -> list[Placed]:
         """Write the graph to `path` and place its weights beside it; see surgery.placement for the ways.
 
@@ -198,7 +199,7 @@ class Model:
         data = self.to_bytes()
         for file, target in moves:
             with _renamed_into_place(target) as staged:
-                placed.append(place(file, staged, str(target.relative_to(path.parent)), weights, progress))
+                placed.append(place(file, staged, str(target.relative_to(path.parent)), weights, progress, ahead))
         for location, target in new.items():
             with _renamed_into_place(target) as staged:
                 placed.append(convert(self, staged, location, progress))

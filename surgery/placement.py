@@ -19,7 +19,8 @@ import hashlib
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal
@@ -101,15 +102,72 @@ class TrailingDigest:
             return self._written
 
 
-def place(source: Path, target: Path, location: str, placement: Placement, progress: Progress | None = None) -> Placed:
+class CopiesAhead:
+    """Copies that begin before it is known under which names they are wanted: while passes work on the graph.
+
+    They are made in `folder` under names of their own. `take` gives one its place; what nobody took goes with `close`.
+    The copying runs in one thread, the digests trail in others, and each file is on disk before the next is begun.
+    """
+
+    def __init__(self, sources: Iterable[Path], folder: Path, progress: Progress | None = None) -> None:
+        self._report = progress or (lambda _: None)
+        self._stop = threading.Event()
+        self._pool = ThreadPoolExecutor(1)
+        self._paths = {
+            real: folder / f".ahead-{n}" for n, real in enumerate(dict.fromkeys(s.resolve() for s in sources))
+        }
+        self._copies = {real: self._pool.submit(self._copy, real, path) for real, path in self._paths.items()}
+
+    def take(self, source: Path, target: Path) -> tuple[int, str] | None:
+        """Move the copy of `source` to `target`; its size and SHA-256. None where it was not begun, or taken already."""
+        copy = self._copies.pop(source.resolve(), None)
+        if copy is None:
+            return None
+        size, digest = copy.result()
+        sha256 = digest.hexdigest()
+        self._paths[source.resolve()].rename(target)
+        return size, sha256
+
+    def close(self) -> None:
+        self._stop.set()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        for path in self._paths.values():
+            path.unlink(missing_ok=True)
+
+    def __enter__(self) -> CopiesAhead:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _copy(self, source: Path, target: Path) -> tuple[int, TrailingDigest]:
+        def report(count: int) -> None:
+            if self._stop.is_set():
+                raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
+            self._report(count)
+
+        return _copied(source, target, report)
+
+
+def place(
+    source: Path,
+    target: Path,
+    location: str,
+    placement: Placement,
+    progress: Progress | None = None,
+    ahead: CopiesAhead | None = None,
+) -> Placed:
     """Put one weight file at `target`, which must be free: a hard link where asked for and possible, else a copy.
 
     A symlink (a Hub cache's) is followed to the file it stands for. `progress` is told the bytes since its last call.
+    A copy that `ahead` has made is taken.
     """
     report = progress or (lambda _: None)
+    if ahead is not None and (taken := ahead.take(source, target)):
+        return Placed(location, taken[0], "copied", taken[1])
     real = source.resolve()
-    size = real.stat().st_size
     if placement == "link":
+        size = real.stat().st_size
         try:
             os.link(real, target)
         except OSError:
@@ -117,16 +175,25 @@ def place(source: Path, target: Path, location: str, placement: Placement, progr
         else:
             report(size)
             return Placed(location, size, "linked", None)
-    with real.open("rb") as reader, target.open("xb", buffering=0) as writer:
+    size, digest = _copied(real, target, report)
+    return Placed(location, size, "copied", digest.hexdigest())
+
+
+def _copied(source: Path, target: Path, report: Progress) -> tuple[int, TrailingDigest]:
+    """Copy a file and flush it to disk; its size, and its digest, which may be under way still."""
+    with source.open("rb") as reader, target.open("xb", buffering=0) as writer:
+        size = os.fstat(reader.fileno()).st_size
         digest = TrailingDigest(target)
         try:
             for moved in _moved(reader, writer, 0, size):
                 digest.written(moved)
                 report(moved)
-        finally:
-            sha256 = digest.hexdigest()
-    shutil.copymode(real, target)
-    return Placed(location, size, "copied", sha256)
+            os.fsync(writer.fileno())
+        except BaseException:
+            digest.hexdigest()
+            raise
+    shutil.copymode(source, target)
+    return size, digest
 
 
 def _moved(reader: BinaryIO, writer: BinaryIO, offset: int, length: int) -> Iterator[int]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from surgery.cuda.prediction import require_cuda
 from surgery.engine import Outcome, Pass, apply
 from surgery.errors import FolderError
 from surgery.export import Export, Pair
@@ -24,8 +25,7 @@ from surgery.genai import (
 from surgery.manifest import NAME as MANIFEST_FILE
 from surgery.manifest import manifest
 from surgery.model import Model
-from surgery.placement import Placed, Placement, Progress, consolidated_size
-from surgery.providers import require_cuda
+from surgery.placement import CopiesAhead, Placed, Placement, Progress, consolidated_size
 from surgery.staging import existing, refuse_existing, require_space, staged_folder
 
 Proof = TypeVar("Proof")
@@ -79,26 +79,46 @@ def repack(
     _refuse_foreign(target)
     _refuse_holding(target, (export.root, pair.embed, pair.decoder))
     check_side_files(export)
-    model, outcomes = plan(pair, export, recipe, observe)
-    if provider == "cuda":
-        require_cuda(model)
-    config = genai_config(model, export, provider, runtime)
-    data_files = model.source_files()
-    _refuse_holding(target, data_files)
-    kept, new = list(model.used_weight_files().values()), sum(model.converted_files().values())
-    total = consolidated_size(model) if weights == "consolidate" else sum(file.stat().st_size for file in kept) + new
-    parent = target.absolute().parent
-    require_space(parent, total if weights != "link" else _unlinkable(kept, parent) + new)
-    if started is not None:
-        started(total)
-    with staged_folder(target, force=force) as stage:
-        placed = model.save(stage / MODEL_FILE, weights=weights, progress=progress)
+    sources = _weight_files(pair) if weights == "copy" else []
+    require_space(target.absolute().parent, sum(file.stat().st_size for file in sources))
+    with staged_folder(target, force=force) as stage, CopiesAhead(sources, stage, progress) as ahead:
+        if started is not None and sources:
+            started(sum(file.stat().st_size for file in sources))
+        model, outcomes = plan(pair, export, recipe, observe)
+        if provider == "cuda":
+            require_cuda(model)
+        config = genai_config(model, export, provider, runtime)
+        data_files = model.source_files()
+        _refuse_holding(target, data_files)
+        if not sources:
+            _announce(model, weights, target.absolute().parent, started)
+        placed = model.save(stage / MODEL_FILE, weights=weights, progress=progress, ahead=ahead)
         write_json(stage / CONFIG_FILE, config)
         write_side_files(export, stage)
+        ahead.close()
         described = manifest(stage, export, pair, recipe_text, weights, placed, data_files)
         write_json(stage / MANIFEST_FILE, described)
         proof = check(stage) if check is not None else None
     return Repacked(target, tuple(outcomes), tuple(placed), cache_costs(model), proof)
+
+
+def _weight_files(pair: Pair) -> list[Path]:
+    """The data files of both graphs, each checked to hold what its graph says."""
+    files: dict[Path, None] = {}
+    for path in (pair.decoder, pair.embed):
+        graph = Model.open(path)
+        graph.check_weights()
+        files.update(dict.fromkeys(graph.used_weight_files().values()))
+    return list(files)
+
+
+def _announce(model: Model, weights: Placement, parent: Path, started: Callable[[int], None] | None) -> None:
+    """Check the space for what is to be written, and say how many bytes that is."""
+    kept, new = list(model.used_weight_files().values()), sum(model.converted_files().values())
+    total = consolidated_size(model) if weights == "consolidate" else sum(file.stat().st_size for file in kept) + new
+    require_space(parent, total if weights != "link" else _unlinkable(kept, parent) + new)
+    if started is not None:
+        started(total)
 
 
 def _refuse_holding(target: Path, sources: Iterable[Path]) -> None:

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from surgery.bench import Benchmark
-    from surgery.providers import Prediction
-    from surgery.report import Gate, Report, Section
+    from surgery.cuda.prediction import Prediction
+    from surgery.verify.report import Gate, Report, Section
 
 MARKS = {"added": ("+", "green"), "removed": ("-", "red"), "changed": ("~", "yellow"), "skipped": ("=", "dim")}
 MANY = 6

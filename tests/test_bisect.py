@@ -12,14 +12,14 @@ import pytest
 from onnx import GraphProto, NodeProto, numpy_helper
 
 from passes.recipe import compatible
-from surgery.bisect import Parting, find_parting
 from surgery.errors import RequestError
 from surgery.export import Export, open_export
 from surgery.model import Model
-from surgery.prompts import Case
 from surgery.repack import repack
 from surgery.runtime import Settings
 from surgery.verify import Request, validate
+from surgery.verify.bisect import Parting, find_parting
+from surgery.verify.prompts import Case
 
 TINY = Path(__file__).parent.parent / "fixtures" / "tiny-e2b"
 CASE = Case("chunks", "a prompt in pieces", ((2, 10, 77, 31, 9, 12),), chunk=4)

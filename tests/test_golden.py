@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 
 from passes.recipe import compatible
-from surgery.comparison import compare
 from surgery.errors import RequestError
 from surgery.export import Export, open_export
-from surgery.golden import Golden, load_golden, save_golden
-from surgery.prompts import Case
-from surgery.recording import Recording, record
 from surgery.repack import repack
 from surgery.runtime import MergedModel, Settings, SourcePair
 from surgery.verify import Request, validate
+from surgery.verify.comparison import compare
+from surgery.verify.golden import Golden, load_golden, save_golden
+from surgery.verify.prompts import Case
+from surgery.verify.recording import Recording, record
 
 TINY = Path(__file__).parent.parent / "fixtures" / "tiny-e2b"
 SHORT = Case("short", "a short prompt", ((2, 10, 77, 31),))

@@ -13,18 +13,18 @@ from pathlib import Path
 import pytest
 
 from passes.recipe import KVLayout, compatible
-from surgery.comparison import compare
+from surgery.cuda.kernels import cuda_kernels
+from surgery.cuda.prediction import predict
 from surgery.errors import RuntimeMissing
 from surgery.export import Export, Pair, open_export
-from surgery.generation import GenAI, check_generation
-from surgery.kernels import cuda_kernels
 from surgery.model import Model
-from surgery.prompts import Case
-from surgery.providers import predict
-from surgery.recording import Recording, record
 from surgery.repack import repack
 from surgery.runtime import MergedModel, Provider, Settings, SourcePair, load_onnxruntime, machine_provider
-from surgery.trace import trace, trace_gates
+from surgery.verify.comparison import compare
+from surgery.verify.generation import GenAI, check_generation
+from surgery.verify.prompts import Case
+from surgery.verify.recording import Recording, record
+from surgery.verify.trace import trace, trace_gates
 
 pytestmark = pytest.mark.gpu
 

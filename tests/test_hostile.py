@@ -27,7 +27,6 @@ import pytest
 from onnx import ModelProto, TensorProto
 
 from passes.recipe import KVLayout, compatible
-from surgery import structure
 from surgery.engine import apply
 from surgery.errors import ArchitectureError, ExportError, ModelError, SurgeryError, WeightError
 from surgery.export import open_export
@@ -36,6 +35,7 @@ from surgery.graph import check_structure
 from surgery.inspection import inspect
 from surgery.model import Model
 from surgery.repack import plan, repack
+from surgery.verify import structure
 from tests import small
 from tests.mutation import ESCAPE, mutated_json, mutated_model
 

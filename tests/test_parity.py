@@ -11,19 +11,19 @@ import pytest
 from onnx import GraphProto, numpy_helper
 
 from passes.recipe import compatible
-from surgery.comparison import Comparison, Continuation, compare
 from surgery.errors import RequestError
 from surgery.export import Export, open_export
-from surgery.gates import parity_gates
 from surgery.model import Model
-from surgery.parity import parity
-from surgery.prompt_file import read_prompts
-from surgery.prompts import Case
-from surgery.recording import Answer, Recording, Step, StoredCache
 from surgery.repack import repack
-from surgery.report import Gate
-from surgery.thresholds import LEAST, Thresholds, default_thresholds
 from surgery.verify import Request, validate
+from surgery.verify.comparison import Comparison, Continuation, compare
+from surgery.verify.gates import parity_gates
+from surgery.verify.parity import parity
+from surgery.verify.prompt_file import read_prompts
+from surgery.verify.prompts import Case
+from surgery.verify.recording import Answer, Recording, Step, StoredCache
+from surgery.verify.report import Gate
+from surgery.verify.thresholds import LEAST, Thresholds, default_thresholds
 
 TINY = Path(__file__).parent.parent / "fixtures" / "tiny-e2b"
 CASE = Case("case", "two rows", ((5, 6), (7, 8)))

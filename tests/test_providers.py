@@ -28,14 +28,14 @@ from onnx.helper import (
 from onnx.numpy_helper import from_array
 
 from passes.recipe import KVLayout, compatible
+from surgery.cuda.kernels import DATA, Kernel, cuda_kernels, read_table
+from surgery.cuda.limits import LIMITS, release
+from surgery.cuda.prediction import ALLOWED_ON_CPU, Copy, predict, require_cuda
 from surgery.errors import LONGEST, ModelError, SurgeryError
 from surgery.export import BEST, PRECISIONS, open_export
-from surgery.kernels import DATA, Kernel, cuda_kernels, read_table
-from surgery.limits import LIMITS, release
 from surgery.model import Model
-from surgery.providers import ALLOWED_ON_CPU, Copy, predict, require_cuda
 from surgery.repack import plan
-from surgery.trace import Ran, Trace, read_profile, trace, trace_gates
+from surgery.verify.trace import Ran, Trace, read_profile, trace, trace_gates
 
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "fixtures" / "tiny-e2b"

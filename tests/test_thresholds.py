@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from surgery.errors import RequestError
-from surgery.thresholds import NAMES, default_thresholds, keeps_arithmetic, read_thresholds
+from surgery.verify.thresholds import NAMES, default_thresholds, keeps_arithmetic, read_thresholds
 
 
 def test_values_are_read_by_name() -> None:

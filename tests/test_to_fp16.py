@@ -19,7 +19,6 @@ import fixtures
 from fixtures.precision import Reading
 from passes import FoldLogitsToKeep, MergeEmbeddings, RenameIO, ToFp16, UniformHeads
 from passes.recipe import compatible, parse, text
-from surgery.comparison import Comparison, compare
 from surgery.conversion import Conversion, converted
 from surgery.engine import Outcome, apply
 from surgery.errors import PassError, WeightError
@@ -28,11 +27,12 @@ from surgery.genai import cache_costs
 from surgery.graph import declare
 from surgery.model import Model
 from surgery.placement import Placement
-from surgery.prompts import Case
-from surgery.recording import record
 from surgery.repack import repack
 from surgery.runtime import MergedModel, Runner, Settings, SourcePair
-from surgery.structure import check_structure, open_folder
+from surgery.verify.comparison import Comparison, compare
+from surgery.verify.prompts import Case
+from surgery.verify.recording import record
+from surgery.verify.structure import check_structure, open_folder
 from surgery.weights import WeightReference, is_external, tensors
 
 ROOT = Path(__file__).parent.parent

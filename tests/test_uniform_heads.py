@@ -16,7 +16,6 @@ from small import FLOAT, LAYERS, decoder, embed_tokens, feeds, opened, run
 import fixtures
 from passes import AnnotateHeadSizes, ExpandSharedKV, UniformHeads
 from passes.recipe import KVLayout, compatible, parse, text
-from surgery.comparison import compare
 from surgery.engine import Outcome, apply
 from surgery.errors import ModelError, PassError
 from surgery.export import Export, open_export
@@ -25,11 +24,12 @@ from surgery.graph import declare
 from surgery.layer_table import read_layer_table
 from surgery.model import Model
 from surgery.padding import declared_sizes, own_sizes
-from surgery.prompts import Case
-from surgery.recording import record
 from surgery.repack import plan, repack
 from surgery.runtime import MergedModel, Settings, SourcePair
-from surgery.structure import check_structure, open_folder
+from surgery.verify.comparison import compare
+from surgery.verify.prompts import Case
+from surgery.verify.recording import record
+from surgery.verify.structure import check_structure, open_folder
 from surgery.wiring import attentions
 
 DATA = Path(__file__).parent.parent / "fixtures" / "data"

@@ -17,19 +17,19 @@ from onnx import GraphProto, NodeProto, numpy_helper
 import fixtures
 from passes import ExpandSharedKV, FoldLogitsToKeep
 from passes.recipe import compatible
-from surgery.comparison import compare
 from surgery.errors import RuntimeMissing
 from surgery.export import Export, open_export
-from surgery.gates import number_gates
 from surgery.model import Model
-from surgery.prompt_file import cases_of, shipped
-from surgery.prompts import Case, Skipped, Vocabulary, admissible, of_ids
-from surgery.recording import Answer, Recording, Step, pieces, record
 from surgery.repack import repack
-from surgery.report import Report
 from surgery.runtime import Settings, SourcePair
-from surgery.thresholds import default_thresholds
 from surgery.verify import Request, validate
+from surgery.verify.comparison import compare
+from surgery.verify.gates import number_gates
+from surgery.verify.prompt_file import cases_of, shipped
+from surgery.verify.prompts import Case, Skipped, Vocabulary, admissible, of_ids
+from surgery.verify.recording import Answer, Recording, Step, pieces, record
+from surgery.verify.report import Report
+from surgery.verify.thresholds import default_thresholds
 
 TINY = Path(__file__).parent.parent / "fixtures" / "tiny-e2b"
 PRECISIONS = ("fp32", "fp16", "q4", "q4f16", "quantized")

@@ -1,4 +1,4 @@
-"""Make surgery/cuda_kernels.json: the CUDA provider's kernels, as the released wheel lists them.
+"""Make surgery/cuda/kernels.json: the CUDA provider's kernels, as the released wheel lists them.
 
     python -m validation.cuda_kernels FOLDER [VERSION]
 
@@ -16,7 +16,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from surgery.kernels import DATA, short_type
+from surgery.cuda.kernels import DATA, short_type
 from validation.cuda_stubs import ROOT, StubbedRuntime, prepare
 
 DOMAINS = ("", "com.microsoft")

@@ -20,11 +20,11 @@ from typing import Any
 
 from fixtures.build import build
 from passes.recipe import KVLayout, compatible
+from surgery.cuda.kernels import cuda_kernels
+from surgery.cuda.prediction import Copy, Prediction, predict
 from surgery.export import open_export
 from surgery.graph import graphs
-from surgery.kernels import cuda_kernels
 from surgery.model import Model
-from surgery.providers import Copy, Prediction, predict
 from surgery.repack import plan
 from validation.cuda_stubs import ROOT, StubbedRuntime, prepare
 

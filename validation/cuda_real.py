@@ -26,7 +26,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_tensor, make_tensor_value_info
 
 from surgery.errors import ModelError
-from surgery.trace import trace
+from surgery.verify.trace import trace
 
 CUDA = "CUDAExecutionProvider"
 NO_END = 2**31 - 1

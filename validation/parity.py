@@ -20,10 +20,10 @@ from typing import cast
 import fixtures
 from passes.recipe import Recipe, compatible, parse, text
 from surgery.export import Export, open_export
-from surgery.prompts import Scope
 from surgery.repack import repack
-from surgery.report import Report
 from surgery.verify import Request, validate
+from surgery.verify.prompts import Scope
+from surgery.verify.report import Report
 
 DEFAULT = tuple(f"{name}:{precision}" for name in ("tiny-e2b", "tiny-e4b") for precision in fixtures.PRECISIONS)
 HEADS = (

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from surgery.prompts import Case, Row
-from surgery.recording import Step, record
 from surgery.runtime import Settings, SourcePair
-from surgery.structure import open_folder
+from surgery.verify.prompts import Case, Row
+from surgery.verify.recording import Step, record
+from surgery.verify.structure import open_folder
 from validation.runtimes.subjects import Subject
 
 STEPS = 6

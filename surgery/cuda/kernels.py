@@ -1,6 +1,6 @@
 """The kernels of ONNX Runtime's CUDA provider: for which operators, versions and types there is one, and if not, why.
 
-The table, cuda_kernels.json, is what the provider of one released wheel lists, with the schemas of all operators that
+The table, kernels.json, is what the provider of one released wheel lists, with the schemas of all operators that
 this runtime knows; `python -m validation.cuda_kernels` makes it. A kernel is registered for a range of operator versions and for lists of types, one per type constraint of
 the operator's schema, such as T of GroupQueryAttention.
 """
@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-DATA = Path(__file__).with_name("cuda_kernels.json")
+DATA = Path(__file__).with_name("kernels.json")
 
 Operator = tuple[str, str]
 """Domain, "" for ai.onnx, and operator."""

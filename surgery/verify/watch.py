@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from surgery.model import Model
-from surgery.prompts import Case
-from surgery.recording import record
-from surgery.residual import EMBEDDINGS, Carried, residual_stream
 from surgery.runtime import Array, Cache, Feed, OpenGraph, Settings
+from surgery.verify.prompts import Case
+from surgery.verify.recording import record
+from surgery.verify.residual import EMBEDDINGS, Carried, residual_stream
 
 LIMIT = 65504.0
 """The largest finite float16."""

@@ -3,10 +3,10 @@
 Three things decide, in this order (ONNX Runtime 1.31.1; docs/validation/cuda-placement.md compares the result with
 the real provider's, node by node):
 
-1. Whether there is a CUDA kernel for the operator, its version and its types: surgery.kernels.
+1. Whether there is a CUDA kernel for the operator, its version and its types: surgery.cuda.kernels.
 2. Whether the node computes with small tensors that lie in host memory anyway, such as what Shape gives. ONNX Runtime
    leaves it on the CPU on purpose (GetCpuPreferredNodes in core/framework/fallback_cpu_capability.cc).
-3. Limits of a kernel that its registration does not tell, so that the node would fail when it runs: surgery.limits.
+3. Limits of a kernel that its registration does not tell, so that the node would fail when it runs: surgery.cuda.limits.
 
 Values that cross between the two memories get a copy, a Memcpy node, once in each direction
 (core/optimizer/transformer_memcpy.cc).
@@ -21,10 +21,10 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
+from surgery.cuda.kernels import KernelTable, Match, Schema, cuda_kernels
+from surgery.cuda.limits import broken_limit
 from surgery.errors import ModelError
 from surgery.graph import TensorType, declare, describe, subgraphs
-from surgery.kernels import KernelTable, Match, Schema, cuda_kernels
-from surgery.limits import broken_limit
 from surgery.model import Model
 
 if TYPE_CHECKING:

@@ -13,13 +13,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from surgery.bisect import find_parting
-from surgery.comparison import CaseResult, coarsest, compare
+from surgery.cuda.prediction import predict
 from surgery.errors import ArchitectureError, ModelError, RequestError, SurgeryError
 from surgery.export import Pair
-from surgery.gates import activation_gates, number_gates, parity_gates
 from surgery.gemma4 import read_config
-from surgery.generation import (
+from surgery.manifest import faults
+from surgery.runtime import MergedModel, Provider, Runner, Settings, SourcePair, load_onnxruntime, versions
+from surgery.verify.bisect import find_parting
+from surgery.verify.comparison import CaseResult, coarsest, compare
+from surgery.verify.gates import activation_gates, number_gates, parity_gates
+from surgery.verify.generation import (
     GenAI,
     check_generation,
     check_runs,
@@ -30,11 +33,10 @@ from surgery.generation import (
     load_genai,
     open_tokenizer,
 )
-from surgery.golden import Golden, graph_digests, load_golden, refuse_existing, save_golden
-from surgery.manifest import faults
-from surgery.parity import Parity, parity
-from surgery.prompt_file import Message, Prompt, cases_of, shipped
-from surgery.prompts import (
+from surgery.verify.golden import Golden, graph_digests, load_golden, refuse_existing, save_golden
+from surgery.verify.parity import Parity, parity
+from surgery.verify.prompt_file import Message, Prompt, cases_of, shipped
+from surgery.verify.prompts import (
     CLOSING,
     GENERATED,
     Case,
@@ -46,14 +48,12 @@ from surgery.prompts import (
     within,
     without_heavy,
 )
-from surgery.providers import predict
-from surgery.recording import Recording, record
-from surgery.report import Gate, Report
-from surgery.runtime import MergedModel, Provider, Runner, Settings, SourcePair, load_onnxruntime, versions
-from surgery.structure import Folder, check_structure, open_folder
-from surgery.thresholds import Thresholds, default_thresholds, keeps_arithmetic
-from surgery.trace import trace, trace_gates
-from surgery.watch import LayerPeak, watch
+from surgery.verify.recording import Recording, record
+from surgery.verify.report import Gate, Report
+from surgery.verify.structure import Folder, check_structure, open_folder
+from surgery.verify.thresholds import Thresholds, default_thresholds, keeps_arithmetic
+from surgery.verify.trace import trace, trace_gates
+from surgery.verify.watch import LayerPeak, watch
 
 TOKENS: dict[Scope, int] = {"full": 8, "closing": 3, "light": 3}
 """Greedy tokens that each prompt is continued by, unless a request says how many."""

@@ -17,7 +17,7 @@ from surgery.graph import TensorType, producers, tensor_type
 from surgery.layer_table import read_layer_table
 from surgery.model import Model
 from surgery.padding import own_sizes
-from surgery.report import Gate, Value
+from surgery.verify.report import Gate, Value
 from surgery.wiring import attentions
 
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json")

@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from surgery.cuda.prediction import SMALL, Prediction
 from surgery.errors import ModelError, RuntimeMissing, SurgeryError
 from surgery.files import read_regular
-from surgery.providers import SMALL, Prediction
-from surgery.report import Gate
 from surgery.runtime import Array, Provider, load_onnxruntime, one_line
+from surgery.verify.report import Gate
 
 TOKENS = 4
 """Tokens of the prompt that `trace` runs."""

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from surgery.errors import ModelError
-from surgery.prompts import Case
-from surgery.recording import Answer, Recording, StoredCache
 from surgery.runtime import Array
+from surgery.verify.prompts import Case
+from surgery.verify.recording import Answer, Recording, StoredCache
 from surgery.wiring import Slot
 
 TOP = 10

@@ -1,4 +1,4 @@
-"""What a model answered to a set of prompts: compact, comparable and storable (surgery.golden stores it).
+"""What a model answered to a set of prompts: compact, comparable and storable (surgery.verify.golden stores it).
 
 The logits that are kept are those of each row's last real token, at the end of each piece of the prompt and
 at each decode step. Caches are kept as they are after the last step: they hold the keys and values of every
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from surgery.errors import ModelError
-from surgery.prompts import Case
 from surgery.runtime import Array, Cache, Feed, Runner
+from surgery.verify.prompts import Case
 from surgery.wiring import Slot
 
 CACHE_BUDGET = 512 * 2**20

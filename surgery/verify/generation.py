@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from surgery.comparison import margin
 from surgery.errors import ModelError, RuntimeMissing
-from surgery.prompt_file import Message, shipped_texts
-from surgery.prompts import Case
-from surgery.recording import Answer
-from surgery.report import Gate
 from surgery.runtime import Array, Provider, one_line
+from surgery.verify.comparison import margin
+from surgery.verify.prompt_file import Message, shipped_texts
+from surgery.verify.prompts import Case
+from surgery.verify.recording import Answer
+from surgery.verify.report import Gate
 
 QUESTION = "What is the height of the tide today, and when will it turn?"
 """A message that a chat template has to carry through."""

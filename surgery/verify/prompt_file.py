@@ -27,7 +27,7 @@ from typing import Any, Literal
 
 from surgery.errors import RequestError, nearest
 from surgery.files import read_regular
-from surgery.prompts import Case, Row, Skipped, Vocabulary
+from surgery.verify.prompts import Case, Row, Skipped, Vocabulary
 
 SHIPPED = Path(__file__).with_name("prompts.jsonl")
 HEAVY = 256

@@ -26,9 +26,9 @@ import numpy as np
 
 from surgery.errors import RequestError
 from surgery.manifest import sha256
-from surgery.prompts import Case
-from surgery.recording import Answer, Recording, Step, StoredCache
 from surgery.runtime import Array
+from surgery.verify.prompts import Case
+from surgery.verify.recording import Answer, Recording, Step, StoredCache
 from surgery.wiring import Slot, spelling
 
 FORMAT = 2

@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from surgery.comparison import own_part
 from surgery.errors import ModelError
 from surgery.export import Pair
 from surgery.graph import producers
 from surgery.model import Model
-from surgery.prompts import Case
-from surgery.recording import pieces
-from surgery.residual import residual_stream
 from surgery.runtime import Array, Cache, Feed, OpenGraph, Settings
+from surgery.verify.comparison import own_part
+from surgery.verify.prompts import Case
+from surgery.verify.recording import pieces
+from surgery.verify.residual import residual_stream
 from surgery.weights import is_external, reference
 from surgery.wiring import Slot, spelling
 

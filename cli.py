@@ -118,34 +118,21 @@ def repack(
 ) -> None:
     """Turn an export into a folder that ONNX Runtime GenAI loads, and prove it."""
     from passes.recipe import compatible, text
-    from surgery.export import open_export
-    from surgery.hub import hub_source
     from surgery.repack import repack as run
     from surgery.staging import refuse_existing
 
-    talk = _talk()
     provider = _provider(ep)
     suited = "cpu" if half else provider  # to-fp16 makes of any precision what CUDA takes
-    given = _given_pair(embed, decoder)
-    hub = hub_source(source, revision) if given is None else None
-    if hub is not None:
-        planned, reason = _plan_download(hub, precision, suited, talk)
-        if dry_run:
-            _show_download(planned, as_json)
-            return
-        refuse_existing(target, force=force)  # before gigabytes are fetched, not after
-        export = _fetched(planned)
-        pair = export.pair(planned.precision)
-    elif dry_run:
-        raise ExportError(f"{source} is a local path: nothing would be downloaded")
-    else:
-        export = open_export(Path(source), given)
-        pair, reason = (export.pair(precision), f"{precision}: as asked for") if precision else export.best(suited)
+    if dry_run:
+        _dry_run(source, revision, precision, suited, as_json)
+        return
+    refuse_existing(target, force=force)  # before gigabytes are fetched, not after
+    export, pair, reason = _opened(source, revision, precision, suited, _given_pair(embed, decoder))
     recipe = compatible(pair.embed, kv_layout.value, runtime.value, half=half)
     recorded = compatible(_below(pair.embed, export.root), kv_layout.value, runtime.value, half=half)
-    talk.print(f"source     {export.root}", markup=False, highlight=False)
-    talk.print(f"precision  {reason}", markup=False, highlight=False)
-    with _byte_progress(talk) as progress:
+    _say(f"source     {export.root}")
+    _say(f"precision  {reason}")
+    with _ByteProgress() as progress:
         check = _gate(pair, provider, progress) if validate else None
         result = run(
             export, pair, recipe, target,
@@ -259,7 +246,7 @@ def validate(
         bisect=bisect,
     )
     pair = _source_pair(folder, against, precision)
-    with _byte_progress(_talk()) as progress:
+    with _ByteProgress() as progress:
         report = prove(folder, pair, provider=_provider(ep), request=request, progress=progress.stage)
     if as_json:
         _print_json(report.to_dict())
@@ -307,9 +294,8 @@ def apply(
 
     steps = parse(recipe)
     arch = architecture(read_config(config)) if config else nearby_architecture(source)
-    talk = _talk()
     model, outcomes = run(Model.open(source, arch), steps)
-    with _byte_progress(talk) as progress:
+    with _ByteProgress() as progress:
         model.save(target, weights=weights.value, force=force, progress=progress.advance)
     if as_json:
         _print_json({"target": str(target), "passes": [_outcome_dict(outcome) for outcome in outcomes]})
@@ -362,7 +348,7 @@ def bench(
         provider=_provider(ep),
         contexts=[int(part) for part in contexts.split(",")],
         new_tokens=new_tokens,
-        progress=lambda stage: _talk().print(stage, markup=False),
+        progress=_say,
     )
     if as_json:
         _print_json([one.to_dict() for one in found])
@@ -387,14 +373,43 @@ def _source_pair(folder: Path, against: str | None, precision: str | None) -> Pa
     return export.pair(precision) if precision else export.matching(_data_files(folder))
 
 
-def _plan_download(source: HubSource, precision: str | None, provider: str, talk: Console) -> tuple[Download, str]:
+def _dry_run(source: str, revision: str | None, precision: str | None, provider: str, as_json: bool) -> None:
+    """Say what the Hub would be asked for. The two graphs are fetched: they name the data files."""
+    from surgery.hub import hub_source
+
+    hub = hub_source(source, revision)
+    if hub is None:
+        raise ExportError(f"{source} is a local path: nothing would be downloaded")
+    _show_download(_planned(hub, precision, provider)[0], as_json)
+
+
+def _opened(
+    source: str, revision: str | None, precision: str | None, provider: str, given: Pair | None
+) -> tuple[Export, Pair, str]:
+    """The export, the pair to repack, and why this one; from the Hub, a folder, or two files that are named."""
+    from surgery.export import open_export
+    from surgery.hub import fetch, hub_source
+
+    hub = hub_source(source, revision) if given is None else None
+    if hub is None:
+        export = open_export(Path(source), given)
+        if precision is not None:
+            return export, export.pair(precision), f"{precision}: as asked for"
+        return export, *export.best(provider)
+    planned, reason = _planned(hub, precision, provider)
+    listing = planned.listing
+    export = replace(open_export(fetch(planned)), repo=listing.source.repo_id, revision=listing.commit)
+    return export, export.pair(planned.precision), reason  # the cache's folder may hold other precisions as well
+
+
+def _planned(source: HubSource, precision: str | None, provider: str) -> tuple[Download, str]:
     """The download of the asked or the best precision, and the reason for it in words."""
     from surgery.export import best_precision
     from surgery.hub import list_files, plan
 
     listing = list_files(source)
     if listing.unreachable is not None:
-        talk.print(f"{listing.unreachable}: using the cache", markup=False, highlight=False)
+        _say(f"{listing.unreachable}: using the cache")
     if precision is not None:
         return plan(listing, precision), f"{precision}: as asked for"
     held = list(listing.pairs)
@@ -402,15 +417,6 @@ def _plan_download(source: HubSource, precision: str | None, provider: str, talk
         raise listing.no_pair()
     best, reason = best_precision(held, provider, str(source))
     return plan(listing, best), reason
-
-
-def _fetched(planned: Download) -> Export:
-    """Fetch, and open what came. The folder may hold other precisions: take `planned.precision` from it."""
-    from surgery.export import open_export
-    from surgery.hub import fetch
-
-    listing = planned.listing
-    return replace(open_export(fetch(planned)), repo=listing.source.repo_id, revision=listing.commit)
 
 
 def _show_download(planned: Download, as_json: bool) -> None:
@@ -461,10 +467,11 @@ def _data_files(folder: Path) -> list[str]:
 class _ByteProgress:
     """A progress bar over bytes on stderr; silent where stderr is not a terminal."""
 
-    def __init__(self, talk: Console) -> None:
+    def __init__(self) -> None:
         from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
         columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+        talk = _talk()
         self._progress = Progress(*columns, console=talk, transient=True, disable=not talk.is_terminal)
         self._task = self._progress.add_task("weights", total=None, visible=False)
 
@@ -485,11 +492,7 @@ class _ByteProgress:
         """A stage of the proof, `stage: detail`; a log gets the stages alone."""
         self._progress.update(self._task, description=text, visible=True, total=None)
         if not self._progress.console.is_terminal and ":" not in text:
-            self._progress.console.print(f"proving    {text}", markup=False, highlight=False)
-
-
-def _byte_progress(talk: Console) -> _ByteProgress:
-    return _ByteProgress(talk)
+            _say(f"proving    {text}")
 
 
 def _gate(pair: Pair, provider: ProviderName, progress: _ByteProgress) -> Any:
@@ -585,6 +588,11 @@ def _talk() -> Console:
     from rich.console import Console
 
     return Console(stderr=True, highlight=False)
+
+
+def _say(text: str) -> None:
+    """A line of talk, never broken: a log is not a terminal."""
+    _talk().print(text, markup=False, soft_wrap=True)
 
 
 def _print_json(value: object) -> None:

@@ -41,6 +41,9 @@ CHUNK = 16 * 1024 * 1024
 
 HASH_CHUNK = 4 * 1024 * 1024
 
+FLUSH_STEP = 256 * 1024 * 1024
+"""Bytes written between two flushes: the disk is kept busy, and not asked to commit every small tensor."""
+
 ALIGNMENT = 4096
 """A page: each tensor of a consolidated file can be mapped into memory by itself, and suits every device's DMA."""
 
@@ -55,8 +58,11 @@ class Placed:
     sha256: str | None
 
 
-class TrailingDigest:
-    """SHA-256 of a file while it is being written: a second thread reads behind the writer, out of the page cache."""
+class Trail:
+    """What follows the writer of a file: one thread takes its SHA-256, out of the page cache, another flushes it.
+
+    Copying, hashing and the disk then work at the same time, and when the writer is done little is left of either.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -65,48 +71,66 @@ class TrailingDigest:
         self._changed = threading.Condition()
         self._digest = hashlib.sha256()
         self._fault: OSError | None = None
-        self._thread = threading.Thread(target=self._follow, daemon=True)
-        self._thread.start()
+        followers = ((self._hash, 1), (self._flush, FLUSH_STEP))
+        self._threads = [threading.Thread(target=self._follow, args=each, daemon=True) for each in followers]
+        for thread in self._threads:
+            thread.start()
 
     def written(self, count: int) -> None:
         with self._changed:
             self._written += count
-            self._changed.notify()
+            self._changed.notify_all()
 
-    def hexdigest(self) -> str:
-        """The digest of everything written. Raises OSError where the file could not be read back."""
+    def close(self) -> None:
+        """Say that nothing more will be written."""
         with self._changed:
             self._closed = True
-            self._changed.notify()
-        self._thread.join()
+            self._changed.notify_all()
+
+    def sha256(self) -> str:
+        """The digest of everything written, once it is on disk. Raises OSError where it cannot be read back or flushed."""
+        self.close()
+        for thread in self._threads:
+            thread.join()
         if self._fault is not None:
             raise self._fault
         return self._digest.hexdigest()
 
-    def _follow(self) -> None:
+    def _follow(self, do: Callable[[BinaryIO, int], None], step: int) -> None:
+        """Do something with what was written, `step` bytes or more at a time until the writer is done."""
         try:
             with self._path.open("rb") as reader:
                 done = 0
-                while (limit := self._wait_beyond(done)) > done:
-                    while done < limit and (chunk := reader.read(min(HASH_CHUNK, limit - done))):
-                        self._digest.update(chunk)
-                        done += len(chunk)
+                while (limit := self._wait_for(done + step)) > done:
+                    do(reader, limit - done)
+                    done = limit
         except OSError as error:
             self._fault = error
 
-    def _wait_beyond(self, done: int) -> int:
-        """Wait for bytes after `done`, and return how many there are; `done` itself when there will be no more."""
+    def _wait_for(self, count: int) -> int:
+        """Wait until so many bytes are written, or there will be no more; how many there are."""
         with self._changed:
-            while self._written <= done and not self._closed:
+            while self._written < count and not self._closed:
                 self._changed.wait()
             return self._written
+
+    def _hash(self, reader: BinaryIO, count: int) -> None:
+        while count:
+            chunk = reader.read(min(HASH_CHUNK, count))
+            if not chunk:
+                raise OSError(errno.EIO, f"{reader.name} is {count} bytes shorter than what was written to it")
+            self._digest.update(chunk)
+            count -= len(chunk)
+
+    def _flush(self, reader: BinaryIO, _: int) -> None:
+        os.fsync(reader.fileno())
 
 
 class CopiesAhead:
     """Copies that begin before it is known under which names they are wanted: while passes work on the graph.
 
     They are made in `folder` under names of their own. `take` gives one its place; what nobody took goes with `close`.
-    The copying runs in one thread, the digests trail in others, and each file is on disk before the next is begun.
+    The copying runs in one thread; digests and flushing trail behind it in others.
     """
 
     def __init__(self, sources: Iterable[Path], folder: Path, progress: Progress | None = None) -> None:
@@ -123,8 +147,8 @@ class CopiesAhead:
         copy = self._copies.pop(source.resolve(), None)
         if copy is None:
             return None
-        size, digest = copy.result()
-        sha256 = digest.hexdigest()
+        size, trail = copy.result()
+        sha256 = trail.sha256()
         self._paths[source.resolve()].rename(target)
         return size, sha256
 
@@ -140,7 +164,7 @@ class CopiesAhead:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _copy(self, source: Path, target: Path) -> tuple[int, TrailingDigest]:
+    def _copy(self, source: Path, target: Path) -> tuple[int, Trail]:
         def report(count: int) -> None:
             if self._stop.is_set():
                 raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
@@ -175,25 +199,23 @@ def place(
         else:
             report(size)
             return Placed(location, size, "linked", None)
-    size, digest = _copied(real, target, report)
-    return Placed(location, size, "copied", digest.hexdigest())
+    size, trail = _copied(real, target, report)
+    return Placed(location, size, "copied", trail.sha256())
 
 
-def _copied(source: Path, target: Path, report: Progress) -> tuple[int, TrailingDigest]:
-    """Copy a file and flush it to disk; its size, and its digest, which may be under way still."""
+def _copied(source: Path, target: Path, report: Progress) -> tuple[int, Trail]:
+    """Copy a file; its size, and its trail, which may be behind still."""
     with source.open("rb") as reader, target.open("xb", buffering=0) as writer:
         size = os.fstat(reader.fileno()).st_size
-        digest = TrailingDigest(target)
+        trail = Trail(target)
         try:
             for moved in _moved(reader, writer, 0, size):
-                digest.written(moved)
+                trail.written(moved)
                 report(moved)
-            os.fsync(writer.fileno())
-        except BaseException:
-            digest.hexdigest()
-            raise
+        finally:
+            trail.close()
     shutil.copymode(source, target)
-    return size, digest
+    return size, trail
 
 
 def _moved(reader: BinaryIO, writer: BinaryIO, offset: int, length: int) -> Iterator[int]:
@@ -262,17 +284,17 @@ def _write(layout: dict[_Extent, int], target: Path, progress: Progress | None) 
     report = progress or (lambda _: None)
     size = 0
     with target.open("xb", buffering=0) as writer:
-        digest = TrailingDigest(target)
+        trail = Trail(target)
         try:
             for extent, start in layout.items():
                 _pad(writer, start - size)
-                digest.written(start - size)
+                trail.written(start - size)
                 for moved in _transferred(extent, writer):
-                    digest.written(moved)
+                    trail.written(moved)
                     report(moved)
                 size = start + extent.length
         finally:
-            sha256 = digest.hexdigest()
+            sha256 = trail.sha256()
     return size, sha256
 
 

@@ -17,7 +17,7 @@ from passes.recipe import compatible
 from surgery.export import open_export
 from surgery.manifest import blob_digest, faults
 from surgery.model import Model
-from surgery.placement import ALIGNMENT, Placement, TrailingDigest
+from surgery.placement import ALIGNMENT, Placement, Trail
 from surgery.repack import Repacked, repack
 
 ROOT = Path(__file__).parent.parent
@@ -115,11 +115,11 @@ def test_onnx_refuses_what_a_link_was_made_to(tmp_path: Path) -> None:
 def test_a_digest_follows_its_writer(tmp_path: Path) -> None:
     path = tmp_path / "growing"
     with path.open("wb", buffering=0) as writer:
-        digest = TrailingDigest(path)
+        digest = Trail(path)
         for portion in (b"one", b"", b"two" * 100_000):
             writer.write(portion)
             digest.written(len(portion))
-        assert digest.hexdigest() == hashlib.sha256(b"one" + b"two" * 100_000).hexdigest()
+        assert digest.sha256() == hashlib.sha256(b"one" + b"two" * 100_000).hexdigest()
 
 
 def repacked(target: Path, placement: Placement = "copy", source: Path = TINY) -> Repacked[None]:

@@ -39,7 +39,7 @@ Progress = Callable[[int], None]
 CHUNK = 16 * 1024 * 1024
 """Bytes moved between two progress reports."""
 
-HASH_CHUNK = 4 * 1024 * 1024
+HASH_CHUNK = 1024 * 1024
 
 FLUSH_STEP = 256 * 1024 * 1024
 """Bytes written between two flushes: the disk is kept busy, and not asked to commit every small tensor."""

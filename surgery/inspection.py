@@ -13,7 +13,7 @@ from surgery.export import Export, open_export
 from surgery.gemma4 import Architecture, Layer, architecture, read_config
 from surgery.genai import CONFIG_FILE, MODEL_FILE
 from surgery.graph import tensor_type
-from surgery.layer_table import read_layer_table
+from surgery.layer_table import layer_entry, read_layer_table
 from surgery.model import Model
 from surgery.weights import is_external, tensors
 from surgery.wiring import attentions
@@ -77,18 +77,7 @@ class Inspection:
 
 
 def _layer_dict(row: LayerRow) -> dict[str, Any]:
-    layer = row.layer
-    return {
-        "layer": layer.index,
-        "attention": layer.attention,
-        "head_size": layer.head_size,
-        "kv_heads": layer.kv_heads,
-        "owner": layer.owner,
-        "window": layer.window,
-        "operator": row.operator,
-        "past": row.past,
-        "present": row.present,
-    }
+    return {**layer_entry(row.layer), "operator": row.operator, "past": row.past, "present": row.present}
 
 
 def inspect_model(path: Path, arch: Architecture | None = None) -> Inspection:

@@ -22,19 +22,21 @@ KEY = "gemma4_surgery.layers"
 VERSION = 1
 
 
+def layer_entry(layer: Layer) -> dict[str, object]:
+    """A layer as JSON has it."""
+    return {
+        "layer": layer.index,
+        "attention": layer.attention,
+        "head_size": layer.head_size,
+        "kv_heads": layer.kv_heads,
+        "owner": layer.owner,
+        "window": layer.window,
+    }
+
+
 def layer_table(layers: tuple[Layer, ...]) -> str:
     """The table as JSON text; one text for one set of layers."""
-    entries = [
-        {
-            "layer": layer.index,
-            "attention": layer.attention,
-            "head_size": layer.head_size,
-            "kv_heads": layer.kv_heads,
-            "owner": layer.owner,
-            "window": layer.window,
-        }
-        for layer in layers
-    ]
+    entries = [layer_entry(layer) for layer in layers]
     return json.dumps({"version": VERSION, "layers": entries}, separators=(",", ":"))
 
 

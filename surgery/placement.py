@@ -23,15 +23,13 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Literal
+from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol
 
 from surgery.conversion import Conversion, converted
 from surgery.weights import external_field, is_external, reference, set_extent, tensors
 
 if TYPE_CHECKING:
-    from onnx import TensorProto
-
-    from surgery.model import Model
+    from onnx import ModelProto, TensorProto
 
 Placement = Literal["copy", "link", "consolidate"]
 Progress = Callable[[int], None]
@@ -46,6 +44,16 @@ FLUSH_STEP = 256 * 1024 * 1024
 
 ALIGNMENT = 4096
 """A page: each tensor of a consolidated file can be mapped into memory by itself, and suits every device's DMA."""
+
+
+class Weighted(Protocol):
+    """What placement needs of a model: its graph, where its weights are, and those that a pass changed."""
+
+    proto: ModelProto
+    weight_files: dict[str, Path]
+    converted: dict[str, Conversion]
+
+    def conversion(self, tensor: TensorProto) -> Conversion | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +261,7 @@ class _Extent:
     conversion: Conversion | None = field(default=None, compare=False)
 
 
-def consolidate(model: Model, target: Path, location: str, progress: Progress | None = None) -> Placed:
+def consolidate(model: Weighted, target: Path, location: str, progress: Progress | None = None) -> Placed:
     """Write every external tensor of `model` to one file, and point the model's own references at it.
 
     `model` is changed in place: pass a copy. Memory use does not depend on the size of the weights.
@@ -267,7 +275,7 @@ def consolidate(model: Model, target: Path, location: str, progress: Progress | 
     return Placed(location, size, "consolidated", sha256)
 
 
-def convert(model: Model, target: Path, location: str, progress: Progress | None = None) -> Placed:
+def convert(model: Weighted, target: Path, location: str, progress: Progress | None = None) -> Placed:
     """Write the converted weights of one location, each where its tensor says; the model stays as it is."""
     pieces = [(tensor, extent) for tensor, extent in _pieces(model) if extent.conversion is not None]
     places = {
@@ -306,18 +314,18 @@ def _transferred(extent: _Extent, writer: BinaryIO) -> Iterator[int]:
         yield from _moved(reader, writer, extent.offset, extent.length)
 
 
-def consolidated_size(model: Model) -> int:
+def consolidated_size(model: Weighted) -> int:
     """Bytes that `consolidate` would write."""
     layout = _layout([extent for _, extent in _pieces(model)])
     return max((start + extent.length for extent, start in layout.items()), default=0)
 
 
-def _pieces(model: Model) -> list[tuple[TensorProto, _Extent]]:
+def _pieces(model: Weighted) -> list[tuple[TensorProto, _Extent]]:
     """Every external tensor and where its bytes come from, in order of use."""
     return [(tensor, _extent(model, tensor)) for tensor in _in_order_of_use(model)]
 
 
-def _extent(model: Model, tensor: TensorProto) -> _Extent:
+def _extent(model: Weighted, tensor: TensorProto) -> _Extent:
     if conversion := model.conversion(tensor):
         source = conversion.source
         return _Extent(source.file, source.offset, source.length, conversion.length, conversion)
@@ -336,15 +344,15 @@ def _layout(extents: list[_Extent]) -> dict[_Extent, int]:
     return layout
 
 
-def _in_order_of_use(model: Model) -> list[TensorProto]:
+def _in_order_of_use(model: Weighted) -> list[TensorProto]:
     """External tensors: initializers in the order in which nodes read them, then all others."""
     place_of = {name: index for index, name in enumerate(_names_read(model))}
     external = [tensor for tensor in tensors(model.proto) if is_external(tensor)]
     return sorted(external, key=lambda tensor: place_of.get(tensor.name, len(place_of)))
 
 
-def _names_read(model: Model) -> dict[str, None]:
-    return dict.fromkeys(name for node in model.graph.node for name in node.input)
+def _names_read(model: Weighted) -> dict[str, None]:
+    return dict.fromkeys(name for node in model.proto.graph.node for name in node.input)
 
 
 def _pad(writer: BinaryIO, count: int) -> None:

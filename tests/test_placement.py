@@ -102,6 +102,7 @@ def test_a_link_that_cannot_be_made_is_a_copy_and_says_so(tmp_path: Path, monkey
     assert {entry.how for entry in placed} == {"copied"} and all(entry.sha256 for entry in placed)
 
 
+@pytest.mark.skipif(onnx.__version__ < "1.21", reason="onnx before 1.21 loads a linked data file")
 def test_onnx_refuses_what_a_link_was_made_to(tmp_path: Path) -> None:
     """Why copying is the default: onnx 1.21 and later take a second hard link for an attack, in the source as well."""
     (tmp_path / "out").mkdir()

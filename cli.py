@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from surgery.errors import ExportError, FolderError, SurgeryError
+from surgery.errors import ExportError, FolderError, RuntimeMissing, SurgeryError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -501,7 +501,12 @@ def _gate(pair: Pair, provider: ProviderName, progress: _ByteProgress) -> Any:
     from surgery.verify import validate as prove
 
     def check(folder: Path) -> Report:
-        report = prove(folder, pair, provider=provider, request=Request(scope="closing"), progress=progress.stage)
+        try:
+            report = prove(folder, pair, provider=provider, request=Request(scope="closing"), progress=progress.stage)
+        except RuntimeMissing as error:
+            raise RuntimeMissing(
+                str(error), hint="--no-validate writes the folder unproven, for another machine"
+            ) from None
         if not report.passed:
             raise _GateFailed(report)
         return report

@@ -125,6 +125,20 @@ def test_a_mistake_is_one_sentence_and_exit_code_two(words: tuple[str, ...], sen
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_provider_that_is_not_here_is_one_sentence_and_the_way_round_it(tmp_path: Path) -> None:
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has the CUDA provider")
+    refused = run("repack", str(TINY), "out", "--ep", "cuda", cwd=tmp_path)
+    assert refused.returncode == 2 and list(tmp_path.iterdir()) == []
+    assert "has no CUDA provider" in refused.stderr and "--no-validate writes the folder unproven" in refused.stderr
+    written = run("repack", str(TINY), "out", "--ep", "cuda", "--no-validate", cwd=tmp_path)
+    assert written.returncode == 0, written.stderr
+    settings = json.loads((tmp_path / "out" / "genai_config.json").read_text())["model"]["decoder"]["session_options"]
+    assert settings["provider_options"] == [{"cuda": {}}]
+
+
 def test_usage_errors_are_exit_code_two() -> None:
     assert run("repack").returncode == 2
     assert run("--no-such-option").returncode == 2

@@ -7,26 +7,44 @@ from __future__ import annotations
 
 from passes.annotate_head_sizes import AnnotateHeadSizes
 from passes.expand_shared_kv import ExpandSharedKV
+from passes.flatten_per_layer_inputs import FlattenPerLayerInputs
 from passes.fold_logits_to_keep import FoldLogitsToKeep
+from passes.mask_media_ids import MaskMediaIds
 from passes.merge_embeddings import MergeEmbeddings
 from passes.rename_io import RenameIO
+from passes.scatter_features import ScatterFeatures
 from passes.to_fp16 import ToFp16
 from passes.uniform_heads import UniformHeads
 from surgery.engine import Pass
 
 PASSES: dict[str, type[Pass]] = {
     kind.name: kind
-    for kind in (MergeEmbeddings, FoldLogitsToKeep, RenameIO, ExpandSharedKV, AnnotateHeadSizes, UniformHeads, ToFp16)
+    for kind in (
+        MergeEmbeddings,
+        FoldLogitsToKeep,
+        RenameIO,
+        ExpandSharedKV,
+        AnnotateHeadSizes,
+        ScatterFeatures,
+        MaskMediaIds,
+        FlattenPerLayerInputs,
+        UniformHeads,
+        ToFp16,
+    )
 }
-"""Every pass by name: those of the main recipe in its order, then those for older runtimes and other devices."""
+"""Every pass by name: those of the main recipe in its order, then those for images and sound, for older runtimes and for
+other devices."""
 
 __all__ = [
     "PASSES",
     "AnnotateHeadSizes",
     "ExpandSharedKV",
+    "FlattenPerLayerInputs",
     "FoldLogitsToKeep",
+    "MaskMediaIds",
     "MergeEmbeddings",
     "RenameIO",
+    "ScatterFeatures",
     "ToFp16",
     "UniformHeads",
 ]

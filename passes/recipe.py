@@ -158,8 +158,7 @@ def build(kind: type[Pass], given: dict[str, str]) -> Pass:
 
 
 def _read_value(name: str, option: str, hint: Any, value: str) -> Any:
-    if get_origin(hint) in (Union, types.UnionType):
-        hint = next(choice for choice in get_args(hint) if choice is not type(None))
+    hint = _given(hint)
     if get_origin(hint) is Literal:
         choices = [str(choice) for choice in get_args(hint)]
         if value not in choices:
@@ -186,14 +185,26 @@ def describe(name: str) -> dict[str, Any]:
         {
             "name": option.name,
             "values": _values(hints[option.name]),
-            "default": "required" if option.default is dataclasses.MISSING else str(option.default),
+            "default": "required" if option.default is dataclasses.MISSING else _default_text(option.default),
         }
         for option in dataclasses.fields(kind)  # type: ignore[arg-type]
     ]
     return {"name": name, "summary": kind.summary, "options": options}
 
 
+def _default_text(value: Any) -> str:
+    return "none" if value is None else str(value)
+
+
 def _values(hint: Any) -> str:
+    hint = _given(hint)
     if get_origin(hint) is Literal:
         return " or ".join(str(choice) for choice in get_args(hint))
     return {Path: "a file", int: "a whole number", bool: "true or false"}.get(hint, "text")
+
+
+def _given(hint: Any) -> Any:
+    """The type of an option's value where one is given: `int` of `int | None`."""
+    if get_origin(hint) in (Union, types.UnionType):
+        return next(choice for choice in get_args(hint) if choice is not type(None))
+    return hint

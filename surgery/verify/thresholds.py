@@ -19,10 +19,11 @@ from surgery.manifest import NAME as MANIFEST_FILE
 EXACT_PASSES = frozenset(
     {
         "merge-embeddings", "fold-logits-to-keep", "rename-io", "expand-shared-kv", "annotate-head-sizes",
-        "uniform-heads",
+        "uniform-heads", "scatter-features", "mask-media-ids", "flatten-per-layer-inputs",
     }
 )  # fmt: skip
-"""Passes that move and name values but compute none anew: what they make is its source bit by bit."""
+"""Passes that move and name values but compute none anew: what they make is its source bit by bit.
+mask-media-ids changes what a placeholder looks up; the source is run with that id too."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,162 @@
+"""scatter-features: embed_tokens takes the encoders' features and puts them where the placeholders are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from surgery.engine import Finding
+from surgery.errors import PassError
+from surgery.graph import TensorType, fresh, rename, tensor_type, value_names
+from surgery.model import Model
+
+if TYPE_CHECKING:
+    import onnx_graphsurgeon as gs
+    from onnx import GraphProto
+
+IDS = "input_ids"
+EMBEDS = "inputs_embeds"
+SCOPE = "/model/media"
+
+
+@dataclass(frozen=True)
+class ScatterFeatures:
+    """Replace the embeddings of placeholder tokens by the features of an image or a sound.
+
+        before                            after, image=258880
+
+        input_ids [B,S]                   input_ids [B,S]              image_features [n,H]
+            |                                 |         |                     |
+        [embed_tokens]                  [embed_tokens]  Equal(258880)         |
+            |                                 |         Reshape [B*S]         |
+        inputs_embeds [B,S,H]           Reshape [B*S,H] NonZero [1,n]         |
+                                              |         Transpose [n,1]       |
+                                              +----> ScatterND <--------------+
+                                                         |
+                                                   Reshape -> inputs_embeds [B,S,H]
+
+    `image` and `audio` are token ids; one that is left out gets no input. Features are taken as they come, unscaled,
+    row by row in the order of the placeholders (transformers does the same). No feature and no placeholder is a
+    prompt of text, or a step of decoding: [0,H]. A number of features other than that of the placeholders fails in
+    ScatterND, `updates tensor should have shape equal to indices.shape[:-1] + data.shape[...]`; forms that gather
+    features by position write zeros there, or drop features, without a word.
+
+    Requires: input_ids integer [B,S]; inputs_embeds floating-point [B,S,H], H a number, made by a node; opset 16.
+    Ensures: image_features and audio_features, as asked for, are inputs [n,H] of the dtype of inputs_embeds.
+    """
+
+    name: ClassVar[str] = "scatter-features"
+    summary: ClassVar[str] = "image and audio features replace the embeddings of their placeholder tokens"
+
+    image: int | None = None
+    audio: int | None = None
+
+    @property
+    def tokens(self) -> dict[str, int]:
+        """Input of features -> placeholder token id."""
+        given = {"image_features": self.image, "audio_features": self.audio}
+        return {name: token for name, token in given.items() if token is not None}
+
+    def requires(self, model: Model) -> None:
+        if not self.tokens:
+            raise PassError("no placeholder token is given; write image=ID, audio=ID or both")
+        if len(set(self.tokens.values())) < len(self.tokens):
+            raise PassError(f"image and audio are both token {self.image}; each placeholder has an id of its own")
+        if not (missing := self._missing(model.graph)):
+            return
+        _check_embedding(model.graph)
+        if model.opset() < 16:
+            raise PassError(f"ScatterND as it is used here needs opset 16, the model has {model.opset()}")
+        if taken := value_names(model.graph) & missing.keys():
+            raise PassError(f"a value inside the graph is named {min(taken)!r}, which the new input needs")
+
+    def run(self, model: Model) -> list[Finding]:
+        graph = model.graph
+        missing = self._missing(graph)
+        findings = [
+            Finding("skipped", name, "the graph takes it already") for name in self.tokens if name not in missing
+        ]
+        if not missing:
+            return findings
+        scope = f"{SCOPE}/{'_and_'.join(_kind(name) for name in missing)}"  # a later run for the other kind has its own
+        inner = fresh(f"{scope}/{EMBEDS}", value_names(graph))
+        output = next(value for value in graph.output if value.name == EMBEDS)
+        declared = tensor_type(output)
+        rename(graph, {EMBEDS: inner})
+        with model.edited() as view:
+            _scatter(view, inner, missing, scope)
+        for name, token in missing.items():
+            assert declared is not None and declared.shape is not None  # `requires` has looked
+            reason = f"graph input, {declared.dtype} [n, {declared.shape[-1]}], for each token {token} in turn"
+            findings.append(Finding("added", name, reason))
+        return findings
+
+    def ensures(self, model: Model) -> None:
+        inputs = {value.name: tensor_type(value) for value in model.graph.input}
+        for name in self.tokens:
+            declared = inputs.get(name)
+            if declared is None or declared.shape is None or len(declared.shape) != 2:
+                raise PassError(f"{name} is {declared or 'no input'}; an input [features, hidden size] is expected")
+
+    def _missing(self, graph: GraphProto) -> dict[str, int]:
+        inputs = {value.name for value in graph.input}
+        return {name: token for name, token in self.tokens.items() if name not in inputs}
+
+
+def _check_embedding(graph: GraphProto) -> None:
+    ids = {value.name: tensor_type(value) for value in graph.input}.get(IDS)
+    if ids is None or ids.dtype not in ("INT64", "INT32") or ids.shape is None or len(ids.shape) != 2:
+        raise PassError(f"{IDS} is {ids or 'no input'}; token ids, INT64 or INT32 [batch, sequence], are expected")
+    embeds = {value.name: tensor_type(value) for value in graph.output}.get(EMBEDS)
+    if not _is_embedding(embeds):
+        raise PassError(
+            f"{EMBEDS} is {embeds or 'no output'}; floats [batch, sequence, hidden size] with a number for the last "
+            "are expected"
+        )
+    if all(EMBEDS not in node.output for node in graph.node):
+        raise PassError(f"output {EMBEDS!r} comes from no node")
+
+
+def _is_embedding(declared: TensorType | None) -> bool:
+    if declared is None or "FLOAT" not in declared.dtype or declared.shape is None or len(declared.shape) != 3:
+        return False
+    return isinstance(declared.shape[2], int)
+
+
+def _kind(name: str) -> str:
+    return name.removesuffix("_features")
+
+
+def _scatter(view: gs.Graph, inner: str, tokens: dict[str, int], scope: str) -> None:
+    """Nodes at the end of the graph, from the value `inner` to a new output inputs_embeds."""
+    import numpy as np
+    import onnx_graphsurgeon as gs
+
+    ids = next(tensor for tensor in view.inputs if tensor.name == IDS)
+    embeds = next(tensor for tensor in view.outputs if tensor.name == inner)
+    size = embeds.shape[-1]
+
+    def constant(label: str, values: object, dtype: Any = np.int64) -> gs.Constant:
+        return gs.Constant(f"{scope}/constants/{label}", np.array(values, dtype=dtype))
+
+    def node(op: str, label: str, inputs: list[Any], dtype: Any, shape: list[Any], **attrs: object) -> gs.Variable:
+        output = gs.Variable(f"{scope}/{label}/output_0", dtype=dtype, shape=shape)
+        view.nodes.append(gs.Node(op, f"{scope}/{label}", dict(attrs), inputs, [output]))
+        return output
+
+    flat = constant("[-1]", [-1])
+    rows = node("Reshape", "Rows", [embeds, constant(f"[-1, {size}]", [-1, size])], embeds.dtype, ["tokens", size])
+    for name, token in tokens.items():
+        kind = _kind(name)
+        count = f"num_{kind}_tokens"
+        features = gs.Variable(name, dtype=embeds.dtype, shape=[count, size])
+        view.inputs.append(features)
+        found = node("Equal", f"{kind}/Equal", [ids, constant(f"{kind}_token", token, ids.dtype)], bool, ids.shape)
+        found = node("Reshape", f"{kind}/Reshape", [found, flat], bool, ["tokens"])
+        places = node("NonZero", f"{kind}/NonZero", [found], np.int64, [1, count])
+        places = node("Transpose", f"{kind}/Transpose", [places], np.int64, [count, 1], perm=[1, 0])
+        rows = node("ScatterND", f"{kind}/ScatterND", [rows, places, features], embeds.dtype, ["tokens", size])
+    shape = node("Shape", "Shape", [embeds], np.int64, [3])
+    result = gs.Variable(EMBEDS, dtype=embeds.dtype, shape=embeds.shape)
+    view.nodes.append(gs.Node("Reshape", f"{scope}/Reshape", inputs=[rows, shape], outputs=[result]))
+    view.outputs = [result if tensor is embeds else tensor for tensor in view.outputs]

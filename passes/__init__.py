@@ -13,6 +13,7 @@ from passes.mask_media_ids import MaskMediaIds
 from passes.merge_embeddings import MergeEmbeddings
 from passes.rename_io import RenameIO
 from passes.scatter_features import ScatterFeatures
+from passes.tie_lm_head import TieLmHead
 from passes.to_fp16 import ToFp16
 from passes.uniform_heads import UniformHeads
 from surgery.engine import Pass
@@ -29,6 +30,7 @@ PASSES: dict[str, type[Pass]] = {
         MaskMediaIds,
         FlattenPerLayerInputs,
         UniformHeads,
+        TieLmHead,
         ToFp16,
     )
 }
@@ -45,6 +47,7 @@ __all__ = [
     "MergeEmbeddings",
     "RenameIO",
     "ScatterFeatures",
+    "TieLmHead",
     "ToFp16",
     "UniformHeads",
 ]

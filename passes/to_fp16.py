@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from surgery.conversion import HALF_MAX, Conversion, halved
 from surgery.engine import Finding
 from surgery.errors import PassError
-from surgery.graph import all_names, copied, describe, fresh, subgraphs, tensor_type
+from surgery.graph import all_names, copied, describe, fresh, integer_attribute, subgraphs, tensor_type
 from surgery.model import Model
 from surgery.weights import is_external, reference, set_extent
 from surgery.wiring import spelling
@@ -34,7 +34,7 @@ _TYPED_BY = {
     **dict.fromkeys(
         (
             "Add", "Sub", "Mul", "Div", "Neg", "Tanh", "Sigmoid", "Softmax", "Gelu", "FastGelu", "QuickGelu", "Min",
-            "Max", "Clip", "MatMul", "MatMulNBits", "Gemm", "Reshape", "Transpose", "Unsqueeze", "Squeeze", "Flatten",
+            "Max", "Clip", "MatMul", "FusedMatMul", "MatMulNBits", "Gemm", "Reshape", "Transpose", "Unsqueeze", "Squeeze", "Flatten",
             "Concat", "Split", "Slice", "Pad", "Expand", "Identity", "Tile", "Trilu", "Gather", "GatherND",
             "GatherElements", "ScatterND", "RotaryEmbedding", "GroupQueryAttention", "MultiHeadAttention", "Attention",
             *_NORMS,
@@ -168,7 +168,7 @@ class _Floats:
             raise PassError(f"{describe(node)} has a subgraph; graphs without control flow are converted")
         outputs = [name for name in node.output if name]
         if node.op_type == "Cast":
-            return outputs if _attribute(node, "to") == FLOAT else []
+            return outputs if integer_attribute(node, "to", 0) == FLOAT else []
         if node.op_type in ("Constant", "ConstantOfShape"):
             return outputs if _constant_type(node) == FLOAT else []
         if node.op_type in _UNTYPED or not self.all.intersection(node.input):
@@ -191,10 +191,6 @@ def _is_halved(value: ValueInfoProto) -> bool:
     declared = tensor_type(value)
     rank = len(declared.shape) if declared is not None and declared.shape is not None else 0
     return _is_float(value) and (value.name == "logits" or (rank == 4 and spelling(value.name) is not None))
-
-
-def _attribute(node: NodeProto, name: str) -> int:
-    return next((attribute.i for attribute in node.attribute if attribute.name == name), 0)
 
 
 def _constant_type(node: NodeProto) -> int:

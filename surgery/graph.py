@@ -320,6 +320,10 @@ def describe(node: NodeProto) -> str:
     return f"{node.op_type} node {node.name!r}" if node.name else f"unnamed {node.op_type} node -> {list(node.output)}"
 
 
+def integer_attribute(node: NodeProto, name: str, default: int) -> int:
+    return next((attribute.i for attribute in node.attribute if attribute.name == name), default)
+
+
 def integers(tensor: TensorProto) -> list[int]:
     """The values of a small inline integer initializer, flat. Raises ModelError for an external or a damaged one."""
     from onnx import numpy_helper

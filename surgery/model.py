@@ -196,10 +196,11 @@ class Model:
         placed = []
         _refuse_existing((path, *(target for _, target in moves), *new.values()), path.parent, force)
         self.check_weights()
-        data = self.to_bytes()
+        data, ends = self.to_bytes(), self._ends(path.parent)
         for file, target in moves:
+            location = str(target.relative_to(path.parent))
             with _renamed_into_place(target) as staged:
-                placed.append(place(file, staged, str(target.relative_to(path.parent)), weights, progress, ahead))
+                placed.append(place(file, staged, location, weights, ends[target], progress, ahead))
         for location, target in new.items():
             with _renamed_into_place(target) as staged:
                 placed.append(convert(self, staged, location, progress))
@@ -217,6 +218,16 @@ class Model:
         with _renamed_into_place(path) as staged:
             staged.write_bytes(moved.to_bytes())
         return [placed]
+
+    def _ends(self, folder: Path) -> dict[Path, int]:
+        """Place in `folder` of each weight file -> the end of the last tensor that refers to it."""
+        ends: dict[Path, int] = {}
+        for tensor in tensors(self.proto):
+            if is_external(tensor) and self.conversion(tensor) is None:
+                ref = reference(tensor, self.weight_files)
+                target = folder / ref.location
+                ends[target] = max(ends.get(target, 0), ref.end)
+        return ends
 
     def _moves(self, path: Path) -> list[tuple[Path, Path]]:
         """(file, target) of each weight file that is not in its place beside `path` yet."""

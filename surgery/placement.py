@@ -1,6 +1,7 @@
 """Putting weights where a graph's references say: copied, linked, or consolidated into one aligned file.
 
-    copy         each data file, as it is; in the kernel, which shares extents on filesystems that can (reflink)
+    copy         each data file, as it is up to the last byte that a tensor refers to; in the kernel, which shares
+                 extents on filesystems that can (reflink)
     link         a hard link: no byte is written, and the file shares its bytes with the source
     consolidate  one file, every tensor at a multiple of 4096 bytes, in the order in which the nodes use them
 
@@ -150,14 +151,19 @@ class CopiesAhead:
         }
         self._copies = {real: self._pool.submit(self._copy, real, path) for real, path in self._paths.items()}
 
-    def take(self, source: Path, target: Path) -> tuple[int, str] | None:
-        """Move the copy of `source` to `target`; its size and SHA-256. None where it was not begun, or taken already."""
+    def take(self, source: Path, target: Path, length: int) -> tuple[int, str] | None:
+        """Move the copy of `source`, cut to `length`, to `target`; its size and SHA-256.
+
+        None where it was not begun, or taken already.
+        """
         copy = self._copies.pop(source.resolve(), None)
         if copy is None:
             return None
         size, trail = copy.result()
-        sha256 = trail.sha256()
-        self._paths[source.resolve()].rename(target)
+        sha256, path = trail.sha256(), self._paths[source.resolve()]
+        if length < size:
+            size, sha256 = length, _cut(path, length)
+        path.rename(target)
         return size, sha256
 
     def close(self) -> None:
@@ -181,21 +187,30 @@ class CopiesAhead:
         return _copied(source, target, report)
 
 
+def _cut(path: Path, length: int) -> str:
+    """Shorten a file; the SHA-256 of what is left."""
+    os.truncate(path, length)
+    with path.open("rb") as reader:
+        return hashlib.file_digest(reader, "sha256").hexdigest()
+
+
 def place(
     source: Path,
     target: Path,
     location: str,
     placement: Placement,
+    length: int,
     progress: Progress | None = None,
     ahead: CopiesAhead | None = None,
 ) -> Placed:
     """Put one weight file at `target`, which must be free: a hard link where asked for and possible, else a copy.
 
+    A copy has the first `length` bytes, which tensors refer to; a link has what the source has.
     A symlink (a Hub cache's) is followed to the file it stands for. `progress` is told the bytes since its last call.
     A copy that `ahead` has made is taken.
     """
     report = progress or (lambda _: None)
-    if ahead is not None and (taken := ahead.take(source, target)):
+    if ahead is not None and (taken := ahead.take(source, target, length)):
         return Placed(location, taken[0], "copied", taken[1])
     real = source.resolve()
     if placement == "link":
@@ -207,14 +222,14 @@ def place(
         else:
             report(size)
             return Placed(location, size, "linked", None)
-    size, trail = _copied(real, target, report)
+    size, trail = _copied(real, target, report, length)
     return Placed(location, size, "copied", trail.sha256())
 
 
-def _copied(source: Path, target: Path, report: Progress) -> tuple[int, Trail]:
-    """Copy a file; its size, and its trail, which may be behind still."""
+def _copied(source: Path, target: Path, report: Progress, length: int | None = None) -> tuple[int, Trail]:
+    """Copy a file, or its first `length` bytes; the size, and the copy's trail, which may be behind still."""
     with source.open("rb") as reader, target.open("xb", buffering=0) as writer:
-        size = os.fstat(reader.fileno()).st_size
+        size = os.fstat(reader.fileno()).st_size if length is None else length
         trail = Trail(target)
         try:
             for moved in _moved(reader, writer, 0, size):

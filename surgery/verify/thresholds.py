@@ -19,7 +19,7 @@ from surgery.manifest import NAME as MANIFEST_FILE
 EXACT_PASSES = frozenset(
     {
         "merge-embeddings", "fold-logits-to-keep", "rename-io", "expand-shared-kv", "annotate-head-sizes",
-        "uniform-heads", "scatter-features", "mask-media-ids", "flatten-per-layer-inputs",
+        "uniform-heads", "scatter-features", "mask-media-ids", "flatten-per-layer-inputs", "tie-lm-head",
     }
 )  # fmt: skip
 """Passes that move and name values but compute none anew: what they make is its source bit by bit.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import resource
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
@@ -128,24 +128,19 @@ def _measure_folder(folder: Path, prompts: list[list[int]], new_tokens: int, pro
 
 
 def _measure_source(pair: Pair, prompts: list[list[int]], new_tokens: int, provider: Provider) -> Benchmark:
-    import numpy as np
-
-    from surgery.runtime import Feed, Settings, SourcePair
+    from surgery.loop import generate
+    from surgery.pair import PairModel
+    from surgery.runtime import Settings
 
     started = time.perf_counter()
-    source = SourcePair(pair, Settings(provider))
+    source = PairModel.open(pair, Settings(provider))
     loaded = time.perf_counter() - started
     timings = []
     for prompt in prompts:
-        state: dict[str, Any] = {"cache": source.start(1), "length": 0, "ids": np.array([prompt])}
+        tokens = generate(source, [prompt], new_tokens=new_tokens)
 
-        def step(state: dict[str, Any] = state) -> None:
-            ids = state["ids"]
-            total = state["length"] + ids.shape[1]
-            positions = np.arange(state["length"], total)[None]
-            feed = Feed(ids, np.ones((1, total), np.int64), positions)
-            logits, state["cache"] = source.step(feed, state["cache"], 1)
-            state["length"], state["ids"] = total, logits[:, -1].argmax(-1)[:, None]
+        def step(tokens: Iterator[object] = tokens) -> None:
+            next(tokens)
 
         timings.append(_timed(len(prompt), new_tokens, step, step))
     return Benchmark("source", loaded, tuple(timings), _peak_rss())

@@ -16,8 +16,9 @@ import pytest
 from passes.recipe import compatible
 from surgery.errors import RequestError
 from surgery.export import Export, open_export
+from surgery.pair import PairModel
 from surgery.repack import repack
-from surgery.runtime import MergedModel, Settings, SourcePair
+from surgery.runtime import MergedModel, Settings
 from surgery.verify import Request, validate
 from surgery.verify.comparison import compare
 from surgery.verify.golden import Golden, load_golden, save_golden
@@ -44,7 +45,7 @@ def folder(export: Export, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def recorded(export: Export) -> Recording:
-    return record(SourcePair(export.pair("fp16"), Settings()), CASES, steps=2)
+    return record(PairModel.open(export.pair("fp16"), Settings()), CASES, steps=2)
 
 
 @pytest.fixture

@@ -18,8 +18,9 @@ from surgery.cuda.prediction import predict
 from surgery.errors import RuntimeMissing
 from surgery.export import Export, Pair, open_export
 from surgery.model import Model
+from surgery.pair import PairModel
 from surgery.repack import repack
-from surgery.runtime import MergedModel, Provider, Settings, SourcePair, load_onnxruntime, machine_provider
+from surgery.runtime import MergedModel, Provider, Settings, load_onnxruntime, machine_provider
 from surgery.verify.comparison import compare
 from surgery.verify.generation import GenAI, check_generation
 from surgery.verify.prompts import Case
@@ -51,7 +52,7 @@ def absent() -> str | None:
             return "needs a CUDA device: there is no GPU, or the installed onnxruntime has no CUDA provider"
         runtime = load_onnxruntime("cuda")
         runtime.preload_dlls()
-        SourcePair(open_export(TINY).pair("fp16"), Settings("cuda"))
+        PairModel.open(open_export(TINY).pair("fp16"), Settings("cuda"))
     except RuntimeMissing as error:
         return f"needs a CUDA device: {error}"
     return None
@@ -85,7 +86,7 @@ def repacked(
 @pytest.fixture(scope="module")
 def references(provider: Provider, export: Export) -> Iterator[dict[str, Recording]]:
     """Precision -> what the source pair answers on the CPU."""
-    yield {p: record(SourcePair(export.pair(p), Settings("cpu")), CASES, steps=STEPS) for p in PRECISIONS}
+    yield {p: record(PairModel.open(export.pair(p), Settings("cpu")), CASES, steps=STEPS) for p in PRECISIONS}
 
 
 def test_logits_caches_and_tokens_are_those_of_the_cpu(

@@ -13,6 +13,7 @@ from onnx import GraphProto, numpy_helper
 from passes.recipe import compatible
 from surgery.errors import RequestError
 from surgery.export import Export, open_export
+from surgery.loop import Step
 from surgery.model import Model
 from surgery.repack import repack
 from surgery.verify import Request, validate
@@ -21,7 +22,7 @@ from surgery.verify.gates import parity_gates
 from surgery.verify.parity import parity
 from surgery.verify.prompt_file import read_prompts
 from surgery.verify.prompts import Case
-from surgery.verify.recording import Answer, Recording, Step, StoredCache
+from surgery.verify.recording import Answer, Recording, StoredCache
 from surgery.verify.report import Gate
 from surgery.verify.thresholds import LEAST, Thresholds, default_thresholds
 

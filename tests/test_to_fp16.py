@@ -26,9 +26,10 @@ from surgery.export import Pair, open_export
 from surgery.genai import cache_costs
 from surgery.graph import declare
 from surgery.model import Model
+from surgery.pair import PairModel
 from surgery.placement import Placement
 from surgery.repack import repack
-from surgery.runtime import MergedModel, Runner, Settings, SourcePair
+from surgery.runtime import MergedModel, Runner, Settings
 from surgery.verify.comparison import Comparison, compare
 from surgery.verify.prompts import Case
 from surgery.verify.recording import record
@@ -88,7 +89,7 @@ def test_pair_becomes_what_the_exporter_writes_in_float16(
         shared = {name for name in theirs if "/constants/" not in name}
         assert shared == {name for name in ours if "/constants/" not in name}
         assert [name for name in shared if theirs[name] != ours[name]] == []
-    found = differences(SourcePair(wanted, Settings(threads=1)), SourcePair(made, Settings(threads=1)))
+    found = differences(PairModel.open(wanted, Settings(threads=1)), PairModel.open(made, Settings(threads=1)))
     assert (found.max_abs, found.cache_max_abs) == (0, 0)
 
 
@@ -105,7 +106,7 @@ def test_merged_graph_is_close_to_its_float32_source(fixture: str, precision: st
     folder = open_folder(tmp_path / "out")
     assert [gate for gate in check_structure(folder) if not gate.passed] == []
     settings = Settings(threads=1)
-    found = differences(SourcePair(pair, settings), MergedModel(folder.model.path, settings))
+    found = differences(PairModel.open(pair, settings), MergedModel(folder.model.path, settings))
     assert 0 < found.max_abs <= LOGITS and 0 < found.cache_max_abs <= CACHES
     assert all(case.merged_not_finite == 0 and case.cosine > 0.9999 for case in found.cases)
 

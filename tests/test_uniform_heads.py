@@ -24,8 +24,9 @@ from surgery.graph import declare
 from surgery.layer_table import read_layer_table
 from surgery.model import Model
 from surgery.padding import declared_sizes, own_sizes
+from surgery.pair import PairModel
 from surgery.repack import plan, repack
-from surgery.runtime import MergedModel, Settings, SourcePair
+from surgery.runtime import MergedModel, Settings
 from surgery.verify.comparison import compare
 from surgery.verify.prompts import Case
 from surgery.verify.recording import record
@@ -182,7 +183,7 @@ def test_folder_equals_its_source_bit_for_bit(fixture: str, precision: str, layo
         Case("chunks", "", ((2, 17, 4, 4, 9),), chunk=2),
     ]
     settings = Settings(threads=1)
-    theirs = record(SourcePair(export.pair(precision), settings), cases, steps=6)
+    theirs = record(PairModel.open(export.pair(precision), settings), cases, steps=6)
     ours = record(MergedModel(folder.model.path, settings), cases, steps=6, follow=theirs)
     found = compare(theirs, ours, folder.owners)
     assert (found.max_abs, found.regrouped_max_abs, found.cache_max_abs) == (0, 0, 0)
@@ -251,7 +252,7 @@ def test_a_layer_table_that_the_padding_contradicts_is_found(tmp_path: Path) -> 
 def test_padding_that_is_not_zero_is_a_difference(tmp_path: Path) -> None:
     folder = open_folder(written(open_export(TINY), "q4", "unique", tmp_path / "out"))
     export, settings, cases = open_export(TINY), Settings(threads=1), [Case("one", "", ((2, 5, 9),))]
-    theirs = record(SourcePair(export.pair("q4"), settings), cases, steps=1)
+    theirs = record(PairModel.open(export.pair("q4"), settings), cases, steps=1)
     ours = record(MergedModel(folder.model.path, settings), cases, steps=1, follow=theirs)
     cache = ours.answers[0].caches[0, "key"].values
     assert cache is not None and compare(theirs, ours, {}).cache_max_abs == 0

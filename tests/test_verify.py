@@ -19,15 +19,17 @@ from passes import ExpandSharedKV, FoldLogitsToKeep
 from passes.recipe import compatible
 from surgery.errors import RuntimeMissing
 from surgery.export import Export, open_export
+from surgery.loop import Step, prompt_feeds
 from surgery.model import Model
+from surgery.pair import PairModel
 from surgery.repack import repack
-from surgery.runtime import Settings, SourcePair
+from surgery.runtime import Settings
 from surgery.verify import Request, validate
 from surgery.verify.comparison import compare
 from surgery.verify.gates import number_gates
 from surgery.verify.prompt_file import cases_of, shipped
 from surgery.verify.prompts import Case, Skipped, Vocabulary, admissible, of_ids
-from surgery.verify.recording import Answer, Recording, Step, pieces, record
+from surgery.verify.recording import Answer, Recording, record
 from surgery.verify.report import Report
 from surgery.verify.thresholds import default_thresholds
 
@@ -338,7 +340,7 @@ def test_a_missing_runtime_is_one_sentence(sound: Path, monkeypatch: pytest.Monk
 
 @pytest.fixture(scope="module")
 def recorded(export: Export) -> Recording:
-    return record(SourcePair(export.pair("fp16"), Settings()), [SHORT, RAGGED], steps=2)
+    return record(PairModel.open(export.pair("fp16"), Settings()), [SHORT, RAGGED], steps=2)
 
 
 def with_logits(recorded: Recording, change: Callable[[np.ndarray], np.ndarray]) -> Recording:
@@ -378,7 +380,7 @@ def test_tokens_may_differ_only_where_the_source_hardly_prefers_its_own(recorded
 
 
 def test_caches_beyond_the_budget_are_compared_by_digest(export: Export) -> None:
-    pair = SourcePair(export.pair("fp32"), Settings())
+    pair = PairModel.open(export.pair("fp32"), Settings())
     one, other = (record(pair, [case], steps=1, budget=0) for case in (SHORT, replace(SHORT, rows=((2, 10, 77, 32),))))
     assert all(cache.values is None for cache in one.answers[0].caches.values())
     assert compare(one, one, OWNERS).cache_max_abs == 0
@@ -420,7 +422,7 @@ def test_prompts_are_the_same_in_every_run() -> None:
 
 
 def test_a_padded_prompt_is_fed_in_pieces_with_the_positions_of_its_own_tokens() -> None:
-    first, second = pieces(replace(RAGGED, rows=((5, 6), (7, 8, 9)), chunk=2, pad=1))
+    first, second = prompt_feeds(((5, 6), (7, 8, 9)), pad=1, chunk=2)
     assert first.ids.tolist() == [[5, 6], [7, 8]] and first.mask.shape == (2, 2)
     assert second.ids.tolist() == [[1], [9]]
     assert second.mask.tolist() == [[1, 1, 0], [1, 1, 1]]

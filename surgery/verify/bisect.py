@@ -19,11 +19,12 @@ import numpy as np
 from surgery.errors import ModelError
 from surgery.export import Pair
 from surgery.graph import producers
+from surgery.loop import keep_of, next_feed, prompt_feeds
 from surgery.model import Model
-from surgery.runtime import Array, Cache, Feed, OpenGraph, Settings
+from surgery.pair import PairModel
+from surgery.runtime import Array, Cache, Feed, OpenGraph, Settings, Value, host
 from surgery.verify.comparison import own_part
 from surgery.verify.prompts import Case
-from surgery.verify.recording import pieces
 from surgery.verify.residual import residual_stream
 from surgery.weights import is_external, reference
 from surgery.wiring import Slot, spelling
@@ -83,7 +84,8 @@ def find_parting(
     theirs, ours = source.start(len(case.rows)), merged.graph.empty_cache(len(case.rows))
     for number, feed in enumerate(_feeds(case, steps, source)):
         expected, theirs = source.step(feed, theirs)
-        found, ours = merged.step({"input_ids": feed.ids, **merged.graph.steering(feed, _keep(feed))}, ours)
+        outputs, ours = merged.graph.run({"input_ids": feed.ids, **merged.graph.steering(feed, keep_of(feed))}, ours)
+        found = merged.values(outputs, ours)
         for place, name in merged.computed:
             known = source.namesake(expected, name, merged.slots.get(name))
             if known is None:
@@ -105,9 +107,10 @@ class _Exposed:
         self.graph = OpenGraph(path, settings, [name for _, name in self.computed if name not in outputs])
         self.slots = self.graph.presents
 
-    def step(self, values: Mapping[str, Array], cache: Cache) -> tuple[dict[str, Array], Cache]:
-        others, presents = self.graph.run(values, cache)
-        return others | {name: presents[slot] for name, slot in self.slots.items()}, presents
+    def values(self, outputs: Mapping[str, Value], presents: Cache) -> dict[str, Array]:
+        """Every value of one step by its name."""
+        named = {**outputs, **{name: presents[slot] for name, slot in self.slots.items()}}
+        return {name: host(value) for name, value in named.items()}
 
 
 class _Source:
@@ -116,20 +119,21 @@ class _Source:
     def __init__(self, pair: Pair, settings: Settings) -> None:
         self.embed = _Exposed(pair.embed, settings)
         self.decoder = _Exposed(pair.decoder, settings)
+        self._pair = PairModel(self.embed.graph, self.decoder.graph)
         self._by_slot = {slot: name for name, slot in self.decoder.slots.items()}
         self.last: Array | None = None
 
     def start(self, batch: int) -> Cache:
-        return self.decoder.graph.empty_cache(batch)
+        return self._pair.start(batch)
 
     def step(self, feed: Feed, cache: Cache) -> tuple[dict[str, Array], Cache]:
         """All values; those of the embedding graph also under the prefix that a merge gives them."""
-        embedded, _ = self.embed.step({"input_ids": feed.ids}, {})
-        steering = self.decoder.graph.steering(feed, _keep(feed))
-        decoded, presents = self.decoder.step({**embedded, **steering}, cache)
+        outputs = self._pair.embed(feed.ids)
+        decoder_outputs, presents = self._pair.outputs(outputs, feed, cache, keep_of(feed))
+        embedded, decoded = self.embed.values(outputs, {}), self.decoder.values(decoder_outputs, presents)
         prefixed = {f"{_PREFIX}{name.lstrip('/')}": array for name, array in embedded.items()}
         values = {**embedded, **prefixed, **decoded}
-        self.last = self.decoder.graph.logits(values)
+        self.last = self.decoder.graph.logits(decoder_outputs)
         return values, presents
 
     def namesake(self, values: Values, name: str, slot: Slot | None) -> Array | None:
@@ -142,21 +146,15 @@ class _Source:
 def _feeds(case: Case, steps: int, source: _Source) -> Iterator[Feed]:
     """The pieces of the prompt, then the source's greedy tokens."""
     feed = None
-    for feed in pieces(case):
+    for feed in prompt_feeds(case.rows, case.pad, case.chunk):
         yield feed
     assert feed is not None  # a case has tokens
-    mask = feed.mask
     for _ in range(steps):
         assert source.last is not None
         last = source.last[:, -1] if source.last.shape[1] == 1 else _last_tokens(source.last, feed)[:, 0]
         tokens = np.argmax(last.astype(np.float32), axis=1)
-        mask = np.concatenate([mask, np.ones((len(mask), 1), np.int64)], axis=1)
-        feed = Feed(tokens[:, None], mask, mask.sum(axis=1, keepdims=True) - 1)
+        feed = next_feed(feed.mask, tokens)
         yield feed
-
-
-def _keep(feed: Feed) -> int:
-    return 1 if feed.mask[:, -feed.ids.shape[1] :].all() else 0
 
 
 def _last_tokens(values: Array, feed: Feed) -> Array:

@@ -25,10 +25,11 @@ from typing import Any, NoReturn
 import numpy as np
 
 from surgery.errors import RequestError
+from surgery.loop import Step
 from surgery.manifest import sha256
 from surgery.runtime import Array
 from surgery.verify.prompts import Case
-from surgery.verify.recording import Answer, Recording, Step, StoredCache
+from surgery.verify.recording import Answer, Recording, StoredCache
 from surgery.wiring import Slot, spelling
 
 FORMAT = 2

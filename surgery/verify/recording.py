@@ -8,34 +8,18 @@ token before it. Beyond a budget of bytes only a cache's SHA-256 is kept.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from surgery.errors import ModelError
-from surgery.runtime import Array, Cache, Feed, Runner
+from surgery.loop import Loop, Step
+from surgery.runtime import Array, Cache, Runner, host
 from surgery.verify.prompts import Case
 from surgery.wiring import Slot
 
 CACHE_BUDGET = 512 * 2**20
 """Bytes of caches that one recording keeps whole."""
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """The answer to one piece of tokens: `logits` [B, V] in the graph's dtype, and how many rows it computed.
-
-    The number matters because a matrix product of other dimensions may add in another order.
-    """
-
-    logits: Array
-    computed_rows: int
-
-    def greedy(self) -> Array:
-        """The likeliest token of each row, the lowest id among equals; int64 [B]."""
-        tokens: Array = np.argmax(self.logits.astype(np.float32), axis=1)
-        return tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,56 +79,18 @@ def record(
 
 
 def _run(runner: Runner, case: Case, steps: int, chosen: Array | None, budget: int) -> Answer:
-    cache = runner.start(len(case.rows))
-    taken: list[Step] = []
-    feed = None
-    for feed in pieces(case):
-        step, cache = _step(runner, feed, cache)
-        taken.append(step)
-    assert feed is not None  # a case has tokens
+    loop = Loop(runner, len(case.rows))
+    taken = list(loop.prompt(case.rows, case.pad, case.chunk))
     prefill = len(taken)
-    mask = feed.mask
     for number in range(steps):
-        tokens = taken[-1].greedy() if chosen is None else chosen[:, number]
-        mask = np.concatenate([mask, np.ones((len(mask), 1), np.int64)], axis=1)
-        positions = mask.sum(axis=1, keepdims=True) - 1
-        step, cache = _step(runner, Feed(tokens[:, None], mask, positions), cache)
-        taken.append(step)
-    return Answer(case, prefill, tuple(taken), _stored(cache, budget))
-
-
-def pieces(case: Case) -> Iterator[Feed]:
-    """The prompt as it is fed: padded on the right, in pieces of `chunk` tokens, masks up to each piece."""
-    length = case.longest
-    ids = np.full((len(case.rows), length), case.pad, np.int64)
-    mask = np.zeros_like(ids)
-    for index, row in enumerate(case.rows):
-        ids[index, : len(row)] = row
-        mask[index, : len(row)] = 1
-    positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
-    size = case.chunk or length
-    for start in range(0, length, size):
-        end = min(start + size, length)
-        yield Feed(ids[:, start:end], mask[:, :end], positions[:, start:end])
-
-
-def _step(runner: Runner, feed: Feed, cache: Cache) -> tuple[Step, Cache]:
-    """One run. All logits are asked for where a row's last token is not at the last position."""
-    length = feed.ids.shape[1]
-    real = feed.mask[:, -length:]
-    logits, cache = runner.step(feed, cache, keep=1 if real.all() else 0)
-    computed = logits.shape[0] * logits.shape[1]
-    if logits.shape[1] == 1:
-        return Step(logits[:, 0].copy(), computed), cache
-    if logits.shape[1] != length:
-        raise ModelError(f"logits have {logits.shape[1]} tokens where the model was fed {length}")
-    last = (real * np.arange(length)).max(axis=1)
-    return Step(logits[np.arange(len(last)), last], computed), cache
+        taken.append(loop.append(taken[-1].greedy() if chosen is None else chosen[:, number]))
+    return Answer(case, prefill, tuple(taken), _stored(loop.cache, budget))
 
 
 def _stored(cache: Cache, budget: int) -> dict[Slot, StoredCache]:
     stored: dict[Slot, StoredCache] = {}
-    for found, values in cache.items():
+    for found, value in cache.items():
+        values = host(value)
         fits = values.nbytes <= budget
         budget -= values.nbytes if fits else 0
         digest = hashlib.sha256(np.ascontiguousarray(values).data).hexdigest()

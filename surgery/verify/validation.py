@@ -18,7 +18,8 @@ from surgery.errors import ArchitectureError, ModelError, RequestError, SurgeryE
 from surgery.export import Pair
 from surgery.gemma4 import read_config
 from surgery.manifest import faults
-from surgery.runtime import MergedModel, Provider, Runner, Settings, SourcePair, load_onnxruntime, versions
+from surgery.pair import PairModel
+from surgery.runtime import MergedModel, Provider, Runner, Settings, load_onnxruntime, versions
 from surgery.verify.bisect import find_parting
 from surgery.verify.comparison import CaseResult, coarsest, compare
 from surgery.verify.gates import activation_gates, number_gates, parity_gates
@@ -305,7 +306,7 @@ class _Run:
             return None
         pair, settings = self.source, self._source_settings()
         with self.stage("source"):
-            theirs = self._record("source runs", lambda: SourcePair(pair, settings), cases, None)
+            theirs = self._record("source runs", lambda: PairModel.open(pair, settings), cases, None)
         if theirs is not None and self.request.save_golden is not None:
             self._save(theirs, [pair.embed, pair.decoder], settings)
         return theirs

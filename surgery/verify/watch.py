@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from surgery.model import Model
-from surgery.runtime import Array, Cache, Feed, OpenGraph, Settings
+from surgery.runtime import Array, Cache, Feed, OpenGraph, Settings, host
 from surgery.verify.prompts import Case
 from surgery.verify.recording import record
 from surgery.verify.residual import EMBEDDINGS, Carried, residual_stream
@@ -64,7 +64,7 @@ class _Watched:
     def step(self, feed: Feed, cache: Cache, keep: int) -> tuple[Array, Cache]:
         outputs, presents = self._graph.run({"input_ids": feed.ids, **self._graph.steering(feed, keep)}, cache)
         for carried in self._values:
-            self._look(carried, outputs[carried.name])
+            self._look(carried, host(outputs[carried.name]))
         return self._graph.logits(outputs), presents
 
     def _look(self, carried: Carried, array: Array) -> None:

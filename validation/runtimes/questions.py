@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from surgery.runtime import Settings, SourcePair
+from surgery.loop import Step
+from surgery.pair import PairModel
+from surgery.runtime import Settings
 from surgery.verify.prompts import Case, Row
-from surgery.verify.recording import Step, record
+from surgery.verify.recording import record
 from surgery.verify.structure import open_folder
 from validation.runtimes.subjects import Subject
 
@@ -89,7 +91,7 @@ class Source:
         self.pad = next(iter(folder.token_ids("pad_token_id")))
         self.bos = next(iter(folder.token_ids("bos_token_id")))
         self.eos = set(folder.token_ids("eos_token_id"))
-        self._pair = SourcePair(subject.pair, Settings())
+        self._pair = PairModel.open(subject.pair, Settings())
 
     def continued(self, *rows: Row, eos: int | None = None) -> list[Row]:
         """STEPS greedy tokens of each row. Raises Undecided."""

@@ -167,13 +167,19 @@ def _family(config: Mapping[str, Any], text: Mapping[str, Any]) -> Literal["gemm
 
 
 def _layer_types(read: _Reader, text: Mapping[str, Any], count: int, family: str) -> list[Attention]:
+    kinds = _declared_layer_types(text, count)
+    if kinds is None:
+        period = read.size("sliding_window_pattern", default=6)
+        kinds = ["sliding" if (index + 1) % period else "full" for index in range(count)]
+    if family == "gemma4":
+        kinds[-1] = "full"  # transformers 5.23 forces the last layer to full attention, whatever is declared
+    return kinds
+
+
+def _declared_layer_types(text: Mapping[str, Any], count: int) -> list[Attention] | None:
     declared = text.get("layer_types")
     if declared is None:
-        period = read.size("sliding_window_pattern", default=6)
-        kinds: list[Attention] = ["sliding" if (index + 1) % period else "full" for index in range(count)]
-        if family == "gemma4":
-            kinds[-1] = "full"  # transformers forces the last layer to full attention
-        return kinds
+        return None
     if not isinstance(declared, list) or len(declared) != count:
         found = f"{len(declared)} entries" if isinstance(declared, list) else repr(declared)
         raise ArchitectureError(f"config.json: layer_types has {found}, but num_hidden_layers is {count}")

@@ -117,6 +117,29 @@ def test_default_layer_types_are_five_to_one_and_gemma4_ends_with_full_attention
     assert arch.per_layer_input_size == 0
 
 
+def test_a_declared_last_layer_is_full_attention_in_gemma4_as_transformers_has_it() -> None:
+    arch = architecture(changed(layer_types=[F, *[S] * 9], num_kv_shared_layers=0))
+    assert [layer.index for layer in arch.layers if layer.attention == "full"] == [0, 9]
+
+
+UNIFIED_12B = {
+    "model_type": "gemma4_unified",
+    "text_config": {
+        "model_type": "gemma4_unified_text", "hidden_size": 3840, "num_hidden_layers": 48, "layer_types": None,
+        "num_attention_heads": 16, "num_key_value_heads": 8, "num_global_key_value_heads": 1, "head_dim": 256,
+        "global_head_dim": None, "num_kv_shared_layers": None, "sliding_window": 1024, "vocab_size": None,
+        "hidden_size_per_layer_input": 0, "max_position_embeddings": 262144, "attention_k_eq_v": True,
+    },
+}  # fmt: skip
+
+
+def test_12b_has_its_own_model_type_and_null_is_the_default() -> None:
+    arch = architecture(UNIFIED_12B)
+    assert [layer.index for layer in arch.layers if layer.attention == "full"] == list(range(5, 48, 6))
+    assert {(layer.head_size, layer.kv_heads) for layer in arch.layers} == {(256, 8), (512, 1)}
+    assert arch.borrowers == () and arch.per_layer_input_size == 0 and arch.vocab_size == 262144
+
+
 def test_absent_per_layer_input_size_means_256_in_gemma4() -> None:
     assert architecture(changed(hidden_size_per_layer_input="absent")).per_layer_input_size == 256
 

@@ -1,0 +1,112 @@
+"""What can be compared: an .onnx file, an export (one precision's pair of graphs), a GenAI folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from surgery.errors import ExportError, FolderError, SurgeryError
+from surgery.export import Export, Pair, open_export
+from surgery.gemma4 import Architecture, read_config
+from surgery.genai import CONFIG_FILE, MODEL_FILE
+from surgery.inspection import nearby_architecture
+from surgery.manifest import NAME as MANIFEST_FILE
+from surgery.model import Model
+
+MODEL, EMBED, DECODER = "model", "embed_tokens", "decoder"
+"""Roles of graphs: of a single one, and of the two of a pair."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One graph of a side. `file` is its name as the report gives it, without a path of the machine."""
+
+    role: str
+    file: str
+    model: Model
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of two things to compare. The last part's interface is the side's.
+
+    `root` is the folder whose manifest names the side's files; `config` is genai_config.json, `manifest` is
+    manifest.json, both None where there is none.
+    """
+
+    label: str
+    kind: Literal["file", "pair", "folder"]
+    parts: tuple[Part, ...]
+    root: Path
+    architecture: Architecture | None = None
+    config: Mapping[str, Any] | None = None
+    manifest: Mapping[str, Any] | None = None
+    side_files: Mapping[str, Path] = field(default_factory=dict)
+
+    @property
+    def main(self) -> Part:
+        return self.parts[-1]
+
+
+def open_side(path: Path, precision: str | None = None, *, label: str | None = None) -> Side:
+    """Open an .onnx file, a GenAI folder, or one precision of an export (its best for the CPU, if none is named).
+
+    Raises SurgeryError where it is none of them. No weight is read, and none need be there.
+    """
+    if path.is_file():
+        arch = nearby_architecture(path)
+        part = Part(MODEL, path.name, Model.open(path, arch))
+        return Side(label or _label((part,)), "file", (part,), path.parent, arch)
+    if (path / CONFIG_FILE).is_file():
+        return _folder(path, label)
+    if not path.is_dir():
+        raise ExportError(f"{path} does not exist", hint="an .onnx file, an export or a GenAI folder can be compared")
+    export = open_export(path)
+    return of_pair(export, export.pair(precision) if precision else export.best("cpu")[0], label)
+
+
+def of_pair(export: Export, pair: Pair, label: str | None = None) -> Side:
+    """The two graphs of one precision of an export, as one model."""
+    parts = tuple(
+        Part(role, _relative(graph, export.root), Model.open(graph, export.architecture))
+        for role, graph in ((EMBED, pair.embed), (DECODER, pair.decoder))
+    )
+    return Side(label or _label(parts), "pair", parts, export.root, export.architecture)
+
+
+def _folder(path: Path, label: str | None) -> Side:
+    config = read_config(path / CONFIG_FILE)
+    decoder = config.get("model", {}).get("decoder", {}) if isinstance(config.get("model"), dict) else {}
+    name = str(decoder.get("filename", MODEL_FILE)) if isinstance(decoder, dict) else MODEL_FILE
+    if not (path / name).resolve().is_relative_to(path.resolve()):
+        raise FolderError(f"{path / CONFIG_FILE} names a graph outside of the folder: {name!r}")
+    arch = nearby_architecture(path / name)
+    part = Part(MODEL, name, Model.open(path / name, arch))
+    manifest = _manifest(path / MANIFEST_FILE)
+    return Side(label or _label((part,)), "folder", (part,), path, arch, config, manifest)
+
+
+def _manifest(path: Path) -> Mapping[str, Any] | None:
+    """manifest.json, or None where there is none that can be read: a comparison does not depend on it."""
+    try:
+        return read_config(path)
+    except SurgeryError:
+        return None
+
+
+def recorded_precision(folder: Side) -> str | None:
+    """The precision that a folder was made from, as its manifest says."""
+    source = (folder.manifest or {}).get("source")
+    found = source.get("precision") if isinstance(source, dict) else None
+    return found if isinstance(found, str) else None
+
+
+def _label(parts: tuple[Part, ...]) -> str:
+    """The names of the graphs. A folder's own name is no part of it: it would make the report depend on the machine."""
+    return " + ".join(part.file for part in parts)
+
+
+def _relative(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name

@@ -1,0 +1,113 @@
+"""Comparing two sides: the one call that makes a Comparison."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Collection, Hashable, Iterable
+
+from surgery.diff.caches import layers
+from surgery.diff.comparison import (
+    Aspect,
+    Comparison,
+    GraphSummary,
+    NodeChange,
+    NodeGroup,
+    Nodes,
+    SideSummary,
+)
+from surgery.diff.contents import Choice, Contents
+from surgery.diff.fields import config_changes, declaration_changes, metadata_changes
+from surgery.diff.interface import interface_changes, renamed_dimensions
+from surgery.diff.nodes import Compared, Differ, compare_scopes
+from surgery.diff.scope import Scope, of_function, of_graphs
+from surgery.diff.sides import Side
+from surgery.diff.weights import weight_bytes, weights
+
+
+def compare(before: Side, after: Side, *, weights_by: Choice = "auto", ignore: Collection[Aspect] = ()) -> Comparison:
+    """What differs between two sides. No weight is loaded; `weights_by="digest"` reads them in portions.
+
+    Near-linear in nodes: 1,600 take about half a second. Raises WeightError for external data that no file can hold.
+    """
+    contents = Contents(before, after, weights_by)
+    compared = compare_scopes(_scope(before), _scope(after), contents.labels)
+    compared.bodies += _functions(before, after, contents)
+    main = before.main.role, after.main.role
+    dims = renamed_dimensions(compared)
+    sizes = weight_bytes(compared, contents)
+    return Comparison(
+        before=_summary(before, sizes[0]),
+        after=_summary(after, sizes[1]),
+        interface=interface_changes(compared, dims, main),
+        layers=layers(before, after),
+        metadata=(*metadata_changes(before, after), *declaration_changes(compared)),
+        nodes=_nodes(compared, list(Differ(compared, dims, main).changes())),
+        weights=weights(compared, contents),
+        config=config_changes(before, after),
+        numbers=None,
+        passes=(),
+        ignored=tuple(sorted(ignore)),
+    )
+
+
+def _scope(side: Side) -> Scope:
+    return of_graphs([(part.role, part.model.graph) for part in side.parts])
+
+
+def _functions(before: Side, after: Side, contents: Contents) -> list[Compared]:
+    """The functions that both sides have, by domain, name and overload."""
+    found = []
+    ours, theirs = (_scopes_of_functions(side) for side in (before, after))
+    for name, scope in ours.items():
+        if name in theirs:
+            found.append(compare_scopes(scope, theirs[name], contents.labels, f"function {name}"))
+    return found
+
+
+def _scopes_of_functions(side: Side) -> dict[str, Scope]:
+    return {
+        "::".join(part for part in (function.domain, function.name, function.overload) if part): of_function(
+            part.role, function
+        )
+        for part in side.parts
+        for function in part.model.proto.functions
+    }
+
+
+def _summary(side: Side, weight_bytes: int) -> SideSummary:
+    graphs = tuple(
+        GraphSummary(
+            role=part.role,
+            file=part.file,
+            sha256=hashlib.sha256(part.model.to_bytes()).hexdigest(),
+            nodes=len(part.model.graph.node),
+            initializers=len(part.model.graph.initializer),
+            functions=len(part.model.proto.functions),
+        )
+        for part in side.parts
+    )
+    return SideSummary(side.label, side.kind, graphs, weight_bytes)
+
+
+def _nodes(compared: Compared, changes: list[NodeChange]) -> Nodes:
+    total = sum(len(scopes.after.items) for scopes in compared.all())
+    return Nodes(_groups(changes), total - sum(change.after is not None for change in changes))
+
+
+def _groups(changes: Iterable[NodeChange]) -> tuple[NodeGroup, ...]:
+    """Changes by pass and layer; layers in which the same happened share a group."""
+    by_layer: dict[tuple[Hashable, int | None], list[NodeChange]] = {}
+    for change in changes:
+        kind: Hashable = (tuple(reason.by for reason in change.reasons), change.verb == "moved", change.scope)
+        by_layer.setdefault((kind, change.layer), []).append(change)
+    joined: dict[Hashable, list[NodeChange]] = {}
+    for (kind, layer), found in by_layer.items():
+        what = Counter((c.verb, c.operator, tuple(edit.what for edit in c.edits)) for c in found)
+        joined.setdefault((kind, frozenset(what.items()) if layer is not None else None), []).extend(found)
+    return tuple(_group(found) for found in joined.values())
+
+
+def _group(changes: list[NodeChange]) -> NodeGroup:
+    layers = sorted({change.layer for change in changes if change.layer is not None})
+    return NodeGroup(tuple(reason.by for reason in changes[0].reasons), tuple(layers), tuple(changes))

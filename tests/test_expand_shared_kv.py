@@ -107,7 +107,7 @@ def test_a_model_without_borrowers_is_left_alone(tmp_path: Path) -> None:
     outputs = [make_tensor_value_info(f"present.0.{k}", FLOAT, ["b", 1, "t", 8]) for k in ("key", "value")]
     names = ["q", "k", "v", "past_key_values.0.key", "past_key_values.0.value"]
     node = make_node("GroupQueryAttention", names, ["y", "present.0.key", "present.0.value"], domain="com.microsoft")
-    config = {"num_hidden_layers": 1, "layer_types": [S], "num_kv_shared_layers": 0}
+    config = {"num_hidden_layers": 1, "layer_types": [F], "global_head_dim": 8, "num_kv_shared_layers": 0}
     _, outcome = expanded(tmp_path, plain([node], inputs=inputs, outputs=outputs), **config)
     assert [str(f) for f in outcome.findings] == ["skipped borrowers: every layer owns its cache"]
 
@@ -118,9 +118,9 @@ def test_a_model_without_borrowers_is_left_alone(tmp_path: Path) -> None:
 def test_an_owner_by_config_that_the_wiring_does_not_confirm_names_the_layer(tmp_path: Path) -> None:
     refused(
         tmp_path, decoder(),
-        r"layer 3 borrows from layer 0 by config\.json \(past_key_values\.0\.key -> present\.0\.key\), "
-        r"but '/model/layers\.3/attn/manual/Softmax' reads past_key_values\.1\.key -> present\.1\.key",
-        layer_types=[S, F, S, S],
+        r"layer 2 borrows from layer 1 by config\.json \(past_key_values\.1\.key -> present\.1\.key\), "
+        r"but '/model/layers\.2/attn/manual/Softmax' reads past_key_values\.0\.key -> present\.0\.key",
+        layer_types=[S, F, F, F],
     )  # fmt: skip
     refused(tmp_path, decoder(), r"layer 2 owns its cache by config\.json .*, but .* reads past_key_values\.0\.key",
             num_kv_shared_layers=1)  # fmt: skip

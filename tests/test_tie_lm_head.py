@@ -17,9 +17,10 @@ from surgery.engine import Outcome, apply
 from surgery.errors import PassError
 from surgery.export import open_export
 from surgery.model import Model
+from surgery.pair import PairModel
 from surgery.placement import Placement
 from surgery.repack import repack
-from surgery.runtime import MergedModel, Settings, SourcePair
+from surgery.runtime import MergedModel, Settings
 from surgery.verify.comparison import compare
 from surgery.verify.prompts import Case
 from surgery.verify.recording import record
@@ -83,7 +84,7 @@ def test_bytes_are_stored_once_and_every_number_stays(precision: str, weights: P
     freed = sum(entry.size for entry in plain.placed) - sum(entry.size for entry in result.placed)
     assert claimed <= freed < claimed + 8192  # consolidating aligns each weight to a page
     settings = Settings(threads=1)
-    theirs = record(SourcePair(pair, settings), CASES, steps=6)
+    theirs = record(PairModel.open(pair, settings), CASES, steps=6)
     ours = record(MergedModel(tmp_path / "out" / "model.onnx", settings), CASES, steps=6, follow=theirs)
     found = compare(theirs, ours, {})
     assert (found.max_abs, found.cache_max_abs) == (0, 0)

@@ -306,18 +306,29 @@ def apply(
 
 @app.command()
 def generate(
-    folder: Folder,
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="FOLDER", help="A GenAI folder, or one with two graphs: an export, or a stripped one."),
+    ],
     prompt: Annotated[str, typer.Argument(metavar="PROMPT")],
     new_tokens: Annotated[int, typer.Option("--new-tokens", min=1, help="The most tokens to generate.")] = 128,
     sample: Annotated[
         bool, typer.Option("--sample", help="Use the folder's sampling values instead of greedy.")
     ] = False,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Sample the same answer every time.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Give the prompt as it is, without the chat template.")] = False,
+    precision: Annotated[
+        str | None, typer.Option("--precision", help="Of two graphs: which ones; default: the best for the CPU.")
+    ] = None,
 ) -> None:
-    """Try the result: one prompt through the real runtime."""
+    """Try the result: one prompt through the real runtime, or through two sessions where there are two graphs."""
+    from surgery.answer import Question
     from surgery.answer import answer as run
 
-    for piece in run(folder, prompt, new_tokens=new_tokens, sample=sample, template=not raw):
+    question = Question(prompt, new_tokens, sample or seed is not None, template=not raw, seed=seed)
+    runs, pieces = run(folder, question, precision)
+    _say(f"runs       {runs}")
+    for piece in pieces:
         sys.stdout.write(piece)
         sys.stdout.flush()
     sys.stdout.write("\n")

@@ -130,9 +130,19 @@ def best_precision(held: Sequence[str], provider: str, where: str) -> tuple[str,
     return held[0], f"{held[0]}: the only kind that the export holds"
 
 
+def holds_pair(folder: Path) -> bool:
+    """Whether there are two graphs of one precision."""
+    graphs = _graph_folder(folder)
+    return graphs.is_dir() and bool(named_pairs(path.name for path in graphs.iterdir()))
+
+
+def _graph_folder(folder: Path) -> Path:
+    return folder / "onnx" if (folder / "onnx").is_dir() else folder
+
+
 def find_pairs(folder: Path) -> dict[str, Pair]:
     """The complete pairs in `folder/onnx`, or in `folder` itself."""
-    graphs = folder / "onnx" if (folder / "onnx").is_dir() else folder
+    graphs = _graph_folder(folder)
     names = [path.name for path in sorted(graphs.iterdir())]
     pairs = {p: Pair(p, graphs / embed, graphs / decoder) for p, (embed, decoder) in named_pairs(names).items()}
     if not pairs:

@@ -110,8 +110,8 @@ def genai_config(model: Model, export: Export, provider: str = "cpu", target: Ta
     and ModelError where the caches are not as `target` allocates them.
     """
     arch = model.require_architecture()
-    generation = read_config(path) if (path := export.file("generation_config.json")) else {}
-    ids = _token_ids(generation, export.config, arch)
+    generation = generation_settings(export)
+    ids = {key: _one_or_all(key, found) for key, found in token_ids(export).items()}
     inputs = {value.name for value in model.graph.input}
     _check_vocabulary(model, arch)
     tokens = {name: name for name in ("input_ids", "attention_mask", "position_ids") if name in inputs}
@@ -181,27 +181,39 @@ def _check_vocabulary(model: Model, arch: Architecture) -> None:
         raise ArchitectureError(f"config.json has vocab_size {arch.vocab_size}, but the logits are {logits}")
 
 
-def _token_ids(
-    generation: Mapping[str, Any], config: Mapping[str, Any], arch: Architecture
-) -> dict[str, int | list[int]]:
-    """bos, eos (all of them) and pad; generation_config.json first: config.json's eos lacks ids that end a turn."""
-    found: dict[str, int | list[int]] = {}
+def generation_settings(export: Export) -> dict[str, Any]:
+    """generation_config.json, or nothing where there is none."""
+    path = export.file("generation_config.json")
+    return read_config(path) if path else {}
+
+
+def token_ids(export: Export) -> dict[str, tuple[int, ...]]:
+    """bos, eos (all of them) and pad; generation_config.json first: config.json's eos lacks ids that end a turn.
+
+    Raises ArchitectureError where one is outside of the vocabulary.
+    """
+    sources = (generation_settings(export), export.config, text_config(export.config))
+    found: dict[str, tuple[int, ...]] = {}
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        for source in (generation, config, text_config(config)):
+        for source in sources:
             if (value := source.get(key)) is not None:
-                found[key] = _checked_ids(key, value, arch.vocab_size)
+                found[key] = _checked_ids(key, value, export.architecture.vocab_size)
                 break
     return found
 
 
-def _checked_ids(key: str, value: Any, vocab_size: int) -> int | list[int]:
+def _checked_ids(key: str, value: Any, vocab_size: int) -> tuple[int, ...]:
     ids = value if isinstance(value, list) else [value]
     for token in ids:
         if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocab_size:
             raise ArchitectureError(f"{key} is {token!r}; a token id from 0 to {vocab_size - 1} is expected")
     if not ids:
         raise ArchitectureError(f"{key} is an empty list")
-    return ids if key == "eos_token_id" and len(ids) > 1 else ids[0]
+    return tuple(ids)
+
+
+def _one_or_all(key: str, ids: tuple[int, ...]) -> int | list[int]:
+    return list(ids) if key == "eos_token_id" and len(ids) > 1 else ids[0]
 
 
 def _sampling(generation: Mapping[str, Any]) -> dict[str, Any]:

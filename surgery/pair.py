@@ -7,15 +7,28 @@
     caches ------------> decoder_model_merged -> logits, caches
 
 The outputs of the first graph feed the inputs of the second by name, so that any further one goes along.
+
+    from surgery.pair import open_folder
+
+    folder = open_folder(Path("out"))
+    for piece in folder.answer("Hello"):
+        print(piece, end="", flush=True)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TypeAlias
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
 
-from surgery.export import Pair
+from surgery.errors import RequestError
+from surgery.export import Pair, open_export
+from surgery.genai import generation_settings, token_ids
+from surgery.loop import generate
 from surgery.runtime import Array, Cache, Feed, OpenGraph, Settings, Value
+from surgery.sampling import Sampler, Sampling, read_sampling
+from surgery.text import Tokenizer
 
 Embeddings: TypeAlias = "Mapping[str, Array | Value]"
 """What goes from the first graph to the second, by name: numpy arrays, or values on the device."""
@@ -59,3 +72,86 @@ class PairModel:
     def outputs(self, embedded: Embeddings, feed: Feed, cache: Cache, keep: int) -> tuple[dict[str, Value], Cache]:
         """Everything that the decoder gives beside its caches; more than logits where its session exposes more."""
         return self._decoder.run({**embedded, **self._decoder.steering(feed, keep)}, cache)
+
+
+@dataclass(frozen=True)
+class PairFolder:
+    """A two-graph folder that is ready to answer.
+
+    `stop`, `pad` and `sampling` are generation_config.json's; `context_length` is in tokens.
+    """
+
+    pair: Pair
+    model: PairModel
+    tokenizer: Tokenizer
+    sampling: Sampling
+    stop: tuple[int, ...]
+    pad: int
+    context_length: int
+
+    def answer(
+        self,
+        prompt: str | Sequence[Mapping[str, Any]],
+        *,
+        new_tokens: int = 128,
+        sampling: Sampling | None = None,
+        template: bool = True,
+        chunk: int | None = None,
+    ) -> Iterator[str]:
+        """Yield the pieces of the answer to a text, or to a conversation of messages with `role` and `content`.
+
+        `sampling` takes the place of the folder's; `template` is whether a text goes through the chat template.
+        """
+        if isinstance(prompt, str):
+            ids = self.tokenizer.encode(self._asked(prompt) if template else prompt)
+        else:
+            ids = self.tokenizer.encode(self.tokenizer.render(prompt))
+        piece_of = self.tokenizer.stream()
+        for (token,) in self.generate([ids], new_tokens=new_tokens, sampling=sampling, chunk=chunk):
+            if token is not None and (piece := piece_of(token)):
+                yield piece
+
+    def generate(
+        self,
+        rows: Sequence[Sequence[int]],
+        *,
+        new_tokens: int = 128,
+        sampling: Sampling | None = None,
+        chunk: int | None = None,
+    ) -> Iterator[tuple[int | None, ...]]:
+        """Yield a token for each row of token ids, None for a row that has ended; the prompt in chunks of `chunk`.
+
+        Raises RequestError for rows that cannot be fed, ModelError where the graph fails.
+        """
+        room = self.context_length - max((len(row) for row in rows), default=0)
+        if room < 1:
+            raise RequestError(
+                f"the prompt has {self.context_length - room} tokens, and the context {self.context_length}"
+            )
+        chooser = Sampler(sampling or self.sampling, rows)
+        most = min(new_tokens, room)
+        return generate(self.model, rows, new_tokens=most, choose=chooser, stop=self.stop, pad=self.pad, chunk=chunk)
+
+    def _asked(self, prompt: str) -> str:
+        return self.tokenizer.render([{"role": "user", "content": prompt}])
+
+
+def open_folder(folder: Path, precision: str | None = None, settings: Settings | None = None) -> PairFolder:
+    """Open a two-graph folder: an export, or what `strip` wrote. Without `precision`, the best for the provider.
+
+    Raises SurgeryError for a folder that is not one, RuntimeMissing without onnxruntime, tokenizers or jinja2.
+    """
+    settings = settings or Settings()
+    export = open_export(folder)
+    pair = export.pair(precision) if precision else export.best(settings.provider)[0]
+    ids = token_ids(export)
+    tokenizer = Tokenizer(export)  # before gigabytes are loaded
+    return PairFolder(
+        pair=pair,
+        model=PairModel.open(pair, settings),
+        tokenizer=tokenizer,
+        sampling=read_sampling(generation_settings(export)),
+        stop=ids.get("eos_token_id", ()),
+        pad=next(iter(ids.get("pad_token_id", ())), 0),
+        context_length=export.architecture.context_length,
+    )

@@ -96,7 +96,15 @@ def test_apply_runs_single_passes(tmp_path: Path) -> None:
 
 def test_generate_prints_the_answer(folder: Path) -> None:
     done = run("generate", str(folder), "hello", "--new-tokens", "5")
-    assert done.returncode == 0 and done.stdout.strip() and not done.stderr
+    assert done.returncode == 0 and done.stdout.strip()
+    assert done.stderr == f"runs       {folder} in onnxruntime-genai\n"
+
+
+def test_generate_takes_two_graphs_too() -> None:
+    done = run("generate", str(TINY), "hello", "--new-tokens", "5", "--precision", "fp16")
+    assert done.returncode == 0 and done.stdout.strip()
+    names = "embed_tokens_fp16.onnx and decoder_model_merged_fp16.onnx"
+    assert done.stderr == f"runs       {TINY} in two sessions of onnxruntime: {names}\n"
 
 
 @pytest.mark.parametrize(
@@ -112,8 +120,8 @@ def test_generate_prints_the_answer(folder: Path) -> None:
         (("apply", "rename-oi", "a.onnx", "b.onnx"), "no pass is named 'rename-oi' (did you mean 'rename-io'?)"),
         (("apply", "rename-io", "a.onnx", "b.onnx"), "a.onnx does not exist"),
         (("apply", "merge-embeddings", "a.onnx", "b.onnx"), "merge-embeddings needs the option embed=VALUE"),
-        (("generate", "nowhere", "hello"), "nowhere has no genai_config.json"),
-        (("generate", str(TINY), "hello"), "has no genai_config.json; a GenAI folder is expected"),
+        (("generate", "nowhere", "hello"), "nowhere does not exist"),
+        (("generate", str(ROOT / "tests"), "hello"), "has neither genai_config.json nor two graphs"),
     ],
     ids=lambda value: " ".join(value[:2]) if isinstance(value, tuple) else None,
 )

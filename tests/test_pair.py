@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from surgery.errors import ModelError, RequestError
+from passes.recipe import compatible
+from surgery.answer import Question, answer
+from surgery.errors import ExportError, ModelError, RequestError
 from surgery.export import open_export
 from surgery.loop import Loop, generate, prompt_feeds
-from surgery.pair import Embeddings, PairModel
+from surgery.pair import Embeddings, PairFolder, PairModel, open_folder
+from surgery.repack import repack
 from surgery.runtime import Feed, Settings, host
+from surgery.sampling import Sampling
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 TINY = FIXTURES / "tiny-e2b"
@@ -120,3 +125,77 @@ def test_embeddings_of_another_size_are_refused_with_the_runtime_s_words(pair: P
         pair.decode(wrong, feed, pair.start(1), 1)
     with pytest.raises(ModelError, match="takes per_layer_inputs, which a text model is not known to take"):
         pair.decode({"inputs_embeds": wrong["inputs_embeds"]}, feed, pair.start(1), 1)
+
+
+# A folder that answers
+
+
+@pytest.fixture(scope="module")
+def opened() -> PairFolder:
+    return open_folder(TINY, "fp32")
+
+
+def test_a_folder_brings_its_stop_tokens_and_its_sampling(opened: PairFolder) -> None:
+    assert opened.stop == (1, 106, 50) and opened.pad == 0 and opened.context_length == 256
+    assert opened.sampling == Sampling(True, 1.0, 64, 0.95)
+    assert open_folder(TINY).pair.precision == "q4"
+
+
+def test_the_pieces_of_an_answer_are_its_text(opened: PairFolder) -> None:
+    greedy = Sampling()
+    prompt = opened.tokenizer.encode(opened.tokenizer.render([{"role": "user", "content": "hello"}]))
+    (row,) = rows_of(opened.generate([prompt], new_tokens=20, sampling=greedy))
+    pieces = list(opened.answer("hello", new_tokens=20, sampling=greedy))
+    assert "".join(pieces) == opened.tokenizer.decode([token for token in row if token is not None])
+    assert pieces == list(opened.answer([{"role": "user", "content": "hello"}], new_tokens=20, sampling=greedy))
+    assert pieces != list(opened.answer("hello", new_tokens=20, sampling=greedy, template=False))
+
+
+def test_the_prompt_of_a_conversation_is_that_of_the_real_runtime(opened: PairFolder) -> None:
+    """The text that GenAI's own tokenizer and template engine make of the same files; see tests/test_fixtures.py."""
+    rendered = opened.tokenizer.render([{"role": "user", "content": " hi "}, {"role": "assistant", "content": "yes"}])
+    assert rendered == "<bos><|turn>user\nhi<turn|>\n<|turn>model\nyes<turn|>\n<|turn>model\n"
+    assert opened.tokenizer.encode(rendered)[:2] == [2, 105]
+
+
+def test_a_prompt_has_to_fit_the_context(opened: PairFolder) -> None:
+    assert len(list(opened.generate([[2] * 250], new_tokens=50, sampling=Sampling()))) <= 6
+    with pytest.raises(RequestError, match="the prompt has 256 tokens, and the context 256"):
+        opened.generate([[2] * 256])
+
+
+def folder_with(tmp_path: Path, name: str, text: str | None) -> Path:
+    shutil.copytree(TINY, tmp_path / "export", ignore=shutil.ignore_patterns("*fp16*", "*_q4*", "*quant*"))
+    (tmp_path / "export" / name).unlink()
+    if text is not None:
+        (tmp_path / "export" / name).write_text(text)
+    return tmp_path / "export"
+
+
+@pytest.mark.parametrize(
+    "name, text, sentence",
+    [
+        ("tokenizer.json", None, r"has no tokenizer\.json"),
+        ("tokenizer.json", "{}", r"tokenizer\.json cannot be used"),
+        ("chat_template.jinja", None, "has no chat template"),
+        ("chat_template.jinja", "{% if", "chat template cannot be used"),
+        ("chat_template.jinja", "{{ raise_exception('no system role') }}", "no system role"),
+        ("chat_template.jinja", "{{ ''.__class__.__mro__ }}", "chat template cannot be used: access to attribute"),
+    ],
+)
+def test_a_damaged_text_file_is_a_sentence(tmp_path: Path, name: str, text: str | None, sentence: str) -> None:
+    with pytest.raises(ExportError, match=sentence):
+        list(open_folder(folder_with(tmp_path, name, text)).answer("hello", new_tokens=1))
+
+
+def test_both_kinds_of_folder_answer_the_same(tmp_path: Path) -> None:
+    export = open_export(TINY)
+    pair = export.pair("q4")
+    repack(export, pair, compatible(pair.embed), tmp_path / "out")
+    for question in (Question("hello", 12), Question("hello", 12, template=False)):
+        (runs, merged), (also_runs, two) = answer(tmp_path / "out", question), answer(TINY, question)
+        assert "".join(merged) == "".join(two)
+    assert "onnxruntime-genai" in runs and "decoder_model_merged_q4.onnx" in also_runs
+    assert "".join(answer(TINY, Question("hello", 9, sample=True, seed=1))[1])
+    with pytest.raises(RequestError, match="it has one precision"):
+        answer(tmp_path / "out", Question("hello"), "q4")

@@ -167,13 +167,16 @@ def _family(config: Mapping[str, Any], text: Mapping[str, Any]) -> Literal["gemm
 
 
 def _layer_types(read: _Reader, text: Mapping[str, Any], count: int, family: str) -> list[Attention]:
-    kinds = _declared_layer_types(text, count)
-    if kinds is None:
-        period = read.size("sliding_window_pattern", default=6)
-        kinds = ["sliding" if (index + 1) % period else "full" for index in range(count)]
+    declared = _declared_layer_types(text, count)
+    kinds = _periodic_layer_types(read, count) if declared is None else declared
     if family == "gemma4":
         kinds[-1] = "full"  # transformers 5.23 forces the last layer to full attention, whatever is declared
     return kinds
+
+
+def _periodic_layer_types(read: _Reader, count: int) -> list[Attention]:
+    period = read.size("sliding_window_pattern", default=6)
+    return ["sliding" if (index + 1) % period else "full" for index in range(count)]
 
 
 def _declared_layer_types(text: Mapping[str, Any], count: int) -> list[Attention] | None:

@@ -111,7 +111,7 @@ def main() -> None:
     fixture, folder = FIXTURES[sys.argv[1]], Path(sys.argv[2]) if len(sys.argv) == 3 else DATA
     for seed in range(SEEDS):
         model = build(fixture.architecture, seed)
-        numbers = evaluate(model, fixture.architecture.vocab_size)
+        numbers: dict[str, Any] = evaluate(model, fixture.architecture.vocab_size)
         if smallest_margin(numbers) >= MARGIN and variety(numbers) >= VARIETY:
             break
         print(f"seed {seed}: margin {smallest_margin(numbers):.3f}, {variety(numbers)} tokens", flush=True)
@@ -119,7 +119,7 @@ def main() -> None:
         sys.exit("no seed gives clear and varied choices")
     stem = fixture.name.replace("-", "_")
     state = {name: value for name, value in model.state_dict().items() if name != "lm_head.weight"}
-    weights = {name: value.numpy().astype(np.float16) for name, value in state.items()}
+    weights: dict[str, Any] = {name: value.numpy().astype(np.float16) for name, value in state.items()}
     np.savez_compressed(folder / f"{stem}_weights.npz", **weights)
     np.savez_compressed(folder / f"{stem}_ref.npz", **numbers)
     print(f"{fixture.name}: seed {seed}, margin {smallest_margin(numbers):.3f}, {variety(numbers)} tokens")

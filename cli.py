@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from surgery.errors import ExportError, FolderError, RuntimeMissing, SurgeryError
+from surgery.errors import ExportError, FolderError, RuntimeMissing, SurgeryError, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -367,6 +367,23 @@ def bench(
         show_benchmarks(_data(), found)
 
 
+@app.command()
+def comment(
+    target: Annotated[str, typer.Argument(metavar="OWNER/REPO#NUMBER", help="The pull request.")],
+    file: Annotated[Path, typer.Argument(metavar="REPORT.md")],
+    marker: Annotated[str, typer.Option("--marker", help="Tells apart several comments of ours.")] = "report",
+) -> None:
+    """Put a report on a pull request, as one comment that later calls update. Needs GITHUB_TOKEN."""
+    from surgery.diff.pull_request import PullRequest, Site, post
+
+    try:
+        body = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FolderError(f"{file} cannot be read: {error}") from None
+    posted = post(Site.from_environment(), PullRequest.parse(target), body, marker)
+    _say_data(f"{'created' if posted.created else 'updated'} {posted.url}")
+
+
 def _require_folder(folder: Path) -> None:
     from surgery.genai import CONFIG_FILE
 
@@ -609,6 +626,11 @@ def _talk() -> Console:
 def _say(text: str) -> None:
     """A line of talk, never broken: a log is not a terminal."""
     _talk().print(text, markup=False, soft_wrap=True)
+
+
+def _say_data(text: str) -> None:
+    """A line of data, never broken."""
+    sys.stdout.write(f"{printable(text)}\n")
 
 
 def _print_json(value: object) -> None:

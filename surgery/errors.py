@@ -50,6 +50,10 @@ class RequestError(SurgeryError):
     """What a validation was asked for cannot be done: a prompt file, a threshold or a golden file is at fault."""
 
 
+class RepositoryError(SurgeryError):
+    """git, or the site that a repository is on, cannot do what was asked for."""
+
+
 class RuntimeMissing(SurgeryError):
     """onnxruntime or onnxruntime-genai is not installed, or lacks the provider that was asked for."""
 

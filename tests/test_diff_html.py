@@ -25,7 +25,7 @@ from surgery.diff.comparison import Comparison, NodeChange, NodeGroup, Nodes
 from surgery.diff.html import html
 
 SECTIONS = [
-    "Interface", "KV cache map", "Opsets and metadata", "Nodes", "Weights and files", "genai_config", "Numbers",
+    "Interface", "KV caches", "Opsets and metadata", "Nodes", "Weights and files", "genai_config.json", "Numbers",
 ]  # fmt: skip
 DESKTOP, NARROW = (1280, 900), (390, 844)
 

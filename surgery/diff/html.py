@@ -70,11 +70,11 @@ def html(found: Comparison) -> str:
     """The page, ending in a newline."""
     sections = [
         _Section("interface", "Interface", _badge(found.interface), _interface(found.interface)),
-        _Section("caches", "KV cache map", _changed_layers(found.layers), _caches(found.layers, list(found.nodes))),
+        _Section("caches", "KV caches", _changed_layers(found.layers), _caches(found.layers, list(found.nodes))),
         _Section("metadata", "Opsets and metadata", _badge(found.metadata), _fields(found.metadata)),
         _Section("nodes", "Nodes", _badge(found.nodes), _nodes(found)),
         _Section("weights", "Weights and files", _weights_badge(found), _weights(found)),
-        _Section("config", "genai_config", _badge(found.config), _fields(found.config)),
+        _Section("config", "genai_config.json", _badge(found.config), _fields(found.config)),
         _Section("numbers", "Numbers", _numbers_badge(found.numbers), _numbers(found.numbers)),
     ]
     style, script = _resource("page.css"), _resource("page.js")

@@ -12,7 +12,7 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -61,6 +61,11 @@ class Weights(enum.StrEnum):
     consolidate = "consolidate"
 
 
+class AccuracyLevel(enum.StrEnum):
+    float32 = "1"
+    int8 = "4"
+
+
 Source = Annotated[
     str, typer.Argument(metavar="SRC", help="A Hub repository (owner/name), or the folder of an export.")
 ]
@@ -104,6 +109,13 @@ def repack(
     half: Annotated[
         bool, typer.Option("--to-fp16", help="Make float16 of a float32 precision, so that it runs on CUDA.")
     ] = False,
+    accuracy_level: Annotated[
+        AccuracyLevel | None,
+        typer.Option(
+            "--accuracy-level",
+            help="4: quantised products multiply in int8 on the CPU; faster, and every number changes.",
+        ),
+    ] = None,
     embed: Annotated[
         Path | None, typer.Option("--embed", help="The embedding graph, if it is not in SRC's layout.")
     ] = None,
@@ -128,8 +140,11 @@ def repack(
         return
     refuse_existing(target, force=force)  # before gigabytes are fetched, not after
     export, pair, reason = _opened(source, revision, precision, suited, _given_pair(embed, decoder))
-    recipe = compatible(pair.embed, kv_layout.value, runtime.value, half=half)
-    recorded = compatible(_below(pair.embed, export.root), kv_layout.value, runtime.value, half=half)
+    level: Literal["1", "4"] | None = accuracy_level.value if accuracy_level else None
+    recipe, recorded = (
+        compatible(path, kv_layout.value, runtime.value, half=half, accuracy_level=level)
+        for path in (pair.embed, _below(pair.embed, export.root))
+    )
     _say(f"source     {export.root}")
     _say(f"precision  {reason}")
     with _ByteProgress() as progress:

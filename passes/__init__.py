@@ -13,6 +13,7 @@ from passes.mask_media_ids import MaskMediaIds
 from passes.merge_embeddings import MergeEmbeddings
 from passes.rename_io import RenameIO
 from passes.scatter_features import ScatterFeatures
+from passes.set_accuracy_level import SetAccuracyLevel
 from passes.tie_lm_head import TieLmHead
 from passes.to_fp16 import ToFp16
 from passes.uniform_heads import UniformHeads
@@ -31,6 +32,7 @@ PASSES: dict[str, type[Pass]] = {
         FlattenPerLayerInputs,
         UniformHeads,
         TieLmHead,
+        SetAccuracyLevel,
         ToFp16,
     )
 }
@@ -47,6 +49,7 @@ __all__ = [
     "MergeEmbeddings",
     "RenameIO",
     "ScatterFeatures",
+    "SetAccuracyLevel",
     "TieLmHead",
     "ToFp16",
     "UniformHeads",

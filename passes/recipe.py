@@ -28,9 +28,11 @@ from passes import (
     FoldLogitsToKeep,
     MergeEmbeddings,
     RenameIO,
+    SetAccuracyLevel,
     ToFp16,
     UniformHeads,
 )
+from passes.set_accuracy_level import AccuracyLevel
 from surgery.engine import Pass
 from surgery.errors import RecipeError, nearest
 from surgery.genai import Target
@@ -43,17 +45,25 @@ _PLAIN = re.compile(r'[^\s{},="]+')
 
 
 def compatible(
-    embed: Path, kv_layout: KVLayout = "aliased", target: Target = "genai-0.14", *, half: bool = False
+    embed: Path,
+    kv_layout: KVLayout = "aliased",
+    target: Target = "genai-0.14",
+    *,
+    half: bool = False,
+    accuracy_level: AccuracyLevel | None = None,
 ) -> Recipe:
     """The main recipe. `aliased` gives every layer a pair of caches, `unique` leaves the owners' pairs alone.
 
     `target` is the oldest runtime that must load the folder; below 0.14 all caches get one size.
     `half` makes float16 of a float32 precision, which CUDA needs; every number then changes a little.
+    `accuracy_level` is MatMulNBits' on the CPU: 4 multiplies in int8, and changes every number too.
     """
     expand: Recipe = (ExpandSharedKV(),) if kv_layout == "aliased" else ()
     uniform: Recipe = (UniformHeads(),) if target == "genai-0.12" else ()
     halved: Recipe = (ToFp16(),) if half else ()
-    return (MergeEmbeddings(embed), FoldLogitsToKeep(), RenameIO(), *expand, AnnotateHeadSizes(), *uniform, *halved)
+    level: Recipe = (SetAccuracyLevel(accuracy_level),) if accuracy_level is not None else ()
+    merged: Recipe = (MergeEmbeddings(embed), FoldLogitsToKeep(), RenameIO())
+    return (*merged, *expand, AnnotateHeadSizes(), *uniform, *halved, *level)
 
 
 def text(recipe: Sequence[Pass]) -> str:

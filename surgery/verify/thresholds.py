@@ -1,7 +1,7 @@
 """What a comparison must keep to, by name: the defaults with their reasons, and how a user sets others.
 
-Two settings decide the defaults: whether every pass of the recipe keeps the arithmetic and both sides ran on one
-provider, and the coarser of the two sides' number types.
+Three settings decide the defaults: whether every pass of the recipe keeps the arithmetic and both sides ran on one
+provider, whether a pass is lossy by intent, and the coarser of the two sides' number types.
 """
 
 from __future__ import annotations
@@ -24,6 +24,10 @@ EXACT_PASSES = frozenset(
 )  # fmt: skip
 """Passes that move and name values but compute none anew: what they make is its source bit by bit.
 mask-media-ids changes what a placeholder looks up; the source is run with that id too."""
+
+
+LOSSY_PASSES = frozenset({"set-accuracy-level"})
+"""Passes that round activations to fewer bits, for speed: greedy tokens change with them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +70,13 @@ LEAST = frozenset({"cosine", "top1", "top10", "exact", "first", "headroom"})
 NAMES = tuple(field.name for field in fields(Thresholds))
 
 
-def default_thresholds(dtype: str, *, exact: bool) -> Thresholds:
-    """The defaults. `exact` asks for equality, which holds where the recipe and the provider keep the arithmetic."""
+def default_thresholds(dtype: str, *, exact: bool, lossy: bool = False) -> Thresholds:
+    """The defaults. `exact` asks for equality, which holds where the recipe and the provider keep the arithmetic.
+
+    `lossy` is for activations in int8, whatever the dtype of the rest.
+    """
+    if lossy:
+        return _INT8
     regrouped, loose = (_REGROUPED_HALF, _HALF) if dtype == "float16" else (_REGROUPED_SINGLE, _SINGLE)
     return regrouped if exact else loose
 
@@ -98,13 +107,31 @@ short of 1 in the cosine; top-1 0.994, top-10 0.997, exact 31 of 35, first 34 of
 and another order besides. A fault is far outside: a doubled embedding scale is worth 11 in the logits, 8 in the KL."""
 
 
+_INT8 = Thresholds(
+    logits=3.0, regrouped=3.0, caches=1.5, mean=0.75, kl=0.25, cosine=0.97, top1=0.9, top10=0.9, exact=0.2, first=0.7
+)
+"""Activations in int8 (set-accuracy-level), five small models, 24 tokens: up to 1.4 in the logits, 0.57 in the caches,
+0.35 in the mean, 0.095 in the KL, 0.011 short of 1 in the cosine; top-1 0.957, top-10 0.959, exact 16 of 35, first 30 of
+35. Twice that passes; a fault, as above, is still outside."""
+
+
 def keeps_arithmetic(folder: Path) -> bool:
     """Whether the recipe in a folder's manifest is made of exact passes only. Without a manifest it has to be."""
+    return _passes(folder) <= EXACT_PASSES
+
+
+def rounds_activations(folder: Path) -> bool:
+    """Whether the recipe in a folder's manifest has a lossy pass."""
+    return not LOSSY_PASSES.isdisjoint(_passes(folder))
+
+
+def _passes(folder: Path) -> set[str]:
+    """The passes of the recipe in a folder's manifest; none where there is no manifest."""
     try:
         recipe = read_config(folder / MANIFEST_FILE).get("recipe")
     except (ArchitectureError, OSError):
-        return True
-    return not isinstance(recipe, str) or _pass_names(recipe) <= EXACT_PASSES
+        return set()
+    return _pass_names(recipe) if isinstance(recipe, str) else set()
 
 
 def _pass_names(recipe: str) -> set[str]:

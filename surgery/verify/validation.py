@@ -52,7 +52,7 @@ from surgery.verify.prompts import (
 from surgery.verify.recording import Recording, record
 from surgery.verify.report import Gate, Report
 from surgery.verify.structure import Folder, check_structure, open_folder
-from surgery.verify.thresholds import Thresholds, default_thresholds, keeps_arithmetic
+from surgery.verify.thresholds import Thresholds, default_thresholds, keeps_arithmetic, rounds_activations
 from surgery.verify.trace import trace, trace_gates
 from surgery.verify.watch import LayerPeak, watch
 
@@ -340,7 +340,8 @@ class _Run:
     def _thresholds(self, dtype: str) -> Thresholds:
         theirs = self._source_settings().provider if self.golden is None else self.golden.settings.get("provider")
         exact = keeps_arithmetic(self.folder) and theirs == self.settings.provider
-        return default_thresholds(dtype, exact=exact).with_values(self.request.thresholds)
+        lossy = rounds_activations(self.folder)
+        return default_thresholds(dtype, exact=exact, lossy=lossy).with_values(self.request.thresholds)
 
     def _bisect(self, path: Path, cases: Sequence[Case]) -> None:
         """One gate that fails, because the logits' did; it says where."""

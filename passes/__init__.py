@@ -6,9 +6,11 @@ Each pass has a file of its own. To add one, see CONTRIBUTING.md.
 from __future__ import annotations
 
 from passes.annotate_head_sizes import AnnotateHeadSizes
+from passes.drop_attention_bias import DropAttentionBias
 from passes.expand_shared_kv import ExpandSharedKV
 from passes.flatten_per_layer_inputs import FlattenPerLayerInputs
 from passes.fold_logits_to_keep import FoldLogitsToKeep
+from passes.fuse_attention import FuseAttention
 from passes.mask_media_ids import MaskMediaIds
 from passes.merge_embeddings import MergeEmbeddings
 from passes.rename_io import RenameIO
@@ -34,17 +36,21 @@ PASSES: dict[str, type[Pass]] = {
         TieLmHead,
         SetAccuracyLevel,
         ToFp16,
+        FuseAttention,
+        DropAttentionBias,
     )
 }
-"""Every pass by name: those of the main recipe in its order, then those for images and sound, for older runtimes and for
-other devices."""
+"""Every pass by name: those of the main recipe in its order, then those for images and sound, for older runtimes, for
+other devices and for speed."""
 
 __all__ = [
     "PASSES",
     "AnnotateHeadSizes",
+    "DropAttentionBias",
     "ExpandSharedKV",
     "FlattenPerLayerInputs",
     "FoldLogitsToKeep",
+    "FuseAttention",
     "MaskMediaIds",
     "MergeEmbeddings",
     "RenameIO",

@@ -69,6 +69,18 @@ def edited(graph: GraphProto) -> Iterator[gs.Graph]:
     _write_back(graph, view, before)
 
 
+def unread(view: gs.Graph, held: Set[str]) -> set[int]:
+    """The ids of nodes that no output of the graph depends on. `held` are values that subgraphs capture."""
+    needed = {tensor.name for tensor in view.outputs} | held
+    idle = set()
+    for node in reversed(view.nodes):
+        if any(tensor.name in needed for tensor in node.outputs):
+            needed.update(tensor.name for tensor in node.inputs)
+        else:
+            idle.add(id(node))
+    return idle
+
+
 def _show(graph: GraphProto) -> tuple[gs.Graph, _Before]:
     import onnx
     import onnx_graphsurgeon as gs

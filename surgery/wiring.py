@@ -69,18 +69,37 @@ class Attention:
     value: Cache | None
 
 
-def attentions(graph: GraphProto) -> list[Attention]:
+@dataclass(frozen=True, slots=True)
+class Core:
+    """The nodes of one attention core: a fused operator alone, or a Softmax with the MatMuls around it."""
+
+    node: NodeProto
+    scores: NodeProto | None = None
+    mixed: NodeProto | None = None
+
+
+def cores(graph: GraphProto) -> list[Core]:
     """The attention cores of a graph in node order; linear in the graph."""
-    types = declare(graph)
-    trace = _Trace(graph, types)
-    consumers = _consumers(graph)
-    cores = []
+    return _cores(graph, _Trace(graph, declare(graph)))
+
+
+def attentions(graph: GraphProto) -> list[Attention]:
+    """The attention cores of a graph in node order, with the caches that they read; linear in the graph."""
+    trace = _Trace(graph, declare(graph))
+    return [_fused(core.node, trace) if core.mixed is None else _unrolled(core, trace) for core in _cores(graph, trace)]
+
+
+def _cores(graph: GraphProto, trace: _Trace) -> list[Core]:
+    readers = consumers(graph)
+    found = []
     for node in graph.node:
         if node.op_type in _PAST_AND_PRESENT:
-            cores.append(_fused(node, trace))
-        elif node.op_type == "Softmax" and (unrolled := _unrolled(node, trace, consumers)):
-            cores.append(unrolled)
-    return cores
+            found.append(Core(node))
+        elif node.op_type == "Softmax":
+            scores, mixed = trace.scores(node), _forward_to_matmul(node, readers)
+            if scores is not None and mixed is not None:
+                found.append(Core(node, scores, mixed))
+    return found
 
 
 def _is_cache(declared: TensorType | None) -> bool:
@@ -170,20 +189,16 @@ def _fused(node: NodeProto, trace: _Trace) -> Attention:
     return Attention(node.op_type, node.name, *caches)
 
 
-def _unrolled(softmax: NodeProto, trace: _Trace, consumers: Mapping[str, list[NodeProto]]) -> Attention | None:
+def _unrolled(core: Core, trace: _Trace) -> Attention:
     """Unrolled attention: MatMul(query, key) -> mask and scale -> Softmax -> MatMul(., value)."""
-    scores = trace.scores(softmax)
-    mixed = _forward_to_matmul(softmax, consumers)
-    if scores is None or mixed is None:
-        return None
-    key, value = trace.cache(_at(scores.input, 1)), trace.cache(_at(mixed.input, 1))
-    return Attention("Softmax", softmax.name, key, value)
+    key, value = (trace.cache(_at(node.input, 1)) if node else None for node in (core.scores, core.mixed))
+    return Attention("Softmax", core.node.name, key, value)
 
 
-def _forward_to_matmul(node: NodeProto, consumers: Mapping[str, list[NodeProto]]) -> NodeProto | None:
+def _forward_to_matmul(node: NodeProto, following: Mapping[str, list[NodeProto]]) -> NodeProto | None:
     name = _at(node.output, 0)
     for _ in range(4):  # at most a Cast, a Dropout or a Reshape in between
-        readers = consumers.get(name, [])
+        readers = following.get(name, [])
         if len(readers) != 1:
             return None
         if readers[0].op_type == "MatMul" and readers[0].input[0] == name:
@@ -192,7 +207,8 @@ def _forward_to_matmul(node: NodeProto, consumers: Mapping[str, list[NodeProto]]
     return None
 
 
-def _consumers(graph: GraphProto) -> dict[str, list[NodeProto]]:
+def consumers(graph: GraphProto) -> dict[str, list[NodeProto]]:
+    """Value -> the nodes that have it among their inputs."""
     found: dict[str, list[NodeProto]] = {}
     for node in graph.node:
         for name in dict.fromkeys(node.input):

@@ -1,0 +1,233 @@
+"""fuse-attention: attention in plain operators becomes GroupQueryAttention."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from passes.expand_shared_kv import check_owners
+from surgery.engine import Finding
+from surgery.errors import ModelError, PassError
+from surgery.gemma4 import Architecture, Layer
+from surgery.graph import all_names, captured, fresh
+from surgery.model import Model
+from surgery.row_lengths import MASK, row_lengths
+from surgery.unrolled import Unrolled, Unrolling
+from surgery.view import unread
+from surgery.wiring import Core, cores
+
+if TYPE_CHECKING:
+    import onnx_graphsurgeon as gs
+
+OPERATOR = "GroupQueryAttention"
+DOMAIN = "com.microsoft"
+
+
+@dataclass(frozen=True)
+class FuseAttention:
+    """Let one operator compute what the exporter wrote out for heads of 512 and for borrowed caches.
+
+        before, an owner                                     after
+
+        q, k, v [B,S,heads * size]                           q  k  v  past  row lengths
+        Reshape, Transpose, Concat(past, new) -> present      \\  \\  |  /     /
+        Unsqueeze, Expand, Reshape  (each KV head N times)    GroupQueryAttention -> present
+        MatMul, Where(mask), Softmax, MatMul                          |
+        Transpose, Reshape -> attended                             attended
+
+        before, a borrower                                   after
+
+        q      present of its owner                          q   no rows   present of its owner as past   row lengths
+        Reshape, Transpose, MatMul, Where(causal),           GroupQueryAttention, local_window_size of the layer
+        Where(window), Softmax, MatMul, ...                          |
+        -> attended                                               attended
+
+    scale is 1.0, written out: 0 would mean 1/sqrt(size). Queries and keys are rotated already: do_rotary is 0. New keys
+    and values of a borrower are empty tensors, [B,0,KV heads * size]; an input left out is read as a packed query.
+
+    A layer is fused only if it is proven: the part of the graph between the flat query, the caches and the flat result
+    runs on small numbers, and must give causal attention over the layer's window (surgery.unrolled). A layer that
+    does not is left alone, with the reason. So are all layers that share a cache with one, where the owner is unrolled.
+
+    onnxruntime  the oldest ONNX Runtime that must run it. From 1.31 a borrower has no present outputs; 1.27 to 1.30
+                 need them named and copy the cache into them, and die of a segmentation fault without. Below 1.27 no
+                 version reads a borrowed cache.
+
+    A borrower takes lengths and bias of an owner that is fused already; drop-attention-bias replaces both. An unrolled
+    owner and its borrowers take their lengths from the values of attention_mask: a right-padded row ends where its
+    tokens end, and its next token is written there.
+
+    Requires: the architecture, the interface named as rename-io names it, one attention core per layer, attention_mask.
+    Ensures: each layer reads the cache that it read before.
+    """
+
+    name: ClassVar[str] = "fuse-attention"
+    summary: ClassVar[str] = "unrolled attention becomes GroupQueryAttention, borrowed caches included"
+
+    onnxruntime: Literal["1.31", "1.27"] = "1.31"
+
+    def requires(self, model: Model) -> None:
+        check_owners(model.graph, model.require_architecture())
+        if all(value.name != MASK for value in model.graph.input):
+            raise PassError(f"the graph takes no {MASK}, which gives each row's length")
+
+    def run(self, model: Model) -> list[Finding]:
+        arch = model.require_architecture()
+        found = cores(model.graph)
+        unrolled = {layer.index for layer, core in zip(arch.layers, found, strict=True) if core.mixed is not None}
+        if not unrolled:
+            return [Finding("skipped", "attention", f"each of {len(found)} layers is fused already")]
+        matches, reasons = _matches(model, arch, found)
+        findings = [Finding("skipped", f"layer {index}", reason) for index, reason in reasons.items()]
+        if matches:
+            _Fusion(model, arch, found, matches, named=self.onnxruntime == "1.27").write()
+            findings += _summaries(arch, matches, len(found) - len(unrolled))
+        return findings
+
+    def ensures(self, model: Model) -> None:
+        check_owners(model.graph, model.require_architecture())
+
+
+def _matches(model: Model, arch: Architecture, found: list[Core]) -> tuple[dict[int, Unrolled], dict[int, str]]:
+    """Proven layers, and for each of the other unrolled ones why it stays."""
+    unrolling = Unrolling(model.proto, arch.attention_heads)
+    matches: dict[int, Unrolled] = {}
+    reasons: dict[int, str] = {}
+    for layer, core in zip(arch.layers, found, strict=True):
+        if core.mixed is None:
+            continue
+        try:
+            match = unrolling.find(core, layer)
+            unrolling.prove(match, layer)
+            matches[layer.index] = match
+        except ModelError as error:
+            reasons[layer.index] = str(error)
+    for owner in arch.owners:  # an owner that counts its rows by the mask, and a borrower that does not, part in padding
+        group = [layer.index for layer in arch.layers if layer.owner == owner.index]
+        stuck = next((index for index in group if index in reasons), None)
+        if found[owner.index].mixed is not None and stuck is not None:
+            for index in group:
+                if matches.pop(index, None):
+                    reasons[index] = f"layer {stuck}, which reads the same cache, stays unrolled"
+    return matches, dict(sorted(reasons.items()))
+
+
+def _summaries(arch: Architecture, matches: Mapping[int, Unrolled], already: int) -> list[Finding]:
+    kinds: dict[str, list[int]] = {}
+    for index in matches:
+        layer = arch.layers[index]
+        window = f"{layer.window} tokens in view" if layer.window else "all tokens in view"
+        role = "owner" if layer.owns_cache else f"borrower of layer {layer.owner}"
+        kinds.setdefault(f"{role}, heads of {layer.head_size}, {window}", []).append(index)
+    findings = [
+        Finding("changed", f"layer {', '.join(map(str, indices))}", f"{OPERATOR} now: {kind}")
+        for kind, indices in kinds.items()
+    ]
+    if already:
+        findings.append(Finding("skipped", f"{already} layers", "fused already"))
+    return findings
+
+
+class _Fusion:
+    """One edit of a graph: the proven layers become fused nodes, and what served them alone goes."""
+
+    def __init__(
+        self, model: Model, arch: Architecture, found: list[Core], matches: Mapping[int, Unrolled], *, named: bool
+    ) -> None:
+        self._model = model
+        self._arch = arch
+        self._cores = found
+        self._matches = matches
+        self._named = named
+        self._taken = all_names(model.graph)
+        self._empty: dict[int, gs.Variable] = {}
+
+    def write(self) -> None:
+        held = {name for node in self._model.graph.node for name in captured(node)}
+        with self._model.edited() as view:
+            idle = unread(view, held)
+            self._tensors = view.tensors()
+            self._lengths = row_lengths(view)
+            self._fused = {
+                node.outputs[0].name: node for node in view.nodes if node.op == OPERATOR and node.outputs
+            }
+            results = {match.output: index for index, match in self._matches.items()}
+            nodes = []
+            for node in view.nodes:
+                index = next((results[t.name] for t in node.outputs if t.name in results), None)
+                nodes += [node] if index is None else self._nodes(self._arch.layers[index], self._matches[index])
+            view.nodes = nodes
+            gone = unread(view, held) - idle
+            view.nodes = [node for node in view.nodes if id(node) not in gone]
+
+    def _nodes(self, layer: Layer, match: Unrolled) -> list[gs.Node]:
+        """The fused node of a layer, after the empty rows that it needs."""
+        import onnx_graphsurgeon as gs
+
+        added: list[gs.Node] = []
+        query = self._tensors[match.query]
+        lengths, bias = self._lengths_of(layer)
+        if match.owned:
+            owned = match.owned
+            rows = [self._tensors[name] for name in (owned.key, owned.value, owned.past_key, owned.past_value)]
+            presents = [self._tensors[match.present_key], self._tensors[match.present_value]]
+        else:
+            empty = self._no_rows(layer.kv_heads * layer.head_size, query, added)
+            rows = [empty, empty, self._tensors[match.present_key], self._tensors[match.present_value]]
+            presents = self._unread_presents(layer, rows[2]) if self._named else []
+        outputs = [self._tensors[match.output], *presents]
+        for tensor in outputs:
+            tensor.inputs.clear()
+        padding = [gs.Variable.empty() for _ in range(3)] if bias is not None else []
+        node = gs.Node(
+            OPERATOR,
+            fresh(f"/model/layers.{layer.index}/attn/{OPERATOR}", self._taken),
+            self._attributes(layer),
+            inputs=[query, *rows, *lengths, *padding, *([bias] if bias is not None else [])],
+            outputs=outputs,
+            domain=DOMAIN,
+        )
+        return [*added, node]
+
+    def _attributes(self, layer: Layer) -> dict[str, int | float]:
+        return {
+            "num_heads": self._arch.attention_heads,
+            "kv_num_heads": layer.kv_heads,
+            "scale": 1.0,
+            "local_window_size": layer.window or -1,
+            "softcap": 0.0,
+            "do_rotary": 0,
+            "rotary_interleaved": 0,
+        }
+
+    def _lengths_of(self, layer: Layer) -> tuple[list[gs.Tensor], gs.Tensor | None]:
+        """Row lengths, total and bias: those of an owner that was fused before, so that both see rows alike."""
+        core = self._cores[layer.owner]
+        if core.mixed is not None:
+            return [self._lengths.last, self._lengths.total], None
+        owner = self._fused[core.node.output[0]]
+        bias = owner.inputs[10] if len(owner.inputs) > 10 and owner.inputs[10].name else None
+        return list(owner.inputs[5:7]), bias
+
+    def _no_rows(self, width: int, query: gs.Variable, added: list[gs.Node]) -> gs.Variable:
+        """[B,0,width], made once for each width."""
+        import numpy as np
+        import onnx_graphsurgeon as gs
+
+        if width not in self._empty:
+            label = fresh(f"/model/no_rows/{width}", self._taken)
+            batch = query.shape[0] if query.shape else None
+            self._empty[width] = gs.Variable(f"{label}/output_0", dtype=query.dtype, shape=[batch, 0, width])
+            bounds = [
+                gs.Constant(fresh(f"{label}/{name}", self._taken), np.array(values, np.int64))
+                for name, values in (("starts", [0, 0]), ("ends", [0, width]), ("axes", [1, 2]))
+            ]
+            added.append(gs.Node("Slice", label, inputs=[query, *bounds], outputs=[self._empty[width]]))
+        return self._empty[width]
+
+    def _unread_presents(self, layer: Layer, cache: gs.Variable) -> list[gs.Variable]:
+        import onnx_graphsurgeon as gs
+
+        names = (f"/model/layers.{layer.index}/attn/{OPERATOR}/unread_{kind}" for kind in ("key", "value"))
+        return [gs.Variable(fresh(name, self._taken), dtype=cache.dtype, shape=cache.shape) for name in names]

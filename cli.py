@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
-from surgery.errors import ExportError, FolderError, RuntimeMissing, SurgeryError, printable
+from surgery.errors import ExportError, FolderError, RequestError, RuntimeMissing, SurgeryError, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from passes.recipe import Recipe
     from surgery.cuda.prediction import Prediction
     from surgery.engine import Outcome
     from surgery.export import Export, Pair
@@ -43,6 +44,11 @@ class Provider(enum.StrEnum):
     auto = "auto"
     cpu = "cpu"
     cuda = "cuda"
+
+
+class Preset(enum.StrEnum):
+    compatible = "compatible"
+    fast = "fast"
 
 
 class Layout(enum.StrEnum):
@@ -96,10 +102,19 @@ def repack(
     source: Source,
     target: Out,
     precision: Precision = None,
+    preset: Annotated[
+        Preset,
+        typer.Option(
+            "--preset", help="compatible: bit by bit the source; fast: attention fused, caches updated in place."
+        ),
+    ] = Preset.compatible,
     kv_layout: Annotated[
-        Layout,
-        typer.Option("--kv-layout", help="aliased: a pair of caches for every layer; unique: the owners' pairs."),
-    ] = Layout.aliased,
+        Layout | None,
+        typer.Option(
+            "--kv-layout",
+            help="aliased: a pair of caches for every layer; unique: the owners' pairs. Default: aliased; fast: unique.",
+        ),
+    ] = None,
     weights: Place = Weights.copy,
     ep: Ep = Provider.auto,
     runtime: Annotated[
@@ -129,10 +144,12 @@ def repack(
     as_json: Json = False,
 ) -> None:
     """Turn an export into a folder that ONNX Runtime GenAI loads, and prove it."""
-    from passes.recipe import compatible, text
+    from passes.recipe import text
     from surgery.repack import repack as run
     from surgery.staging import refuse_existing
 
+    layout = kv_layout or (Layout.unique if preset is Preset.fast else Layout.aliased)
+    _refuse_contradictions(preset, layout, runtime)
     provider = _provider(ep)
     suited = "cpu" if half else provider  # to-fp16 makes of any precision what CUDA takes
     if dry_run:
@@ -142,8 +159,7 @@ def repack(
     export, pair, reason = _opened(source, revision, precision, suited, _given_pair(embed, decoder))
     level: Literal["1", "4"] | None = accuracy_level.value if accuracy_level else None
     recipe, recorded = (
-        compatible(path, kv_layout.value, runtime.value, half=half, accuracy_level=level)
-        for path in (pair.embed, _below(pair.embed, export.root))
+        _recipe(preset, path, layout, runtime, half, level) for path in (pair.embed, _below(pair.embed, export.root))
     )
     _say(f"source     {export.root}")
     _say(f"precision  {reason}")
@@ -159,7 +175,33 @@ def repack(
     if as_json:
         _print_json(_repacked_dict(result, pair.precision))
     else:
-        _show_repacked(result, kv_layout.value)
+        _show_repacked(result, layout.value)
+
+
+def _refuse_contradictions(preset: Preset, layout: Layout, runtime: Target) -> None:
+    """Raise RequestError for options that `fast` cannot meet."""
+    if preset is not Preset.fast:
+        return
+    if layout is not Layout.unique:
+        raise RequestError(
+            "--preset fast updates the owners' caches in place; an alias is a copy of one each step",
+            hint="leave out --kv-layout, or use --preset compatible",
+        )
+    if runtime is not Target.current:
+        raise RequestError(
+            f"--preset fast has caches of two sizes, which {runtime.value} cannot allocate",
+            hint="use --preset compatible with that target",
+        )
+
+
+def _recipe(
+    preset: Preset, embed: Path, layout: Layout, runtime: Target, half: bool, level: Literal["1", "4"] | None
+) -> Recipe:
+    from passes.recipe import compatible, fast
+
+    if preset is Preset.fast:
+        return fast(embed, half=half, accuracy_level=level)
+    return compatible(embed, layout.value, runtime.value, half=half, accuracy_level=level)
 
 
 @app.command()

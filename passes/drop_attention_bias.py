@@ -106,7 +106,7 @@ class _Reasons:
         self._known: dict[tuple[str, ...], str] = {}
 
     def of(self, node: NodeProto) -> str:
-        """"" for a node that can be changed."""
+        """ "" for a node that can be changed."""
         names = [*node.input, *[""] * (BIAS + 1 - len(node.input))]
         lengths = (names[LAST], names[TOTAL], names[BIAS])
         if lengths == (f"{SCOPE}/last", f"{SCOPE}/total", ""):
@@ -129,7 +129,9 @@ class _Reasons:
         for new, mask in ((5, [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]), (2, [[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 1, 1]])):
             numbers = np.array(mask, np.int64)
             batch, tokens = numbers.shape
-            sizes = {name: size for names, size in zip(self._symbols, (batch, new, tokens), strict=True) for name in names}
+            sizes = {
+                name: size for names, size in zip(self._symbols, (batch, new, tokens), strict=True) for name in names
+            }
             rows, whole, *hidden = fragment.run(sizes, {MASK: numbers})
             ends = ([tokens - 1] * batch, (numbers.sum(1) - 1).tolist())
             if rows.reshape(-1).tolist() not in ends or whole.reshape(-1).tolist() != [tokens]:

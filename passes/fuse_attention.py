@@ -103,7 +103,9 @@ def _matches(model: Model, arch: Architecture, found: list[Core]) -> tuple[dict[
             matches[layer.index] = match
         except ModelError as error:
             reasons[layer.index] = str(error)
-    for owner in arch.owners:  # an owner that counts its rows by the mask, and a borrower that does not, part in padding
+    for (
+        owner
+    ) in arch.owners:  # an owner that counts its rows by the mask, and a borrower that does not, part in padding
         group = [layer.index for layer in arch.layers if layer.owner == owner.index]
         stuck = next((index for index in group if index in reasons), None)
         if found[owner.index].mixed is not None and stuck is not None:
@@ -149,9 +151,7 @@ class _Fusion:
             idle = unread(view, held)
             self._tensors = view.tensors()
             self._lengths = row_lengths(view)
-            self._fused = {
-                node.outputs[0].name: node for node in view.nodes if node.op == OPERATOR and node.outputs
-            }
+            self._fused = {node.outputs[0].name: node for node in view.nodes if node.op == OPERATOR and node.outputs}
             results = {match.output: index for index, match in self._matches.items()}
             nodes = []
             for node in view.nodes:

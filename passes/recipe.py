@@ -68,14 +68,16 @@ def compatible(
     return (*merged, *expand, AnnotateHeadSizes(), *uniform, *halved, *level)
 
 
-def fast(embed: Path, *, half: bool = False) -> Recipe:
+def fast(embed: Path, *, half: bool = False, accuracy_level: AccuracyLevel | None = None) -> Recipe:
     """The recipe for speed: all attention in GroupQueryAttention, the owners' caches alone, updated in place.
 
-    The arithmetic is the source's in another order. `half` as in `compatible`.
+    The arithmetic is the source's in another order. `half` and `accuracy_level` as in `compatible`.
     """
     halved: Recipe = (ToFp16(),) if half else ()
+    level: Recipe = (SetAccuracyLevel(accuracy_level),) if accuracy_level is not None else ()
     attention: Recipe = (FuseAttention(), DropAttentionBias())
-    return (MergeEmbeddings(embed), FoldLogitsToKeep(), RenameIO(), *attention, AnnotateHeadSizes(), *halved)
+    merged: Recipe = (MergeEmbeddings(embed), FoldLogitsToKeep(), RenameIO())
+    return (*merged, *attention, AnnotateHeadSizes(), *halved, *level)
 
 
 def text(recipe: Sequence[Pass]) -> str:

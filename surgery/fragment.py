@@ -16,7 +16,7 @@ from surgery.weights import is_external
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+    from onnx import ModelProto, NodeProto, TensorProto
 
     Array = NDArray[Any]
 
@@ -65,7 +65,13 @@ class Fragments:
             else:
                 pending.extend(node.input)
         cuts = {name: self._declared(name) for name in at}
-        return Fragment(self._proto(sorted(found.values(), key=lambda node: self._places[id(node)]), constants, cuts | shaped, outputs), cuts, shaped)
+        return Fragment(
+            self._proto(
+                sorted(found.values(), key=lambda node: self._places[id(node)]), constants, cuts | shaped, outputs
+            ),
+            cuts,
+            shaped,
+        )
 
     def _small(self, tensor: TensorProto) -> TensorProto:
         if is_external(tensor):
@@ -116,11 +122,14 @@ class Fragment:
 
         feeds = dict(values)
         for name, declared in self._shaped.items():
-            feeds[name] = np.broadcast_to(np.zeros((), np.float32), [_size(name, dim, sizes) for dim in declared.shape or ()])
+            feeds[name] = np.broadcast_to(
+                np.zeros((), np.float32), [_size(name, dim, sizes) for dim in declared.shape or ()]
+            )
         try:
             if self._evaluator is None:
                 self._evaluator = ReferenceEvaluator(self._proto)
-            found: list[Array] = self._evaluator.run(None, feeds)
+            with np.errstate(all="ignore"):  # the most negative number of a mask overflows on purpose
+                found: list[Array] = self._evaluator.run(None, feeds)
         except Exception as error:  # the reference implementation raises whatever numpy does, and kinds of its own
             raise ModelError(f"it cannot be run: {' '.join(str(error).split())[:200]}") from None
         return found
@@ -129,6 +138,6 @@ class Fragment:
 def _size(name: str, dim: int | str | None, sizes: Mapping[str, int]) -> int:
     if isinstance(dim, int):
         return dim
-    if dim not in sizes:
+    if dim is None or dim not in sizes:
         raise ModelError(f"{name} has a dimension {dim!r}, which no token input has")
     return sizes[dim]

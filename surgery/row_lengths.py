@@ -10,7 +10,7 @@ so where its new rows belong; padding on the right lies behind the end and is ne
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -40,10 +40,12 @@ def row_lengths(view: gs.Graph) -> RowLengths:
     batch = mask.shape[0] if mask.shape else None
     made: list[gs.Node] = []
 
-    def constant(label: str, values: object, dtype: object) -> gs.Constant:
+    def constant(label: str, values: Any, dtype: Any) -> gs.Constant:
         return gs.Constant(f"{SCOPE}/constants/{label}", np.array(values, dtype=dtype))
 
-    def node(op: str, inputs: list[gs.Tensor], name: str, dtype: object, shape: list[object], **attrs: object) -> gs.Variable:
+    def node(
+        op: str, inputs: list[gs.Tensor], name: str, dtype: object, shape: list[object], **attrs: object
+    ) -> gs.Variable:
         output = gs.Variable(f"{SCOPE}/{name}", dtype=dtype, shape=shape)
         made.append(gs.Node(op, f"{SCOPE}/{name}/{op}", attrs=dict(attrs), inputs=inputs, outputs=[output]))
         return output

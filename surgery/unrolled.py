@@ -117,7 +117,9 @@ class Unrolling:
             readers = self._readers.get(name, [])
             if len(readers) != 1 or readers[0].op_type not in _MOVES:
                 found = ", ".join(describe(node) for node in readers[:3]) or "nothing"
-                raise ModelError(f"{name!r} is read by {found}; the way to a value [batch, tokens, {width}] is expected")
+                raise ModelError(
+                    f"{name!r} is read by {found}; the way to a value [batch, tokens, {width}] is expected"
+                )
             name = readers[0].output[0]
         return name
 
@@ -144,7 +146,8 @@ class Unrolling:
             sizes = {name: size for names, size in zip(symbols, probe.sizes, strict=True) for name in names}
             attended, *made = fragment.run(sizes, typed)
             real, tolerance = numbers.mask[:, -probe.new :].astype(bool), self._tolerance(found.output)
-            _hold(f"with {probe.what}", attended, numbers.attended(), real, tolerance)
+            view = f"over {layer.window} tokens" if layer.window else "over all tokens"
+            _hold(f"attention {view}, with {probe.what}", attended, numbers.attended(), real, tolerance)
             for name, array, whole in zip(presents, made, (numbers.key, numbers.value), strict=False):
                 _hold(f"{name}, with {probe.what}", array, whole, True, tolerance)
 
@@ -166,7 +169,9 @@ class Unrolling:
 
 
 def _is_flat(declared: TensorType | None, width: int) -> bool:
-    return declared is not None and declared.shape is not None and len(declared.shape) == 3 and declared.shape[2] == width
+    return (
+        declared is not None and declared.shape is not None and len(declared.shape) == 3 and declared.shape[2] == width
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +253,7 @@ def _hold(what: str, found: Array, expected: Array, real: Array | bool, toleranc
     import numpy as np
 
     if found.shape != expected.shape:
-        raise ModelError(f"{what}: {list(found.shape)} comes out where {list(expected.shape)} is expected")
+        raise ModelError(f"it is not {what}: {list(found.shape)} comes out where {list(expected.shape)} is expected")
     difference = np.abs(found.astype(np.float64) - expected)[real]
     if not difference.max(initial=0) <= tolerance:
-        raise ModelError(f"{what}: up to {difference.max():.3g} from causal attention")
+        raise ModelError(f"it is not {what}: up to {difference.max():.3g} lie between")

@@ -28,7 +28,7 @@ from surgery.verify.thresholds import LEAST, Thresholds, default_thresholds
 
 TINY = Path(__file__).parent.parent / "fixtures" / "tiny-e2b"
 CASE = Case("case", "two rows", ((5, 6), (7, 8)))
-LOOSE = default_thresholds("float32", exact=False)
+LOOSE = default_thresholds("float32", "other")
 SHORT = Case("short", "a short prompt", ((2, 10, 77, 31),))
 
 

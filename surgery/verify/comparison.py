@@ -196,7 +196,7 @@ def _case(source: Answer, merged: Answer, owners: Mapping[int, int], tolerance: 
         top1=sum(found.top1 for found in positions) / len(positions),
         top10=sum(found.top10 for found in positions) / len(positions),
         token_faults=_token_faults(source, merged, tolerance),
-        cache_max_abs=_owners_difference(case, source.caches, merged.caches, owners),
+        cache_max_abs=_owners_difference(source, merged, owners),
         alias_faults=tuple(_alias_faults(source.caches, merged.caches, owners)),
         source_not_finite=not_finite[0],
         merged_not_finite=not_finite[1],
@@ -267,16 +267,17 @@ def margin(logits: Array, preferred: int, other: int) -> float:
     return float(logits[preferred]) - float(logits[other])
 
 
-def _owners_difference(
-    case: Case, source: Mapping[Slot, StoredCache], merged: Mapping[Slot, StoredCache], owners: Mapping[int, int]
-) -> float:
+def _owners_difference(source: Answer, merged: Answer, owners: Mapping[int, int]) -> float:
     """Over the caches of KV owners. A source may be a merged graph itself, which has its borrowers' aliases too."""
-    owned = {found: cache for found, cache in source.items() if owners.get(found[0], found[0]) == found[0]}
-    return max((_cache_difference(case, cache, merged.get(found)) for found, cache in owned.items()), default=0.0)
+    owned = {found: cache for found, cache in source.caches.items() if owners.get(found[0], found[0]) == found[0]}
+    padded = source.case if not merged.packed else None
+    return max(
+        (_cache_difference(padded, cache, merged.caches.get(found)) for found, cache in owned.items()), default=0.0
+    )
 
 
-def _cache_difference(case: Case, source: StoredCache, merged: StoredCache | None) -> float:
-    """At the places of real tokens. What a graph makes of padding nothing reads: beyond a window of padding alone
+def _cache_difference(padded: Case | None, source: StoredCache, merged: StoredCache | None) -> float:
+    """At the places of real tokens; `padded` is the case where padding lies between them. What a graph makes of padding nothing reads: beyond a window of padding alone
     the attention has only masked scores, and float32 and float16 make other numbers of those (3.5 apart, measured).
     """
     if merged is None:
@@ -288,8 +289,9 @@ def _cache_difference(case: Case, source: StoredCache, merged: StoredCache | Non
         return float("inf")
     theirs, ours = source.values.astype(np.float64), merged.values.astype(np.float64, copy=True)
     difference = np.abs(theirs - ours[own])
-    for row, tokens in enumerate(case.rows):
-        difference[row, :, len(tokens) : case.longest] = 0
+    if padded is not None:
+        for row, tokens in enumerate(padded.rows):
+            difference[row, :, len(tokens) : padded.longest] = 0
     ours[own] = 0  # what is left is padding, and has to be 0
     found = max(float(difference.max(initial=0)), float(np.abs(ours).max(initial=0)))
     return found if np.isfinite(difference).all() and np.isfinite(ours).all() else float("inf")

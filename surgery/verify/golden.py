@@ -4,7 +4,7 @@ An .npz file without compression and without pickled objects. Its entry `header`
 
     {"format": 2, "model": "decoder_model_merged_q4.onnx", "graphs": {"decoder_model_merged_q4.onnx": SHA-256},
      "prompts": SHA-256 of all ids, "tokens": 8, "settings": {"provider": "cpu", ...}, "versions": {"numpy": ...},
-     "answers": [{"case": ..., "prefill": 1, "computed_rows": [...], "caches": [...]}]}
+     "answers": [{"case": ..., "prefill": 1, "computed_rows": [...], "caches": [...], "packed": false}]}
 
 and the others are `3/step/0`, the logits [B, V] of the fourth case's first step, and `3/cache/4.key`, the cache of
 layer 4's keys after the last step. A reader takes nothing on trust: an array is as large as its entry, or refused.
@@ -75,6 +75,16 @@ class Golden:
         raise RequestError(
             f"{path} was recorded with other prompts: {one.name!r} is not this {here.name!r}, id by id", hint=other
         )
+
+    def refuse_other_padding(self, packed: bool, path: Path) -> None:
+        """Raise RequestError where padded batches were recorded as another kind of graph takes them."""
+        for answer in self.recording.answers:
+            if answer.case.ragged and answer.packed != packed:
+                theirs, here = ("row by row", "as one batch") if answer.packed else ("as one batch", "row by row")
+                raise RequestError(
+                    f"{path} recorded the padded batch {answer.case.name!r} {theirs}; this folder is compared {here}",
+                    hint="record it again, with --against and --save-golden on this folder",
+                )
 
 
 def prompts_digest(cases: Sequence[Case]) -> str:
@@ -210,7 +220,8 @@ def _description(answer: Answer) -> dict[str, Any]:
         for (layer, kind), cache in answer.caches.items()
     ]
     rows = [step.computed_rows for step in answer.steps]
-    return {"case": asdict(answer.case), "prefill": answer.prefill, "computed_rows": rows, "caches": caches}
+    return {"case": asdict(answer.case), "prefill": answer.prefill, "computed_rows": rows, "caches": caches,
+            "packed": answer.packed}  # fmt: skip
 
 
 def _answer(arrays: _Arrays, index: int, described: Mapping[str, Any]) -> Answer:
@@ -222,7 +233,8 @@ def _answer(arrays: _Arrays, index: int, described: Mapping[str, Any]) -> Answer
     prefill = _whole(described["prefill"])
     if not 1 <= prefill <= len(steps) or len({step.logits.shape for step in steps}) != 1:
         raise ValueError(f"the steps of {case.name!r} do not belong together")
-    return Answer(case, prefill, steps, dict(_cache(arrays, index, each) for each in described["caches"]))
+    caches = dict(_cache(arrays, index, each) for each in described["caches"])
+    return Answer(case, prefill, steps, caches, bool(described.get("packed", False)))
 
 
 def _case(fields: Mapping[str, Any]) -> Case:

@@ -9,17 +9,22 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
 from surgery.loop import Loop, Step
-from surgery.runtime import Array, Cache, Runner, host
+from surgery.runtime import Array, Runner, host
 from surgery.verify.prompts import Case
 from surgery.wiring import Slot
 
 CACHE_BUDGET = 512 * 2**20
 """Bytes of caches that one recording keeps whole."""
+
+Padding = Literal["between", "behind", "none"]
+"""Where a padded batch has its padding: between a row's prompt and its continuation, as the source's graphs take it;
+behind the row's end, as a graph that counts row lengths takes it; or none, because each row is run by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +39,16 @@ class StoredCache:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a model answered to one case. The first `prefill` steps are the pieces of the prompt."""
+    """What a model answered to one case. The first `prefill` steps are the pieces of the prompt.
+
+    `packed` tells that the tokens of a padded row lie side by side in the caches, with zeros behind them.
+    """
 
     case: Case
     prefill: int
     steps: tuple[Step, ...]
     caches: Mapping[Slot, StoredCache]
+    packed: bool = False
 
     def tokens(self) -> Array:
         """The greedy continuation, int64 [B, 1 + steps]: after the prompt and after each decode step."""
@@ -61,6 +70,7 @@ def record(
     follow: Recording | None = None,
     budget: int = CACHE_BUDGET,
     progress: Callable[[str], None] | None = None,
+    padding: Padding = "between",
 ) -> Recording:
     """Run every case: its prompt, then `steps` decode steps, greedily.
 
@@ -72,25 +82,65 @@ def record(
         if progress is not None:
             progress(case.name)
         chosen = follow.answers[index].tokens() if follow is not None else None
-        answer = _run(runner, case, steps, chosen, budget)
+        if padding == "none" and case.ragged:
+            answer = _run_rows(runner, case, steps, chosen, budget)
+        else:
+            answer = _run(runner, case, steps, chosen, budget, packed=padding == "behind" and case.ragged)
         budget -= sum(cache.values.nbytes for cache in answer.caches.values() if cache.values is not None)
         answers.append(answer)
     return Recording(tuple(answers))
 
 
-def _run(runner: Runner, case: Case, steps: int, chosen: Array | None, budget: int) -> Answer:
+def _run(runner: Runner, case: Case, steps: int, chosen: Array | None, budget: int, *, packed: bool = False) -> Answer:
     loop = Loop(runner, len(case.rows))
     taken = list(loop.prompt(case.rows, case.pad, case.chunk))
     prefill = len(taken)
     for number in range(steps):
         taken.append(loop.append(taken[-1].greedy() if chosen is None else chosen[:, number]))
-    return Answer(case, prefill, tuple(taken), _stored(loop.cache, budget))
+    caches = {found: host(value) for found, value in loop.cache.items()}
+    if packed:
+        caches = {found: _ended(values, case, steps) for found, values in caches.items()}
+    return Answer(case, prefill, tuple(taken), _stored(caches, budget), packed)
 
 
-def _stored(cache: Cache, budget: int) -> dict[Slot, StoredCache]:
+def _ended(values: Array, case: Case, steps: int) -> Array:
+    """A cache with zeros behind each row's last token: what lies there nothing reads."""
+    ended = values.copy()
+    for row, tokens in enumerate(case.rows):
+        ended[row, :, len(tokens) + steps :] = 0
+    return ended
+
+
+def _run_rows(runner: Runner, case: Case, steps: int, chosen: Array | None, budget: int) -> Answer:
+    """A padded batch row by row, put together as a batch whose rows are packed."""
+    answers, caches = [], []
+    for index, row in enumerate(case.rows):
+        taken = None if chosen is None else chosen[index : index + 1]
+        answer = _run(runner, replace(case, rows=(row,), chunk=None), steps, taken, budget)
+        answers.append(answer)
+        caches.append(answer.caches)
+    together = [
+        Step(np.concatenate([step.logits for step in found]), sum(step.computed_rows for step in found))
+        for found in zip(*(answer.steps for answer in answers), strict=True)
+    ]
+    whole = {found: _stacked([cache[found] for cache in caches], case.longest + steps) for found in caches[0]}
+    kept = {found: values for found, values in whole.items() if values is not None}
+    return Answer(case, 1, tuple(together), _stored(kept, budget), packed=True)
+
+
+def _stacked(rows: Sequence[StoredCache], tokens: int) -> Array | None:
+    """Caches of one row each as one cache, shorter ones with zeros behind; None where one was not kept whole."""
+    values = [row.values for row in rows if row.values is not None]
+    if len(values) < len(rows):
+        return None
+    filled = [np.pad(one, ((0, 0), (0, 0), (0, tokens - one.shape[2]), (0, 0))) for one in values]
+    stacked: Array = np.concatenate(filled)
+    return stacked
+
+
+def _stored(caches: Mapping[Slot, Array], budget: int) -> dict[Slot, StoredCache]:
     stored: dict[Slot, StoredCache] = {}
-    for found, value in cache.items():
-        values = host(value)
+    for found, values in caches.items():
         fits = values.nbytes <= budget
         budget -= values.nbytes if fits else 0
         digest = hashlib.sha256(np.ascontiguousarray(values).data).hexdigest()

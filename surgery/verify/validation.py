@@ -49,10 +49,10 @@ from surgery.verify.prompts import (
     within,
     without_heavy,
 )
-from surgery.verify.recording import Recording, record
+from surgery.verify.recording import Padding, Recording, record
 from surgery.verify.report import Gate, Report
 from surgery.verify.structure import Folder, check_structure, open_folder
-from surgery.verify.thresholds import Thresholds, default_thresholds, keeps_arithmetic, rounds_activations
+from surgery.verify.thresholds import Thresholds, arithmetic_of, default_thresholds, rows_stand_alone
 from surgery.verify.trace import trace, trace_gates
 from surgery.verify.watch import LayerPeak, watch
 
@@ -283,7 +283,10 @@ class _Run:
             return None
         path = folder.model.path
         with self.stage("merged"):
-            ours = self._record("merged graph runs", lambda: MergedModel(path, self.settings), cases, reference)
+            padding: Padding = "behind" if rows_stand_alone(self.folder) else "between"
+            ours = self._record(
+                "merged graph runs", lambda: MergedModel(path, self.settings), cases, reference, padding
+            )
         if ours is None:
             return reference
         if reference is None:
@@ -301,12 +304,14 @@ class _Run:
         if self.golden is not None:
             assert self.request.golden is not None
             self.golden.refuse_others(cases, self.request.length, self.request.golden)
+            self.golden.refuse_other_padding(rows_stand_alone(self.folder), self.request.golden)
             return self.golden.recording
         if self.source is None:
             return None
         pair, settings = self.source, self._source_settings()
         with self.stage("source"):
-            theirs = self._record("source runs", lambda: PairModel.open(pair, settings), cases, None)
+            padding: Padding = "none" if rows_stand_alone(self.folder) else "between"
+            theirs = self._record("source runs", lambda: PairModel.open(pair, settings), cases, None, padding)
         if theirs is not None and self.request.save_golden is not None:
             self._save(theirs, [pair.embed, pair.decoder], settings)
         return theirs
@@ -339,9 +344,10 @@ class _Run:
 
     def _thresholds(self, dtype: str) -> Thresholds:
         theirs = self._source_settings().provider if self.golden is None else self.golden.settings.get("provider")
-        exact = keeps_arithmetic(self.folder) and theirs == self.settings.provider
-        lossy = rounds_activations(self.folder)
-        return default_thresholds(dtype, exact=exact, lossy=lossy).with_values(self.request.thresholds)
+        arithmetic = arithmetic_of(self.folder)
+        if theirs != self.settings.provider and arithmetic != "int8":
+            arithmetic = "other"
+        return default_thresholds(dtype, arithmetic).with_values(self.request.thresholds)
 
     def _bisect(self, path: Path, cases: Sequence[Case]) -> None:
         """One gate that fails, because the logits' did; it says where."""
@@ -368,15 +374,21 @@ class _Run:
         except ModelError as error:
             self.gates.append(Gate("activations", name, False, detail=str(error)))
             return
-        thresholds = self.thresholds or default_thresholds("float16", exact=True).with_values(self.request.thresholds)
+        thresholds = self.thresholds or default_thresholds("float16", "same").with_values(self.request.thresholds)
         self.gates.append(Gate("activations", name, True, detail=f"{len(self.peaks) - 1} layers"))
         self.gates.extend(activation_gates(self.peaks, thresholds))
 
     def _record(
-        self, name: str, runner: Callable[[], Runner], cases: Sequence[Case], follow: Recording | None
+        self,
+        name: str,
+        runner: Callable[[], Runner],
+        cases: Sequence[Case],
+        follow: Recording | None,
+        padding: Padding,
     ) -> Recording | None:
+        told = self.told(name)
         try:
-            recording = record(runner(), cases, steps=self.steps, follow=follow, progress=self.told(name))
+            recording = record(runner(), cases, steps=self.steps, follow=follow, progress=told, padding=padding)
         except ModelError as error:
             self.gates.append(Gate("numbers", name, False, detail=str(error)))
             return None

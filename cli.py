@@ -1,6 +1,6 @@
 """The command line: parses, calls one library function per command, and prints.
 
-Data goes to stdout, talk and progress to stderr. Exit codes: 0 done, 1 a gate failed, 2 trouble.
+Data goes to stdout, talk and progress to stderr. Exit codes: 0 done, 1 a gate failed or a difference was found, 2 trouble.
 Imports that cost time stay inside the commands: `--help` must be quick.
 """
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from passes.recipe import Recipe
     from surgery.cuda.prediction import Prediction
+    from surgery.diff import Comparison
     from surgery.engine import Outcome
     from surgery.export import Export, Pair
     from surgery.hub import Download, HubSource
@@ -70,6 +71,18 @@ class Weights(enum.StrEnum):
 class AccuracyLevel(enum.StrEnum):
     float32 = "1"
     int8 = "4"
+
+
+class Format(enum.StrEnum):
+    terminal = "terminal"
+    md = "md"
+    json = "json"
+
+
+class WeightsBy(enum.StrEnum):
+    auto = "auto"
+    reference = "reference"
+    digest = "digest"
 
 
 Source = Annotated[
@@ -140,11 +153,15 @@ def repack(
     ] = True,
     force: Force = False,
     revision: Revision = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what the Hub would be asked for, and stop.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Print what would change, and what the Hub would be asked for; write nothing."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Turn an export into a folder that ONNX Runtime GenAI loads, and prove it."""
     from passes.recipe import text
+    from surgery.diff.folder import folder_reports, planned_report
     from surgery.repack import repack as run
     from surgery.staging import refuse_existing
 
@@ -152,15 +169,20 @@ def repack(
     _refuse_contradictions(preset, layout, runtime)
     provider = _provider(ep)
     suited = "cpu" if half else provider  # to-fp16 makes of any precision what CUDA takes
+    given = _given_pair(embed, decoder)
+    level: Literal["1", "4"] | None = accuracy_level.value if accuracy_level else None
+
+    def recipe_of(embed: Path) -> Recipe:
+        return _recipe(preset, embed, layout, runtime, half, level)
+
     if dry_run:
-        _dry_run(source, revision, precision, suited, as_json)
+        export, pair, download = _looked_up(source, revision, precision, suited, given)
+        report = planned_report(export, pair, recipe_of(pair.embed), provider, runtime.value)
+        _dry_run(download, report, as_json)
         return
     refuse_existing(target, force=force)  # before gigabytes are fetched, not after
-    export, pair, reason = _opened(source, revision, precision, suited, _given_pair(embed, decoder))
-    level: Literal["1", "4"] | None = accuracy_level.value if accuracy_level else None
-    recipe, recorded = (
-        _recipe(preset, path, layout, runtime, half, level) for path in (pair.embed, _below(pair.embed, export.root))
-    )
+    export, pair, reason = _opened(source, revision, precision, suited, given)
+    recipe, recorded = recipe_of(pair.embed), recipe_of(_below(pair.embed, export.root))
     _say(f"source     {export.root}")
     _say(f"precision  {reason}")
     with _ByteProgress() as progress:
@@ -170,6 +192,7 @@ def repack(
             recipe_text=text(recorded),
             runtime=runtime.value,
             provider=provider, weights=weights.value, force=force, check=check,
+            describe=lambda folder, outcomes, proof: folder_reports(folder, export, pair, outcomes, proof),
             started=progress.started, progress=progress.advance,
         )  # fmt: skip
     if as_json:
@@ -310,6 +333,70 @@ def validate(
     else:
         show_report(_data(), report)
     raise typer.Exit(0 if report.passed else 1)
+
+
+@app.command()
+def diff(
+    before: Annotated[
+        Path, typer.Argument(metavar="BEFORE", help="An .onnx file, an export (its pair of graphs) or a GenAI folder.")
+    ],
+    after: Annotated[Path, typer.Argument(metavar="AFTER", help="What to compare it with: any of the three.")],
+    precision: Precision = None,
+    form: Annotated[Format, typer.Option("--format", help="md is for pull requests.")] = Format.terminal,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="Write the report to this file, in the format of its suffix.")
+    ] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="On a terminal: every change, not the first of each kind.")
+    ] = False,
+    weights: Annotated[
+        WeightsBy,
+        typer.Option(
+            "--weights", help="reference: by file digest, offset and length; digest: read them; auto: read small ones."
+        ),
+    ] = WeightsBy.auto,
+    numbers: Annotated[
+        Path | None,
+        typer.Option("--numbers", help="What validate --json printed of AFTER; default: what repack recorded."),
+    ] = None,
+    fail_on: Annotated[
+        str,
+        typer.Option("--fail-on", metavar="ASPECTS", help="Exit with 1 only if one of these differs; none: never."),
+    ] = "interface,caches,metadata,nodes,weights,names,config",
+    ignore: Annotated[
+        str, typer.Option("--ignore", metavar="ASPECTS", help="Show these, but do not count them as differences.")
+    ] = "none",
+    check: Annotated[
+        Path | None,
+        typer.Option("--check", metavar="REPORT", help="Exit with 1 if this report is not the one of these two."),
+    ] = None,
+) -> None:
+    """Report what differs between two models. Exit code 0: nothing; 1: something; 2: trouble."""
+    from surgery.diff import compare, open_sides
+    from surgery.diff.comparison import read_aspects
+    from surgery.diff.evidence import read_validation
+    from surgery.diff.formats import FORMATS, format_of, is_current, write_report
+    from surgery.diff.terminal import show_comparison
+
+    chosen = form.value if output is None or form is not Format.terminal else format_of(output)
+    failing = read_aspects(fail_on)
+    sides = open_sides(before, after, precision)
+    found = compare(*sides, weights_by=weights.value, ignore=read_aspects(ignore))
+    if numbers is not None:
+        found = replace(found, numbers=read_validation(numbers))
+    if check is not None:
+        if not is_current(check, found):
+            sys.stderr.write(f"error: {check} is not the report of these two; diff with --output {check} writes it\n")
+            raise typer.Exit(1)
+        _say(f"{check} is the report of these two")
+        return
+    if chosen == "terminal":
+        show_comparison(_data(), found, full=full)
+    elif output is not None:
+        write_report(output, FORMATS[chosen](found))
+    else:
+        sys.stdout.write(FORMATS[chosen](found))
+    raise typer.Exit(1 if found.fails(failing) else 0)
 
 
 @app.command()
@@ -458,14 +545,34 @@ def _source_pair(folder: Path, against: str | None, precision: str | None) -> Pa
     return export.pair(precision) if precision else export.matching(_data_files(folder))
 
 
-def _dry_run(source: str, revision: str | None, precision: str | None, provider: str, as_json: bool) -> None:
-    """Say what the Hub would be asked for. The two graphs are fetched: they name the data files."""
+def _dry_run(download: Download | None, report: Comparison, as_json: bool) -> None:
+    """Say what the Hub would be asked for, if it is one, and what would change."""
+    from surgery.diff.json_form import to_dict
+    from surgery.diff.terminal import show_comparison
+
+    if as_json:
+        _print_json({**(_download_dict(download) if download else {}), "report": to_dict(report)})
+        return
+    if download is not None:
+        _show_download(download)
+        _data().print()
+    show_comparison(_data(), report)
+
+
+def _looked_up(
+    source: str, revision: str | None, precision: str | None, provider: str, given: Pair | None
+) -> tuple[Export, Pair, Download | None]:
+    """Like `_opened`, but of a repository config.json and the two graphs alone, which name its data files."""
+    from surgery.export import open_export
     from surgery.hub import hub_source
 
-    hub = hub_source(source, revision)
+    hub = hub_source(source, revision) if given is None else None
     if hub is None:
-        raise ExportError(f"{source} is a local path: nothing would be downloaded")
-    _show_download(_planned(hub, precision, provider)[0], as_json)
+        return *_opened(source, revision, precision, provider, given)[:2], None
+    planned = _planned(hub, precision, provider)[0]
+    listing = planned.listing
+    export = replace(open_export(listing.root), repo=listing.source.repo_id, revision=listing.commit)
+    return export, export.pair(planned.precision), planned
 
 
 def _opened(
@@ -504,22 +611,21 @@ def _planned(source: HubSource, precision: str | None, provider: str) -> tuple[D
     return plan(listing, best), reason
 
 
-def _show_download(planned: Download, as_json: bool) -> None:
+def _download_dict(planned: Download) -> dict[str, Any]:
+    return {
+        "repository": planned.listing.source.repo_id,
+        "commit": planned.listing.commit,
+        "precision": planned.precision,
+        "files": [{"file": f.file.name, "size": f.file.size, "cached": f.cached} for f in planned.files],
+        "total_bytes": planned.total_bytes,
+        "missing_bytes": planned.missing_bytes,
+    }
+
+
+def _show_download(planned: Download) -> None:
     from surgery.tables import plain, show_rows, size
 
     listing = planned.listing
-    if as_json:
-        _print_json(
-            {
-                "repository": listing.source.repo_id,
-                "commit": listing.commit,
-                "precision": planned.precision,
-                "files": [{"file": f.file.name, "size": f.file.size, "cached": f.cached} for f in planned.files],
-                "total_bytes": planned.total_bytes,
-                "missing_bytes": planned.missing_bytes,
-            }
-        )
-        return
     rows = [
         (entry.file.name, "?" if entry.file.size is None else size(entry.file.size), "yes" if entry.cached else "no")
         for entry in planned.files

@@ -11,6 +11,7 @@ from typing import ClassVar, Literal, Protocol, runtime_checkable
 from surgery.errors import ModelError, PassError, SurgeryError
 from surgery.graph import check_structure
 from surgery.model import Model
+from surgery.trace import Snapshot, Thing, snapshot, touched
 
 Verb = Literal["added", "removed", "changed", "skipped"]
 
@@ -50,13 +51,17 @@ class Pass(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one pass came to: its findings, the operators it added and removed, and whether the model changed."""
+    """What one pass came to: its findings, the operators it added and removed, and whether the model changed.
+
+    `touched` are the things that are not as they were, by their names before and after.
+    """
 
     name: str
     findings: tuple[Finding, ...]
     operators: dict[str, int]
     changed: bool
     seconds: float
+    touched: frozenset[Thing] = frozenset()
 
 
 def apply(
@@ -67,10 +72,11 @@ def apply(
     `observe` is called after each pass. Raises PassError with the names of the passes that went before.
     """
     current = model.copy()
+    things = snapshot(current.proto)
     outcomes: list[Outcome] = []
     for step in passes:
         try:
-            outcome = _apply_one(current, step)
+            outcome, things = _apply_one(current, step, things)
         except SurgeryError as error:
             trail = " after " + ", ".join(before.name for before in outcomes) if outcomes else ""
             raise PassError(f"{step.name}{trail}: {error}", hint=error.hint) from error
@@ -80,7 +86,8 @@ def apply(
     return current, outcomes
 
 
-def _apply_one(model: Model, step: Pass) -> Outcome:
+def _apply_one(model: Model, step: Pass, before: Snapshot) -> tuple[Outcome, Snapshot]:
+    """What one pass came to, and what is in the model afterwards."""
     started = time.perf_counter()
     fingerprint = model.fingerprint()
     operators = _operators(model)
@@ -98,9 +105,10 @@ def _apply_one(model: Model, step: Pass) -> Outcome:
         raise PassError(f"{said}, but the model {'changed' if changed else 'did not change'}")
     delta = _operators(model)
     delta.subtract(operators)
-    return Outcome(
-        step.name, findings, {op: n for op, n in sorted(delta.items()) if n}, changed, time.perf_counter() - started
-    )
+    counts = {op: n for op, n in sorted(delta.items()) if n}
+    seconds = time.perf_counter() - started
+    after = snapshot(model.proto) if changed else before
+    return Outcome(step.name, findings, counts, changed, seconds, touched(before, after)), after
 
 
 def _operators(model: Model) -> Counter[str]:

@@ -47,7 +47,7 @@ class FolderError(SurgeryError):
 
 
 class RequestError(SurgeryError):
-    """What a validation was asked for cannot be done: a prompt file, a threshold or a golden file is at fault."""
+    """What a validation or a comparison was asked for cannot be done: a file or a value that it was given is at fault."""
 
 
 class RepositoryError(SurgeryError):

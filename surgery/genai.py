@@ -269,9 +269,14 @@ def promoted_config(export: Export) -> dict[str, Any]:
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write a new file. Raises ExportError for text that is not Unicode: JSON can spell half a surrogate pair."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a new file as UTF-8. Raises ExportError for text that is not Unicode, or a name that is taken."""
     _refuse_taken(path)
     try:
-        data = (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
+        data = text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise ExportError(
             f"{path.name} would hold {error.object[error.start : error.end]!r}, which is not Unicode"

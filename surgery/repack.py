@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from surgery.cuda.prediction import require_cuda
 from surgery.engine import Outcome, Pass, apply
@@ -21,9 +21,10 @@ from surgery.genai import (
     genai_config,
     write_json,
     write_side_files,
+    write_text,
 )
 from surgery.manifest import NAME as MANIFEST_FILE
-from surgery.manifest import manifest
+from surgery.manifest import manifest, sha256
 from surgery.model import Model
 from surgery.placement import CopiesAhead, Placed, Placement, Progress, consolidated_size
 from surgery.staging import existing, refuse_existing, require_space, staged_folder
@@ -67,13 +68,15 @@ def repack(
     started: Callable[[int], None] | None = None,
     progress: Progress | None = None,
     check: Callable[[Path], Proof] | None = None,
+    describe: Callable[[Path, Sequence[Outcome], Proof | None], Mapping[str, str]] | None = None,
 ) -> Repacked[Proof]:
     """Write `target`: it appears complete and checked, or not at all.
 
     `runtime` is the oldest GenAI that must load it; the recipe has to suit it.
     `recipe_text` is the recipe as the manifest is to record it, with paths relative to the export.
     `started` is told the number of weight bytes, `progress` each portion placed. `check` is called with the staged
-    folder; what it raises keeps the target from appearing. Raises SurgeryError for everything that a user can mend.
+    folder; what it raises keeps the target from appearing. `describe` is called last, with the staged folder, the
+    outcomes of the passes and what the check returned: it gives the names and texts of reports to add. Raises SurgeryError for everything that a user can mend.
     """
     refuse_existing(target, force=force)
     _refuse_foreign(target)
@@ -99,7 +102,19 @@ def repack(
         described = manifest(stage, export, pair, recipe_text, weights, placed, data_files)
         write_json(stage / MANIFEST_FILE, described)
         proof = check(stage) if check is not None else None
+        if describe is not None:
+            _add(stage, describe(stage, outcomes, proof), described)
     return Repacked(target, tuple(outcomes), tuple(placed), cache_costs(model), proof)
+
+
+def _add(stage: Path, texts: Mapping[str, str], manifest: dict[str, Any]) -> None:
+    """Write reports into a folder whose manifest is written already, and have the manifest name them too."""
+    for name, text in texts.items():
+        write_text(stage / name, text)
+        manifest["files"][name] = {"size": (stage / name).stat().st_size, "sha256": sha256(stage / name)}
+    manifest["files"] = dict(sorted(manifest["files"].items()))
+    (stage / MANIFEST_FILE).unlink()
+    write_json(stage / MANIFEST_FILE, manifest)
 
 
 def _weight_files(pair: Pair) -> list[Path]:

@@ -20,16 +20,32 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from surgery.errors import RequestError, nearest
+
 Verb = Literal["added", "removed", "changed", "renamed", "moved"]
 """`changed`: it computes or means something else. `renamed`: its name alone differs. `moved`: it is the same in
 another graph."""
 
 VERBS: tuple[Verb, ...] = get_args(Verb)
 
-Aspect = Literal["interface", "caches", "metadata", "nodes", "weights", "config"]
-"""The sections in which two models can differ. Numbers are evidence, not a difference."""
+Aspect = Literal["interface", "caches", "metadata", "nodes", "weights", "names", "config"]
+"""In what two models can differ: by section, but that `names` are nodes and weights that were renamed and nothing
+else. Numbers are evidence, not a difference."""
 
 ASPECTS: tuple[Aspect, ...] = get_args(Aspect)
+
+
+def read_aspects(text: str) -> tuple[Aspect, ...]:
+    """`interface,nodes` as aspects; `none` is none of them. Raises RequestError for an unknown one."""
+    words = [word.strip() for word in text.split(",") if word.strip() and word.strip() != "none"]
+    for word in words:
+        if word not in ASPECTS:
+            known = ", ".join(ASPECTS)
+            raise RequestError(
+                f"{word!r} is nothing that models differ in{nearest(word, list(ASPECTS))}; there are {known}"
+            )
+    return tuple(aspect for aspect in ASPECTS if aspect in words)
+
 
 Method = Literal["reference", "digest"]
 """How weights were compared: by the digest of their file, offset and length, or by reading them."""
@@ -142,16 +158,21 @@ class Layer:
 
     @property
     def changed(self) -> bool:
-        return self.before != self.after
+        return self.before is None or self.after is None or bool(self.edits)
 
     @property
     def edits(self) -> tuple[Edit, ...]:
-        """What differs, where both sides have the layer."""
+        """What differs, where both sides have the layer. What one side does not know is no difference."""
         if self.before is None or self.after is None:
             return ()
-        fields = ("operator", "attention", "head_size", "kv_heads", "owner", "window", "past", "present", "alias")
-        pairs = [(name, getattr(self.before, name), getattr(self.after, name)) for name in fields]
+        names = ["operator", "past", "present", "alias"]
+        names += [name for name in ("attention", "head_size", "kv_heads", "owner") if self._known(name)]
+        names += ["window"] if self._known("attention") else []
+        pairs = [(name, getattr(self.before, name), getattr(self.after, name)) for name in names]
         return tuple(Edit(name, _text(old), _text(new)) for name, old, new in pairs if old != new)
+
+    def _known(self, name: str) -> bool:
+        return getattr(self.before, name) is not None and getattr(self.after, name) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,8 +359,10 @@ class Comparison:
             "interface": bool(self.interface),
             "caches": any(layer.changed for layer in self.layers),
             "metadata": bool(self.metadata),
-            "nodes": bool(self.nodes.groups),
-            "weights": bool(self.weights.changes or self.weights.uncompared),
+            "nodes": any(change.verb != "renamed" for change in self.nodes),
+            "weights": bool(self.weights.uncompared)
+            or any(change.verb != "renamed" for change in self.weights.changes),
+            "names": any(change.verb == "renamed" for change in (*self.nodes, *self.weights.changes)),
             "config": bool(self.config),
         }
         return tuple(aspect for aspect in ASPECTS if found[aspect] and aspect not in self.ignored)
@@ -357,12 +380,7 @@ class Comparison:
         """One line: `interface: 2 removed, 1 added · 13 nodes moved · 0 weights changed · numbers identical`."""
         parts = [f"interface: {tally(self.interface)}", *self._caches(), *self._metadata()]
         parts += [f"nodes: {tally(self.nodes)}", self._weights(), *self._config(), self._numbers()]
-        if self.same:
-            parts.insert(0, "same but for what is ignored" if self.ignored and self._any() else "same")
         return " · ".join(parts)
-
-    def _any(self) -> bool:
-        return bool(self.interface or self.metadata or self.nodes.groups or self.weights.changes or self.config)
 
     def _caches(self) -> list[str]:
         changed = sum(layer.changed for layer in self.layers)

@@ -136,9 +136,10 @@ def _read_digest(ref: WeightReference) -> str | bytes | None:
 
 
 def _method(before: Side, after: Side) -> Method:
-    """`digest` where that is quick: the data files are small."""
-    sizes = [file_size(file) or 0 for side in (before, after) for file in data_files(side)]
-    return "digest" if sum(sizes) <= QUICK_BYTES else "reference"
+    """`digest` where that is quick: the data files are there, and small."""
+    sizes = [file_size(file) for side in (before, after) for file in data_files(side)]
+    known = [size for size in sizes if size is not None]
+    return "digest" if len(known) == len(sizes) and sum(known) <= QUICK_BYTES else "reference"
 
 
 def data_files(side: Side) -> dict[Path, str]:
@@ -182,21 +183,22 @@ def _recorded(side: Side, key: Literal["source", "files"], root: Path) -> dict[P
 
 def _same_files(before: Side, after: Side, found: dict[Path, FileContent]) -> None:
     """Files of which both sides refer to the same one, by a link say, are equal whatever they hold."""
-    ours = {inode: file for file in data_files(before) if (inode := _inode(file)) is not None}
+    ours = {_identity(file): file for file in data_files(before)}
     for file in data_files(after):
-        inode = _inode(file)
-        twin = ours.get(inode) if inode is not None else None
+        twin = ours.get(_identity(file))
         if twin is not None:
             content = found.get(twin) or found.get(file)
-            same = FileContent(content.key if content else inode, "shared: one file, which both sides refer to")
+            key = content.key if content else _identity(file)
+            same = FileContent(key, "shared: one file, which both sides refer to")
             found[twin] = found[file] = same
 
 
-def _inode(file: Path) -> tuple[int, int] | None:
+def _identity(file: Path) -> Hashable:
+    """Which file it is: device and inode, or its path where it is not there."""
     try:
         status = file.stat()
     except OSError:
-        return None
+        return file.absolute()
     return status.st_dev, status.st_ino
 
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from surgery.diff.comparison import FieldChange, Verb
 from surgery.diff.nodes import Compared
 from surgery.diff.sides import Side
-
-if TYPE_CHECKING:
-    from onnx import ModelProto
+from surgery.trace import model_fields
 
 LONGEST_FIELD = 4000
 """Characters of a value in a report."""
@@ -27,30 +25,7 @@ def metadata_changes(before: Side, after: Side) -> tuple[FieldChange, ...]:
 def _merged(side: Side) -> dict[str, str]:
     found: dict[str, str] = {}
     for part in side.parts:
-        found |= _fields(part.model.proto)
-    return found
-
-
-def _fields(proto: ModelProto) -> dict[str, str]:
-    found = {"ir_version": str(proto.ir_version)}
-    for entry in proto.opset_import:
-        found[f"opset {entry.domain or 'ai.onnx'}"] = str(entry.version)
-    plain = {
-        "producer_name": proto.producer_name,
-        "producer_version": proto.producer_version,
-        "domain": proto.domain,
-        "model_version": str(proto.model_version) if proto.model_version else "",
-        "doc_string": proto.doc_string,
-        "graph name": proto.graph.name,
-        "graph doc_string": proto.graph.doc_string,
-        "training_info": f"{len(proto.training_info)} entries" if proto.training_info else "",
-    }
-    found |= {key: value for key, value in plain.items() if value}
-    for level, entries in (("metadata", proto.metadata_props), ("graph metadata", proto.graph.metadata_props)):
-        found |= {f"{level} {entry.key}": entry.value for entry in entries}
-    for function in proto.functions:
-        name = "::".join(part for part in (function.domain, function.name, function.overload) if part)
-        found[f"function {name}"] = f"({', '.join(function.input)}) -> ({', '.join(function.output)})"
+        found |= model_fields(part.model.proto)
     return found
 
 

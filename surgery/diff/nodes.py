@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from surgery.diff.alignment import Alignment, align
+from surgery.diff.alignment import Alignment, align, makers
 from surgery.diff.comparison import Edit, NodeChange, Verb
 from surgery.diff.scope import MISSING, Item, Label, Scope, of_body
 from surgery.graph import TensorType
+from surgery.trace import Thing, node_name
 from surgery.wiring import spelling
 
 if TYPE_CHECKING:
@@ -21,6 +22,10 @@ LONGEST_VALUE = 120
 """Characters of an attribute's value that a report shows."""
 
 _LAYER = re.compile(r"(?:^|[./_])(?:layers?|blocks?|h)[./_](\d{1,5})(?=[./_]|$)")
+
+
+Blamable = tuple[NodeChange, list[Thing]]
+"""A change, and the things that make it, for whoever knows which pass touched them."""
 
 
 @dataclass
@@ -53,7 +58,7 @@ def compare_scopes(
             inner, outer_inner = of_body(one.role, body), of_body(other.role, twin)
             captured = _captured(inner, outer_inner, one, other, found.alignment)
             inside = f"{where} / " if where else ""
-            label = f"{inside}{other.operator} {_shown_name(other, after)!r} {name}"
+            label = f"{inside}{other.operator} {node_name(other.proto)!r} {name}"
             found.bodies.append(compare_scopes(inner, outer_inner, labels, label, captured))
     return found
 
@@ -81,39 +86,41 @@ class Differ:
         self._compared = compared
         self._dims = dims
         self._main = main
+        self._makers: dict[int, dict[int, int]] = {}
 
-    def changes(self) -> Iterator[NodeChange]:
-        """Every node that differs: those of AFTER in its order, each after the removed ones that stood before it."""
+    def changes(self) -> Iterator[Blamable]:
+        """Every node that differs, and what of it does: AFTER's in its order, removed ones where they stood."""
         for compared in self._compared.all():
             yield from self._scope(compared)
 
-    def _scope(self, compared: Compared) -> Iterator[NodeChange]:
+    def _scope(self, compared: Compared) -> Iterator[Blamable]:
         taken = {theirs: ours for ours, theirs in compared.alignment.nodes.items()}
         removed = _removed_by_place(compared)
         yield from (self._gone(compared, at) for at in removed.pop(-1, ()))
         for theirs, item in enumerate(compared.after.items):
             if theirs not in taken:
-                name = _shown_name(item, compared.after)
+                name = node_name(item.proto)
                 yield self._change("added", compared, item, None, name)
             elif (change := self._pair(compared, compared.before.items[taken[theirs]], item)) is not None:
                 yield change
             yield from (self._gone(compared, at) for at in removed.pop(theirs, ()))
 
-    def _gone(self, compared: Compared, at: int) -> NodeChange:
+    def _gone(self, compared: Compared, at: int) -> Blamable:
         item = compared.before.items[at]
-        return self._change("removed", compared, item, _shown_name(item, compared.before), None)
+        return self._change("removed", compared, item, node_name(item.proto), None)
 
-    def _pair(self, compared: Compared, one: Item, other: Item) -> NodeChange | None:
-        edits = [*self._inputs(compared, one, other), *_attributes(one, other), *self._outputs(compared, one, other)]
-        edits += _texts(one, other)
+    def _pair(self, compared: Compared, one: Item, other: Item) -> Blamable | None:
+        inner: list[Thing] = []
+        edits = [*self._inputs(compared, one, other, inner), *_attributes(one, other)]
+        edits += [*self._outputs(compared, one, other, inner), *_texts(one, other)]
         names = list(_names(compared, one, other))
         moved = (one.role == self._main[0]) != (other.role == self._main[1])
         graph = [Edit("graph", one.role, other.role)] if moved else []
         if not (edits or names or graph):
             return None
         verb: Verb = "changed" if edits else "moved" if graph else "renamed"
-        before, after = _shown_name(one, compared.before), _shown_name(other, compared.after)
-        return self._change(verb, compared, other, before, after, (*graph, *edits, *names))
+        before, after = node_name(one.proto), node_name(other.proto)
+        return self._change(verb, compared, other, before, after, (*graph, *edits, *names), inner)
 
     def _change(
         self,
@@ -123,21 +130,36 @@ class Differ:
         before: str | None,
         after: str | None,
         edits: tuple[Edit, ...] = (),
-    ) -> NodeChange:
+        inner: Sequence[Thing] = (),
+    ) -> Blamable:
+        """`inner` are the things beside the node itself that make the difference."""
         scope = compared.before if after is None else compared.after
-        return NodeChange(
-            verb, item.operator, before, after, item.role, compared.where, layer_of(item, scope), edits
-        )  # fmt: skip
+        layer = layer_of(item, scope)
+        things: list[Thing] = [("node", name) for name in (before, after) if name is not None]
+        change = NodeChange(verb, item.operator, before, after, item.role, compared.where, layer, edits)
+        return change, [*things, *inner]
 
-    def _inputs(self, compared: Compared, one: Item, other: Item) -> Iterator[Edit]:
+    def _inputs(self, compared: Compared, one: Item, other: Item, inner: list[Thing]) -> Iterator[Edit]:
         before, after = compared.before, compared.after
         for index in range(max(len(one.inputs), len(other.inputs))):
             old, new = _at(one.inputs, index), _at(other.inputs, index)
             same = new == MISSING if old == MISSING else compared.alignment.values.get(old) == new
             if not same:
-                yield Edit(f"input {index}", before.name(old), after.name(new))
+                names = before.name(old), after.name(new)
+                if names[0] == names[1]:  # another node makes what has this name now
+                    makers_of = self._maker(compared.before, old), self._maker(compared.after, new)
+                    names = (
+                        f"{names[0]}, made by {_operator(makers_of[0])}",
+                        f"{names[1]}, made by {_operator(makers_of[1])}",
+                    )
+                    inner += [("node", node_name(item.proto)) for item in makers_of if item]
+                yield Edit(f"input {index}", *names)
 
-    def _outputs(self, compared: Compared, one: Item, other: Item) -> Iterator[Edit]:
+    def _maker(self, scope: Scope, value: int) -> Item | None:
+        found = self._makers.setdefault(id(scope), makers(scope))
+        return scope.items[found[value]] if value in found else None
+
+    def _outputs(self, compared: Compared, one: Item, other: Item, inner: list[Thing]) -> Iterator[Edit]:
         for index in range(max(len(one.outputs), len(other.outputs))):
             old, new = _at(one.outputs, index), _at(other.outputs, index)
             if (old == MISSING) != (new == MISSING):
@@ -145,7 +167,13 @@ class Differ:
             elif old != MISSING:
                 before, after = compared.before.types.get(old), compared.after.types.get(new)
                 if before is not None and after is not None and renamed_dims(before, self._dims) != after:
+                    for name in (compared.before.names[old], compared.after.names[new]):
+                        inner += [("type", name), ("output", name)]
                     yield Edit(f"type of output {index}", str(before), str(after))
+
+
+def _operator(item: Item | None) -> str:
+    return item.operator if item is not None else "no node"
 
 
 def _removed_by_place(compared: Compared) -> dict[int, list[int]]:
@@ -234,12 +262,6 @@ def _small_values(attribute: AttributeProto) -> str:
 
 def _clipped(text: str) -> str:
     return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 12]} [{len(text)} chars]"
-
-
-def _shown_name(item: Item, scope: Scope) -> str:
-    """A node's name; of an unnamed one, its first output's."""
-    first = next((scope.names[value] for value in item.outputs if value != MISSING), "")
-    return item.proto.name or first
 
 
 def layer_of(item: Item, scope: Scope) -> int | None:

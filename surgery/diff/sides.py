@@ -67,6 +67,14 @@ def open_side(path: Path, precision: str | None = None, *, label: str | None = N
     return of_pair(export, export.pair(precision) if precision else export.best("cpu")[0], label)
 
 
+def open_sides(before: Path, after: Path, precision: str | None = None) -> tuple[Side, Side]:
+    """Two sides. Of an export beside a folder, the precision that the folder was made from, as its manifest says."""
+    if precision is None:
+        folders = [path for path in (before, after) if (path / CONFIG_FILE).is_file()]
+        precision = recorded_precision(folders[0]) if len(folders) == 1 else None
+    return open_side(before, precision), open_side(after, precision)
+
+
 def of_pair(export: Export, pair: Pair, label: str | None = None) -> Side:
     """The two graphs of one precision of an export, as one model."""
     parts = tuple(
@@ -74,6 +82,12 @@ def of_pair(export: Export, pair: Pair, label: str | None = None) -> Side:
         for role, graph in ((EMBED, pair.embed), (DECODER, pair.decoder))
     )
     return Side(label or _label(parts), "pair", parts, export.root, export.architecture)
+
+
+def of_plan(model: Model, config: Mapping[str, Any], root: Path) -> Side:
+    """The folder that a repack would write: its graph in memory, its weights where the source has them."""
+    part = Part(MODEL, MODEL_FILE, model)
+    return Side(_label((part,)), "folder", (part,), root, model.architecture, config)
 
 
 def _folder(path: Path, label: str | None) -> Side:
@@ -96,9 +110,9 @@ def _manifest(path: Path) -> Mapping[str, Any] | None:
         return None
 
 
-def recorded_precision(folder: Side) -> str | None:
+def recorded_precision(folder: Path) -> str | None:
     """The precision that a folder was made from, as its manifest says."""
-    source = (folder.manifest or {}).get("source")
+    source = (_manifest(folder / MANIFEST_FILE) or {}).get("source")
     found = source.get("precision") if isinstance(source, dict) else None
     return found if isinstance(found, str) else None
 

@@ -4,51 +4,108 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Collection, Hashable, Iterable
+from collections.abc import Collection, Hashable, Iterable, Sequence
+from dataclasses import replace
 
 from surgery.diff.caches import layers
 from surgery.diff.comparison import (
+    ASPECTS,
     Aspect,
     Comparison,
+    FieldChange,
     GraphSummary,
+    InterfaceChange,
+    Layer,
     NodeChange,
     NodeGroup,
     Nodes,
     SideSummary,
+    WeightChange,
 )
 from surgery.diff.contents import Choice, Contents
+from surgery.diff.evidence import Blame, Evidence, key, recorded
 from surgery.diff.fields import config_changes, declaration_changes, metadata_changes
 from surgery.diff.interface import interface_changes, renamed_dimensions
 from surgery.diff.nodes import Compared, Differ, compare_scopes
 from surgery.diff.scope import Scope, of_function, of_graphs
 from surgery.diff.sides import Side
 from surgery.diff.weights import weight_bytes, weights
+from surgery.trace import Kind, Thing
 
 
-def compare(before: Side, after: Side, *, weights_by: Choice = "auto", ignore: Collection[Aspect] = ()) -> Comparison:
+def compare(
+    before: Side,
+    after: Side,
+    *,
+    weights_by: Choice = "auto",
+    ignore: Collection[Aspect] = (),
+    evidence: Evidence | None = None,
+) -> Comparison:
     """What differs between two sides. No weight is loaded; `weights_by="digest"` reads them in portions.
 
-    Near-linear in nodes: 1,600 take about half a second. Raises WeightError for external data that no file can hold.
+    `evidence` says who made the changes and what was measured; without it, AFTER's folder may have that on record.
+    Near-linear in nodes: 1,400 take 0.3 s. Raises WeightError for external data that no file can hold.
     """
     contents = Contents(before, after, weights_by)
     compared = compare_scopes(_scope(before), _scope(after), contents.labels)
     compared.bodies += _functions(before, after, contents)
     main = before.main.role, after.main.role
     dims = renamed_dimensions(compared)
-    sizes = weight_bytes(compared, contents)
+    summaries = _summaries(before, after, weight_bytes(compared, contents))
+    digests = [[graph.sha256 for graph in summary.graphs] for summary in summaries]
+    known = evidence or recorded(before, after, (digests[0], digests[1]))
+    blamed = _Blamed(known.blame)
+    found = weights(compared, contents)
     return Comparison(
-        before=_summary(before, sizes[0]),
-        after=_summary(after, sizes[1]),
-        interface=interface_changes(compared, dims, main),
-        layers=layers(before, after),
-        metadata=(*metadata_changes(before, after), *declaration_changes(compared)),
-        nodes=_nodes(compared, list(Differ(compared, dims, main).changes())),
-        weights=weights(compared, contents),
+        before=summaries[0],
+        after=summaries[1],
+        interface=tuple(blamed.interface(change) for change in interface_changes(compared, dims, main)),
+        layers=tuple(blamed.layer(layer) for layer in layers(before, after)),
+        metadata=(
+            *(blamed.field(change) for change in metadata_changes(before, after)),
+            *declaration_changes(compared),
+        ),
+        nodes=_nodes(compared, [blamed.node(*change) for change in Differ(compared, dims, main).changes()]),
+        weights=replace(found, changes=tuple(blamed.weight(change) for change in found.changes)),
         config=config_changes(before, after),
-        numbers=None,
-        passes=(),
-        ignored=tuple(sorted(ignore)),
+        numbers=known.numbers,
+        passes=known.passes,
+        ignored=tuple(aspect for aspect in ASPECTS if aspect in ignore),
     )
+
+
+class _Blamed:
+    """Changes with their reasons: each is asked for by the names that it has on both sides."""
+
+    def __init__(self, blame: Blame) -> None:
+        self._blame = blame
+
+    def interface(self, change: InterfaceChange) -> InterfaceChange:
+        if change.kind == "dimension":
+            return change
+        kind: Kind = change.kind
+        things: list[Thing] = [(kind, side.name) for side in (change.before, change.after) if side is not None]
+        return replace(change, reasons=self._blame.reasons("interface", key("interface", change), things))
+
+    def layer(self, layer: Layer) -> Layer:
+        if not layer.changed:
+            return layer
+        names = {edit.what: (edit.before, edit.after) for edit in layer.edits}
+        things: list[Thing] = []
+        for what, kind in (("past", "input"), ("present", "output"), ("alias", "output")):
+            things += [(kind, name) for name in names.get(what, ()) if name is not None]  # type: ignore[misc]
+        return replace(layer, reasons=self._blame.reasons("layers", key("layers", layer), things))
+
+    def field(self, change: FieldChange) -> FieldChange:
+        reasons = self._blame.reasons("metadata", key("metadata", change), [("field", change.key)])
+        return replace(change, reasons=reasons)
+
+    def node(self, change: NodeChange, things: Sequence[Thing]) -> NodeChange:
+        return replace(change, reasons=self._blame.reasons("nodes", key("nodes", change), things))
+
+    def weight(self, change: WeightChange) -> WeightChange:
+        things: list[Thing] = [("weight", side.name) for side in (change.before, change.after) if side is not None]
+        return replace(change, reasons=self._blame.reasons("weights", key("weights", change), things))
 
 
 def _scope(side: Side) -> Scope:
@@ -73,6 +130,10 @@ def _scopes_of_functions(side: Side) -> dict[str, Scope]:
         for part in side.parts
         for function in part.model.proto.functions
     }
+
+
+def _summaries(before: Side, after: Side, sizes: tuple[int, int]) -> tuple[SideSummary, SideSummary]:
+    return _summary(before, sizes[0]), _summary(after, sizes[1])
 
 
 def _summary(side: Side, weight_bytes: int) -> SideSummary:

@@ -1,0 +1,35 @@
+"""The report of a repack: what is added to the folder, and what would be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from surgery.diff.comparison import Comparison
+from surgery.diff.evidence import JSON_FILE, MARKDOWN_FILE, of_validation, witnessed
+from surgery.diff.formats import FORMATS
+from surgery.diff.sides import of_pair, of_plan, open_side
+from surgery.diff.two import compare
+from surgery.engine import Outcome, Pass, apply
+from surgery.export import Export, Pair
+from surgery.genai import Target, genai_config
+from surgery.model import Model
+from surgery.verify.report import Report
+
+
+def folder_reports(
+    folder: Path, export: Export, pair: Pair, outcomes: Sequence[Outcome], proof: Report | None
+) -> dict[str, str]:
+    """Name -> text of the reports of a complete folder: the same that `diff` of its source and it gives later."""
+    numbers = of_validation(proof, "repack's closing proof") if proof is not None else None
+    found = compare(of_pair(export, pair), open_side(folder), evidence=witnessed(outcomes, numbers))
+    return {MARKDOWN_FILE: FORMATS["md"](found), JSON_FILE: FORMATS["json"](found)}
+
+
+def planned_report(
+    export: Export, pair: Pair, recipe: Sequence[Pass], provider: str = "cpu", runtime: Target = "genai-0.14"
+) -> Comparison:
+    """What a repack would change. Nothing is written, and no data file need be there."""
+    model, outcomes = apply(Model.open(pair.decoder, export.architecture), recipe)
+    after = of_plan(model, genai_config(model, export, provider, runtime), export.root)
+    return compare(of_pair(export, pair), after, evidence=witnessed(outcomes))

@@ -19,6 +19,8 @@ import typer
 from surgery.errors import ExportError, FolderError, RequestError, RuntimeMissing, SurgeryError, printable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from rich.console import Console
 
     from passes.recipe import Recipe
@@ -28,8 +30,10 @@ if TYPE_CHECKING:
     from surgery.export import Export, Pair
     from surgery.hub import Download, HubSource
     from surgery.inspection import ExportInspection, FolderInspection, Inspection
+    from surgery.placement import Placed
     from surgery.repack import Repacked
     from surgery.runtime import Provider as ProviderName
+    from surgery.strip import Stripped
     from surgery.verify.report import Report
 
 app = typer.Typer(
@@ -83,6 +87,11 @@ class WeightsBy(enum.StrEnum):
     auto = "auto"
     reference = "reference"
     digest = "digest"
+
+
+class Share(enum.StrEnum):
+    copy = "copy"
+    link = "link"
 
 
 Source = Annotated[
@@ -225,6 +234,47 @@ def _recipe(
     if preset is Preset.fast:
         return fast(embed, half=half, accuracy_level=level)
     return compatible(embed, layout.value, runtime.value, half=half, accuracy_level=level)
+
+
+@app.command()
+def strip(
+    source: Source,
+    target: Out,
+    precision: Precision = None,
+    weights: Annotated[
+        Share, typer.Option("--weights", help="copy the weight files, or link them (shares the source's bytes).")
+    ] = Share.copy,
+    ep: Ep = Provider.auto,
+    validate: Annotated[
+        bool, typer.Option("--validate/--no-validate", help="Prove the folder against the source before it appears.")
+    ] = True,
+    force: Force = False,
+    revision: Revision = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what the Hub would be asked for, and stop.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make a text-only export: the two graphs of one precision, for two-session loops and transformers.js."""
+    from surgery.staging import refuse_existing
+    from surgery.strip import strip as run
+
+    provider = _provider(ep)
+    if dry_run:
+        _dry_run(source, revision, precision, provider, as_json)
+        return
+    refuse_existing(target, force=force)  # before gigabytes are fetched, not after
+    export, pair, reason = _opened(source, revision, precision, provider, None)
+    _say(f"source     {export.root}")
+    _say(f"precision  {reason}")
+    with _ByteProgress() as progress:
+        check = _gate_two_graphs(pair, provider, progress) if validate else None
+        result = run(
+            export, pair, target,
+            weights=weights.value, force=force, check=check, started=progress.started, progress=progress.advance,
+        )  # fmt: skip
+    if as_json:
+        _print_json(_stripped_dict(result))
+    else:
+        _show_stripped(result)
 
 
 @app.command()
@@ -686,14 +736,28 @@ class _ByteProgress:
             _say(f"proving    {text}")
 
 
-def _gate(pair: Pair, provider: ProviderName, progress: _ByteProgress) -> Any:
-    """The check that repack ends with: raises with the report where a gate fails, so that the folder never appears."""
+def _gate(pair: Pair, provider: ProviderName, progress: _ByteProgress) -> Callable[[Path], Report]:
+    """The check that repack ends with."""
     from surgery.verify import Request
     from surgery.verify import validate as prove
 
+    request = Request(scope="closing")
+    return _passing(lambda folder: prove(folder, pair, provider=provider, request=request, progress=progress.stage))
+
+
+def _gate_two_graphs(pair: Pair, provider: ProviderName, progress: _ByteProgress) -> Callable[[Path], Report]:
+    """The check that strip ends with."""
+    from surgery.verify.two_graphs import validate_two_graphs
+
+    return _passing(lambda folder: validate_two_graphs(folder, pair, provider=provider, progress=progress.stage))
+
+
+def _passing(prove: Callable[[Path], Report]) -> Callable[[Path], Report]:
+    """A check that raises with the report where a gate fails, so that the folder never appears."""
+
     def check(folder: Path) -> Report:
         try:
-            report = prove(folder, pair, provider=provider, request=Request(scope="closing"), progress=progress.stage)
+            report = prove(folder)
         except RuntimeMissing as error:
             raise RuntimeMissing(
                 str(error), hint="--no-validate writes the folder unproven, for another machine"
@@ -730,17 +794,50 @@ def _show_repacked(result: Repacked[Report], layout: str) -> None:
     if result.proof is not None:
         show_report(out, result.proof, brief=True)
         out.print()
-    for placed in result.placed:
-        shared = " (it shares its bytes with the source)" if placed.how == "linked" else ""
-        out.print(plain(f"{placed.location}: {size(placed.size)} {placed.how}{shared}"))
+    _show_placed(out, result.placed)
     out.print(plain(f"{result.folder} is ready", "bold green"))
+
+
+def _show_placed(out: Console, placed: Sequence[Placed]) -> None:
+    from surgery.tables import plain, size
+
+    for file in placed:
+        shared = " (it shares its bytes with the source)" if file.how == "linked" else ""
+        out.print(plain(f"{file.location}: {size(file.size)} {file.how}{shared}"))
+
+
+def _show_stripped(result: Stripped[Report]) -> None:
+    from surgery.tables import plain, show_report, size
+
+    out = _data()
+    if result.proof is not None:
+        show_report(out, result.proof, brief=True)
+        out.print()
+    _show_placed(out, result.placed)
+    if result.left_out:
+        out.print(plain(f"left out: {len(result.left_out)} files, {size(sum(result.left_out.values()))}"))
+    out.print(plain(f"{result.folder} is ready", "bold green"))
+
+
+def _stripped_dict(result: Stripped[Report]) -> dict[str, Any]:
+    return {
+        "folder": str(result.folder),
+        "precision": result.precision,
+        "weights": _placed_dicts(result.placed),
+        "left_out": dict(result.left_out),
+        "proof": result.proof.to_dict() if result.proof is not None else None,
+    }
+
+
+def _placed_dicts(placed: Sequence[Placed]) -> list[dict[str, Any]]:
+    return [{"file": p.location, "size": p.size, "how": p.how, "sha256": p.sha256} for p in placed]
 
 
 def _repacked_dict(result: Repacked[Report], precision: str) -> dict[str, Any]:
     return {
         "folder": str(result.folder),
         "precision": precision,
-        "weights": [{"file": p.location, "size": p.size, "how": p.how, "sha256": p.sha256} for p in result.placed],
+        "weights": _placed_dicts(result.placed),
         "kv_caches": {
             layout: {"pairs": cost.pairs, "bytes_per_token": cost.bytes_per_token}
             for layout, cost in result.costs.items()

@@ -31,6 +31,9 @@ BEST = {
 """Provider -> precisions, best first. On CUDA, float32 attention has no GroupQueryAttention kernel (onnxruntime-gpu
 1.31.1's kernel list), so only float16 activations are taken."""
 
+LICENSES = ("LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE", "NOTICE.md", "NOTICE.txt")
+"""Names under which a repository has the words that go along with its weights."""
+
 _GRAPH = re.compile(r"(?P<role>embed_tokens|decoder_model_merged)(?P<suffix>_[A-Za-z0-9]+)?\.onnx")
 
 

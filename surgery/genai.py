@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from surgery.errors import ArchitectureError, ExportError, ModelError
-from surgery.export import Export
+from surgery.export import LICENSES, Export
 from surgery.gemma4 import Architecture, read_config, text_config
 from surgery.graph import declare
 from surgery.model import Model
@@ -237,16 +237,21 @@ def check_side_files(export: Export) -> None:
 
 
 def write_side_files(export: Export, folder: Path) -> list[str]:
-    """Tokenizer, chat template, generation settings and the text model's config, as `check_side_files` found them."""
+    """`write_text_files`, and the text model's config."""
+    write_json(folder / "config.json", promoted_config(export))
+    return [*write_text_files(export, folder), "config.json"]
+
+
+def write_text_files(export: Export, folder: Path) -> list[str]:
+    """Tokenizer, chat template, generation settings and licence, as `check_side_files` found them."""
     written = []
-    for name in _COPIED:
+    for name in (*_COPIED, *LICENSES):
         if source := export.file(name):
             _refuse_taken(folder / name)
             shutil.copyfile(source, folder / name)
             written.append(name)
     write_json(folder / "tokenizer_config.json", _tokenizer_config(export))
-    write_json(folder / "config.json", promoted_config(export))
-    return [*written, "tokenizer_config.json", "config.json"]
+    return [*written, "tokenizer_config.json"]
 
 
 def _tokenizer_config(export: Export) -> dict[str, Any]:

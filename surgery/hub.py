@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from surgery.errors import ExportError, nearest
-from surgery.export import named_pairs
+from surgery.export import LICENSES, named_pairs
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
@@ -33,6 +33,8 @@ SIDE_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "chat_template.jinja",
+    "README.md",
+    *LICENSES,
 )
 """What a repack reads beside the graphs; processors of images and sound stay on the Hub."""
 

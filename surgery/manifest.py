@@ -20,12 +20,13 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from surgery.errors import FolderError
 from surgery.export import Export, Pair
 from surgery.gemma4 import read_config
+from surgery.genai import CONFIG_FILE
 from surgery.placement import Placed
 
 NAME = "manifest.json"
@@ -81,11 +82,12 @@ def _source_files(
     export: Export, pair: Pair, data_files: Iterable[Path], known: Mapping[str, Placed]
 ) -> dict[str, dict[str, Any]]:
     """Graphs by their digest; a data file by its copy's, which was taken from the very bytes that were written."""
+    copies = {PurePosixPath(location).name: entry for location, entry in known.items()}
     found: dict[str, dict[str, Any]] = {}
     for path in (pair.embed, pair.decoder):
         found[_relative(path, export.root)] = {"size": path.stat().st_size, "sha256": sha256(path)}
     for path in data_files:
-        copy = known.get(path.name)
+        copy = copies.get(path.name)
         same = copy is not None and copy.how == "copied" and copy.size == path.stat().st_size
         digest = copy.sha256 if copy is not None and same else blob_digest(path)
         found[_relative(path, export.root)] = {"size": path.stat().st_size, "sha256": digest}
@@ -108,6 +110,15 @@ def sha256(path: Path) -> str:
         while chunk := reader.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def refuse_foreign(target: Path) -> None:
+    """Raise FolderError where replacing `target` would remove what this program did not write."""
+    if target.exists() and any(target.iterdir()) and not any((target / name).is_file() for name in (NAME, CONFIG_FILE)):
+        raise FolderError(
+            f"{target} holds neither {NAME} nor {CONFIG_FILE}; --force replaces folders that have one, and empty ones",
+            hint="choose another name, or remove the folder yourself",
+        )
 
 
 def _version(package: str) -> str | None:

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol
 
 from surgery.conversion import Conversion, converted
+from surgery.staging import existing
 from surgery.weights import external_field, is_external, reference, set_extent, tensors
 
 if TYPE_CHECKING:
@@ -133,6 +134,12 @@ class Trail:
 
     def _flush(self, reader: BinaryIO, _: int) -> None:
         os.fsync(reader.fileno())
+
+
+def unlinkable(files: Iterable[Path], parent: Path) -> int:
+    """Bytes that are copied although links are asked for, because they lie on another filesystem than `parent`."""
+    device = existing(parent).stat().st_dev
+    return sum(found.st_size for found in (file.stat() for file in files) if found.st_dev != device)
 
 
 class CopiesAhead:

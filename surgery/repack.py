@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from surgery.cuda.prediction import require_cuda
 from surgery.engine import Outcome, Pass, apply
-from surgery.errors import FolderError
 from surgery.export import Export, Pair
 from surgery.genai import (
     CONFIG_FILE,
@@ -24,10 +23,10 @@ from surgery.genai import (
     write_text,
 )
 from surgery.manifest import NAME as MANIFEST_FILE
-from surgery.manifest import manifest, sha256
+from surgery.manifest import manifest, refuse_foreign, sha256
 from surgery.model import Model
-from surgery.placement import CopiesAhead, Placed, Placement, Progress, consolidated_size
-from surgery.staging import existing, refuse_existing, require_space, staged_folder
+from surgery.placement import CopiesAhead, Placed, Placement, Progress, consolidated_size, unlinkable
+from surgery.staging import refuse_existing, refuse_holding, require_space, staged_folder
 
 Proof = TypeVar("Proof")
 
@@ -79,8 +78,8 @@ def repack(
     outcomes of the passes and what the check returned: it gives the names and texts of reports to add. Raises SurgeryError for everything that a user can mend.
     """
     refuse_existing(target, force=force)
-    _refuse_foreign(target)
-    _refuse_holding(target, (export.root, pair.embed, pair.decoder))
+    refuse_foreign(target)
+    refuse_holding(target, (export.root, pair.embed, pair.decoder))
     check_side_files(export)
     sources = _weight_files(pair) if weights == "copy" else []
     require_space(target.absolute().parent, sum(file.stat().st_size for file in sources))
@@ -92,7 +91,7 @@ def repack(
             require_cuda(model)
         config = genai_config(model, export, provider, runtime)
         data_files = model.source_files()
-        _refuse_holding(target, data_files)
+        refuse_holding(target, data_files)
         if not sources:
             _announce(model, weights, target.absolute().parent, started)
         placed = model.save(stage / MODEL_FILE, weights=weights, progress=progress, ahead=ahead)
@@ -131,28 +130,6 @@ def _announce(model: Model, weights: Placement, parent: Path, started: Callable[
     """Check the space for what is to be written, and say how many bytes that is."""
     kept, new = list(model.used_weight_files().values()), sum(model.converted_files().values())
     total = consolidated_size(model) if weights == "consolidate" else sum(file.stat().st_size for file in kept) + new
-    require_space(parent, total if weights != "link" else _unlinkable(kept, parent) + new)
+    require_space(parent, total if weights != "link" else unlinkable(kept, parent) + new)
     if started is not None:
         started(total)
-
-
-def _refuse_holding(target: Path, sources: Iterable[Path]) -> None:
-    """Raise FolderError where replacing `target` would remove the source."""
-    for source in sources:
-        if source.resolve().is_relative_to(target.resolve()):
-            raise FolderError(f"{target} holds the source, {source}", hint="write it somewhere else")
-
-
-def _refuse_foreign(target: Path) -> None:
-    """Raise FolderError where replacing `target` would remove what no repack wrote."""
-    if target.exists() and not (target / CONFIG_FILE).is_file() and any(target.iterdir()):
-        raise FolderError(
-            f"{target} holds no {CONFIG_FILE}; --force replaces folders that a repack wrote, and empty ones",
-            hint="choose another name, or remove the folder yourself",
-        )
-
-
-def _unlinkable(files: Iterable[Path], parent: Path) -> int:
-    """Bytes that are copied although links are asked for, because they lie on another filesystem."""
-    device = existing(parent).stat().st_dev
-    return sum(found.st_size for found in (file.stat() for file in files) if found.st_dev != device)

@@ -14,7 +14,7 @@ import errno
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -69,6 +69,13 @@ def refuse_existing(target: Path, *, force: bool) -> None:
         raise FolderError(f"{target} exists", hint="choose another name, or pass --force to replace it")
     if target.is_symlink() or not target.is_dir():
         raise FolderError(f"{target} is not a folder; --force replaces folders only")
+
+
+def refuse_holding(target: Path, sources: Iterable[Path]) -> None:
+    """Raise FolderError where replacing `target` would remove one of the sources."""
+    for source in sources:
+        if source.resolve().is_relative_to(target.resolve()):
+            raise FolderError(f"{target} holds the source, {source}", hint="write it somewhere else")
 
 
 def require_space(parent: Path, needed: int) -> None:

@@ -529,7 +529,9 @@ def test_a_target_inside_the_source_adds_a_folder_and_changes_no_file(tmp_path: 
 def test_force_replaces_nothing_that_a_repack_did_not_write(source: Path, tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.txt").write_text("keep")
-    with pytest.raises(FolderError, match=r"holds no genai_config\.json; --force replaces folders that a repack wrote"):
+    with pytest.raises(
+        FolderError, match=r"holds neither manifest\.json nor genai_config\.json; --force replaces folders"
+    ):
         run(source, tmp_path / "home", force=True)
     assert names(tmp_path / "home") == ["thesis.txt"]
     (tmp_path / "empty").mkdir()

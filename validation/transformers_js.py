@@ -1,0 +1,71 @@
+"""python -m validation.transformers_js WORK: does transformers.js read what `strip` writes, and answer as surgery.pair does?
+
+Installs the library from the npm registry into WORK, strips the small export in each precision, and compares greedy
+tokens. Needs node and npm; prints a table.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from surgery.export import open_export
+from surgery.loop import generate
+from surgery.pair import PairModel, open_folder
+from surgery.runtime import Settings
+from surgery.strip import strip
+from surgery.tables import show_rows
+
+VERSION = "4.3.1"
+SOURCE = Path(__file__).parent.parent / "fixtures" / "tiny-e2b"
+PROGRAM = Path(__file__).with_suffix(".mjs")
+PROMPTS = [[2], [2, 88, 115, 75, 99, 107, 31, 9], [2, 40, 38, 112, 117, 3, 65, 105, 19]]
+TOKENS = 12
+
+
+def main(work: Path) -> int:
+    """0 where every way of loading gives the tokens, 1 where one does not."""
+    library = install(work)
+    export, rows = open_export(SOURCE), []
+    for precision in export.pairs:
+        folder = work / f"stripped-{precision}"
+        strip(export, export.pair(precision), folder, force=True)
+        wanted = expected(folder)
+        command = ["node", str(PROGRAM), str(folder), str(library), json.dumps(PROMPTS)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        for way, tokens in json.loads(done.stdout.splitlines()[-1]).items():
+            rows.append((precision, way, told(tokens, wanted)))
+    from rich.console import Console
+
+    show_rows(Console(width=120), f"transformers.js {VERSION}, node, CPU", ("precision", "way", "tokens"), rows)
+    return 0 if all(row[2] == told(0, 0) for row in rows) else 1
+
+
+def install(work: Path) -> Path:
+    """The module to import. Without install scripts: onnxruntime-node brings its CPU library along."""
+    work.mkdir(parents=True, exist_ok=True)
+    package = f"@huggingface/transformers@{VERSION}"
+    command = ["npm", "install", "--silent", "--no-audit", "--no-fund", "--ignore-scripts", package]
+    subprocess.run(command, cwd=work, check=True, stdout=subprocess.DEVNULL)
+    return work.absolute() / "node_modules" / "@huggingface" / "transformers" / "dist" / "transformers.node.mjs"
+
+
+def expected(folder: Path) -> list[list[int]]:
+    """Greedy tokens, each prompt on its own."""
+    opened = open_folder(folder)
+    model = PairModel.open(opened.pair, Settings())
+    return [
+        [token for (token,) in generate(model, [ids], new_tokens=TOKENS, stop=opened.stop) if token is not None]
+        for ids in PROMPTS
+    ]
+
+
+def told(tokens: Any, wanted: Any) -> str:
+    return "surgery.pair's" if tokens == wanted else str(tokens)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

@@ -19,7 +19,7 @@ import typer
 from surgery.errors import ExportError, FolderError, RequestError, RuntimeMissing, SurgeryError, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from rich.console import Console
 
@@ -250,16 +250,20 @@ def strip(
     ] = True,
     force: Force = False,
     revision: Revision = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what the Hub would be asked for, and stop.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List what would be written, and what the Hub would be asked for.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Make a text-only export: the two graphs of one precision, for two-session loops and transformers.js."""
     from surgery.staging import refuse_existing
+    from surgery.strip import contents
     from surgery.strip import strip as run
 
     provider = _provider(ep)
     if dry_run:
-        _dry_run(source, revision, precision, provider, as_json)
+        export, pair, download = _looked_up(source, revision, precision, provider, None)
+        _strip_dry_run(contents(export, pair), download, as_json)
         return
     refuse_existing(target, force=force)  # before gigabytes are fetched, not after
     export, pair, reason = _opened(source, revision, precision, provider, None)
@@ -607,6 +611,21 @@ def _dry_run(download: Download | None, report: Comparison, as_json: bool) -> No
         _show_download(download)
         _data().print()
     show_comparison(_data(), report)
+
+
+def _strip_dry_run(files: Mapping[str, int | None], download: Download | None, as_json: bool) -> None:
+    """Say what would be written, and what the Hub would be asked for, if it is one."""
+    from surgery.tables import show_rows, size
+
+    if as_json:
+        written = [{"file": name, "size": count} for name, count in files.items()]
+        _print_json({**(_download_dict(download) if download else {}), "writes": written})
+        return
+    if download is not None:
+        _show_download(download)
+        _data().print()
+    rows = [(name, "?" if count is None else size(count)) for name, count in files.items()]
+    show_rows(_data(), "would be written", ("file", "size"), rows, right="size")
 
 
 def _looked_up(

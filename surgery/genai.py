@@ -42,7 +42,8 @@ MAX_LENGTH = 8192
 _TYPES = {"gemma4": "gemma4_text", "gemma3": "gemma3_text"}
 _OLD_TYPE = "gemma3_text"
 _CLASSES = {"gemma4": "Gemma4ForCausalLM", "gemma3": "Gemma3ForCausalLM"}
-_COPIED = ("tokenizer.json", "chat_template.jinja", "generation_config.json")
+COPIED = ("tokenizer.json", "chat_template.jinja", "generation_config.json", *LICENSES)
+"""Files that go into every folder as they are, where the source has them."""
 _SAMPLING = {"do_sample": bool, "temperature": float, "top_k": int, "top_p": float, "repetition_penalty": float}
 _TOKENIZER_CLASS = "GemmaTokenizer"
 """The one class that every GenAI version tokenizes exactly as Hugging Face does; `Gemma4Tokenizer` is refused by all."""
@@ -245,7 +246,7 @@ def write_side_files(export: Export, folder: Path) -> list[str]:
 def write_text_files(export: Export, folder: Path) -> list[str]:
     """Tokenizer, chat template, generation settings and licence, as `check_side_files` found them."""
     written = []
-    for name in (*_COPIED, *LICENSES):
+    for name in COPIED:
         if source := export.file(name):
             _refuse_taken(folder / name)
             shutil.copyfile(source, folder / name)

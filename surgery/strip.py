@@ -21,7 +21,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from surgery.export import Export, Pair
 from surgery.gemma4 import text_config
-from surgery.genai import check_side_files, write_json, write_text_files
+from surgery.genai import COPIED, check_side_files, write_json, write_text_files
 from surgery.manifest import NAME as MANIFEST_FILE
 from surgery.manifest import manifest, refuse_foreign
 from surgery.model import Model
@@ -91,6 +91,21 @@ def strip(
         left_out = _left_out(export, stage)
         proof = check(stage) if check is not None else None
     return Stripped(target, pair.precision, tuple(below), left_out, proof)
+
+
+def contents(export: Export, pair: Pair) -> dict[str, int | None]:
+    """The files of the folder and their bytes; None for what is written anew, or is not there yet to be measured."""
+    found: dict[str, int | None] = dict.fromkeys(("config.json", "tokenizer_config.json", MANIFEST_FILE))
+    found |= {name: _size(export.root / name) for name in COPIED if export.file(name)}
+    for path in (pair.embed, pair.decoder):
+        graph = Model.open(path)
+        found[f"{GRAPHS}/{path.name}"] = _size(path)
+        found |= {f"{GRAPHS}/{location}": _size(file) for location, file in graph.weight_files.items()}
+    return dict(sorted(found.items()))
+
+
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None
 
 
 def two_graph_config(export: Export, precision: str, data_files: Mapping[str, int]) -> dict[str, Any]:

@@ -195,3 +195,15 @@ def test_the_command_proves_and_answers_in_json(tmp_path: Path) -> None:
     assert "precision  q4f16: as asked for" in done.stderr
     answered = command("generate", "out", "hello", "--new-tokens", "3", cwd=tmp_path)
     assert answered.returncode == 0 and "two sessions" in answered.stderr
+
+
+def test_a_dry_run_lists_what_would_be_written(tmp_path: Path) -> None:
+    done = command("strip", str(TINY), "out", "--ep", "cpu", "--dry-run", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    listed = {entry["file"]: entry["size"] for entry in json.loads(done.stdout)["writes"]}
+    assert list(tmp_path.iterdir()) == []
+    run(tmp_path / "out")
+    written = {name: (tmp_path / "out" / name).stat().st_size for name in files(tmp_path / "out")}
+    assert listed.keys() == written.keys()
+    assert {name: size for name, size in listed.items() if size is not None}.items() <= written.items()
+    assert "would be written" in command("strip", str(TINY), "out", "--ep", "cpu", "--dry-run", cwd=tmp_path).stdout

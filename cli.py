@@ -6,10 +6,12 @@ Imports that cost time stay inside the commands: `--help` must be quick.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import json
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
@@ -565,11 +567,102 @@ def bench(
         show_benchmarks(_data(), found)
 
 
+@app.command("git-setup")
+def git_setup(
+    everywhere: Annotated[
+        bool, typer.Option("--global/--local", help="For all repositories of yours, or for the one you are in.")
+    ] = False,
+    unset: Annotated[bool, typer.Option("--unset", help="Take away what git-setup wrote.")] = False,
+) -> None:
+    """Make git diff, git show and git log -p show what changed in .onnx files."""
+    from surgery.diff.git_setup import set_up, take_away
+
+    scope: Literal["global", "local"] = "global" if everywhere else "local"
+    if unset:
+        removed = take_away(scope, Path()).settings
+        for setting in removed:
+            _say_data(f"removed {setting.text} from {setting.file}")
+        if not removed:
+            _say_data("nothing was there to remove")
+        return
+    done = set_up(scope, _program(), Path())
+    for setting in done.settings:
+        _say_data(f"{'wrote to' if setting.changed else 'there already, in'} {setting.file}: {setting.text}")
+    if done.overruled_by:
+        _say_data(
+            f"but .gitattributes of this repository has the last word on *.onnx (diff: {done.overruled_by}); "
+            "git-setup without --global wins over it"
+        )
+    _say_data("git diff shows the report; git show and git log -p show lines of the graph, with --ext-diff the report")
+
+
+@app.command("git-textconv", hidden=True)
+def git_textconv(file: Path) -> None:
+    """The text of one graph, for git."""
+    from surgery.diff.git_drivers import text_of
+
+    with _git_goes_on():
+        sys.stdout.write(text_of(file))
+
+
+@app.command("git-diff", hidden=True)
+def git_diff(words: list[str]) -> None:
+    """The report of two versions of one graph, for git."""
+    from surgery.diff.git_drivers import WEIGHTS, Versions, compared
+    from surgery.diff.terminal import show_comparison
+    from surgery.tables import plain
+
+    out = _beside_git()
+    with _git_goes_on():
+        versions = Versions.parse(words)
+        out.print(plain(versions.heading, "bold"), soft_wrap=True)
+        found = compared(versions)
+        if isinstance(found, str):
+            out.print(plain(found), soft_wrap=True)
+        else:
+            show_comparison(out, found)
+            if found.weights.uncompared:
+                out.print(plain(WEIGHTS, "dim"), soft_wrap=True)
+    out.print()
+
+
+@app.command()
+def review(
+    base: Annotated[str, typer.Argument(metavar="BASE", help="A commit: what was there before.")],
+    head: Annotated[str, typer.Argument(metavar="[HEAD]", help="A commit: what is there now.")] = "HEAD",
+    as_markdown: Annotated[bool, typer.Option("--md", help="Print Markdown, for a comment on a pull request.")] = False,
+) -> None:
+    """Compare every model of a git repository that differs between two commits. Exit code 1 if one does."""
+    from surgery.diff.review import review as run
+    from surgery.diff.review import review_markdown, summary
+    from surgery.diff.terminal import show_comparison
+    from surgery.tables import plain
+
+    found = run(Path(), base, head)
+    if as_markdown:
+        sys.stdout.write(review_markdown(found))
+    else:
+        out = _data()
+        for one in found:
+            if one.comparison is not None:
+                show_comparison(out, one.comparison)
+            else:
+                out.print(plain(f"{one.name}: {one.state}", "bold"))
+            out.print()
+        out.print(plain(summary(found)))
+    if any(one.problem for one in found):
+        raise typer.Exit(2)
+    raise typer.Exit(1 if any(one.fails(None) for one in found) else 0)
+
+
 @app.command()
 def comment(
     target: Annotated[str, typer.Argument(metavar="OWNER/REPO#NUMBER", help="The pull request.")],
     file: Annotated[Path, typer.Argument(metavar="REPORT.md")],
     marker: Annotated[str, typer.Option("--marker", help="Tells apart several comments of ours.")] = "report",
+    update_only: Annotated[
+        bool, typer.Option("--update-only", help="Do nothing where there is no comment of ours yet.")
+    ] = False,
 ) -> None:
     """Put a report on a pull request, as one comment that later calls update. Needs GITHUB_TOKEN."""
     from surgery.diff.pull_request import PullRequest, Site, post
@@ -578,7 +671,10 @@ def comment(
         body = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise FolderError(f"{file} cannot be read: {error}") from None
-    posted = post(Site.from_environment(), PullRequest.parse(target), body, marker)
+    posted = post(Site.from_environment(), PullRequest.parse(target), body, marker, update_only=update_only)
+    if posted is None:
+        _say_data("there is no comment to update")
+        return
     _say_data(f"{'created' if posted.created else 'updated'} {posted.url}")
 
 
@@ -905,6 +1001,38 @@ def _talk() -> Console:
 def _say(text: str) -> None:
     """A line of talk, never broken: a log is not a terminal."""
     _talk().print(text, markup=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def _git_goes_on() -> Iterator[None]:
+    """Say what went wrong where the answer would stand: git stops at a driver that fails, and the rest is not shown."""
+    try:
+        yield
+    except SurgeryError as error:
+        _say_data(str(error))
+    except Exception as error:
+        if os.environ.get("GEMMA4_SURGERY_TRACEBACK"):
+            raise
+        _say_data(f"a defect of gemma4-surgery: {type(error).__name__}: {error}")
+
+
+def _beside_git() -> Console:
+    """Stdout as git has it: in colour where git's own diff is, as wide as the pager."""
+    from rich.console import Console
+
+    from surgery.diff import git
+
+    shown = sys.stdout.isatty() or "GIT_PAGER_IN_USE" in os.environ
+    colour = git.run(Path(), "config", "--get-colorbool", "color.diff", str(shown).lower()).stdout.strip() == "true"
+    columns = os.environ.get("COLUMNS", "")
+    width = int(columns) if columns.isdecimal() else None if sys.stdout.isatty() else 120
+    return Console(highlight=False, force_terminal=colour, width=width)
+
+
+def _program() -> list[str]:
+    """How this program is run again, from any folder: the installed command, or this file with its interpreter."""
+    script = Path(sys.argv[0]).absolute()
+    return [sys.executable, str(script)] if script.suffix == ".py" else [str(script)]
 
 
 def _say_data(text: str) -> None:

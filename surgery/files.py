@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
+from dataclasses import dataclass
 from pathlib import Path
 
 
@@ -36,3 +38,28 @@ def stays_inside(path: Path, folder: Path) -> bool:
         if above.name == "snapshots" and above.parent.name.startswith("models--"):
             return real.parent == above.parent / "blobs"
     return False
+
+
+@dataclass(frozen=True, slots=True)
+class Pointer:
+    """What Git LFS keeps in place of a large file: its SHA-256, and its size in bytes."""
+
+    sha256: str
+    size: int
+
+
+def read_pointer(path: Path) -> Pointer | None:
+    """The Git LFS pointer that a file holds in place of its content; None for any other file.
+
+    https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md: less than 1024 bytes, keys sorted after `version`.
+    """
+    try:
+        data = read_regular(path, 1023)
+    except OSError:
+        return None
+    if not data.startswith(b"version https://git-lfs.github.com/spec/"):
+        return None
+    fields = dict(line.partition(" ")[::2] for line in data.decode("utf-8", "replace").splitlines())
+    digest = re.fullmatch(r"sha256:([0-9a-f]{64})", fields.get("oid", ""))
+    size = re.fullmatch(r"\d{1,19}", fields.get("size", ""), re.ASCII)
+    return Pointer(digest[1], int(size[0])) if digest and size else None

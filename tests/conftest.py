@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import pytest
+from repositories import GRAPH, change, commit, git
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 
@@ -28,3 +31,34 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if not files:
         raise pytest.UsageError(f"--real {folder}: no .onnx file is below it")
     metafunc.parametrize("real_onnx", files, ids=[str(file.relative_to(folder)) for file in files])
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user with nothing configured but a name."""
+    folder = tmp_path / "home"
+    folder.mkdir()
+    for name in [name for name in os.environ if name.startswith(("GIT_", "XDG_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+    for key, value in (("user.name", "n"), ("user.email", "n@example.org"), ("init.defaultBranch", "main")):
+        git(tmp_path, "config", "--global", key, value)
+    return folder
+
+
+@pytest.fixture
+def repository(tmp_path: Path, home: Path) -> Path:
+    """Two commits of a graph with its data file; .gitattributes calls both binary, as many repositories do."""
+    folder = tmp_path / "repo"
+    folder.mkdir()
+    git(folder, "init", "-q")
+    (folder / ".gitattributes").write_text("*.onnx binary\n*.onnx_data binary\n")
+    (folder / "models").mkdir()
+    tiny = FIXTURES / "tiny-e2b"
+    for path in (*(tiny / "onnx").glob(f"{GRAPH}*"), tiny / "config.json"):
+        shutil.copy(path, folder / "models" / path.name)
+    commit(folder, "first")
+    change(folder / "models" / GRAPH)
+    commit(folder, "second")
+    return folder

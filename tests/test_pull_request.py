@@ -28,22 +28,23 @@ def site(github: GitHub) -> Site:
 def test_created_once_and_then_updated(github: GitHub) -> None:
     first = post(site(github), HERE, "one")
     second = post(site(github), HERE, "two")
-    assert first.created and not second.created and first.url == second.url
+    assert first and second and first.created and not second.created and first.url == second.url
     assert first.url == "https://github.example/me/models/pull/7#issuecomment-1003"
     assert github.bodies[3] == "<!-- gemma4-surgery: report -->\ntwo" and len(github.bodies) == 4
     assert [line.split()[0] for line in github.log] == ["GET", "GET", "POST", "GET", "GET", "PATCH"]
 
 
 def test_markers_keep_several_comments_apart(github: GitHub) -> None:
-    assert not post(site(github), HERE, "new", "other").created
-    assert post(site(github), HERE, "first", "third").created
+    updated, created = post(site(github), HERE, "new", "other"), post(site(github), HERE, "first", "third")
+    assert updated and created and not updated.created and created.created
     assert github.bodies[1] == "<!-- gemma4-surgery: other -->\nnew"
 
 
 def test_a_quoted_marker_is_not_ours(github: GitHub) -> None:
     github.bodies = ["> <!-- gemma4-surgery: report -->\nwhat is this?", "see\n<!-- gemma4-surgery: report -->"]
-    assert post(site(github), HERE, "one").created
-    assert len(github.bodies) == 3
+    assert post(site(github), HERE, "one", update_only=True) is None
+    created = post(site(github), HERE, "one")
+    assert created and created.created and len(github.bodies) == 3
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@
     reference   the same extent of one file, or of files of equal digests     inline, and other bytes
     digest      the same SHA-256, read in portions                            another SHA-256
 
-A file's digest is known from manifest.json, from the Hub's cache, which names large files by it, or because both sides
-refer to one file. Where none of them tells, a tensor is not compared, and the report says so.
+A file's digest is known from manifest.json, from the Hub's cache, which names large files by it, from a Git LFS pointer
+in its place, or because both sides refer to one file. Where none of them tells, a tensor is not compared, and the report says so.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any, Literal
 from surgery.diff.comparison import Method
 from surgery.diff.scope import Label, Stored, inline_content
 from surgery.diff.sides import Side
+from surgery.files import read_pointer
 from surgery.manifest import blob_digest
 from surgery.weights import WeightReference, is_external, reference
 
@@ -115,7 +116,7 @@ class Contents:
         """SHA-256 of an extent (short ones as they are, like inline tensors); None where the file is not there."""
         place = (ref.file, ref.offset, ref.length)
         if place not in self._read:
-            self._read[place] = _read_digest(ref)
+            self._read[place] = None if read_pointer(ref.file) else _read_digest(ref)
         return self._read[place]
 
 
@@ -137,7 +138,8 @@ def _read_digest(ref: WeightReference) -> str | bytes | None:
 
 def _method(before: Side, after: Side) -> Method:
     """`digest` where that is quick: the data files are there, and small."""
-    sizes = [file_size(file) for side in (before, after) for file in data_files(side)]
+    files = [file for side in (before, after) for file in data_files(side)]
+    sizes = [None if read_pointer(file) else file_size(file) for file in files]
     known = [size for size in sizes if size is not None]
     return "digest" if len(known) == len(sizes) and sum(known) <= QUICK_BYTES else "reference"
 
@@ -159,6 +161,8 @@ def _file_contents(before: Side, after: Side) -> dict[Path, FileContent]:
         for file in data_files(side):
             if (blob := blob_digest(file)) is not None:
                 found[file] = FileContent(blob, "known by the SHA-256 that the Hub's cache names it by")
+            elif (pointer := read_pointer(file)) is not None:
+                found[file] = FileContent(pointer.sha256, "known by the SHA-256 in its Git LFS pointer")
             elif (digest := recorded.get(file)) is not None:
                 found[file] = FileContent(digest, "known by the SHA-256 in manifest.json")
     _same_files(before, after, found)
@@ -203,7 +207,9 @@ def _identity(file: Path) -> Hashable:
 
 
 def file_size(file: Path) -> int | None:
-    """Bytes of a file; None where it is not there."""
+    """Bytes of a file, or of the one that a Git LFS pointer stands for; None where it is not there."""
+    if (pointer := read_pointer(file)) is not None:
+        return pointer.size
     try:
         return file.stat().st_size
     except OSError:

@@ -79,10 +79,12 @@ class Site:
         return cls((os.environ.get("GITHUB_API_URL") or "https://api.github.com").rstrip("/"), token)
 
 
-def post(site: Site, pull_request: PullRequest, body: str, marker: str = "report") -> Posted:
+def post(
+    site: Site, pull_request: PullRequest, body: str, marker: str = "report", *, update_only: bool = False
+) -> Posted | None:
     """Create the comment, or bring it up to date. `marker` tells apart several of ours on one pull request.
 
-    Raises RepositoryError, in one sentence, for whatever the site or the network answers instead.
+    With `update_only` None is returned, and nothing done, where there is none to bring up to date. Raises RepositoryError, in one sentence, for whatever the site or the network answers instead.
     """
     line = _marker_line(marker)
     body = f"{line}\n{body}"
@@ -93,6 +95,8 @@ def post(site: Site, pull_request: PullRequest, body: str, marker: str = "report
         )
     client = _Client(site, pull_request)
     there = client.find(line)
+    if there is None and update_only:
+        return None
     if there is None:
         return Posted(client.send("POST", client.comments, {"body": body}).get("html_url", ""), True)
     url = f"{client.issues}/comments/{there}"

@@ -1,0 +1,137 @@
+"""action.yml as GitHub runs it: its step's shell, with the variables that a runner sets, against GitHub's API."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from github_server import GitHub, serve
+from repositories import GRAPH, git
+from test_cli import ROOT, TINY
+
+MARKER = "<!-- gemma4-surgery: report -->\n"
+
+
+def action() -> dict[str, Any]:
+    found = yaml.safe_load((ROOT / "action.yml").read_text())
+    assert isinstance(found, dict)
+    return found
+
+
+def step(name: str) -> dict[str, Any]:
+    return next(one for one in action()["runs"]["steps"] if one.get("name") == name)
+
+
+@pytest.fixture
+def github() -> Iterator[GitHub]:
+    with serve(GitHub()) as server:
+        yield server
+
+
+@pytest.fixture
+def runner(tmp_path: Path, github: GitHub, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that a runner has, and its variables; our command is on PATH."""
+    folder = tmp_path / "runner"
+    (folder / "bin").mkdir(parents=True)
+    command = folder / "bin" / "gemma4-surgery"
+    command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {shlex.quote(str(ROOT / "cli.py"))} "$@"\n')
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder / 'bin'}:/usr/local/bin:/usr/bin:/bin")
+    monkeypatch.setenv("RUNNER_TEMP", str(folder))
+    monkeypatch.setenv("GITHUB_OUTPUT", str(folder / "output"))
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(folder / "summary"))
+    monkeypatch.setenv("GITHUB_REPOSITORY", github.repository)
+    monkeypatch.setenv("GITHUB_API_URL", github.api)
+    return folder
+
+
+def report(folder: Path, github: GitHub, *, fork: bool = False, **inputs: str) -> subprocess.CompletedProcess[str]:
+    """Run the step that compares and comments, its expressions filled in from inputs and from a pull request's event."""
+    one, defaults = step("Compare and comment"), action()["inputs"]
+    values = {f"inputs.{name}": entry["default"] for name, entry in defaults.items()}
+    values |= {f"inputs.{name.replace('_', '-')}": value for name, value in inputs.items()}
+    if values["inputs.token"] == "${{ github.token }}":
+        values["inputs.token"] = github.token
+    values["github.event.pull_request.number"] = str(github.number)
+    values["github.event.pull_request.head.repo.fork"] = str(fork).lower()
+    given = {key: re.sub(r"\$\{\{ (.*?) \}\}", lambda m: values[m[1]], text) for key, text in one["env"].items()}
+    exports = "".join(f"export {key}={shlex.quote(value)}\n" for key, value in given.items())
+    shell = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", exports + one["run"]]  # as `shell: bash` does
+    return subprocess.run(shell, cwd=folder, capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_the_action_is_a_composite_one_without_injection() -> None:
+    found = action()
+    assert found["runs"]["using"] == "composite"
+    for one in found["runs"]["steps"]:
+        assert "${{" not in one.get("run", ""), "an expression in a script runs whatever a branch is called"
+        assert "uses" in one or one["shell"] == "bash"
+    assert all(entry["description"] and "default" in entry for entry in found["inputs"].values())
+    used = set(re.findall(r"inputs\.([\w-]+)", str(step("Compare and comment")["env"])))
+    assert used == set(found["inputs"])
+
+
+def test_one_comment_is_created_and_then_updated(repository: Path, runner: Path, github: GitHub) -> None:
+    done = report(repository, github)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert github.bodies[0].startswith(f"{MARKER}## ONNX models: 1 model differs\n")
+    assert "nodes: 1 added, 1 changed" in github.bodies[0]
+    assert (runner / "summary").read_text() == github.bodies[0].removeprefix(MARKER)
+    assert (runner / "output").read_text() == f"report={runner}/report-report.md\n"
+    git(repository, "revert", "--no-edit", "HEAD")
+    git(repository, "reset", "-q", "--soft", "HEAD~2")
+    git(repository, "commit", "-q", "--allow-empty", "-m", "nothing in the end")
+    assert report(repository, github).returncode == 0
+    assert github.bodies == [f"{MARKER}## ONNX models: no model differs\n"]
+
+
+def test_no_comment_where_there_is_nothing_to_say(repository: Path, runner: Path, github: GitHub) -> None:
+    done = report(repository, github, base="HEAD")
+    assert done.returncode == 0 and github.bodies == [], done.stderr
+    assert "no model differs" in (runner / "summary").read_text()
+
+
+def test_the_result_of_the_job(repository: Path, runner: Path, github: GitHub) -> None:
+    assert report(repository, github, fail_on="interface").returncode == 0
+    assert report(repository, github, fail_on="interface,nodes", comment="false").returncode == 1
+    assert report(repository, github, fail_on="nodes", ignore="nodes", comment="false").returncode == 0
+    refused = report(repository, github, fail_on="everything")
+    assert refused.returncode == 2 and "everything" in refused.stderr
+    missing = report(repository, github, base="HEAD^5")
+    assert missing.returncode == 2 and "fetch-depth" in missing.stderr
+    assert len(github.bodies) == 1, "what failed before there was a report changed no comment"
+
+
+def test_two_models_that_are_named(repository: Path, runner: Path, github: GitHub) -> None:
+    before = TINY / "onnx" / GRAPH
+    done = report(repository, github, before=str(before), after=f"models/{GRAPH}", marker="named")
+    assert done.returncode == 0, done.stderr
+    assert github.bodies[0].startswith("<!-- gemma4-surgery: named -->\n###") and "nodes: 1 added" in github.bodies[0]
+
+
+def test_a_fork_gets_a_warning_and_others_an_error(repository: Path, runner: Path, github: GitHub) -> None:
+    github.faults["POST"] = (403, b'{"message": "Resource not accessible by integration"}', {})
+    done = report(repository, github, fork=True)
+    assert done.returncode == 0 and "::warning::a pull request from a fork" in done.stdout
+    assert "nodes: 1 added" in (runner / "summary").read_text()
+    done = report(repository, github)
+    assert done.returncode == 2 and "pull-requests: write" in done.stderr
+
+
+def test_the_documented_workflow_is_one() -> None:
+    text = (ROOT / "docs" / "pull-requests.md").read_text()
+    block = re.search(r"```yaml\n(.*?)```", text, re.S)
+    assert block
+    workflow = yaml.safe_load(block[1])
+    job = workflow["jobs"]["models"]
+    assert workflow[True] == {"pull_request": None}, "YAML reads `on` as true"
+    assert job["permissions"]["pull-requests"] == "write"
+    assert job["steps"][0]["with"]["fetch-depth"] == 2, "HEAD^1 is the target branch"
+    assert set(job["steps"][1].get("with", {})) <= set(action()["inputs"])

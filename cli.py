@@ -83,6 +83,12 @@ class Format(enum.StrEnum):
     terminal = "terminal"
     md = "md"
     json = "json"
+    html = "html"
+
+
+class ReviewFormat(enum.StrEnum):
+    terminal = "terminal"
+    md = "md"
 
 
 class WeightsBy(enum.StrEnum):
@@ -117,6 +123,13 @@ Place = Annotated[
 ]
 Revision = Annotated[
     str | None, typer.Option("--revision", help="Branch, tag or commit of a Hub repository; default: main.")
+]
+FailOn = Annotated[
+    str, typer.Option("--fail-on", metavar="ASPECTS", help="Exit with 1 only if one of these differs; none: never.")
+]
+EVERY_ASPECT = "interface,caches,metadata,nodes,weights,names,config"
+Ignore = Annotated[
+    str, typer.Option("--ignore", metavar="ASPECTS", help="Show these, but do not count them as differences.")
 ]
 Config = Annotated[Path | None, typer.Option("--config", help="config.json of the architecture, where none is near.")]
 
@@ -398,7 +411,9 @@ def diff(
     ],
     after: Annotated[Path, typer.Argument(metavar="AFTER", help="What to compare it with: any of the three.")],
     precision: Precision = None,
-    form: Annotated[Format, typer.Option("--format", help="md is for pull requests.")] = Format.terminal,
+    form: Annotated[
+        Format, typer.Option("--format", help="md is for pull requests, html is one page.")
+    ] = Format.terminal,
     output: Annotated[
         Path | None, typer.Option("--output", help="Write the report to this file, in the format of its suffix.")
     ] = None,
@@ -415,13 +430,8 @@ def diff(
         Path | None,
         typer.Option("--numbers", help="What validate --json printed of AFTER; default: what repack recorded."),
     ] = None,
-    fail_on: Annotated[
-        str,
-        typer.Option("--fail-on", metavar="ASPECTS", help="Exit with 1 only if one of these differs; none: never."),
-    ] = "interface,caches,metadata,nodes,weights,names,config",
-    ignore: Annotated[
-        str, typer.Option("--ignore", metavar="ASPECTS", help="Show these, but do not count them as differences.")
-    ] = "none",
+    fail_on: FailOn = EVERY_ASPECT,
+    ignore: Ignore = "none",
     check: Annotated[
         Path | None,
         typer.Option("--check", metavar="REPORT", help="Exit with 1 if this report is not the one of these two."),
@@ -630,16 +640,20 @@ def git_diff(words: list[str]) -> None:
 def review(
     base: Annotated[str, typer.Argument(metavar="BASE", help="A commit: what was there before.")],
     head: Annotated[str, typer.Argument(metavar="[HEAD]", help="A commit: what is there now.")] = "HEAD",
-    as_markdown: Annotated[bool, typer.Option("--md", help="Print Markdown, for a comment on a pull request.")] = False,
+    form: Annotated[ReviewFormat, typer.Option("--format", help="md is for pull requests.")] = ReviewFormat.terminal,
+    fail_on: FailOn = EVERY_ASPECT,
+    ignore: Ignore = "none",
 ) -> None:
-    """Compare every model of a git repository that differs between two commits. Exit code 1 if one does."""
+    """Compare every model of a git repository that differs between two commits. Exit codes are those of diff."""
+    from surgery.diff.comparison import read_aspects
     from surgery.diff.review import review as run
     from surgery.diff.review import review_markdown, summary
     from surgery.diff.terminal import show_comparison
     from surgery.tables import plain
 
-    found = run(Path(), base, head)
-    if as_markdown:
+    failing = read_aspects(fail_on)
+    found = run(Path(), base, head, read_aspects(ignore))
+    if form is ReviewFormat.md:
         sys.stdout.write(review_markdown(found))
     else:
         out = _data()
@@ -652,7 +666,7 @@ def review(
         out.print(plain(summary(found)))
     if any(one.problem for one in found):
         raise typer.Exit(2)
-    raise typer.Exit(1 if any(one.fails(None) for one in found) else 0)
+    raise typer.Exit(1 if any(one.fails(failing) for one in found) else 0)
 
 
 @app.command()

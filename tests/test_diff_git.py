@@ -191,7 +191,7 @@ def test_review_of_what_is_new_gone_or_damaged(repository: Path) -> None:
     (repository / "models" / "new.onnx").write_bytes(b"not a graph")
     git(repository, "rm", "-q", f"models/{GRAPH}")
     commit(repository, "one came, one went")
-    done = run("review", "HEAD~", "--md", cwd=repository)
+    done = run("review", "HEAD~", "--format", "md", cwd=repository)
     assert done.returncode == 1
     assert done.stdout.splitlines()[0] == "## ONNX models: 1 is new, 1 is gone"
     (repository / "models" / "new.onnx").write_bytes(b"not a graph either")
@@ -200,7 +200,7 @@ def test_review_of_what_is_new_gone_or_damaged(repository: Path) -> None:
     assert done.returncode == 2
     assert "models/new.onnx: not compared: models/new.onnx (11 bytes) is not an ONNX model" in done.stdout
     nothing = run("review", "HEAD", cwd=repository)
-    assert nothing.returncode == 0 and nothing.stdout == "0 models differ\n"
+    assert nothing.returncode == 0 and nothing.stdout == "no model differs\n"
 
 
 def test_review_of_a_genai_folder(repository: Path, tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_review_of_a_genai_folder(repository: Path, tmp_path: Path) -> None:
         done = run("repack", str(TINY), str(repository / "out"), "--kv-layout", layout, "--no-validate", "--force")
         assert done.returncode == 0, done.stderr
         commit(repository, layout)
-    done = run("review", "HEAD~", "--md", cwd=repository)
+    done = run("review", "HEAD~", "--format", "md", cwd=repository)
     assert done.returncode == 1, done.stderr
     assert done.stdout.splitlines()[0] == "## ONNX models: 1 model differs"
     assert "### out (before) -\\> out (after): different" in done.stdout and "interface: 20 removed" in done.stdout

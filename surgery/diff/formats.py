@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from surgery.diff.comparison import Comparison
+from surgery.diff.html import html
 from surgery.diff.json_form import to_json
 from surgery.diff.markdown import to_markdown
 from surgery.errors import FolderError, RequestError
@@ -14,7 +15,7 @@ from surgery.files import read_regular
 MOST_BYTES = 2**30
 """A report that is longer is none."""
 
-FORMATS: dict[str, Callable[[Comparison], str]] = {"md": to_markdown, "json": to_json}
+FORMATS: dict[str, Callable[[Comparison], str]] = {"md": to_markdown, "json": to_json, "html": html}
 
 
 def format_of(path: Path) -> str:

@@ -19,7 +19,7 @@ LONGEST_CELL = 400
 def to_markdown(comparison: Comparison, most: int = MOST) -> str:
     """The report in at most `most` characters: details go first, the longest before the others, then whole sections."""
     blocks = [_Block(section) for section in outline(comparison)]
-    head = f"### {_text(title(comparison))}\n\n**{_text(comparison.verdict)}**\n"
+    head = f"### {escaped(title(comparison))}\n\n**{escaped(comparison.verdict)}**\n"
     while len(report := _report(head, blocks)) > most:
         longest = max(blocks, key=lambda block: block.can_lose)
         if not longest.can_lose:
@@ -37,7 +37,7 @@ class _Block:
 
     def __init__(self, section: Section) -> None:
         self._title = section.title
-        self._lead = f"{_text(section.lead)}\n\n" if section.lead else ""
+        self._lead = f"{escaped(section.lead)}\n\n" if section.lead else ""
         self._rows = _table(section.rows) if section.rows else f"{NONE}\n"
         self._details = _collapsed("all of it", _table(section.details)) if section.details else ""
         self._empty = not section.rows
@@ -73,7 +73,9 @@ def _collapsed(summary: str, body: str) -> str:
 
 def _table(rows: Sequence[Row]) -> str:
     """A table of the columns that any row fills."""
-    cells = [(row.mark.strip(), _text(row.kind), _code(row.name), _code(row.change), _text(row.note)) for row in rows]
+    cells = [
+        (row.mark.strip(), escaped(row.kind), _code(row.name), _code(row.change), escaped(row.note)) for row in rows
+    ]
     heads = ("", "what", "name", "change", "by")
     used = [index for index in range(len(heads)) if any(row[index] for row in cells)]
     lines = [heads, tuple("---" for _ in heads), *cells]
@@ -90,7 +92,7 @@ def _code(text: str) -> str:
     return f"{ticks}{pad}{text}{pad}{ticks}".replace("|", "\\|")
 
 
-def _text(text: str) -> str:
+def escaped(text: str) -> str:
     """Text that Markdown and HTML take as it is."""
     return re.sub(r"([\\`*_\[\]<>&|#@])", r"\\\1", _clipped(text)).replace("\\<", "&lt;").replace("\\&", "&amp;")
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from surgery.diff.comparison import ASPECTS, Aspect, Comparison
+from surgery.diff.evidence import JSON_FILE
 from surgery.diff.git import Repository
 from surgery.diff.markdown import MOST, escaped, to_markdown
 from surgery.diff.outline import title
@@ -24,7 +25,7 @@ from surgery.manifest import NAME as MANIFEST_FILE
 
 WHICH = ("before", "after")
 ARCHITECTURE_FILE = "config.json"
-_READ = (CONFIG_FILE, MANIFEST_FILE, ARCHITECTURE_FILE)
+_READ = (CONFIG_FILE, MANIFEST_FILE, ARCHITECTURE_FILE, JSON_FILE)
 """Files beside a graph whose content a comparison reads."""
 
 

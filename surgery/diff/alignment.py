@@ -3,7 +3,8 @@
     1  equal cones: what leads to the node is the same down to the inputs and the weights; between twins, what follows
        from them decides, then their names
     2  equal cones but for the content of weights
-    3  equal output name and operator, where names are evidence: most of the nodes found so far have kept theirs
+    3  equal output name and operator, where names are evidence: most of the nodes found so far have kept theirs;
+       then equal output name and an operator that is a form of the other one
     4  equal forward cones: what follows from the node is the same up to the outputs
     5  equal neighbours: the one unmatched node of its kind that makes, or that reads, what a matched one reads or makes
     6  equal order: the longest common subsequence of what is left between two matched nodes
@@ -78,6 +79,7 @@ class _Aligner:
         trusted = self._kept_names(by_structure) and self._kept_names(self._alone(forward))
         if trusted:
             self._by_name()
+            self._by_kin()
         self._level(forward, whole=True)
         certain = set(self.found)
         self._spread()
@@ -184,6 +186,14 @@ class _Aligner:
                 own[side].append((item.proto.name, kind) if item.proto.name else None)
         self._level(outputs, whole=True)
         self._level(own, whole=True)
+
+    def _by_kin(self) -> None:
+        """By the name of the first output, where one operator is a form of the other: MatMul and MatMulNBits."""
+        names = [[self._name(side, at) for at in range(len(scope.items))] for side, scope in enumerate(self.scopes)]
+        for ours, theirs in self._alone((names[0], names[1])):
+            one, other = (scope.items[at].proto.op_type for scope, at in zip(self.scopes, (ours, theirs), strict=True))
+            if one in other or other in one:
+                self._match(ours, theirs)
 
     # ---- level 4
 

@@ -111,7 +111,8 @@ class Differ:
 
     def _pair(self, compared: Compared, one: Item, other: Item) -> Blamable | None:
         inner: list[Thing] = []
-        edits = [*self._inputs(compared, one, other, inner), *_attributes(one, other)]
+        edits = [Edit("operator", one.operator, other.operator)] if one.operator != other.operator else []
+        edits += [*self._inputs(compared, one, other, inner), *_attributes(one, other)]
         edits += [*self._outputs(compared, one, other, inner), *_texts(one, other)]
         names = list(_names(compared, one, other))
         moved = (one.role == self._main[0]) != (other.role == self._main[1])

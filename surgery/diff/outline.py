@@ -7,6 +7,7 @@ row (forty caches, twenty layers), and their details name each of them.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -22,6 +23,7 @@ from surgery.diff.comparison import (
     Numbers,
     PassFinding,
     Reason,
+    Verb,
     WeightChange,
     tally,
 )
@@ -210,7 +212,8 @@ def _cache(cache: LayerCache, index: int) -> tuple[str, ...]:
 
 
 def _without_number(text: str, index: int) -> str:
-    return re.sub(rf"\b{index}\b", "N", text)
+    """`N` for a layer's number in names: `/layers.5/`, `present.5.key`, `_layers_5_`; other numbers stay."""
+    return re.sub(rf"(?:(?<=[./])|(?<=layers_)){index}(?=[._/,;: ]|$)", "N", text)
 
 
 # ---- metadata and configuration
@@ -249,10 +252,13 @@ def _short(value: str, most: int = 60) -> str:
 def _nodes(comparison: Comparison) -> Section:
     nodes = comparison.nodes
     rows: list[Row] = []
-    for by, groups in groupby(nodes.groups, key=lambda group: group.by):
-        for group in groups:
-            rows += _group_rows(group)
-        rows += _findings(comparison, by)
+    told: set[str] = set()
+    for group in nodes.groups:
+        rows += _group_rows(group)
+        for name in group.by:
+            if name not in told:
+                rows += _findings(comparison, name)
+                told.add(name)
     changes = list(nodes)
     details = tuple(_node(change) for change in changes)
     lead = f"{tally(changes)}; {nodes.unchanged} unchanged" if changes else f"{nodes.unchanged} unchanged"
@@ -260,19 +266,52 @@ def _nodes(comparison: Comparison) -> Section:
 
 
 def _group_rows(group: NodeGroup) -> Iterator[Row]:
-    where = _where(group)
-    by = ", ".join(group.by)
     for verb in dict.fromkeys(verb for verb, _ in group.counts):
         changes = [change for change in group.changes if change.verb == verb]
-        if verb == "changed" and len(changes) <= FEW:
-            yield from (_node(change) for change in changes)
-            continue
-        operators = ", ".join(f"{count} {op}" for (each, op), count in group.counts.items() if each == verb)
-        note = by
-        if verb == "moved":
-            note = f"{by}; from {changes[0].edits[0].before}" if by else f"from {changes[0].edits[0].before}"
-        count = f"{len(changes)} node{'s' if len(changes) > 1 else ''}"
-        yield Row(MARKS[verb], where, count, operators, note)
+        rows = _across_layers(changes) if verb == "changed" else []
+        if rows and len(rows) <= FEW:
+            yield from rows
+        else:
+            yield _counted(group, verb, changes)
+
+
+def _across_layers(changes: Sequence[NodeChange]) -> list[Row]:
+    """A row per change; changes that differ in the number of their layer alone share one, with N for the number."""
+    found: dict[tuple[str, ...], list[NodeChange]] = {}
+    for change in changes:
+        row = _node(change, brief=True)
+        texts = [row.name, row.change, row.note]
+        if change.layer is not None:
+            texts = [_without_number(text, change.layer) for text in texts]
+        found.setdefault((row.kind, *texts), []).append(change)
+    return [_shared(key, same) for key, same in found.items()]
+
+
+def _shared(key: tuple[str, ...], changes: Sequence[NodeChange]) -> Row:
+    if len(changes) == 1:
+        return _node(changes[0], brief=True)
+    kind, name, change, note = key
+    layers = ranges(sorted({each.layer for each in changes if each.layer is not None}))
+    return Row(
+        MARKS[changes[0].verb], f"{len(changes)} {kind}", name, change, "; ".join(filter(None, (f"N = {layers}", note)))
+    )
+
+
+def _counted(group: NodeGroup, verb: Verb, changes: Sequence[NodeChange]) -> Row:
+    counts = Counter(_operators(change) for change in changes)
+    ordered = sorted(counts, key=lambda operator: (-counts[operator], operator))
+    notes = [", ".join(group.by)]
+    if verb == "moved":
+        notes.append(f"from {changes[0].edits[0].before}")
+    nodes = f"{len(changes)} node{'s' if len(changes) > 1 else ''}"
+    operators = ", ".join(f"{counts[operator]} {operator}" for operator in ordered)
+    return Row(MARKS[verb], _where(group), nodes, operators, "; ".join(filter(None, notes)))
+
+
+def _operators(change: NodeChange) -> str:
+    """A node's operator, and the one that it was."""
+    was = next((edit.before for edit in change.edits if edit.what == "operator"), None)
+    return f"{was} -> {change.operator}" if was else change.operator
 
 
 def _where(group: NodeGroup) -> str:
@@ -282,20 +321,24 @@ def _where(group: NodeGroup) -> str:
     return f"{scope}layer{'s' if len(group.layers) > 1 else ''} {ranges(group.layers)}"
 
 
-def _node(change: NodeChange) -> Row:
+def _node(change: NodeChange, *, brief: bool = False) -> Row:
+    """`brief` says of a node with another operator no more than that: its attributes and inputs follow from it."""
     names = [name for name in (change.before, change.after) if name is not None]
     scope = f" in {change.scope}" if change.scope else ""
-    edits = "; ".join(str(edit) for edit in change.edits if edit.what != "name")
-    return Row(MARKS[change.verb], f"{change.operator}{scope}", _arrow(names), edits, _reasons(change.reasons))
+    edits = [edit for edit in change.edits if edit.what != "name"]
+    if brief and edits and edits[0].what == "operator":
+        edits = edits[:1]
+    text = "; ".join(map(str, edits))
+    return Row(MARKS[change.verb], f"{change.operator}{scope}", _arrow(names), text, _reasons(change.reasons))
 
 
-def _findings(comparison: Comparison, by: Sequence[str]) -> Iterator[Row]:
-    """What the passes said that no change shows: about nodes as a whole."""
-    shown = {reason for change in _all_reasons(comparison) for reason in change}
+def _findings(comparison: Comparison, name: str) -> Iterator[Row]:
+    """What a pass said that no change shows: about nodes as a whole."""
+    shown = {reason for changes in _all_reasons(comparison) for reason in changes}
     for record in comparison.passes:
-        if record.name in by:
-            told = [f for f in record.findings if f.verb != "skipped" and Reason(record.name, f.reason) not in shown]
-            yield from (_finding(record.name, finding) for finding in told[:FEW])
+        if record.name == name:
+            told = [f for f in record.findings if f.verb != "skipped" and Reason(name, f.reason) not in shown]
+            yield from (_finding(name, finding) for finding in told[:FEW])
 
 
 def _finding(name: str, finding: PassFinding) -> Row:

@@ -65,7 +65,11 @@ def compare(
             *(blamed.field(change) for change in metadata_changes(before, after)),
             *declaration_changes(compared),
         ),
-        nodes=_nodes(compared, [blamed.node(*change) for change in Differ(compared, dims, main).changes()]),
+        nodes=_nodes(
+            compared,
+            [blamed.node(*change) for change in Differ(compared, dims, main).changes()],
+            [record.name for record in known.passes],
+        ),
         weights=replace(found, changes=tuple(blamed.weight(change) for change in found.changes)),
         config=config_changes(before, after),
         numbers=known.numbers,
@@ -151,13 +155,13 @@ def _summary(side: Side, weight_bytes: int) -> SideSummary:
     return SideSummary(side.label, side.kind, graphs, weight_bytes)
 
 
-def _nodes(compared: Compared, changes: list[NodeChange]) -> Nodes:
+def _nodes(compared: Compared, changes: list[NodeChange], passes: Sequence[str]) -> Nodes:
     total = sum(len(scopes.after.items) for scopes in compared.all())
-    return Nodes(_groups(changes), total - sum(change.after is not None for change in changes))
+    return Nodes(_groups(changes, passes), total - sum(change.after is not None for change in changes))
 
 
-def _groups(changes: Iterable[NodeChange]) -> tuple[NodeGroup, ...]:
-    """Changes by pass and layer; layers in which the same happened share a group."""
+def _groups(changes: Iterable[NodeChange], passes: Sequence[str]) -> tuple[NodeGroup, ...]:
+    """Changes by pass, in the order of `passes`, and layer; layers in which the same happened share a group."""
     by_layer: dict[tuple[Hashable, int | None], list[NodeChange]] = {}
     for change in changes:
         kind: Hashable = (tuple(reason.by for reason in change.reasons), change.verb == "moved", change.scope)
@@ -166,7 +170,9 @@ def _groups(changes: Iterable[NodeChange]) -> tuple[NodeGroup, ...]:
     for (kind, layer), found in by_layer.items():
         what = Counter((c.verb, c.operator, tuple(edit.what for edit in c.edits)) for c in found)
         joined.setdefault((kind, frozenset(what.items()) if layer is not None else None), []).extend(found)
-    return tuple(_group(found) for found in joined.values())
+    order = {name: index for index, name in enumerate(passes)}
+    groups = [_group(found) for found in joined.values()]
+    return tuple(sorted(groups, key=lambda group: ([order.get(name, len(order)) for name in group.by], group.layers)))
 
 
 def _group(changes: list[NodeChange]) -> NodeGroup:

@@ -269,10 +269,20 @@ def layer_of(item: Item, scope: Scope) -> int | None:
     """The layer that a node's names speak of, or the cache that it makes."""
     outputs = [scope.names[value] for value in item.outputs if value != MISSING]
     for name in (item.proto.name, *outputs):
-        if match := _LAYER.search(name):
-            return int(match[1])
+        if (layer := layer_in(name)) is not None:
+            return layer
     slot = next((found for name in outputs if (found := spelling(name)) is not None), None)
     return slot[0] if slot else None
+
+
+def layer_in(name: str) -> int | None:
+    """The layer that a name speaks of.
+
+    >>> layer_in("/model/layers.3/mlp/Mul"), layer_in("model_layers_12_attn"), layer_in("lm_head")
+    (3, 12, None)
+    """
+    match = _LAYER.search(name)
+    return int(match[1]) if match else None
 
 
 def renamed_dims(declared: TensorType, dims: Mapping[str, str]) -> TensorType:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 from surgery.diff.comparison import (
     Comparison,
     FieldChange,
+    FileChange,
     InterfaceChange,
     Layer,
     LayerCache,
@@ -27,6 +28,7 @@ from surgery.diff.comparison import (
     WeightChange,
     tally,
 )
+from surgery.diff.nodes import layer_in
 from surgery.tables import size
 
 MARKS: dict[str, str] = {"added": "+", "removed": "-", "changed": "~", "renamed": "=", "moved": ">", "skipped": " "}
@@ -35,6 +37,9 @@ NONE = "(none)"
 
 FEW = 6
 """Up to so many like things have a row each."""
+
+SMALL = 64
+"""Bytes of a tensor inside the graph up to which it is a constant, an axis or a shape say, and not a weight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,7 +289,21 @@ def _across_layers(changes: Sequence[NodeChange]) -> list[Row]:
         if change.layer is not None:
             texts = [_without_number(text, change.layer) for text in texts]
         found.setdefault((row.kind, *texts), []).append(change)
-    return [_shared(key, same) for key, same in found.items()]
+    return _same_types([_shared(key, same) for key, same in found.items()])
+
+
+def _same_types(rows: Sequence[Row]) -> list[Row]:
+    """Rows with one row for nodes that differ in nothing but the same declared type."""
+    found: dict[Hashable, list[Row]] = {}
+    for index, row in enumerate(rows):
+        alone = not row.change.startswith("type of output") or ";" in row.change
+        found.setdefault(index if alone else (row.change, row.note), []).append(row)
+    return [
+        same[0]
+        if len(same) == 1
+        else replace(same[0], kind=f"{len(same)} nodes", name=", ".join(row.kind for row in same))
+        for same in found.values()
+    ]
 
 
 def _shared(key: tuple[str, ...], changes: Sequence[NodeChange]) -> Row:
@@ -358,27 +377,64 @@ def _weights(comparison: Comparison) -> Section:
     delta = comparison.after.weight_bytes - comparison.before.weight_bytes
     ways = {"reference": "by the digest of their file, offset and length", "digest": "by SHA-256 of their content"}
     lead = f"{found.unchanged} unchanged, compared {ways[found.method]}; {signed(delta)} in all"
-    rows = [_weight(change) for change in found.changes]
-    brief = rows if len(rows) <= 2 * FEW else [*rows[:FEW], *_rest(found.changes[FEW:])]
-    for file in found.files:
-        sizes = " -> ".join(NONE if size_of is None else size(size_of) for size_of in (file.before, file.after))
-        state = {True: "same content", False: "other content", None: "content not compared as a whole"}[file.same]
-        if file.before is None or file.after is None:
-            state = signed(file.delta)
-        mark = " " if file.same else "+" if file.before is None else "-" if file.after is None else "~"
-        brief.append(Row(mark if file.same is not None else " ", "file", file.name, sizes, state))
+    rows = [_weights_row(same) for same in _like_weights(found.changes)]
+    brief = rows if len(rows) <= 2 * FEW else [*rows[:FEW], *_rest(found.changes, rows[:FEW])]
+    brief += [_file(file) for file in found.files]
     brief += [Row("?", "not compared", reason) for reason in found.why]
-    return Section(
-        "Weights and files", "; ".join((lead, *found.basis)), tuple(brief), tuple(rows) if len(rows) > 2 * FEW else ()
-    )
+    details = tuple(_weight(change) for change in found.changes) if len(rows) < len(found.changes) else ()
+    return Section("Weights and files", "; ".join((lead, *found.basis)), tuple(brief), details)
 
 
-def _rest(changes: Sequence[WeightChange]) -> Iterator[Row]:
+def _like_weights(changes: Sequence[WeightChange]) -> list[list[WeightChange]]:
+    """Small constants of one verb and pass together, weights of several layers together; the most bytes first."""
+    found: dict[Hashable, list[WeightChange]] = {}
+    for change in changes:
+        sides = [side for side in (change.before, change.after) if side is not None]
+        by = tuple(reason.by for reason in change.reasons)
+        if all(side.file is None and side.size <= SMALL for side in sides):
+            found.setdefault((change.verb, by), []).append(change)
+        else:
+            shape = tuple((_any_layer(side.name), side.type) for side in sides)
+            found.setdefault((change.verb, by, shape), []).append(change)
+    return sorted(found.values(), key=lambda same: -abs(sum(change.delta for change in same)))
+
+
+def _weights_row(same: Sequence[WeightChange]) -> Row:
+    first = _weight(same[0])
+    if len(same) == 1:
+        return first
+    sides = [side for change in same for side in (change.before, change.after) if side is not None]
+    by = _passes(change.reasons for change in same)
+    delta = signed(sum(change.delta for change in same))
+    if all(side.file is None and side.size <= SMALL for side in sides):
+        return Row(first.mark, "constants", f"{len(same)} {same[0].verb}", delta, by)
+    layers = ranges(sorted({layer for side in sides if (layer := layer_in(side.name)) is not None}))
+    types = _arrow([side.type for side in (same[0].before, same[0].after) if side is not None])
+    note = "; ".join(filter(None, (f"N = {layers}", by)))
+    return Row(first.mark, f"{len(same)} weights", _any_layer(first.name), f"{types}, {delta}", note)
+
+
+def _any_layer(name: str) -> str:
+    layer = layer_in(name)
+    return name if layer is None else _without_number(name, layer)
+
+
+def _rest(changes: Sequence[WeightChange], shown: Sequence[Row]) -> Iterator[Row]:
+    """One row a verb for what the rows that are shown leave out."""
+    left = [change for same in _like_weights(changes) if _weights_row(same) not in shown for change in same]
     for verb in MARKS:
-        found = [change for change in changes if change.verb == verb]
+        found = [change for change in left if change.verb == verb]
         if found:
-            total = sum(change.delta for change in found)
-            yield Row(MARKS[verb], "others", f"{len(found)} {verb}", signed(total))
+            yield Row(MARKS[verb], "others", f"{len(found)} {verb}", signed(sum(change.delta for change in found)))
+
+
+def _file(file: FileChange) -> Row:
+    sizes = " -> ".join(NONE if count is None else size(count) for count in (file.before, file.after))
+    if file.before is None or file.after is None:
+        return Row("+" if file.before is None else "-", "file", file.name, sizes, signed(file.delta))
+    states = {True: ("", "same content"), False: ("~", "other content"), None: ("", "not compared as a whole")}
+    mark, state = states[file.same]
+    return Row(mark, "file", file.name, sizes, state)
 
 
 def _weight(change: WeightChange) -> Row:

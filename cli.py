@@ -29,9 +29,10 @@ if TYPE_CHECKING:
     from surgery.cuda.prediction import Prediction
     from surgery.diff import Comparison
     from surgery.engine import Outcome
-    from surgery.export import Export, Pair
+    from surgery.export import Export, Modality, Pair
     from surgery.hub import Download, HubSource
     from surgery.inspection import ExportInspection, FolderInspection, Inspection
+    from surgery.media import Part
     from surgery.placement import Placed
     from surgery.repack import Repacked
     from surgery.runtime import Provider as ProviderName
@@ -168,6 +169,12 @@ def repack(
             help="4: quantised products multiply in int8 on the CPU; faster, and every number changes.",
         ),
     ] = None,
+    modalities: Annotated[
+        str,
+        typer.Option(
+            "--modalities", help="text; or text,image or text,image,audio: four graphs, for GenAI 0.15 and later."
+        ),
+    ] = "text",
     embed: Annotated[
         Path | None, typer.Option("--embed", help="The embedding graph, if it is not in SRC's layout.")
     ] = None,
@@ -186,11 +193,18 @@ def repack(
     """Turn an export into a folder that ONNX Runtime GenAI loads, and prove it."""
     from passes.recipe import text
     from surgery.diff.folder import folder_reports, planned_report
+    from surgery.media import read_modalities
     from surgery.repack import repack as run
     from surgery.staging import refuse_existing
 
     layout = kv_layout or (Layout.unique if preset is Preset.fast else Layout.aliased)
     _refuse_contradictions(preset, layout, runtime)
+    media = read_modalities(modalities)
+    if media and (half or runtime is Target.old):
+        raise RequestError(
+            f"--modalities {modalities} and {'--to-fp16' if half else '--target genai-0.12'} do not go together: "
+            + ("take the precision fp16 or q4f16" if half else "GenAI takes images from 0.15 on")
+        )
     provider = _provider(ep)
     suited = "cpu" if half else provider  # to-fp16 makes of any precision what CUDA takes
     given = _given_pair(embed, decoder)
@@ -200,23 +214,27 @@ def repack(
         return _recipe(preset, embed, layout, runtime, half, level)
 
     if dry_run:
-        export, pair, download = _looked_up(source, revision, precision, suited, given)
-        report = planned_report(export, pair, recipe_of(pair.embed), provider, runtime.value)
-        _dry_run(download, report, as_json)
+        export, pair, download = _looked_up(source, revision, precision, suited, given, media)
+        planned = planned_report(export, pair, recipe_of(pair.embed), provider, runtime.value) if not media else None
+        _dry_run(download, planned, as_json)
         return
     refuse_existing(target, force=force)  # before gigabytes are fetched, not after
-    export, pair, reason = _opened(source, revision, precision, suited, given)
+    export, pair, reason = _opened(source, revision, precision, suited, given, media)
     recipe, recorded = recipe_of(pair.embed), recipe_of(_below(pair.embed, export.root))
+    parts: list[Part] = []
+    texts: str | dict[str, str] = text(recorded)
+    if media:
+        recipe, parts, texts = _with_media(export, pair, recipe, media)
     _say(f"source     {export.root}")
     _say(f"precision  {reason}")
     with _ByteProgress() as progress:
         check = _gate(pair, provider, progress) if validate else None
         result = run(
             export, pair, recipe, target,
-            recipe_text=text(recorded),
+            media=parts, recipe_text=texts,
             runtime=runtime.value,
             provider=provider, weights=weights.value, force=force, check=check,
-            describe=lambda folder, outcomes, proof: folder_reports(folder, export, pair, outcomes, proof),
+            describe=None if media else lambda *found: folder_reports(found[0], export, pair, *found[1:]),
             started=progress.started, progress=progress.advance,
         )  # fmt: skip
     if as_json:
@@ -251,6 +269,22 @@ def _recipe(
     return compatible(embed, layout.value, runtime.value, half=half, accuracy_level=level)
 
 
+def _with_media(
+    export: Export, pair: Pair, recipe: Recipe, media: Sequence[Modality]
+) -> tuple[Recipe, list[Part], dict[str, str]]:
+    """The decoder's recipe, the graphs beside it with theirs, and all of them as the manifest records them."""
+    from passes.recipe import multimodal, text
+    from surgery.export import ENCODERS
+    from surgery.media import EMBED, Part, check_export, most_patches
+
+    check_export(export, media)
+    tokens = {modality: export.placeholder(modality) for modality in media}
+    recipes = multimodal(recipe, tokens, export.architecture.hidden_size, most_patches(export))
+    sources = {EMBED: pair.embed, **{ENCODERS[modality]: pair.encoder(modality) for modality in media}}
+    parts = [Part(role, path, recipes[role]) for role, path in sources.items()]
+    return recipes["decoder_model_merged"], parts, {role: text(one) for role, one in recipes.items()}
+
+
 @app.command()
 def strip(
     source: Source,
@@ -277,7 +311,7 @@ def strip(
 
     provider = _provider(ep)
     if dry_run:
-        export, pair, download = _looked_up(source, revision, precision, provider, None)
+        export, pair, download = _looked_up(source, revision, precision, provider, None, ())
         _strip_dry_run(contents(export, pair), download, as_json)
         return
     refuse_existing(target, force=force)  # before gigabytes are fetched, not after
@@ -326,11 +360,7 @@ def _predictions(found: Inspection | ExportInspection | FolderInspection) -> dic
     from surgery.inspection import ExportInspection, FolderInspection
     from surgery.model import Model
 
-    graphs: tuple[Inspection, ...]
-    if isinstance(found, ExportInspection):
-        graphs = found.graphs
-    else:
-        graphs = (found.graph if isinstance(found, FolderInspection) else found,)
+    graphs = found.graphs if isinstance(found, ExportInspection | FolderInspection) else (found,)
     return {graph.path.name: predict(Model.open(graph.path)) for graph in graphs}
 
 
@@ -521,6 +551,12 @@ def generate(
         typer.Argument(metavar="FOLDER", help="A GenAI folder, or one with two graphs: an export, or a stripped one."),
     ],
     prompt: Annotated[str, typer.Argument(metavar="PROMPT")],
+    image: Annotated[
+        list[Path] | None, typer.Option("--image", help="A picture; repeatable. It stands where PROMPT says <|image|>.")
+    ] = None,
+    audio: Annotated[
+        list[Path] | None, typer.Option("--audio", help="A sound. It stands where PROMPT says <|audio|>.")
+    ] = None,
     new_tokens: Annotated[int, typer.Option("--new-tokens", min=1, help="The most tokens to generate.")] = 128,
     sample: Annotated[
         bool, typer.Option("--sample", help="Use the folder's sampling values instead of greedy.")
@@ -535,7 +571,9 @@ def generate(
     from surgery.answer import Question
     from surgery.answer import answer as run
 
-    question = Question(prompt, new_tokens, sample or seed is not None, template=not raw, seed=seed)
+    question = Question(
+        prompt, new_tokens, sample or seed is not None, not raw, seed, tuple(image or ()), tuple(audio or ())
+    )
     runs, pieces = run(folder, question, precision)
     _say(f"runs       {runs}")
     for piece in pieces:
@@ -709,18 +747,19 @@ def _source_pair(folder: Path, against: str | None, precision: str | None) -> Pa
     return export.pair(precision) if precision else export.matching(_data_files(folder))
 
 
-def _dry_run(download: Download | None, report: Comparison, as_json: bool) -> None:
+def _dry_run(download: Download | None, report: Comparison | None, as_json: bool) -> None:
     """Say what the Hub would be asked for, if it is one, and what would change."""
     from surgery.diff.json_form import to_dict
     from surgery.diff.terminal import show_comparison
 
     if as_json:
-        _print_json({**(_download_dict(download) if download else {}), "report": to_dict(report)})
+        _print_json({**(_download_dict(download) if download else {}), "report": to_dict(report) if report else None})
         return
     if download is not None:
         _show_download(download)
         _data().print()
-    show_comparison(_data(), report)
+    if report is not None:
+        show_comparison(_data(), report)
 
 
 def _strip_dry_run(files: Mapping[str, int | None], download: Download | None, as_json: bool) -> None:
@@ -739,23 +778,33 @@ def _strip_dry_run(files: Mapping[str, int | None], download: Download | None, a
 
 
 def _looked_up(
-    source: str, revision: str | None, precision: str | None, provider: str, given: Pair | None
+    source: str,
+    revision: str | None,
+    precision: str | None,
+    provider: str,
+    given: Pair | None,
+    media: Sequence[Modality],
 ) -> tuple[Export, Pair, Download | None]:
-    """Like `_opened`, but of a repository config.json and the two graphs alone, which name its data files."""
+    """Like `_opened`, but of a repository config.json and the graphs alone, which name its data files."""
     from surgery.export import open_export
     from surgery.hub import hub_source
 
     hub = hub_source(source, revision) if given is None else None
     if hub is None:
-        return *_opened(source, revision, precision, provider, given)[:2], None
-    planned = _planned(hub, precision, provider)[0]
+        return *_opened(source, revision, precision, provider, given, media)[:2], None
+    planned = _planned(hub, precision, provider, media)[0]
     listing = planned.listing
     export = replace(open_export(listing.root), repo=listing.source.repo_id, revision=listing.commit)
     return export, export.pair(planned.precision), planned
 
 
 def _opened(
-    source: str, revision: str | None, precision: str | None, provider: str, given: Pair | None
+    source: str,
+    revision: str | None,
+    precision: str | None,
+    provider: str,
+    given: Pair | None,
+    media: Sequence[Modality] = (),
 ) -> tuple[Export, Pair, str]:
     """The export, the pair to repack, and why this one; from the Hub, a folder, or two files that are named."""
     from surgery.export import open_export
@@ -767,13 +816,15 @@ def _opened(
         if precision is not None:
             return export, export.pair(precision), f"{precision}: as asked for"
         return export, *export.best(provider)
-    planned, reason = _planned(hub, precision, provider)
+    planned, reason = _planned(hub, precision, provider, media)
     listing = planned.listing
     export = replace(open_export(fetch(planned)), repo=listing.source.repo_id, revision=listing.commit)
     return export, export.pair(planned.precision), reason  # the cache's folder may hold other precisions as well
 
 
-def _planned(source: HubSource, precision: str | None, provider: str) -> tuple[Download, str]:
+def _planned(
+    source: HubSource, precision: str | None, provider: str, media: Sequence[Modality]
+) -> tuple[Download, str]:
     """The download of the asked or the best precision, and the reason for it in words."""
     from surgery.export import best_precision
     from surgery.hub import list_files, plan
@@ -782,12 +833,12 @@ def _planned(source: HubSource, precision: str | None, provider: str) -> tuple[D
     if listing.unreachable is not None:
         _say(f"{listing.unreachable}: using the cache")
     if precision is not None:
-        return plan(listing, precision), f"{precision}: as asked for"
+        return plan(listing, precision, media), f"{precision}: as asked for"
     held = list(listing.pairs)
     if not held:
         raise listing.no_pair()
     best, reason = best_precision(held, provider, str(source))
-    return plan(listing, best), reason
+    return plan(listing, best, media), reason
 
 
 def _download_dict(planned: Download) -> dict[str, Any]:
@@ -908,8 +959,12 @@ def _show_repacked(result: Repacked[Report], layout: str) -> None:
     from surgery.tables import plain, show_outcome, show_report, size
 
     out = _data()
-    for outcome in result.outcomes:
-        show_outcome(out, outcome)
+    graphs = {"decoder_model_merged": result.outcomes, **result.others}
+    for role, outcomes in graphs.items():
+        if result.others:
+            out.print(plain(role, "bold underline"))
+        for outcome in outcomes:
+            show_outcome(out, outcome)
     out.print()
     for name, cost in result.costs.items():
         mark = "*" if name == layout else " "
@@ -972,6 +1027,7 @@ def _repacked_dict(result: Repacked[Report], precision: str) -> dict[str, Any]:
             for layout, cost in result.costs.items()
         },
         "passes": [_outcome_dict(outcome) for outcome in result.outcomes],
+        **{role: [_outcome_dict(outcome) for outcome in found] for role, found in result.others.items()},
         "proof": result.proof.to_dict() if result.proof is not None else None,
     }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from passes.annotate_head_sizes import AnnotateHeadSizes
 from passes.drop_attention_bias import DropAttentionBias
 from passes.expand_shared_kv import ExpandSharedKV
+from passes.fit_encoder import FitEncoder
 from passes.flatten_per_layer_inputs import FlattenPerLayerInputs
 from passes.fold_logits_to_keep import FoldLogitsToKeep
 from passes.fuse_attention import FuseAttention
@@ -32,6 +33,7 @@ PASSES: dict[str, type[Pass]] = {
         ScatterFeatures,
         MaskMediaIds,
         FlattenPerLayerInputs,
+        FitEncoder,
         UniformHeads,
         TieLmHead,
         SetAccuracyLevel,
@@ -48,6 +50,7 @@ __all__ = [
     "AnnotateHeadSizes",
     "DropAttentionBias",
     "ExpandSharedKV",
+    "FitEncoder",
     "FlattenPerLayerInputs",
     "FoldLogitsToKeep",
     "FuseAttention",

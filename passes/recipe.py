@@ -17,7 +17,7 @@ import json
 import re
 import types
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -26,10 +26,14 @@ from passes import (
     AnnotateHeadSizes,
     DropAttentionBias,
     ExpandSharedKV,
+    FitEncoder,
+    FlattenPerLayerInputs,
     FoldLogitsToKeep,
     FuseAttention,
+    MaskMediaIds,
     MergeEmbeddings,
     RenameIO,
+    ScatterFeatures,
     SetAccuracyLevel,
     ToFp16,
     UniformHeads,
@@ -37,6 +41,7 @@ from passes import (
 from passes.set_accuracy_level import AccuracyLevel
 from surgery.engine import Pass
 from surgery.errors import RecipeError, nearest
+from surgery.export import ENCODERS, Modality
 from surgery.genai import Target
 
 Recipe = tuple[Pass, ...]
@@ -78,6 +83,25 @@ def fast(embed: Path, *, half: bool = False, accuracy_level: AccuracyLevel | Non
     attention: Recipe = (FuseAttention(), DropAttentionBias())
     merged: Recipe = (MergeEmbeddings(embed), FoldLogitsToKeep(), RenameIO())
     return (*merged, *attention, AnnotateHeadSizes(), *halved, *level)
+
+
+def multimodal(
+    merged: Recipe, tokens: Mapping[Modality, int], hidden: int, patches: int | None = None
+) -> dict[str, Recipe]:
+    """The recipes of a folder that takes images or sound too: one for each of its graphs, by role.
+
+    The decoder's is `merged`, the recipe for text, without the embeddings in the graph. `tokens` are the placeholders'
+    ids, `hidden` is the text model's size, `patches` the most that an image has.
+    """
+    ids = {str(modality): token for modality, token in tokens.items()}
+    decoder = tuple(step for step in merged if not isinstance(step, MergeEmbeddings))
+    recipes: dict[str, Recipe] = {
+        "decoder_model_merged": (*decoder, FlattenPerLayerInputs()),
+        "embed_tokens": (ScatterFeatures(**ids), MaskMediaIds(**ids), FlattenPerLayerInputs()),
+    }
+    for modality in tokens:
+        recipes[ENCODERS[modality]] = (FitEncoder(modality, hidden, patches if modality == "image" else None),)
+    return recipes
 
 
 def text(recipe: Sequence[Pass]) -> str:

@@ -23,26 +23,29 @@ SCOPE = "/model/media"
 class ScatterFeatures:
     """Replace the embeddings of placeholder tokens by the features of an image or a sound.
 
-        before                            after, image=258880
+            before                            after, image=258880
 
-        input_ids [B,S]                   input_ids [B,S]              image_features [n,H]
-            |                                 |         |                     |
-        [embed_tokens]                  [embed_tokens]  Equal(258880)         |
-            |                                 |         Reshape [B*S]         |
-        inputs_embeds [B,S,H]           Reshape [B*S,H] NonZero [1,n]         |
-                                              |         Transpose [n,1]       |
-                                              +----> ScatterND <--------------+
-                                                         |
-                                                   Reshape -> inputs_embeds [B,S,H]
+            input_ids [B,S]                   input_ids [B,S]              image_features [n,H]
+                |                                 |         |                     |
+            [embed_tokens]                  [embed_tokens]  Equal(258880)         |
+                |                                 |         And(S + n > 1)        |
+                |                                 |         Reshape [B*S]         |
+            inputs_embeds [B,S,H]           Reshape [B*S,H] NonZero [1,n]         |
+                                                  |         Transpose [n,1]       |
+                                                  +----> ScatterND <--------------+
+                                                             |
+                                                       Reshape -> inputs_embeds [B,S,H]
 
-    `image` and `audio` are token ids; one that is left out gets no input. Features are taken as they come, unscaled,
-    row by row in the order of the placeholders (transformers does the same). No feature and no placeholder is a
-    prompt of text, or a step of decoding: [0,H]. A number of features other than that of the placeholders fails in
-    ScatterND, `updates tensor should have shape equal to indices.shape[:-1] + data.shape[...]`; forms that gather
-    features by position write zeros there, or drop features, without a word.
+        `image` and `audio` are token ids; one that is left out gets no input. Features are taken as they come, unscaled,
+        row by row in the order of the placeholders (transformers does the same). No feature and no placeholder is a
+        prompt of text, or a step of decoding: [0,H]. A number of features other than that of the placeholders fails in
+        ScatterND, `updates tensor should have shape equal to indices.shape[:-1] + data.shape[...]`; forms that gather
+        features by position write zeros there, or drop features, without a word. Only a placeholder that a model generates, which
+    comes alone in its step and has no feature, keeps the embedding of its own: generation goes on, as it does in a loop
+    around the two graphs.
 
-    Requires: input_ids integer [B,S]; inputs_embeds floating-point [B,S,H], H a number, made by a node; opset 16.
-    Ensures: image_features and audio_features, as asked for, are inputs [n,H] of the dtype of inputs_embeds.
+        Requires: input_ids integer [B,S]; inputs_embeds floating-point [B,S,H], H a number, made by a node; opset 16.
+        Ensures: image_features and audio_features, as asked for, are inputs [n,H] of the dtype of inputs_embeds.
     """
 
     name: ClassVar[str] = "scatter-features"
@@ -144,7 +147,7 @@ def _scatter(view: gs.Graph, inner: str, tokens: dict[str, int], scope: str) -> 
         view.nodes.append(gs.Node(op, f"{scope}/{label}", dict(attrs), inputs, [output]))
         return output
 
-    flat = constant("[-1]", [-1])
+    flat, one = constant("[-1]", [-1]), constant("[1]", [1])
     rows = node("Reshape", "Rows", [embeds, constant(f"[-1, {size}]", [-1, size])], embeds.dtype, ["tokens", size])
     for name, token in tokens.items():
         kind = _kind(name)
@@ -152,6 +155,11 @@ def _scatter(view: gs.Graph, inner: str, tokens: dict[str, int], scope: str) -> 
         features = gs.Variable(name, dtype=embeds.dtype, shape=[count, size])
         view.inputs.append(features)
         found = node("Equal", f"{kind}/Equal", [ids, constant(f"{kind}_token", token, ids.dtype)], bool, ids.shape)
+        width = node("Shape", f"{kind}/Shape", [ids], np.int64, [1], start=1, end=2)
+        given = node("Shape", f"{kind}/Shape_1", [features], np.int64, [1], start=0, end=1)
+        total = node("Add", f"{kind}/Add", [width, given], np.int64, [1])
+        prompt = node("Greater", f"{kind}/Greater", [total, one], bool, [1])
+        found = node("And", f"{kind}/And", [found, prompt], bool, ids.shape)
         found = node("Reshape", f"{kind}/Reshape", [found, flat], bool, ["tokens"])
         places = node("NonZero", f"{kind}/NonZero", [found], np.int64, [1, count])
         places = node("Transpose", f"{kind}/Transpose", [places], np.int64, [count, 1], perm=[1, 0])

@@ -1,21 +1,27 @@
-"""Try a folder: one prompt through the real runtime, or through two sessions; the answer piece by piece."""
+"""Try a folder: one prompt through the real runtime, with images and a sound if it takes them, or through two sessions;
+the answer piece by piece.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from surgery.errors import FolderError, RequestError
-from surgery.export import holds_pair
+from surgery.export import Modality, holds_pair
+from surgery.gemma4 import read_config
 from surgery.genai import CONFIG_FILE
+from surgery.media import SECTIONS
 from surgery.verify.generation import load_genai, render
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A prompt. `template` wraps it in the folder's chat template; `sample` uses the folder's sampling values,
+    """A prompt, and files that stand where it says `<|image|>` and `<|audio|>`; in front where it says neither.
+
+    `template` wraps it in the folder's chat template; `sample` uses the folder's sampling values,
     otherwise decoding is greedy; `seed` makes a sampled answer the same in every run of one runtime.
     """
 
@@ -24,6 +30,8 @@ class Question:
     sample: bool = False
     template: bool = True
     seed: int | None = None
+    images: tuple[Path, ...] = ()
+    sounds: tuple[Path, ...] = ()
 
 
 def answer(folder: Path, question: Question, precision: str | None = None) -> tuple[str, Iterator[str]]:
@@ -37,24 +45,40 @@ def answer(folder: Path, question: Question, precision: str | None = None) -> tu
         if precision is not None:
             raise RequestError(f"{folder} is a GenAI folder: it has one precision", hint="leave out --precision")
         return f"{folder} in onnxruntime-genai", _by_genai(folder, question)
+    if question.images or question.sounds:
+        raise FolderError(
+            f"{folder} has no {CONFIG_FILE}; images and sound are for GenAI folders",
+            hint="repack SRC OUT --modalities text,image,audio",
+        )
     if folder.is_dir() and not holds_pair(folder):
         raise FolderError(f"{folder} has neither {CONFIG_FILE} nor two graphs, as a GenAI folder or an export have")
     return _by_pair(folder, question, precision)
 
 
 def _by_genai(folder: Path, question: Question) -> Iterator[str]:
+    _check_files(folder, question)
     og = load_genai("cpu")
+    prompt = _with_markers(question.prompt, question.images, question.sounds)
     try:
         model = og.Model(str(folder))
         tokenizer = og.Tokenizer(model)
-        ids = tokenizer.encode(render(tokenizer, question.prompt) if question.template else question.prompt)
+        text = render(tokenizer, prompt) if question.template else prompt
+        inputs: Any = None
+        if question.images or question.sounds:
+            opened = {"images": og.Images.open(*map(str, question.images))} if question.images else {}
+            opened |= {"audios": og.Audios.open(*map(str, question.sounds))} if question.sounds else {}
+            inputs = model.create_multimodal_processor()(text, **opened)
+        ids = tokenizer.encode(text) if inputs is None else inputs["input_ids"].as_numpy()[0]
         params = og.GeneratorParams(model)
         options: dict[str, Any] = {} if question.sample else {"do_sample": False}
         if question.seed is not None:
             options["random_seed"] = question.seed
         params.set_search_options(max_length=len(ids) + question.new_tokens, **options)
         generator = og.Generator(model, params)
-        generator.append_tokens(ids)
+        if inputs is None:
+            generator.append_tokens(ids)
+        else:
+            generator.set_inputs(inputs)
         stream = tokenizer.create_stream()
         while not generator.is_done():
             generator.generate_next_token()
@@ -72,3 +96,32 @@ def _by_pair(folder: Path, question: Question, precision: str | None) -> tuple[s
     return f"{folder} in two sessions of onnxruntime: {names}", opened.answer(
         question.prompt, new_tokens=question.new_tokens, sampling=sampling, template=question.template
     )
+
+
+def _check_files(folder: Path, question: Question) -> None:
+    """Raise FolderError where the folder does not take what is given, or a file is not there."""
+    if not question.images and not question.sounds:
+        return
+    body = read_config(folder / CONFIG_FILE).get("model", {})
+    given: dict[Modality, Sequence[Path]] = {"image": question.images, "audio": question.sounds}
+    for modality, files in given.items():
+        section = body.get(SECTIONS[modality][0]) if isinstance(body, dict) else None
+        takes = isinstance(section, dict) and bool(section.get("filename"))
+        if files and not takes:
+            raise FolderError(f"{folder} takes no {modality}", hint="repack SRC OUT --modalities text,image,audio")
+        for file in files:
+            if not file.is_file():
+                raise FolderError(f"{file} is not a file")
+    if len(question.sounds) > 1:
+        raise FolderError(f"{len(question.sounds)} sounds are given; the runtime takes one")
+
+
+def _with_markers(prompt: str, images: Sequence[Path], sounds: Sequence[Path]) -> str:
+    """The prompt with a placeholder for each file, in front where it has none of its kind. Raises FolderError."""
+    for marker, files in (("<|audio|>", sounds), ("<|image|>", images)):
+        found = prompt.count(marker)
+        if found and found != len(files):
+            raise FolderError(f"the prompt has {found} {marker} for {len(files)} files")
+        if not found:
+            prompt = marker * len(files) + prompt
+    return prompt

@@ -3,9 +3,12 @@
     FOLDER/config.json, generation_config.json, tokenizer.json, tokenizer_config.json, chat_template.jinja, ...
     FOLDER/onnx/embed_tokens{_PRECISION}.onnx            input_ids -> inputs_embeds [, per_layer_inputs]
     FOLDER/onnx/decoder_model_merged{_PRECISION}.onnx    inputs_embeds, ... -> logits, present.*
+
+    FOLDER/onnx/vision_encoder{_PRECISION}.onnx          pixel_values, pixel_position_ids -> image_features
+    FOLDER/onnx/audio_encoder{_PRECISION}.onnx           input_features, input_features_mask -> audio_features
     FOLDER/onnx/*.onnx_data, *.onnx_data_1, ...          their weights
 
-A flat folder, with the graphs beside config.json, is read as well. Vision and audio graphs are left alone.
+A flat folder, with the graphs beside config.json, is read as well.
 """
 
 from __future__ import annotations
@@ -13,9 +16,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from surgery.errors import ExportError, nearest
 from surgery.files import stays_inside
@@ -34,16 +37,33 @@ BEST = {
 LICENSES = ("LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE", "NOTICE.md", "NOTICE.txt")
 """Names under which a repository has the words that go along with its weights."""
 
-_GRAPH = re.compile(r"(?P<role>embed_tokens|decoder_model_merged)(?P<suffix>_[A-Za-z0-9]+)?\.onnx")
+Modality = Literal["image", "audio"]
+"""What a model takes beside text."""
+ENCODERS: dict[Modality, str] = {"image": "vision_encoder", "audio": "audio_encoder"}
+"""Modality -> name of the graph that turns it into features, without precision."""
+
+_GRAPH = re.compile(
+    r"(?P<role>embed_tokens|decoder_model_merged|vision_encoder|audio_encoder)(?P<suffix>_[A-Za-z0-9]+)?\.onnx"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """The two graphs of one precision."""
+    """The two graphs of one precision, and the encoders that are there in the same one."""
 
     precision: str
     embed: Path
     decoder: Path
+    encoders: Mapping[Modality, Path] = field(default_factory=dict, hash=False)
+
+    def encoder(self, modality: Modality) -> Path:
+        """Raises ExportError where the precision has none."""
+        if modality in self.encoders:
+            return self.encoders[modality]
+        raise ExportError(
+            f"there is no {ENCODERS[modality]} of precision {self.precision!r} beside {self.decoder}",
+            hint=f"leave {modality} out of --modalities, or take a precision that has one",
+        )
 
 
 @dataclass(frozen=True)
@@ -76,6 +96,16 @@ class Export:
         raise ExportError(
             f"{self.root} has no precision {precision!r}{nearest(precision, known)}; it holds {', '.join(known)}"
         )
+
+    def placeholder(self, modality: Modality) -> int:
+        """The id of the token that features of a modality replace. Raises ExportError where config.json has none."""
+        token = self.config.get(f"{modality}_token_id")
+        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < self.architecture.vocab_size:
+            raise ExportError(
+                f"{self.root / 'config.json'}: {modality}_token_id is {token!r}; a token id from 0 to "
+                f"{self.architecture.vocab_size - 1} is expected"
+            )
+        return token
 
     def best(self, provider: str) -> tuple[Pair, str]:
         """The best precision for a provider, and the reason in words. Raises ExportError where none can run."""
@@ -144,28 +174,50 @@ def _graph_folder(folder: Path) -> Path:
 
 
 def find_pairs(folder: Path) -> dict[str, Pair]:
-    """The complete pairs in `folder/onnx`, or in `folder` itself."""
+    """The complete pairs in `folder/onnx`, or in `folder` itself, with their encoders."""
     graphs = _graph_folder(folder)
     names = [path.name for path in sorted(graphs.iterdir())]
-    pairs = {p: Pair(p, graphs / embed, graphs / decoder) for p, (embed, decoder) in named_pairs(names).items()}
+    encoders = named_encoders(names)
+    pairs = {
+        p: Pair(p, graphs / embed, graphs / decoder, {m: graphs / name for m, name in encoders.get(p, {}).items()})
+        for p, (embed, decoder) in named_pairs(names).items()
+    }
     if not pairs:
         raise ExportError(_no_pair(graphs))
     return pairs
 
 
+def named_encoders(names: Iterable[str]) -> dict[str, dict[Modality, str]]:
+    """Precision -> modality -> name of its encoder, from the names of one folder's files."""
+    roles = _roles(names)
+    found: dict[str, dict[Modality, str]] = {}
+    for modality, stem in ENCODERS.items():
+        for precision, name in roles[stem].items():
+            found.setdefault(precision, {})[modality] = name
+    return found
+
+
 def named_pairs(names: Iterable[str]) -> dict[str, tuple[str, str]]:
     """Precision -> names of embed_tokens and decoder_model_merged, from the names of one folder's files."""
-    embeds, decoders = _roles(names)
+    embeds, decoders = _pair_roles(names)
     order = dict.fromkeys((*PRECISIONS, *sorted(embeds)))
     return {p: (embeds[p], decoders[p]) for p in order if p in embeds and p in decoders}
 
 
-def _roles(names: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
-    found: dict[str, dict[str, str]] = {"embed_tokens": {}, "decoder_model_merged": {}}
+def _pair_roles(names: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
+    roles = _roles(names)
+    return roles["embed_tokens"], roles["decoder_model_merged"]
+
+
+def _roles(names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Role -> precision -> name."""
+    found: dict[str, dict[str, str]] = {
+        role: {} for role in ("embed_tokens", "decoder_model_merged", *ENCODERS.values())
+    }
     for name in names:
         if match := _GRAPH.fullmatch(name):
             found[match["role"]][_precision(match["suffix"])] = name
-    return found["embed_tokens"], found["decoder_model_merged"]
+    return found
 
 
 def _precision(suffix: str | None) -> str:
@@ -174,7 +226,7 @@ def _precision(suffix: str | None) -> str:
 
 
 def _no_pair(graphs: Path) -> str:
-    embeds, decoders = _roles(path.name for path in graphs.iterdir())
+    embeds, decoders = _pair_roles(path.name for path in graphs.iterdir())
     expected = "an export holds embed_tokens*.onnx and decoder_model_merged*.onnx of the same precision"
     if embeds or decoders:
         one = "embed_tokens" if embeds else "decoder_model_merged"

@@ -237,9 +237,9 @@ def check_side_files(export: Export) -> None:
         read_config(path)
 
 
-def write_side_files(export: Export, folder: Path) -> list[str]:
-    """`write_text_files`, and the text model's config."""
-    write_json(folder / "config.json", promoted_config(export))
+def write_side_files(export: Export, folder: Path, *, multimodal: bool = False) -> list[str]:
+    """`write_text_files`, and config.json: the text model's, unless the folder is of the whole, multimodal one."""
+    write_json(folder / "config.json", export.config if multimodal else promoted_config(export))
     return [*write_text_files(export, folder), "config.json"]
 
 

@@ -15,14 +15,14 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from surgery.errors import ExportError, nearest
-from surgery.export import LICENSES, named_pairs
+from surgery.export import ENCODERS, LICENSES, Modality, named_encoders, named_pairs
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
@@ -36,7 +36,10 @@ SIDE_FILES = (
     "README.md",
     *LICENSES,
 )
-"""What a repack reads beside the graphs; processors of images and sound stay on the Hub."""
+"""What a repack reads beside the graphs; for images and sound it reads MEDIA_FILES as well."""
+
+MEDIA_FILES = ("processor_config.json", "preprocessor_config.json")
+"""Hugging Face's own processor files. GenAI does not read them; what it reads is made of the first."""
 
 PARALLEL = 4
 """Files fetched at a time; hf-xet fetches the chunks of each in parallel besides."""
@@ -98,6 +101,13 @@ class Listing:
         known = list(pairs)
         raise self.lacks(f"precision {precision!r}{nearest(precision, known)}; it holds {', '.join(known)}")
 
+    def encoder(self, modality: Modality, precision: str) -> str:
+        """The name of an encoder. Raises ExportError naming the precisions that exist."""
+        held = {p: names[modality] for p, names in _encoders(self.files).items() if modality in names}
+        if precision in held:
+            return held[precision]
+        raise self.lacks(f"{ENCODERS[modality]} of precision {precision!r}; it holds {', '.join(held) or 'none'}")
+
     def no_pair(self) -> ExportError:
         """The error where `pairs` is empty."""
         return self.lacks("embed_tokens*.onnx and decoder_model_merged*.onnx of the same precision")
@@ -158,18 +168,20 @@ def list_files(source: HubSource) -> Listing:
         return _cached_listing(source, reason)
 
 
-def plan(listing: Listing, precision: str) -> Download:
-    """The files that a precision needs. Fetches config.json and the two graphs, which name their data files.
+def plan(listing: Listing, precision: str, modalities: Sequence[Modality] = ()) -> Download:
+    """The files that a precision needs, with the encoders of `modalities`. Fetches config.json and the graphs, which
+    name their data files.
 
     Raises ExportError for a precision or a data file that is not there, ArchitectureError for another family,
     ModelError or WeightError for a graph that cannot be read or that names a file outside of its folder.
     """
     from surgery.gemma4 import architecture, read_config
 
-    graphs = listing.pair(precision)
+    graphs = [*listing.pair(precision), *(listing.encoder(modality, precision) for modality in modalities)]
     # Before gigabytes are fetched: exports of other families have graphs of the same names.
     architecture(read_config(_get(listing, listing.files["config.json"])))
-    names = [name for name in SIDE_FILES if name in listing.files]
+    wanted = (*SIDE_FILES, *MEDIA_FILES) if modalities else SIDE_FILES
+    names = [name for name in wanted if name in listing.files]
     for graph in graphs:
         names += [graph, *_data_files(listing, graph)]
     files = (listing.files[name] for name in dict.fromkeys(names))
@@ -206,11 +218,22 @@ def _is_repo_id(source: str) -> bool:
 
 
 def _pairs(names: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Precision -> names of its graphs, from a folder `onnx`, or from the top where there is none."""
+    """Precision -> names of its graphs."""
+    folder, graphs = _graphs(names)
+    return {p: (str(folder / embed), str(folder / decoder)) for p, (embed, decoder) in named_pairs(graphs).items()}
+
+
+def _encoders(names: Iterable[str]) -> dict[str, dict[Modality, str]]:
+    """Precision -> modality -> name of the encoder."""
+    folder, graphs = _graphs(names)
+    return {p: {m: str(folder / name) for m, name in held.items()} for p, held in named_encoders(graphs).items()}
+
+
+def _graphs(names: Iterable[str]) -> tuple[PurePosixPath, list[str]]:
+    """The folder of the graphs, `onnx` or the top where there is none, and the names in it."""
     paths = [path for name in names if str(path := PurePosixPath(name)) == name]
     folder = PurePosixPath("onnx" if any(path.parts[:1] == ("onnx",) for path in paths) else ".")
-    pairs = named_pairs(path.name for path in paths if path.parent == folder)
-    return {p: (str(folder / embed), str(folder / decoder)) for p, (embed, decoder) in pairs.items()}
+    return folder, [path.name for path in paths if path.parent == folder]
 
 
 def _hub_listing(source: HubSource) -> Listing:

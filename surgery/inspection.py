@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from surgery.errors import ExportError, SurgeryError
-from surgery.export import Export, open_export
+from surgery.export import PRECISIONS, Export, Pair, open_export
 from surgery.gemma4 import Architecture, Layer, architecture, read_config
 from surgery.genai import CONFIG_FILE, MODEL_FILE
 from surgery.graph import tensor_type
@@ -159,12 +159,12 @@ def _layers(model: Model) -> tuple[LayerRow, ...]:
 
 @dataclass(frozen=True)
 class ExportInspection:
-    """An export: its precisions with the bytes of their files, and the two graphs of one of them."""
+    """An export: its precisions with the bytes of their files, and the graphs of one of them: its pair, its encoders."""
 
     export: Export
     sizes: Mapping[str, int]
     shown: str
-    graphs: tuple[Inspection, Inspection]
+    graphs: tuple[Inspection, ...]
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -176,19 +176,33 @@ class ExportInspection:
             "shown": self.shown,
             "embed": self.graphs[0].to_dict(),
             "decoder": self.graphs[1].to_dict(),
+            **{
+                graph.path.stem.removesuffix(PRECISIONS.get(self.shown, "")): graph.to_dict()
+                for graph in self.graphs[2:]
+            },
         }
 
 
 @dataclass(frozen=True)
 class FolderInspection:
-    """A GenAI folder: its configuration and its graph."""
+    """A GenAI folder: its configuration and its graph; `others` by section of the configuration, where it has more."""
 
     folder: Path
     config: Mapping[str, Any]
     graph: Inspection
+    others: Mapping[str, Inspection] = field(default_factory=dict)
+
+    @property
+    def graphs(self) -> tuple[Inspection, ...]:
+        return (self.graph, *self.others.values())
 
     def to_dict(self) -> dict[str, Any]:
-        return {"folder": str(self.folder), "genai_config": dict(self.config), "model": self.graph.to_dict()}
+        return {
+            "folder": str(self.folder),
+            "genai_config": dict(self.config),
+            "model": self.graph.to_dict(),
+            **{section: graph.to_dict() for section, graph in self.others.items()},
+        }
 
 
 def inspect(path: Path, precision: str | None = None) -> Inspection | ExportInspection | FolderInspection:
@@ -197,16 +211,28 @@ def inspect(path: Path, precision: str | None = None) -> Inspection | ExportInsp
         return inspect_model(path)
     if (path / CONFIG_FILE).is_file():
         config = read_config(path / CONFIG_FILE)
-        decoder = config.get("model", {}).get("decoder", {}) if isinstance(config.get("model"), dict) else {}
-        name = decoder.get("filename", MODEL_FILE) if isinstance(decoder, dict) else MODEL_FILE
-        return FolderInspection(path, config, inspect_model(path / str(name)))
+        names = _graph_files(config)
+        decoder = inspect_model(path / names.pop("decoder", MODEL_FILE))
+        others = {section: inspect_model(path / name) for section, name in names.items()}
+        return FolderInspection(path, config, decoder, others)
     if not path.is_dir():
         raise ExportError(f"{path} does not exist", hint="an .onnx file, an export or a GenAI folder can be inspected")
     export = open_export(path)
     pair = export.pair(precision) if precision else export.best("cpu")[0]
-    graphs = (inspect_model(pair.embed, export.architecture), inspect_model(pair.decoder, export.architecture))
-    sizes = {name: sum(_file_sizes(p) for p in (one.embed, one.decoder)) for name, one in export.pairs.items()}
+    graphs = tuple(inspect_model(graph, export.architecture) for graph in _graphs(pair))
+    sizes = {name: sum(_file_sizes(graph) for graph in _graphs(one)) for name, one in export.pairs.items()}
     return ExportInspection(export, sizes, pair.precision, graphs)
+
+
+def _graphs(pair: Pair) -> tuple[Path, ...]:
+    return (pair.embed, pair.decoder, *pair.encoders.values())
+
+
+def _graph_files(config: Mapping[str, Any]) -> dict[str, str]:
+    """Section of a configuration -> its graph, for each section that names one."""
+    model = config.get("model")
+    sections = model.items() if isinstance(model, dict) else ()
+    return {name: str(part["filename"]) for name, part in sections if isinstance(part, dict) and part.get("filename")}
 
 
 def _file_sizes(graph: Path) -> int:

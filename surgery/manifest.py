@@ -8,7 +8,7 @@
      "weights": "copy",
      "files": {"model.onnx": {"size": 652311, "sha256": "..."}, ...}}
 
-It holds no time and no path of a machine: the same input, recipe and versions give the same bytes. `repo` and
+A folder of several graphs has a recipe for each, by the graph's role. It holds no time and no path of a machine: the same input, recipe and versions give the same bytes. `repo` and
 `revision` are null for a local source. A linked weight file has `"sha256": null`, unless the Hub's cache, which names
 its blobs by their SHA-256, tells it.
 """
@@ -47,14 +47,15 @@ def manifest(
     folder: Path,
     export: Export,
     pair: Pair,
-    recipe: str,
+    recipe: str | Mapping[str, str],
     weights: str,
     placed: Iterable[Placed],
     data_files: Iterable[Path],
+    encoders: Iterable[Path] = (),
 ) -> dict[str, Any]:
     """The manifest of a complete folder. Weight files are not read again: `placed` knows their digests.
 
-    `data_files` are the source's, in the order of the graphs' references.
+    `data_files` are the source's, in the order of the graphs' references; `encoders` its graphs beside the pair.
     """
     known = {entry.location: entry for entry in placed}
     files = {}
@@ -70,21 +71,21 @@ def manifest(
             "repo": export.repo,
             "revision": export.revision,
             "precision": pair.precision,
-            "files": _source_files(export, pair, data_files, known),
+            "files": _source_files(export, (pair.embed, pair.decoder, *encoders), data_files, known),
         },
-        "recipe": recipe,
+        "recipe": recipe if isinstance(recipe, str) else dict(recipe),
         "weights": weights,
         "files": files,
     }
 
 
 def _source_files(
-    export: Export, pair: Pair, data_files: Iterable[Path], known: Mapping[str, Placed]
+    export: Export, graphs: Iterable[Path], data_files: Iterable[Path], known: Mapping[str, Placed]
 ) -> dict[str, dict[str, Any]]:
     """Graphs by their digest; a data file by its copy's, which was taken from the very bytes that were written."""
     copies = {PurePosixPath(location).name: entry for location, entry in known.items()}
     found: dict[str, dict[str, Any]] = {}
-    for path in (pair.embed, pair.decoder):
+    for path in graphs:
         found[_relative(path, export.root)] = {"size": path.stat().st_size, "sha256": sha256(path)}
     for path in data_files:
         copy = copies.get(path.name)

@@ -37,12 +37,22 @@ Change: TypeAlias = "Callable[[Feed, Embeddings], Embeddings]"
 
 
 class PairModel:
-    """A Runner of two sessions. `step` is `embed`, the change between the graphs if there is one, and `decode`."""
+    """A Runner of two sessions. `step` is `embed`, the change between the graphs if there is one, and `decode`.
 
-    def __init__(self, embed: OpenGraph, decoder: OpenGraph, change: Change | None = None) -> None:
+    `also` is what the first graph takes beside token ids.
+    """
+
+    def __init__(
+        self,
+        embed: OpenGraph,
+        decoder: OpenGraph,
+        change: Change | None = None,
+        also: Mapping[str, Array] | None = None,
+    ) -> None:
         self._embed = embed
         self._decoder = decoder
         self._change = change
+        self._also = also or {}
 
     @classmethod
     def open(cls, pair: Pair, settings: Settings) -> PairModel:
@@ -51,7 +61,7 @@ class PairModel:
 
     def changing(self, change: Change) -> PairModel:
         """The same two sessions with a change between them."""
-        return PairModel(self._embed, self._decoder, change)
+        return PairModel(self._embed, self._decoder, change, self._also)
 
     def start(self, batch: int) -> Cache:
         return self._decoder.empty_cache(batch)
@@ -62,7 +72,7 @@ class PairModel:
 
     def embed(self, ids: Array) -> dict[str, Value]:
         """The embeddings of token ids, int64 [B, S]."""
-        return self._embed.run({"input_ids": ids}, {})[0]
+        return self._embed.run({"input_ids": ids, **self._also}, {})[0]
 
     def decode(self, embedded: Embeddings, feed: Feed, cache: Cache, keep: int) -> tuple[Array, Cache]:
         """Logits and caches, as Runner.step gives them; of `feed`, the mask and the positions are read."""

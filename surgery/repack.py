@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from surgery.cuda.prediction import require_cuda
 from surgery.engine import Outcome, Pass, apply
-from surgery.export import Export, Pair
+from surgery.errors import SurgeryError
+from surgery.export import ENCODERS, Export, Pair
 from surgery.genai import (
     CONFIG_FILE,
     MODEL_FILE,
@@ -24,6 +25,7 @@ from surgery.genai import (
 )
 from surgery.manifest import NAME as MANIFEST_FILE
 from surgery.manifest import manifest, refuse_foreign, sha256
+from surgery.media import EMBED, Part, check_export, media_config, write_media_files
 from surgery.model import Model
 from surgery.placement import CopiesAhead, Placed, Placement, Progress, consolidated_size, unlinkable
 from surgery.staging import refuse_existing, refuse_holding, require_space, staged_folder
@@ -33,13 +35,15 @@ Proof = TypeVar("Proof")
 
 @dataclass(frozen=True)
 class Repacked(Generic[Proof]):
-    """What a repack came to. `proof` is what the check returned."""
+    """What a repack came to. `proof` is what the check returned; `others` are the passes of the graphs beside the
+    decoder, by role."""
 
     folder: Path
     outcomes: tuple[Outcome, ...]
     placed: tuple[Placed, ...]
     costs: dict[str, CacheCost]
     proof: Proof | None
+    others: Mapping[str, tuple[Outcome, ...]] = field(default_factory=dict)
 
 
 def plan(
@@ -58,7 +62,8 @@ def repack(
     recipe: Sequence[Pass],
     target: Path,
     *,
-    recipe_text: str = "",
+    media: Sequence[Part] = (),
+    recipe_text: str | Mapping[str, str] = "",
     provider: str = "cpu",
     runtime: Target = "genai-0.14",
     weights: Placement = "copy",
@@ -71,7 +76,8 @@ def repack(
 ) -> Repacked[Proof]:
     """Write `target`: it appears complete and checked, or not at all.
 
-    `runtime` is the oldest GenAI that must load it; the recipe has to suit it.
+    `media` are the graphs of a folder that takes images or sound too: its embeddings and its encoders. `recipe` is
+    then the decoder's alone. `runtime` is the oldest GenAI that must load it; the recipe has to suit it.
     `recipe_text` is the recipe as the manifest is to record it, with paths relative to the export.
     `started` is told the number of weight bytes, `progress` each portion placed. `check` is called with the staged
     folder; what it raises keeps the target from appearing. `describe` is called last, with the staged folder, the
@@ -79,9 +85,13 @@ def repack(
     """
     refuse_existing(target, force=force)
     refuse_foreign(target)
-    refuse_holding(target, (export.root, pair.embed, pair.decoder))
+    encoders = [part.source for part in media if part.role != EMBED]
+    modalities = [modality for modality, role in ENCODERS.items() if any(part.role == role for part in media)]
+    refuse_holding(target, (export.root, pair.embed, pair.decoder, *encoders))
     check_side_files(export)
-    sources = _weight_files(pair) if weights == "copy" else []
+    if media:
+        check_export(export, modalities)
+    sources = _weight_files((pair.decoder, pair.embed, *encoders)) if weights == "copy" else []
     require_space(target.absolute().parent, sum(file.stat().st_size for file in sources))
     with staged_folder(target, force=force) as stage, CopiesAhead(sources, stage, progress) as ahead:
         if started is not None and sources:
@@ -89,21 +99,34 @@ def repack(
         model, outcomes = plan(pair, export, recipe, observe)
         if provider == "cuda":
             require_cuda(model)
-        config = genai_config(model, export, provider, runtime)
-        data_files = model.source_files()
+        others = {part: _apply_named(part, observe) for part in media}
+        models = {MODEL_FILE: model, **{part.file: other for part, (other, _) in others.items()}}
+        config = (
+            media_config(model, export, modalities, provider, runtime)
+            if media
+            else genai_config(model, export, provider, runtime)
+        )
+        data_files = [file for one in models.values() for file in one.source_files()]
         refuse_holding(target, data_files)
         if not sources:
-            _announce(model, weights, target.absolute().parent, started)
-        placed = model.save(stage / MODEL_FILE, weights=weights, progress=progress, ahead=ahead)
+            _announce(models.values(), weights, target.absolute().parent, started)
+        placed = [
+            place
+            for name, one in models.items()
+            for place in one.save(stage / name, weights=weights, progress=progress, ahead=ahead)
+        ]
         write_json(stage / CONFIG_FILE, config)
-        write_side_files(export, stage)
+        write_side_files(export, stage, multimodal=bool(media))
+        if media:
+            write_media_files(export, stage, modalities)
         ahead.close()
-        described = manifest(stage, export, pair, recipe_text, weights, placed, data_files)
+        described = manifest(stage, export, pair, recipe_text, weights, placed, data_files, encoders)
         write_json(stage / MANIFEST_FILE, described)
         proof = check(stage) if check is not None else None
         if describe is not None:
             _add(stage, describe(stage, outcomes, proof), described)
-    return Repacked(target, tuple(outcomes), tuple(placed), cache_costs(model), proof)
+    passed = {part.role: tuple(found) for part, (_, found) in others.items()}
+    return Repacked(target, tuple(outcomes), tuple(placed), cache_costs(model), proof, passed)
 
 
 def _add(stage: Path, texts: Mapping[str, str], manifest: dict[str, Any]) -> None:
@@ -116,20 +139,37 @@ def _add(stage: Path, texts: Mapping[str, str], manifest: dict[str, Any]) -> Non
     write_json(stage / MANIFEST_FILE, manifest)
 
 
-def _weight_files(pair: Pair) -> list[Path]:
-    """The data files of both graphs, each checked to hold what its graph says."""
+def _apply_named(part: Part, observe: Callable[[Outcome], None] | None) -> tuple[Model, list[Outcome]]:
+    """Apply a part's recipe; an error names the graph."""
+    model = Model.open(part.source)
+    model.check_weights()
+    try:
+        return apply(model, part.recipe, observe)
+    except SurgeryError as error:
+        raise type(error)(f"{part.source}: {error}", hint=error.hint) from error
+
+
+def _weight_files(graphs: Iterable[Path]) -> list[Path]:
+    """The data files of the graphs, each checked to hold what its graph says."""
     files: dict[Path, None] = {}
-    for path in (pair.decoder, pair.embed):
+    for path in graphs:
         graph = Model.open(path)
         graph.check_weights()
         files.update(dict.fromkeys(graph.used_weight_files().values()))
     return list(files)
 
 
-def _announce(model: Model, weights: Placement, parent: Path, started: Callable[[int], None] | None) -> None:
+def _announce(
+    models: Collection[Model], weights: Placement, parent: Path, started: Callable[[int], None] | None
+) -> None:
     """Check the space for what is to be written, and say how many bytes that is."""
-    kept, new = list(model.used_weight_files().values()), sum(model.converted_files().values())
-    total = consolidated_size(model) if weights == "consolidate" else sum(file.stat().st_size for file in kept) + new
+    kept = [file for model in models for file in model.used_weight_files().values()]
+    new = sum(size for model in models for size in model.converted_files().values())
+    total = (
+        sum(consolidated_size(model) for model in models)
+        if weights == "consolidate"
+        else sum(file.stat().st_size for file in kept) + new
+    )
     require_space(parent, total if weights != "link" else unlinkable(kept, parent) + new)
     if started is not None:
         started(total)

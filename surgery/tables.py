@@ -102,7 +102,8 @@ def _show_folder(console: Console, found: FolderInspection) -> None:
         rows = [(key, model.get(key)) for key in keys]
         rows += [(key, search.get(key)) for key in ("max_length", "past_present_share_buffer", "do_sample")]
         show_rows(console, "genai_config.json", ("key", "value"), rows)
-    _show_graph(console, found.graph)
+    for graph in found.graphs:
+        _show_graph(console, graph)
 
 
 def _show_graph(console: Console, found: Inspection) -> None:
@@ -170,7 +171,7 @@ def show_report(console: Console, report: Report, *, brief: bool = False) -> Non
 
     `brief` gives a section whose gates all passed one line; a gate that failed is always shown.
     """
-    sections: tuple[Section, ...] = ("manifest", "structure", "numbers", "parity", "activations", "runtime")
+    sections: tuple[Section, ...] = ("manifest", "structure", "numbers", "parity", "activations", "runtime", "media")
     for section in sections:
         gates = report.section(section)
         passed = all(gate.passed for gate in gates)
@@ -207,6 +208,12 @@ def _in_brief(section: Section, report: Report) -> str:
         return f"max |difference| {largest:.3g} from the source in {len(report.cases)} cases, {steps} steps"
     if section == "runtime":
         return "; ".join(gate.name + (f" ({gate.detail})" if "tokens" in gate.name else "") for gate in gates)
+    if section == "media":
+        return "; ".join(
+            gate.name
+            + (f" (max |difference| {gate.found:.3g}, {gate.detail})" if "tokens after" in gate.detail else "")
+            for gate in gates
+        )
     return gates[0].name if len(gates) == 1 else f"{len(gates)} gates, from {gates[0].name!r} to {gates[-1].name!r}"
 
 

@@ -67,6 +67,16 @@ def test_a_wrong_number_of_features_fails_and_writes_no_zeros(count: int, tmp_pa
         run(model.proto, given)
 
 
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_placeholder_that_the_model_generates_keeps_its_embedding(rows: int, tmp_path: Path) -> None:
+    """One token a row and no features: a step of decoding. A loop around the two graphs scatters nothing then."""
+    model, _ = scattered(tmp_path, embed_tokens())
+    ids = np.array([[IMAGE], [AUDIO]][:rows], np.int64)
+    given = {"input_ids": ids, "image_features": features(0), "audio_features": features(0)}
+    expected = run(embed_tokens(), given)["inputs_embeds"]
+    np.testing.assert_array_equal(run(model.proto, given)["inputs_embeds"], expected, strict=True)
+
+
 def test_the_interface_gains_the_features_and_nothing_else(tmp_path: Path) -> None:
     model, outcome = scattered(tmp_path, embed_tokens())
     assert [value.name for value in model.graph.input] == ["input_ids", "image_features", "audio_features"]

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,9 @@ _GREEDY = {
     "no_repeat_ngram_size": 0,
 }
 
+_QUIET = '{"model": {"decoder": {"session_options": {"log_severity_level": 4}}}}'
+"""What fails becomes an exception with the same words; ONNX Runtime need not write them to stderr as well."""
+
 
 def load_genai(provider: Provider) -> Any:
     """The onnxruntime_genai module. Raises RuntimeMissing where it is absent, or not built for `provider`."""
@@ -54,6 +58,14 @@ def _own_words(what: str) -> Iterator[None]:
         raise ModelError(f"{what}: {one_line(error)}") from None
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A text with images or sound as the runtime's processor made it: its own object, and numpy copies by name."""
+
+    inputs: Any
+    arrays: Mapping[str, Array]
+
+
 class GenAI:
     """A folder in onnxruntime-genai. Raises ModelError with the runtime's words where it cannot be loaded."""
 
@@ -61,13 +73,46 @@ class GenAI:
         self._og = load_genai(provider)
         with _own_words("og.Model"):
             config = self._og.Config(str(folder))
+            config.overlay(_QUIET)
             config.clear_providers()
             if provider != "cpu":
                 config.append_provider(provider)
             self._model = self._og.Model(config)
+        self._processor: Any = None
+
+    @property
+    def version(self) -> str:
+        return str(self._og.__version__)
 
     def tokenizer(self) -> Any:
         return self._og.Tokenizer(self._model)
+
+    def prepare(self, text: str, images: Sequence[Path], sounds: Sequence[Path]) -> Prepared:
+        """What the folder's own processor makes of a text with files. Raises ModelError with the runtime's words."""
+        with _own_words("og.MultiModalProcessor"):
+            if self._processor is None:
+                self._processor = self._model.create_multimodal_processor()
+            opened = {}
+            if images:
+                opened["images"] = self._og.Images.open(*map(str, images))
+            if sounds:
+                opened["audios"] = self._og.Audios.open(*map(str, sounds))
+            inputs = self._processor(text, **opened)
+            held = {name for name in inputs.keys()}  # noqa: SIM118  # not a dict
+            return Prepared(inputs, {name: inputs[name].as_numpy() for name in held})
+
+    def continued(self, prepared: Prepared, steps: int, **options: Any) -> tuple[Array, list[int]]:
+        """Logits of the prompt's last token, float32 [V], and at most `steps` greedy tokens after it."""
+        length = prepared.arrays["input_ids"].shape[1]
+        with _own_words("og.Generator"):
+            parameters = self._og.GeneratorParams(self._model)
+            parameters.set_search_options(**{**_GREEDY, "batch_size": 1, "max_length": length + steps, **options})
+            generator = self._og.Generator(self._model, parameters)
+            generator.set_inputs(prepared.inputs)
+            logits = np.array(generator.get_logits(), np.float32)[0, -1]
+            while not generator.is_done():
+                generator.generate_next_token()
+            return logits, [int(token) for token in generator.get_sequence(0)[length:]]
 
     def generate(self, rows: Sequence[Sequence[int]], pad: int, steps: int, **options: Any) -> list[list[int]]:
         """Greedy continuations of at most `steps` tokens; shorter rows are padded on the right.
@@ -236,7 +281,7 @@ def _generation_gate(
         except ModelError as error:
             return Gate("runtime", name, False, 0, None, f"case {case.name}: {error}")
         for row, tokens in enumerate(continued):
-            count, fault = _first_fault(answer, row, expected[row], tokens, eos, tolerance)
+            count, fault = first_fault(answer, row, expected[row], tokens, eos, tolerance)
             compared += count
             if fault:
                 faults.append(f"case {case.name}: {fault}")
@@ -244,7 +289,7 @@ def _generation_gate(
     return Gate("runtime", name, not faults, 0, len(faults), detail)
 
 
-def _first_fault(
+def first_fault(
     answer: Answer, row: int, expected: Array, found: list[int], eos: tuple[int, ...], tolerance: float
 ) -> tuple[int, str]:
     """How many tokens were compared, and the first that is wrong, in words."""

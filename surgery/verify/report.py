@@ -13,7 +13,7 @@ from surgery.verify.prompts import Skipped
 from surgery.verify.thresholds import LEAST
 from surgery.verify.watch import LayerPeak
 
-Section = Literal["manifest", "structure", "numbers", "parity", "activations", "runtime"]
+Section = Literal["manifest", "structure", "numbers", "parity", "activations", "runtime", "media"]
 Value = float | str | None
 
 

@@ -5,20 +5,26 @@ Each rule stands for an error of the runtime, at load or at the first run, or fo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from surgery.errors import ArchitectureError, FolderError, SurgeryError
+from surgery.export import Modality
 from surgery.gemma4 import Layer, read_config
 from surgery.genai import CONFIG_FILE, shares_buffer
 from surgery.graph import TensorType, producers, tensor_type
 from surgery.layer_table import read_layer_table
+from surgery.media import SECTIONS
+from surgery.media import TYPE as MULTIMODAL
 from surgery.model import Model
 from surgery.padding import own_sizes
 from surgery.verify.report import Gate, Value
 from surgery.wiring import attentions
+
+if TYPE_CHECKING:
+    from onnx import ValueInfoProto
 
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 _TOKEN_INPUTS = ("input_ids", "attention_mask", "position_ids")
@@ -36,6 +42,15 @@ class Folder:
     config: Mapping[str, Any]
     model: Model
     layers: tuple[Layer, ...] | None
+    others: Mapping[str, Model] = field(default_factory=dict)
+    """Section of the configuration -> its graph, where the folder takes images or sound: embedding, vision, speech."""
+
+    @property
+    def media(self) -> dict[Modality, int]:
+        """Modality -> placeholder id, of a folder that takes more than text."""
+        model = _object(self.config, "model")
+        held = [modality for modality, (section, _, _) in SECTIONS.items() if section in self.others]
+        return {modality: _whole(model, f"{modality}_token_id") for modality in held}
 
     @property
     def decoder(self) -> Mapping[str, Any]:
@@ -44,6 +59,10 @@ class Folder:
     @property
     def vocab_size(self) -> int:
         return _whole(_object(self.config, "model"), "vocab_size")
+
+    @property
+    def hidden_size(self) -> int:
+        return _whole(self.decoder, "hidden_size")
 
     @property
     def context_length(self) -> int:
@@ -78,7 +97,17 @@ def open_folder(root: Path) -> Folder:
         raise FolderError(str(error)) from None
     decoder = _object(_object(config, "model"), "decoder")
     model = Model.open(root / _filename(decoder))
-    return Folder(root, config, model, read_layer_table(model))
+    return Folder(root, config, model, read_layer_table(model), dict(_others(root, config)))
+
+
+def _others(root: Path, config: Mapping[str, Any]) -> Iterator[tuple[str, Model]]:
+    """The graphs beside the decoder, of a configuration of the multimodal class."""
+    body = _object(config, "model")
+    if body.get("type") != MULTIMODAL:
+        return
+    for section in ("embedding", *(section for section, _, _ in SECTIONS.values())):
+        if (described := _object(body, section)).get("filename"):
+            yield section, Model.open(root / _filename(described, section))
 
 
 def check_structure(folder: Folder) -> list[Gate]:
@@ -106,7 +135,8 @@ def _files(folder: Folder) -> Iterator[str]:
 
 
 def _weights(folder: Folder) -> Iterator[str]:
-    folder.model.check_weights()
+    for model in (folder.model, *folder.others.values()):
+        model.check_weights()
     yield from ()
 
 
@@ -118,14 +148,47 @@ def _interface(folder: Folder) -> Iterator[str]:
     for role in _TOKEN_INPUTS:
         if role in _object(folder.decoder, "inputs") and declared[role] not in inputs:
             yield f"inputs.{role} is {declared[role]!r}, which the graph does not take"
-    if declared["input_ids"] not in inputs:
+    if folder.others:
+        yield from _media_interface(folder)
+    elif declared["input_ids"] not in inputs:
         yield f"the graph takes no {declared['input_ids']!r}"
     logits = _object(folder.decoder, "outputs").get("logits", "logits")
     if logits not in outputs:
         yield f"outputs.logits is {logits!r}, which the graph does not give"
-    fed = {declared[role] for role in _TOKEN_INPUTS} | set(_FED) | {past for past, _ in _cache_names(folder)}
+    between = set(map(str, _object(_object(_object(folder.config, "model"), "embedding"), "outputs").values()))
+    # With images the runtime would feed num_logits_to_keep to the vision encoder, which does not take it.
+    extra = set() if folder.others else set(_FED)
+    fed = {declared[role] for role in _TOKEN_INPUTS} | between | extra | {past for past, _ in _cache_names(folder)}
     for name in sorted(inputs - fed):
         yield f"nothing feeds the input {name!r}"
+
+
+def _media_interface(folder: Folder) -> Iterator[str]:
+    """Each further graph has the inputs and outputs of its section, and takes nothing else."""
+    for section, model in folder.others.items():
+        described = _object(_object(folder.config, "model"), section)
+        for side, values in (("inputs", model.graph.input), ("outputs", model.graph.output)):
+            held = {value.name for value in values}
+            named = set(map(str, _object(described, side).values()))
+            for name in sorted(named - held):
+                yield f"{section}.{side} names {name!r}, which its graph does not have"
+            for name in sorted(held - named) if side == "inputs" else ():
+                yield f"nothing feeds the input {name!r} of {section}"
+    if "embedding" in folder.others:
+        gives, takes = _types(folder.others["embedding"].graph.output), _types(folder.model.graph.input)
+        for role, name in _object(_object(_object(folder.config, "model"), "embedding"), "outputs").items():
+            given, taken = gives.get(str(name)), takes.get(str(_object(folder.decoder, "inputs").get(role)))
+            if given is None or taken is None or given.dtype != taken.dtype or not _flat(given) or not _flat(taken):
+                yield f"{role} is {given} in the embedding and {taken} in the decoder; one dtype and rank 3 is expected"
+
+
+def _types(values: Iterable[ValueInfoProto]) -> dict[str, TensorType | None]:
+    return {value.name: tensor_type(value) for value in values}
+
+
+def _flat(declared: TensorType) -> bool:
+    """Rank 3, the last a number: what the runtime allocates between the two graphs."""
+    return declared.shape is not None and len(declared.shape) == 3 and isinstance(declared.shape[2], int)
 
 
 def _caches(folder: Folder) -> Iterator[str]:
@@ -287,13 +350,13 @@ def _concrete(declared: TensorType | None) -> bool:
     return shape is not None and len(shape) == 4 and all(isinstance(shape[axis], int) for axis in (1, 3))
 
 
-def _filename(decoder: Mapping[str, Any]) -> Path:
-    name = decoder.get("filename")
+def _filename(described: Mapping[str, Any], section: str = "decoder") -> Path:
+    name = described.get("filename")
     if not isinstance(name, str) or not name:
-        raise FolderError(f"{CONFIG_FILE}: model.decoder.filename is {name!r}; a file name is expected")
+        raise FolderError(f"{CONFIG_FILE}: model.{section}.filename is {name!r}; a file name is expected")
     path = Path(name)
     if path.is_absolute() or ".." in path.parts:
-        raise FolderError(f"{CONFIG_FILE}: model.decoder.filename {name!r} leads out of the folder")
+        raise FolderError(f"{CONFIG_FILE}: model.{section}.filename {name!r} leads out of the folder")
     return path
 
 

@@ -20,6 +20,7 @@ EXACT_PASSES = frozenset(
     {
         "merge-embeddings", "fold-logits-to-keep", "rename-io", "expand-shared-kv", "annotate-head-sizes",
         "uniform-heads", "scatter-features", "mask-media-ids", "flatten-per-layer-inputs", "tie-lm-head",
+        "fit-encoder",
     }
 )  # fmt: skip
 """Passes that move and name values but compute none anew: what they make is its source bit by bit.
@@ -160,7 +161,8 @@ def recipe_names(folder: Path) -> set[str]:
         recipe = read_config(folder / MANIFEST_FILE).get("recipe")
     except (ArchitectureError, OSError):
         return set()
-    return _pass_names(recipe) if isinstance(recipe, str) else set()
+    recipes = recipe.values() if isinstance(recipe, dict) else [recipe]
+    return {name for one in recipes if isinstance(one, str) for name in _pass_names(one)}
 
 
 def _pass_names(recipe: str) -> set[str]:

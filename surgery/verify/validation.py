@@ -13,13 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from surgery.cuda.prediction import predict
 from surgery.errors import ArchitectureError, ModelError, RequestError, SurgeryError
 from surgery.export import Pair
 from surgery.gemma4 import read_config
 from surgery.manifest import faults
 from surgery.pair import PairModel
-from surgery.runtime import MergedModel, Provider, Runner, Settings, load_onnxruntime, versions
+from surgery.runtime import MergedModel, OpenGraph, Provider, Runner, Settings, load_onnxruntime, versions
 from surgery.verify.bisect import find_parting
 from surgery.verify.comparison import CaseResult, coarsest, compare
 from surgery.verify.gates import activation_gates, number_gates, parity_gates
@@ -35,6 +37,7 @@ from surgery.verify.generation import (
     open_tokenizer,
 )
 from surgery.verify.golden import Golden, graph_digests, load_golden, refuse_existing, save_golden
+from surgery.verify.media import Media
 from surgery.verify.parity import Parity, parity
 from surgery.verify.prompt_file import Message, Prompt, cases_of, shipped
 from surgery.verify.prompts import (
@@ -195,6 +198,11 @@ class _Run:
         except SurgeryError as error:
             self.gates.append(Gate("structure", "folder can be read", False, detail=str(error)))
             return None
+        if opened.others and (self.request.bisect or self.request.watch):
+            raise RequestError(
+                f"--bisect and --watch look into one merged graph, and {self.folder} has {len(opened.others) + 1} graphs",
+                hint="try them on the folder that repack writes for text alone",
+            )
         self.gates.append(Gate("structure", "folder can be read", True))
         self.gates.extend(check_structure(opened))
         return opened
@@ -225,7 +233,7 @@ class _Run:
                 with self.stage("placement"):
                     self._placement(folder)
             with self.stage("generation"):
-                self._generation(vocabulary, cases, reference)
+                self._generation(folder, vocabulary, cases, reference)
 
     def _placement(self, folder: Folder) -> None:
         """Where each node ran on CUDA, from the session's own profile."""
@@ -242,6 +250,8 @@ class _Run:
         else:
             template = tokenizer is not None and has_chat_template(folder.root)
             found = self._asked_for(vocabulary, tokenizer, template)
+        if folder.others:
+            found = [Skipped(c.name, _WITH_FILES) if c.name in _PLACEHOLDERS else c for c in found]
         cases, skipped = admissible(found, vocabulary, self.steps)
         self.skipped.extend(skipped)
         return cases
@@ -282,11 +292,10 @@ class _Run:
         if reference is None and (self.source is not None or self.request.save_golden is None):
             return None
         path = folder.model.path
+        name = "graphs of the folder run" if folder.others else "merged graph runs"
         with self.stage("merged"):
             padding: Padding = "behind" if rows_stand_alone(self.folder) else "between"
-            ours = self._record(
-                "merged graph runs", lambda: MergedModel(path, self.settings), cases, reference, padding
-            )
+            ours = self._record(name, lambda: runner(folder, self.settings), cases, reference, padding)
         if ours is None:
             return reference
         if reference is None:
@@ -402,7 +411,9 @@ class _Run:
             return True
         return case.name in GENERATED or (case.name not in CLOSING and not case.heavy)
 
-    def _generation(self, vocabulary: Vocabulary, cases: Sequence[Case], reference: Recording | None) -> None:
+    def _generation(
+        self, folder: Folder, vocabulary: Vocabulary, cases: Sequence[Case], reference: Recording | None
+    ) -> None:
         name = "og.Model loads the folder"
         try:
             genai = GenAI(self.folder, self.settings.provider)
@@ -412,11 +423,37 @@ class _Run:
         self.gates.append(Gate("runtime", name, True))
         if reference is None:
             self.gates.append(check_runs(genai, cases, self.request.length, vocabulary.size))
+            self._media(folder, genai, vocabulary, 0.0)
             return
         answers = [answer for answer in reference.answers if self._generates(answer.case)]
         tolerance = self._held().logits if self.thresholds else 0.0
         told = self.told("generation")
         self.gates.extend(check_generation(genai, answers, vocabulary.eos, tolerance, told))
+        self._media(folder, genai, vocabulary, tolerance)
+
+    def _media(self, folder: Folder, genai: GenAI, vocabulary: Vocabulary, tolerance: float) -> None:
+        """Images and sound, where the folder takes them."""
+        if not folder.others:
+            return
+        proof = Media(self.folder, folder.media, self.settings, self.request.length, vocabulary.context, vocabulary.eos)
+        with self.stage("media"):
+            self.gates.extend(proof.prove(genai, self.source, self.request.scope, tolerance, self.told("media")))
+        self.skipped.extend(proof.skipped)
+
+
+_PLACEHOLDERS = ("image-placeholder", "audio-placeholder")
+_WITH_FILES = "here a placeholder stands for features: the media section has prompts with files"
+
+
+def runner(folder: Folder, settings: Settings) -> Runner:
+    """The folder's own graphs: one, or the embeddings and the decoder, fed as for a prompt of text."""
+    path = folder.model.path
+    if not folder.others:
+        return MergedModel(path, settings)
+    embed = OpenGraph(folder.others["embedding"].path, settings)
+    nothing = np.zeros((0, folder.hidden_size), np.float32)
+    features = {f"{modality}_features": nothing for modality in folder.media}
+    return PairModel(embed, OpenGraph(path, settings), also=features)
 
 
 def manifest_gate(folder: Path) -> Gate:

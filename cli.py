@@ -69,6 +69,11 @@ class Target(enum.StrEnum):
     old = "genai-0.12"
 
 
+class OnnxRuntime(enum.StrEnum):
+    current = "1.31"
+    old = "1.27"
+
+
 class Weights(enum.StrEnum):
     copy = "copy"
     link = "link"
@@ -159,6 +164,9 @@ def repack(
         Target,
         typer.Option("--target", help="Oldest GenAI that must load it; genai-0.12 pads all caches to one size."),
     ] = Target.current,
+    onnxruntime: Annotated[
+        OnnxRuntime, typer.Option("--onnxruntime", help="Oldest ONNX Runtime that must run --preset fast.")
+    ] = OnnxRuntime.current,
     half: Annotated[
         bool, typer.Option("--to-fp16", help="Make float16 of a float32 precision, so that it runs on CUDA.")
     ] = False,
@@ -211,7 +219,7 @@ def repack(
     level: Literal["1", "4"] | None = accuracy_level.value if accuracy_level else None
 
     def recipe_of(embed: Path) -> Recipe:
-        return _recipe(preset, embed, layout, runtime, half, level)
+        return _recipe(preset, embed, layout, runtime, provider, onnxruntime, half, level)
 
     if dry_run:
         export, pair, download = _looked_up(source, revision, precision, suited, given, media)
@@ -260,12 +268,19 @@ def _refuse_contradictions(preset: Preset, layout: Layout, runtime: Target) -> N
 
 
 def _recipe(
-    preset: Preset, embed: Path, layout: Layout, runtime: Target, half: bool, level: Literal["1", "4"] | None
+    preset: Preset,
+    embed: Path,
+    layout: Layout,
+    runtime: Target,
+    provider: str,
+    onnxruntime: OnnxRuntime,
+    half: bool,
+    level: Literal["1", "4"] | None,
 ) -> Recipe:
     from passes.recipe import compatible, fast
 
     if preset is Preset.fast:
-        return fast(embed, half=half, accuracy_level=level)
+        return fast(embed, provider, onnxruntime.value, half=half, accuracy_level=level)
     return compatible(embed, layout.value, runtime.value, half=half, accuracy_level=level)
 
 

@@ -17,6 +17,7 @@ from passes.merge_embeddings import MergeEmbeddings
 from passes.rename_io import RenameIO
 from passes.scatter_features import ScatterFeatures
 from passes.set_accuracy_level import SetAccuracyLevel
+from passes.slice_caches import SliceCaches
 from passes.tie_lm_head import TieLmHead
 from passes.to_fp16 import ToFp16
 from passes.uniform_heads import UniformHeads
@@ -40,6 +41,7 @@ PASSES: dict[str, type[Pass]] = {
         ToFp16,
         FuseAttention,
         DropAttentionBias,
+        SliceCaches,
     )
 }
 """Every pass by name: those of the main recipe in its order, then those for images and sound, for older runtimes, for
@@ -59,6 +61,7 @@ __all__ = [
     "RenameIO",
     "ScatterFeatures",
     "SetAccuracyLevel",
+    "SliceCaches",
     "TieLmHead",
     "ToFp16",
     "UniformHeads",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from surgery.engine import Finding
 from surgery.errors import ModelError, PassError
 from surgery.fragment import Fragments
+from surgery.fused import BIAS, LAST, OPERATOR, TOTAL
 from surgery.graph import captured, describe, tensor_type
 from surgery.model import Model
 from surgery.row_lengths import MASK, SCOPE, row_lengths
@@ -16,9 +17,6 @@ from surgery.wiring import cores
 
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto
-
-LAST, TOTAL, BIAS = 5, 6, 10
-"""Inputs of GroupQueryAttention: seqlens_k, total_sequence_length, attention_bias."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ class DropAttentionBias:
                 )
 
     def run(self, model: Model) -> list[Finding]:
-        fused = [core.node for core in cores(model.graph) if core.node.op_type == "GroupQueryAttention"]
+        fused = [core.node for core in cores(model.graph) if core.node.op_type == OPERATOR]
         reasons = _Reasons(model)
         kept = {node.output[0]: reason for node in fused if (reason := reasons.of(node))}
         change = {node.output[0] for node in fused} - kept.keys()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 from passes.expand_shared_kv import check_owners
 from surgery.engine import Finding
 from surgery.errors import ModelError, PassError
+from surgery.fused import BIAS, DOMAIN, LAST, OPERATOR, NoRows, OnnxRuntime
 from surgery.gemma4 import Architecture, Layer
 from surgery.graph import all_names, captured, fresh
 from surgery.model import Model
@@ -19,9 +20,6 @@ from surgery.wiring import Core, cores
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
-
-OPERATOR = "GroupQueryAttention"
-DOMAIN = "com.microsoft"
 
 
 @dataclass(frozen=True)
@@ -50,9 +48,8 @@ class FuseAttention:
     runs on small numbers, and must give causal attention over the layer's window (surgery.unrolled). A layer that
     does not is left alone, with the reason. So are all layers that share a cache with one, where the owner is unrolled.
 
-    onnxruntime  the oldest ONNX Runtime that must run it. From 1.31 a borrower has no present outputs; 1.27 to 1.30
-                 need them named and copy the cache into them, and die of a segmentation fault without. Below 1.27 no
-                 version reads a borrowed cache.
+    onnxruntime  the oldest ONNX Runtime that must run it: 1.27 names present outputs of borrowers, which nothing reads.
+                 surgery.fused says what other versions make of either form.
 
     A borrower takes lengths and bias of an owner that is fused already; drop-attention-bias replaces both. An unrolled
     owner and its borrowers take their lengths from the values of attention_mask: a right-padded row ends where its
@@ -65,7 +62,7 @@ class FuseAttention:
     name: ClassVar[str] = "fuse-attention"
     summary: ClassVar[str] = "unrolled attention becomes GroupQueryAttention, borrowed caches included"
 
-    onnxruntime: Literal["1.31", "1.27"] = "1.31"
+    onnxruntime: OnnxRuntime = "1.31"
 
     def requires(self, model: Model) -> None:
         check_owners(model.graph, model.require_architecture())
@@ -143,7 +140,7 @@ class _Fusion:
         self._matches = matches
         self._named = named
         self._taken = all_names(model.graph)
-        self._empty: dict[int, gs.Variable] = {}
+        self._no_rows = NoRows(self._taken)
 
     def write(self) -> None:
         held = {name for node in self._model.graph.node for name in captured(node)}
@@ -173,7 +170,7 @@ class _Fusion:
             rows = [self._tensors[name] for name in (owned.key, owned.value, owned.past_key, owned.past_value)]
             presents = [self._tensors[match.present_key], self._tensors[match.present_value]]
         else:
-            empty = self._no_rows(layer.kv_heads * layer.head_size, query, added)
+            empty = self._no_rows.of(query, layer.kv_heads * layer.head_size, added)
             rows = [empty, empty, self._tensors[match.present_key], self._tensors[match.present_value]]
             presents = self._unread_presents(layer, rows[2]) if self._named else []
         outputs = [self._tensors[match.output], *presents]
@@ -207,24 +204,8 @@ class _Fusion:
         if core.mixed is not None:
             return [self._lengths.last, self._lengths.total], None
         owner = self._fused[core.node.output[0]]
-        bias = owner.inputs[10] if len(owner.inputs) > 10 and owner.inputs[10].name else None
-        return list(owner.inputs[5:7]), bias
-
-    def _no_rows(self, width: int, query: gs.Variable, added: list[gs.Node]) -> gs.Variable:
-        """[B,0,width], made once for each width."""
-        import numpy as np
-        import onnx_graphsurgeon as gs
-
-        if width not in self._empty:
-            label = fresh(f"/model/no_rows/{width}", self._taken)
-            batch = query.shape[0] if query.shape else None
-            self._empty[width] = gs.Variable(f"{label}/output_0", dtype=query.dtype, shape=[batch, 0, width])
-            bounds = [
-                gs.Constant(fresh(f"{label}/{name}", self._taken), np.array(values, np.int64))
-                for name, values in (("starts", [0, 0]), ("ends", [0, width]), ("axes", [1, 2]))
-            ]
-            added.append(gs.Node("Slice", label, inputs=[query, *bounds], outputs=[self._empty[width]]))
-        return self._empty[width]
+        bias = owner.inputs[BIAS] if len(owner.inputs) > BIAS and owner.inputs[BIAS].name else None
+        return list(owner.inputs[LAST : LAST + 2]), bias
 
     def _unread_presents(self, layer: Layer, cache: gs.Variable) -> list[gs.Variable]:
         import onnx_graphsurgeon as gs

@@ -35,6 +35,7 @@ from passes import (
     RenameIO,
     ScatterFeatures,
     SetAccuracyLevel,
+    SliceCaches,
     ToFp16,
     UniformHeads,
 )
@@ -42,6 +43,7 @@ from passes.set_accuracy_level import AccuracyLevel
 from surgery.engine import Pass
 from surgery.errors import RecipeError, nearest
 from surgery.export import ENCODERS, Modality
+from surgery.fused import OnnxRuntime
 from surgery.genai import Target
 
 Recipe = tuple[Pass, ...]
@@ -73,16 +75,25 @@ def compatible(
     return (*merged, *expand, AnnotateHeadSizes(), *uniform, *halved, *level)
 
 
-def fast(embed: Path, *, half: bool = False, accuracy_level: AccuracyLevel | None = None) -> Recipe:
+def fast(
+    embed: Path,
+    provider: str = "cpu",
+    onnxruntime: OnnxRuntime = "1.31",
+    *,
+    half: bool = False,
+    accuracy_level: AccuracyLevel | None = None,
+) -> Recipe:
     """The recipe for speed: all attention in GroupQueryAttention, the owners' caches alone, updated in place.
 
-    The arithmetic is the source's in another order. `half` and `accuracy_level` as in `compatible`.
+    The arithmetic is the source's in another order. On the CPU attention reads no more of a cache than is in view.
+    `onnxruntime` is the oldest ONNX Runtime that must run it. `half` and `accuracy_level` as in `compatible`.
     """
     halved: Recipe = (ToFp16(),) if half else ()
     level: Recipe = (SetAccuracyLevel(accuracy_level),) if accuracy_level is not None else ()
-    attention: Recipe = (FuseAttention(), DropAttentionBias())
+    attention: Recipe = (FuseAttention(onnxruntime), DropAttentionBias())
     merged: Recipe = (MergeEmbeddings(embed), FoldLogitsToKeep(), RenameIO())
-    return (*merged, *attention, AnnotateHeadSizes(), *halved, *level)
+    sliced: Recipe = (SliceCaches(onnxruntime),) if provider == "cpu" else ()
+    return (*merged, *attention, AnnotateHeadSizes(), *halved, *sliced, *level)
 
 
 def multimodal(

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from surgery.cache_rows import SCOPE as ROWS
 from surgery.errors import ArchitectureError, ExportError, ModelError
 from surgery.export import LICENSES, Export
 from surgery.gemma4 import Architecture, read_config, text_config
@@ -95,11 +96,17 @@ def cache_pairs(model: Model) -> int:
 
 
 def shares_buffer(model: Model) -> bool:
-    """Whether past and present may be one buffer: GroupQueryAttention writes every cache and alone reads it."""
+    """Whether past and present may be one buffer, longer than the tokens so far.
+
+    GroupQueryAttention knows where they end; ScatterND writes rows of a past in place; a Slice that ends with the mask
+    reads no further. Any other operator on a cache sees the whole buffer.
+    """
     caches = {value.name for value in model.graph.output if value.name.startswith("present.")}
     caches |= {value.name for value in model.graph.input if value.name.startswith("past_key_values.")}
     for node in model.graph.node:
-        if node.op_type != "GroupQueryAttention" and (caches & set(node.input) or caches & set(node.output)):
+        ends_with_mask = node.op_type == "Slice" and len(node.input) > 2 and node.input[2].startswith(ROWS)
+        known = node.op_type in ("GroupQueryAttention", "ScatterND") or ends_with_mask
+        if not known and (caches & set(node.input) or caches & set(node.output)):
             return False
     return bool(caches)
 

@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from surgery.errors import ModelError, RuntimeMissing
+from surgery.in_place import KEY as IN_PLACE
+from surgery.in_place import VALUE as IN_PLACE_VALUE
 from surgery.model import Model
 from surgery.wiring import Slot, spelling
 
@@ -121,6 +123,7 @@ class OpenGraph:
         self._types = {value.name: _dtype(path, value) for value in inputs}
         self._shapes = {value.name: list(value.shape) for value in inputs}
         self._outputs = [value.name for value in outputs]
+        self._in_place = self._session.get_modelmeta().custom_metadata_map.get(IN_PLACE) == IN_PLACE_VALUE
         ranked = {value.name: len(value.shape) for value in outputs}
         self._pasts = {
             found: name for name, shape in self._shapes.items() if len(shape) == 4 and (found := spelling(name))
@@ -146,9 +149,20 @@ class OpenGraph:
         empty = np.zeros((batch, heads, 0, size), self._types[name])
         return load_onnxruntime(self._device).OrtValue.ortvalue_from_numpy(empty, self._device, 0)
 
+    def _with_room(self, cache: Cache, tokens: int) -> Cache:
+        """Caches of `tokens` rows, new ones zero: for a graph that writes new rows into its past."""
+        grown: Cache = {}
+        for found, value in cache.items():
+            rows = host(value)
+            room = np.pad(rows, ((0, 0), (0, 0), (0, tokens - rows.shape[2]), (0, 0)))
+            grown[found] = load_onnxruntime(self._device).OrtValue.ortvalue_from_numpy(room, self._device, 0)
+        return grown
+
     def run(self, values: Mapping[str, Array | Value], cache: Cache) -> tuple[dict[str, Value], Cache]:
         """Other outputs by name, and the caches by slot. Values that the graph does not take are left out."""
         feeds: dict[str, Array | Value] = {name: value for name, value in values.items() if self.takes(name)}
+        if self._in_place and isinstance(mask := values.get("attention_mask"), np.ndarray):
+            cache = self._with_room(cache, mask.shape[1])
         feeds |= {name: cache[found] for found, name in self._pasts.items()}
         if missing := [name for name in self._types if name not in feeds]:
             raise ModelError(f"{self.path} takes {', '.join(missing)}, which a text model is not known to take")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,18 +15,20 @@ from onnx import ModelProto, NodeProto
 from onnx.numpy_helper import from_array, to_array
 
 import fixtures
-from passes import DropAttentionBias, ExpandSharedKV, FuseAttention
+from passes import DropAttentionBias, ExpandSharedKV, FuseAttention, SliceCaches
 from passes.recipe import fast, parse, text
-from surgery.engine import Outcome, apply
+from surgery.engine import Outcome, Pass, apply
 from surgery.errors import PassError
 from surgery.export import Export, open_export
 from surgery.genai import shares_buffer
-from surgery.loop import Loop
+from surgery.graph import declare
+from surgery.loop import Loop, prompt_feeds
 from surgery.model import Model
 from surgery.pair import PairModel
 from surgery.repack import repack
-from surgery.runtime import MergedModel, Settings
+from surgery.runtime import MergedModel, OpenGraph, Settings, host
 from surgery.verify import Request, validate
+from surgery.verify.structure import check_structure, open_folder
 from surgery.wiring import attentions
 
 DATA = Path(__file__).parent.parent / "fixtures" / "data"
@@ -146,7 +149,7 @@ def test_a_window_of_one_token_less_fails_the_gates(
 def test_past_and_present_share_a_buffer(name: str, folders: dict[str, Path]) -> None:
     assert json.loads((folders[name] / "genai_config.json").read_text())["search"]["past_present_share_buffer"] is True
     model = Model.open(folders[name] / "model.onnx")
-    assert not operators(model) & {"Softmax", "Concat", "Trilu", "Expand"}
+    assert not operators(model) & {"Softmax", "Trilu"}
 
 
 def test_buffer_is_not_shared_by_aliases(exports: dict[str, Export]) -> None:
@@ -298,3 +301,85 @@ def test_lengths_of_another_kind_stay(exports: dict[str, Export]) -> None:
     constant(model.proto, find(model.proto, "/model/attn_mask_reformat/attn_mask_subgraph/Sub"), 1, 2)
     _, (outcome,) = fused(model, DropAttentionBias())
     assert "are neither the mask's length nor its rows'" in said(outcome)
+
+
+# slice-caches
+
+
+FUSED = (FuseAttention(), DropAttentionBias())
+
+
+def sliced(model: Model, *before: Pass, step: SliceCaches | None = None) -> tuple[Model, Outcome]:
+    after, outcomes = apply(model, [*(before or FUSED), step or SliceCaches()])
+    return after, outcomes[-1]
+
+
+def test_windowed_layers_read_the_rows_in_view(exports: dict[str, Export], folders: dict[str, Path]) -> None:
+    """One slice for an owner and its borrowers; 40 tokens on, it still has the window's 8 rows."""
+    cut = [f"/model/layers.{layer}/attn/cache/key/Slice/output_0" for layer in range(4)]
+    graph = OpenGraph(folders["tiny-e2b"] / "model.onnx", Settings(), cut)
+    cache = graph.empty_cache(1)
+    before: np.ndarray = np.zeros((1, 0), np.int64)
+    for tokens, rows in ((40, 40), (1, 8), (3, 10), (1, 8)):
+        feed = next(prompt_feeds([list(range(4, 4 + tokens))], before=before))
+        outputs, cache = graph.run({"input_ids": feed.ids, **graph.steering(feed, 1)}, cache)
+        assert {host(outputs[name]).shape for name in cut} == {(1, 1, rows, 16)}
+        before = feed.mask
+
+
+def test_float16_is_read_as_float32_and_converted_once_for_a_cache(exports: dict[str, Export]) -> None:
+    export = exports["tiny-e4b"]
+    model, outcome = sliced(Model.open(export.pair("q4f16").decoder, export.architecture))
+    assert outcome.operators["ScatterND"] == 2 * len(model.require_architecture().owners)
+    types = declare(model.graph)
+    fused = [node for node in model.graph.node if node.op_type == "GroupQueryAttention"]
+    assert {types[node.input[3]].dtype for node in fused} == {"FLOAT"}
+    assert len({node.input[3] for node in fused}) == len(model.require_architecture().owners)
+    assert types["present.0.key"].dtype == "FLOAT16"
+
+
+def test_a_second_slicing_finds_nothing_to_do(exports: dict[str, Export]) -> None:
+    model, first = sliced(decoder(exports, "tiny-e2b"))
+    assert "skipped layer 4, 9: it sees all rows, in float32" in said(first)
+    _, (again,) = apply(model, [SliceCaches()])
+    assert not again.changed and "its cache is sliced already" in said(again)
+
+
+def turning(model: Model) -> None:
+    node = next(node for node in model.graph.node if node.op_type == "GroupQueryAttention")
+    next(attribute for attribute in node.attribute if attribute.name == "do_rotary").i = 1
+
+
+def test_what_cannot_be_sliced_stays_with_the_reason(exports: dict[str, Export]) -> None:
+    _, outcome = sliced(decoder(exports, "tiny-31b"), FuseAttention())
+    assert not outcome.changed and "drop-attention-bias comes first" in said(outcome)
+    _, outcome = sliced(decoder(exports, "tiny-e2b"), FuseAttention())
+    assert "skipped layer 0, 1, 2, 3, 5, 6, 7, 8: its lengths are not the mask's alone" in said(outcome)
+    model, _ = fused(decoder(exports, "tiny-e2b"))
+    turning(model)
+    _, (outcome,) = apply(model, [SliceCaches()])
+    assert "skipped layer 0: it rotates by itself" in said(outcome) and "changed layer 1" in said(outcome)
+
+
+def test_older_runtimes_get_presents_of_slices_by_name(exports: dict[str, Export]) -> None:
+    for version, outputs in (("1.31", 1), ("1.27", 3)):
+        (step,) = parse(f"slice-caches{{onnxruntime={version}}}")
+        assert isinstance(step, SliceCaches)
+        model, _ = sliced(decoder(exports, "tiny-e2b"), step=step)
+        reading = [n for n in model.graph.node if n.op_type == "GroupQueryAttention" and "/Slice/" in n.input[3]]
+        assert len(reading) == 8 and {len(node.output) for node in reading} == {outputs}
+
+
+def test_caches_in_place_need_a_shared_buffer(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(folders["tiny-e2b"], tmp_path / "out"))
+    config = json.loads((folder / "genai_config.json").read_text())
+    config["search"]["past_present_share_buffer"] = False
+    (folder / "genai_config.json").write_text(json.dumps(config))
+    failed = [gate for gate in check_structure(open_folder(folder)) if not gate.passed]
+    assert [gate.detail for gate in failed] == [
+        "past_present_share_buffer is not true, but the graph updates its caches in place"
+    ]
+
+
+def test_cuda_keeps_whole_caches_for_its_own_operator() -> None:
+    assert "slice-caches" in text(fast(Path("e.onnx"))) and "slice-caches" not in text(fast(Path("e.onnx"), "cuda"))

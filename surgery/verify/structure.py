@@ -15,6 +15,7 @@ from surgery.export import Modality
 from surgery.gemma4 import Layer, read_config
 from surgery.genai import CONFIG_FILE, shares_buffer
 from surgery.graph import TensorType, producers, tensor_type
+from surgery.in_place import is_in_place
 from surgery.layer_table import read_layer_table
 from surgery.media import SECTIONS
 from surgery.media import TYPE as MULTIMODAL
@@ -237,8 +238,12 @@ def _refused_keys(folder: Folder) -> Iterator[str]:
 
 
 def _share_buffer(folder: Folder) -> Iterator[str]:
-    if _object(folder.config, "search").get("past_present_share_buffer") and not shares_buffer(folder.model):
+    """Also the other way round: caches that are updated in place find no room in a past of the tokens so far."""
+    shared = _object(folder.config, "search").get("past_present_share_buffer")
+    if shared and not shares_buffer(folder.model):
         yield "past_present_share_buffer is true, but not only GroupQueryAttention touches the caches"
+    if not shared and is_in_place(folder.model):
+        yield "past_present_share_buffer is not true, but the graph updates its caches in place"
 
 
 def _layer_sizes(folder: Folder) -> Iterator[str]:

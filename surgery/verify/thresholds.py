@@ -26,7 +26,7 @@ EXACT_PASSES = frozenset(
 """Passes that move and name values but compute none anew: what they make is its source bit by bit.
 mask-media-ids changes what a placeholder looks up; the source is run with that id too."""
 
-REORDERING_PASSES = frozenset({"fuse-attention", "drop-attention-bias"})
+REORDERING_PASSES = frozenset({"fuse-attention", "drop-attention-bias", "slice-caches"})
 """Passes that compute the same sums and products in another order."""
 
 ROW_PASSES = frozenset({"drop-attention-bias"})

@@ -7,25 +7,38 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fixtures.build import build
-from passes.recipe import KVLayout, compatible
+from passes.recipe import KVLayout, Recipe, compatible, fast
 from surgery.export import Pair, open_export
+from surgery.fused import OnnxRuntime
 from surgery.genai import Target
 from surgery.repack import repack
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How the caches are laid out. For `genai-0.12` all of them have one size."""
+    """How the caches are laid out. For `genai-0.12` all of them have one size; `fast` updates them in place."""
 
     name: str
     kv_layout: KVLayout
     runtime: Target = "genai-0.14"
+    fast: OnnxRuntime | None = None
+
+    def recipe(self, embed: Path) -> Recipe:
+        if self.fast is not None:
+            return fast(embed, "cpu", self.fast)
+        return compatible(embed, self.kv_layout, self.runtime)
+
+    @property
+    def folder(self) -> str:
+        return f"{self.kv_layout}-{self.runtime}" + (f"-fast-{self.fast}" if self.fast else "")
 
 
 LAYOUTS = (
     Layout("aliased", "aliased"),
     Layout("unique", "unique"),
     Layout("aliased, of one size", "aliased", "genai-0.12"),
+    Layout("fast", "unique", fast="1.31"),
+    Layout("fast, for ONNX Runtime 1.27", "unique", fast="1.27"),
 )
 
 _PRECISIONS = {
@@ -63,7 +76,6 @@ def _of_fixture(root: Path, name: str, precisions: Iterable[str]) -> Iterable[Su
         pair = export.pair(precision)
         for layout in LAYOUTS:
             made = f"{name} {precision}"
-            folder = root / "folders" / f"{name}-{precision}-{layout.kv_layout}-{layout.runtime}"
-            recipe = compatible(pair.embed, layout.kv_layout, layout.runtime)
-            repack(export, pair, recipe, folder, runtime=layout.runtime, force=True)
+            folder = root / "folders" / f"{name}-{precision}-{layout.folder}"
+            repack(export, pair, layout.recipe(pair.embed), folder, runtime=layout.runtime, force=True)
             yield Subject(made, layout.name, folder, pair)

@@ -1,0 +1,208 @@
+"""slice-caches: attention on the CPU reads the part of a cache that is in view; new rows are written in place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from passes.expand_shared_kv import check_owners
+from surgery.cache_rows import CacheRows
+from surgery.engine import Finding
+from surgery.fused import BIAS, KEY, LAST, OPERATOR, PAST_KEY, QUERY, TOTAL, NoRows, OnnxRuntime
+from surgery.gemma4 import Architecture, Layer
+from surgery.graph import all_names, declare, fresh
+from surgery.in_place import mark_in_place
+from surgery.model import Model
+from surgery.row_lengths import SCOPE as LENGTHS
+from surgery.wiring import Core, cores
+
+if TYPE_CHECKING:
+    import onnx_graphsurgeon as gs
+    from onnx import NodeProto
+
+FLOAT, FLOAT16 = 1, 10
+
+
+@dataclass(frozen=True)
+class SliceCaches:
+    """Hand attention only the rows of a cache that its window shows, and write an owner's new rows where they belong.
+
+        before, an owner                             after
+
+        q  k  v  past [B,K,rows,H]                   past   k [B,K,S,H] at each row's end     v likewise
+        GroupQueryAttention, window                  ScatterND -> present, the same buffer
+          -> attended, present                       Slice(present, start, total), Cast to float32
+                                                     GroupQueryAttention(q, no rows, the slice), window
+                                                       -> attended
+        before, its borrowers                        after
+
+        q  no rows  present of the owner             q  no rows  the owner's slice
+        GroupQueryAttention, window                  GroupQueryAttention, window
+
+    ONNX Runtime's CPU operator computes the scores of the whole cache for each query head, also where a window hides
+    all but its last 512 rows: at 4,096 tokens a layer of E2B takes 2 ms in float32 and 5 ms in float16; the slice
+    takes 0.2 ms (1.31.1, 2 cores). In float16 it converts keys and values once for each query head; here they are
+    converted once for an owner and all its borrowers, full layers included. Full layers in float32 stay as they are.
+
+        start = max(0, shortest row's past tokens - window + 1)      each row's length and the total: less start
+
+    Rows of a padded batch keep their own ends; the operator's own window cuts what the shorter ones must not see.
+
+    The caches must be one buffer for past and present, long enough for all tokens: past_present_share_buffer in
+    GenAI. ScatterND copies nothing where both are one tensor; elsewhere the whole buffer (1.1 ms for 16 MB). So there is
+    no beam search, in which GenAI does not share it. The model says so in its metadata (surgery.in_place).
+
+    onnxruntime  as in fuse-attention: from 1.31 no present outputs, before that named ones.
+
+    Requires: the architecture, the interface named as rename-io names it. A node that counts lengths by other means than
+    drop-attention-bias, has a bias, or rotates by itself stays, with the reason, and so do its borrowers.
+    Ensures: each layer reads the cache that it read before.
+    """
+
+    name: ClassVar[str] = "slice-caches"
+    summary: ClassVar[str] = "for the CPU: attention reads the rows in view, in float32; new rows are written in place"
+
+    onnxruntime: OnnxRuntime = "1.31"
+
+    def requires(self, model: Model) -> None:
+        check_owners(model.graph, model.require_architecture())
+
+    def run(self, model: Model) -> list[Finding]:
+        arch = model.require_architecture()
+        found = cores(model.graph)
+        types = declare(model.graph)
+        chosen: list[Layer] = []
+        reasons: dict[str, list[int]] = {}
+        for owner in arch.owners:
+            group = [layer for layer in arch.layers if layer.owner == owner.index]
+            half = types[f"present.{owner.index}.key"].dtype == "FLOAT16"
+            stays = [_reason(found[layer.index].node, layer, half) for layer in group]
+            if reason := next((reason for reason in stays if reason), None):
+                reasons.setdefault(reason, []).extend(layer.index for layer in group)
+            else:
+                chosen.append(owner)
+        findings = [Finding("skipped", f"layer {_listed(indices)}", reason) for reason, indices in reasons.items()]
+        if not chosen:
+            return findings
+        _Slicing(model, arch, found, named=self.onnxruntime == "1.27").write(chosen)
+        mark_in_place(model)
+        for owner in chosen:
+            others = [layer.index for layer in arch.layers if layer.owner == owner.index and layer is not owner]
+            shared = f", shared with layer {_listed(others)}" if others else ""
+            view = f"the last {owner.window} rows and those of new tokens" if owner.window else "all rows"
+            findings.append(Finding("changed", f"layer {owner.index}", f"new rows in place, {view} in view{shared}"))
+        return findings
+
+    def ensures(self, model: Model) -> None:
+        check_owners(model.graph, model.require_architecture())
+
+
+def _listed(indices: list[int]) -> str:
+    return ", ".join(map(str, sorted(indices)))
+
+
+def _reason(node: NodeProto, layer: Layer, half: bool) -> str:
+    """Why a layer stays as it is; "" where it does not."""
+    names = [*node.input, *[""] * (BIAS + 1 - len(node.input))]
+    if node.op_type != OPERATOR:
+        return f"its attention is {node.op_type}, not {OPERATOR}"
+    if layer.window is None and not half:
+        return "it sees all rows, in float32: there is nothing to cut off or to convert"
+    if layer.owns_cache and names[PAST_KEY] != f"past_key_values.{layer.index}.key":
+        return "its cache is sliced already"
+    if names[LAST] != f"{LENGTHS}/last" or any(names[TOTAL + 1 :]):
+        return "its lengths are not the mask's alone: drop-attention-bias comes first"
+    if any(attribute.name == "do_rotary" and attribute.i for attribute in node.attribute):
+        return "it rotates by itself, and would count positions from the beginning of the slice"
+    return ""
+
+
+class _Slicing:
+    """One edit of a graph: caches of the chosen owners are written in place, and read as slices."""
+
+    def __init__(self, model: Model, arch: Architecture, found: list[Core], *, named: bool) -> None:
+        self._model = model
+        self._arch = arch
+        self._outputs = {core.node.output[0]: layer for layer, core in zip(arch.layers, found, strict=True)}
+        self._named = named
+        self._taken = all_names(model.graph)
+        self._no_rows = NoRows(self._taken)
+        self._slices: dict[int, tuple[gs.Variable, gs.Variable]] = {}
+
+    def write(self, chosen: list[Layer]) -> None:
+        owners = {owner.index for owner in chosen}
+        with self._model.edited() as view:
+            self._rows = CacheRows(view)
+            nodes = []
+            for node in view.nodes:
+                layer = self._outputs.get(node.outputs[0].name) if node.op == OPERATOR else None
+                nodes += [node] if layer is None or layer.owner not in owners else self._nodes(layer, node)
+            view.nodes = nodes
+
+    def _nodes(self, layer: Layer, node: gs.Node) -> list[gs.Node]:
+        added: list[gs.Node] = []
+        if layer.owns_cache:
+            self._slices[layer.index] = self._written(layer, node, added)
+        keys, values = self._slices[layer.owner]
+        query, attended = node.inputs[QUERY], node.outputs[0]
+        if keys.dtype != query.dtype:
+            query = self._converted(query, keys.dtype, added)
+        view = self._rows.view(layer.window, added)
+        empty = self._no_rows.of(query, layer.kv_heads * layer.head_size, added)
+        node.inputs = [query, empty, empty, keys, values, view.last, view.total]
+        outputs = [attended]
+        after: list[gs.Node] = []
+        if keys.dtype != attended.dtype:
+            outputs = [self._variable(f"{attended.name}/float32", keys.dtype, attended.shape)]
+            attended.inputs.clear()
+            after.append(self._node("Cast", f"{node.name}/output/Cast", outputs, attended, to=FLOAT16))
+        if self._named:
+            outputs += [
+                self._variable(f"{node.name}/unread_{kind}", keys.dtype, keys.shape) for kind in ("key", "value")
+            ]
+        node.outputs = outputs
+        return [*added, node, *after]
+
+    def _written(self, layer: Layer, node: gs.Node, added: list[gs.Node]) -> tuple[gs.Variable, gs.Variable]:
+        """An owner's presents, written in place; what is in view of them, in float32."""
+        import numpy as np
+
+        indices = self._rows.indices(layer.kv_heads, node.inputs[KEY], added)
+        view = self._rows.view(layer.window, added)
+        slices = []
+        inputs, presents = list(node.inputs), list(node.outputs[1:3])
+        for place, kind in enumerate(("key", "value")):
+            flat, past, present = inputs[KEY + place], inputs[PAST_KEY + place], presents[place]
+            base = f"/model/layers.{layer.index}/attn/cache/{kind}"
+            present.inputs.clear()
+            split = self._rows.constant([0, -1, layer.kv_heads, layer.head_size])
+            tokens = [*(flat.shape[:2] if flat.shape else (None, None)), layer.kv_heads, layer.head_size]
+            rows = self._variable(f"{base}/Reshape", flat.dtype, tokens)
+            added.append(self._node("Reshape", f"{base}/Reshape", [flat, split], rows))
+            heads = self._variable(f"{base}/Transpose", flat.dtype, [tokens[0], tokens[2], tokens[1], tokens[3]])
+            added.append(self._node("Transpose", f"{base}/Transpose", [rows], heads, perm=[0, 2, 1, 3]))
+            added.append(self._node("ScatterND", f"{base}/ScatterND", [past, indices, heads], present))
+            shape = [tokens[0], layer.kv_heads, None, layer.head_size]
+            cut = self._variable(f"{base}/Slice", present.dtype, shape)
+            bounds = [view.start, view.end, self._rows.constant([2])]
+            added.append(self._node("Slice", f"{base}/Slice", [present, *bounds], cut))
+            slices.append(self._converted(cut, np.float32, added) if cut.dtype == np.float16 else cut)
+        return slices[0], slices[1]
+
+    def _converted(self, value: gs.Variable, dtype: Any, added: list[gs.Node]) -> gs.Variable:
+        label = f"{value.name.removesuffix('/output_0')}/Cast"
+        converted = self._variable(label, dtype, value.shape)
+        added.append(self._node("Cast", label, [value], converted, to=FLOAT))
+        return converted
+
+    def _variable(self, label: str, dtype: Any, shape: Any) -> gs.Variable:
+        import onnx_graphsurgeon as gs
+
+        return gs.Variable(fresh(f"{label}/output_0", self._taken), dtype=dtype, shape=shape)
+
+    def _node(
+        self, op: str, label: str, inputs: list[gs.Tensor], output: gs.Variable, **attributes: int | list[int]
+    ) -> gs.Node:
+        import onnx_graphsurgeon as gs
+
+        return gs.Node(op, fresh(label, self._taken), dict(attributes), inputs=inputs, outputs=[output])

@@ -269,7 +269,7 @@ const behind = (element) => {
   if (!element) return [255, 255, 255];
   return over(getComputedStyle(element).backgroundColor, behind(element.parentElement));
 };
-const bars = (element) => element.previousElementSibling?.matches("rect.bar") ? element.previousElementSibling : null;
+const bars = (element) => element.matches("text.bar") ? element.parentElement.querySelector("rect.bar") : null;
 const found = [];
 for (const element of document.querySelectorAll("body *")) {
   if (element.closest("script, title, desc, option, .skip") || !element.checkVisibility()) continue;

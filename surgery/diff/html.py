@@ -35,7 +35,7 @@ from surgery.diff.comparison import (
     tally,
 )
 from surgery.diff.markup import Child, element, rendered
-from surgery.diff.picture import picture
+from surgery.diff.picture import initial, picture
 from surgery.tables import size
 
 FOLDED = 12
@@ -156,28 +156,34 @@ def _side(which: str, side: SideSummary) -> Element:
 
 
 def _interface(changes: Sequence[InterfaceChange]) -> list[Child]:
-    """Changes that differ only in a layer's number stand in one row."""
+    """Changes that differ only in a layer's number, and in key or value, stand in one row."""
     rows = []
     for group in _alike(changes, _interface_family):
-        first = group[0]
         before, after = ([getattr(change, side) for change in group] for side in ("before", "after"))
-        why = _paragraphs([first.note, *_told(first.reasons)])
-        rows.append(_row(first.verb, first.kind, _values(before), _values(after), why))
-    return [_table(("", "", "before", "after", "why"), rows)] if rows else []
+        rows.append(_row(group[0].verb, group[0].kind, _values(before), _values(after), _interface_why(group)))
+    return [_table(("", "", "before", "after", "why"), rows, "stacked interface")] if rows else []
 
 
 def _interface_family(change: InterfaceChange) -> Hashable:
     sides = [
-        (re.sub(r"key|value", "", _without_numbers(v.name)), v.type) if v else None
-        for v in (change.before, change.after)
+        (re.sub(r"key|value", "", _without_numbers(value.name)), value.type) if value else None
+        for value in (change.before, change.after)
     ]
-    return (
-        change.verb,
-        change.kind,
-        *sides,
-        change.note,
-        tuple((r.by, _without_numbers(r.text)) for r in change.reasons),
-    )
+    return change.verb, change.kind, *sides, tuple(reason.by for reason in change.reasons)
+
+
+def _interface_why(group: Sequence[InterfaceChange]) -> Child:
+    """What is said of all of them; where that differs, who did it, and each one's on demand."""
+    told = [[text for text in (change.note, *_told(change.reasons)) if text] for change in group]
+    if all(texts == told[0] for texts in told):
+        return _paragraphs(told[0])
+    by = ", ".join(dict.fromkeys(reason.by for reason in group[0].reasons))
+    names = [(change.after or change.before or Value("", "")).name for change in group]
+    each = [
+        element("li", element("code", name), f": {'; '.join(texts)}") for name, texts in zip(names, told, strict=True)
+    ]
+    summary = element("summary", by or "each has its own", class_="why")
+    return element("details", summary, element("ul", *each, class_="why"))
 
 
 def _values(values: Sequence[Value | None]) -> Child:
@@ -220,23 +226,28 @@ def _caches(layers: Sequence[Layer], nodes: Sequence[NodeChange]) -> list[Child]
     summary = f"All {len(layers)} layers, one by one"
     return [
         element("div", picture(layers), class_="wide", tabindex="0", role="region", aria_label="Picture of the layers"),
-        _legend(),
+        _legend(layers),
         element("ul", *groups, class_="changes") if groups else None,
         element("details", element("summary", summary), _table(heads, rows, "layers"), id="layers"),
     ]
 
 
-def _legend() -> Element:
-    entries = (
+def _legend(layers: Sequence[Layer]) -> Element:
+    swatches = (
         ("swatch sliding owner", "sliding attention, owns its cache"),
         ("swatch full owner", "full attention, owns its cache"),
         ("swatch borrower", "borrows the cache that the line leads to"),
         ("swatch shade", "changed"),
     )
-    marks = element("li", element("span", "▾▴", class_="ports"), "its own past input, present output")
-    size_ = element("li", element("b", "256", class_="ports"), "head size, which is also the bar's height")
-    items = [element("li", element("span", class_=style), text) for style, text in entries]
-    return element("ul", *items, marks, size_, class_="legend")
+    signs = [("▾▴", "its own past input, present output"), ("256", "head size, which is also the bar's height")]
+    operators = {cache.operator for layer in layers for cache in (layer.before, layer.after) if cache is not None}
+    signs += [(initial(name), f"{name}{', unrolled' if name == 'Softmax' else ''}") for name in sorted(operators)]
+    return element(
+        "ul",
+        *(element("li", element("span", class_=style), text) for style, text in swatches),
+        *(element("li", element("b", sign, class_="sign"), text) for sign, text in signs),
+        class_="legend",
+    )
 
 
 def _layer_family(layer: Layer) -> Hashable:
@@ -301,7 +312,8 @@ def _fields(changes: Sequence[FieldChange]) -> list[Child]:
         )
         for change in changes
     ]
-    return [_table(("", "key", "before → after", "why"), rows)] if rows else []
+    table = _table(("", "key", "before → after", "why"), rows)
+    return [table if len(rows) <= FOLDED else _folded(table, len(rows), "keys")] if rows else []
 
 
 def _nodes(found: Comparison) -> list[Child]:
@@ -375,7 +387,8 @@ def _node_row(change: NodeChange, by: Sequence[str]) -> Element:
     name = element("code", change.name) if change.before == change.after else _edit(change.before, change.after)
     place = ", ".join(word for word in (change.graph if change.graph != "model" else "", change.scope) if word)
     told = [element("li", _words(edit)) for edit in change.edits if edit.what != "name"]
-    told += [element("li", text, class_="why") for text in _told(change.reasons)]
+    reasons = [reason for reason in change.reasons if reason.text or reason.by not in by]  # the group has the others
+    told += [element("li", text, class_="why") for text in _told(reasons)]
     return _row(
         change.verb,
         element("code", change.operator),

@@ -2,7 +2,7 @@
 
     index        0   1   2   3   4   5   6   7   8   9
     interface   v^  v^  v^  v^  v^   ^   ^   ^   ^   ^        a past goes in, a present comes out: names of its own
-    bar         |#| |#| |#| |#| |#| |-| |-| |-| |-| |-|       filled: owns its cache; outlined: borrows; height: head size
+    bar         |#| |#| |#| |#| |#| |-| |-| |-| |-| |-|       filled: owns its cache; outlined: borrows; height: head size; operator's initial
     rails                    o---|'--|'--|'--|'   |           one for each owner that others borrow from
                                  o----------------'
 
@@ -21,7 +21,7 @@ from surgery.diff.markup import Child, append, element
 STEP, BAR, LABELS, MARGIN = 28, 20, 64, 8
 """Pixels: from layer to layer, width of a bar, room for a panel's title at its left, margin at the right."""
 
-TALLEST, SHORTEST = 54, 16
+TALLEST, SHORTEST = 54, 24
 INDEX_LINE, PORT_LINE, BAR_TOP, RAIL_GAP, RAIL_STEP, PANEL_GAP = 12, 23, 30, 12, 9, 18
 
 Side = Callable[[Layer], LayerCache | None]
@@ -137,6 +137,7 @@ def _bar(panel: _Panel, column: int, layer: Layer, cache: LayerCache) -> list[Ch
     parts: list[Child] = [_rect(left, top, BAR, tall, style, rx=3)]
     if cache.head_size:
         parts.append(element("text", str(cache.head_size), x=middle, y=BAR_TOP + TALLEST - 5, class_=f"head {style}"))
+    parts.append(element("text", initial(cache.operator), x=middle, y=top + 9, class_=f"operator {style}"))
     if cache.past and owns:
         parts.append(element("path", d=f"M{middle - 8} {PORT_LINE - 6}h6l-3 6z", class_="port"))
     if cache.alias or (cache.present and owns):
@@ -160,6 +161,11 @@ def _told(title: str, layer: Layer, cache: LayerCache | None) -> str:
     words += [f"alias {cache.alias}"] if cache.alias else []
     text = f"layer {layer.index}, {title}: {', '.join(word for word in words if word)}"
     return "\n".join([text, *(f"changed {edit}" for edit in layer.edits)])
+
+
+def initial(operator: str) -> str:
+    """The letter that stands for an attention's operator in its bar: GroupQueryAttention is G."""
+    return operator[:1].upper()
 
 
 def _kind(attention: str | None) -> str:

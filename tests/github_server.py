@@ -7,12 +7,13 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+
+from loopback import on_loopback
 
 
 @dataclass
@@ -39,16 +40,9 @@ class GitHub:
 
 @contextlib.contextmanager
 def serve(github: GitHub) -> Iterator[GitHub]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"github": github}))
-    server.daemon_threads = True
-    github.api = f"http://127.0.0.1:{server.server_port}/api/v3"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    try:
+    with on_loopback(_Handler, github=github) as url:
+        github.api = f"{url}/api/v3"
         yield github
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 class _Handler(BaseHTTPRequestHandler):

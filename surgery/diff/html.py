@@ -35,6 +35,7 @@ from surgery.diff.comparison import (
     tally,
 )
 from surgery.diff.markup import Child, element, rendered
+from surgery.diff.outline import ranges, signed
 from surgery.diff.picture import initial, picture
 from surgery.tables import size
 
@@ -539,7 +540,7 @@ def _told(reasons: Sequence[Reason]) -> list[str]:
 
 def _bytes(count: int) -> Element:
     """A difference in bytes, with its sign."""
-    return element("span", f"{'+' if count > 0 else '−'}{size(abs(count))}" if count else "0", class_="bytes")
+    return element("span", signed(count), class_="bytes")
 
 
 def _count(count: int, noun: str) -> str:
@@ -570,15 +571,7 @@ def _numbers_badge(numbers: Numbers | None) -> str:
 
 
 def _layers(indices: Sequence[int]) -> str:
-    """`layers 0-3, 5`: runs of numbers."""
-    runs: list[list[int]] = []
-    for index in sorted(indices):
-        if runs and index == runs[-1][1] + 1:
-            runs[-1][1] = index
-        else:
-            runs.append([index, index])
-    text = ", ".join(str(first) if first == last else f"{first}–{last}" for first, last in runs)
-    return f"layer{'' if len(indices) == 1 else 's'} {text}"
+    return f"layer{'' if len(indices) == 1 else 's'} {ranges(sorted(indices))}"
 
 
 def _without_numbers(text: str) -> str:

@@ -66,7 +66,7 @@ def manifest(
         files[name] = {"size": path.stat().st_size, "sha256": digest}
     return {
         "version": VERSION,
-        "made_by": {package: _version(package) for package in _PACKAGES},
+        "made_by": made_by(),
         "source": {
             "repo": export.repo,
             "revision": export.revision,
@@ -77,6 +77,11 @@ def manifest(
         "weights": weights,
         "files": files,
     }
+
+
+def made_by() -> dict[str, str | None]:
+    """Versions of what writes a folder; None for a package that is not installed."""
+    return {package: _version(package) for package in _PACKAGES}
 
 
 def _source_files(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from surgery.card import CARD_FILE, model_card
 from surgery.cuda.prediction import require_cuda
 from surgery.engine import Outcome, Pass, apply
 from surgery.errors import SurgeryError
@@ -110,6 +111,7 @@ def repack(
         refuse_holding(target, data_files)
         if not sources:
             _announce(models.values(), weights, target.absolute().parent, started)
+        rewritten = any(one.converted_files() for one in models.values())
         placed = [
             place
             for name, one in models.items()
@@ -119,6 +121,8 @@ def repack(
         write_side_files(export, stage, multimodal=bool(media))
         if media:
             write_media_files(export, stage, modalities)
+        card = model_card(export, pair, "genai", placed, recipe=recipe_text, rewritten=rewritten, modalities=modalities)
+        write_text(stage / CARD_FILE, card)
         ahead.close()
         described = manifest(stage, export, pair, recipe_text, weights, placed, data_files, encoders)
         write_json(stage / MANIFEST_FILE, described)

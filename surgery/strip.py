@@ -4,7 +4,7 @@
     generation_config.json, tokenizer.json, tokenizer_config.json, chat_template.jinja, LICENSE ...
     onnx/embed_tokens{_PRECISION}.onnx        as the source has them, with their data files
     onnx/decoder_model_merged{_PRECISION}.onnx
-    manifest.json
+    README.md, manifest.json
 
 What reads it: a loop of two sessions (surgery.pair), and transformers.js. The latter finds `gemma4` alone among its
 models, takes the layers from `text_config`, and opens two graphs, not one named `model`, where the architecture ends in
@@ -19,9 +19,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
+from surgery.card import CARD_FILE, model_card
 from surgery.export import Export, Pair
 from surgery.gemma4 import text_config
-from surgery.genai import COPIED, check_side_files, write_json, write_text_files
+from surgery.genai import COPIED, check_side_files, write_json, write_text, write_text_files
 from surgery.manifest import NAME as MANIFEST_FILE
 from surgery.manifest import manifest, refuse_foreign
 from surgery.model import Model
@@ -87,6 +88,7 @@ def strip(
         write_json(stage / "config.json", two_graph_config(export, pair.precision, counts))
         write_text_files(export, stage)
         below = [replace(file, location=f"{GRAPHS}/{file.location}") for files in placed.values() for file in files]
+        write_text(stage / CARD_FILE, model_card(export, pair, "two-graph", below))
         write_json(stage / MANIFEST_FILE, manifest(stage, export, pair, "", weights, below, data_files))
         left_out = _left_out(export, stage)
         proof = check(stage) if check is not None else None
@@ -95,7 +97,7 @@ def strip(
 
 def contents(export: Export, pair: Pair) -> dict[str, int | None]:
     """The files of the folder and their bytes; None for what is written anew, or is not there yet to be measured."""
-    found: dict[str, int | None] = dict.fromkeys(("config.json", "tokenizer_config.json", MANIFEST_FILE))
+    found: dict[str, int | None] = dict.fromkeys(("config.json", "tokenizer_config.json", CARD_FILE, MANIFEST_FILE))
     found |= {name: _size(export.root / name) for name in COPIED if export.file(name)}
     for path in (pair.embed, pair.decoder):
         graph = Model.open(path)

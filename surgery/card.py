@@ -60,11 +60,12 @@ def model_card(
     recipe: str | Mapping[str, str] = "",
     rewritten: bool = False,
     modalities: Sequence[Modality] = (),
+    further: str = "",
 ) -> str:
     """The text of README.md, for a folder of which everything else is known.
 
     `recipe` is the manifest's, of one graph or by role; `rewritten` is whether it changed weights; `modalities` is what
-    the folder takes beside text. Raises nothing for a source whose own card is missing or damaged: it then says less.
+    the folder takes beside text, and `further` a section on how. Raises nothing for a source whose own card is missing or damaged: it then says less.
     """
     told = read_told(export)
     title = export.repo.partition("/")[2] if export.repo else _FAMILIES[export.architecture.family]
@@ -73,6 +74,7 @@ def model_card(
         f"# {title}, {pair.precision}, {_TITLES[kind]}",
         _introduction(export, kind, rewritten, modalities),
         _genai_usage(export) if kind == "genai" else _two_graph_usage(export),
+        *([further] if further else []),
         _provenance(export, pair, recipe, placed),
         _licence(told),
     ]

@@ -41,7 +41,6 @@ FLOATS = ("FLOAT", "FLOAT16")
 EMBED = "embed_tokens"
 PROCESSORS: dict[Modality, str] = {"image": "image_processor.json", "audio": "audio_processor.json"}
 """Modality -> the file that tells GenAI how to prepare it."""
-README_FILE = "README.md"
 
 SECTIONS: dict[Modality, tuple[str, dict[str, str], dict[str, str]]] = {
     "image": (
@@ -166,13 +165,12 @@ def media_config(
 
 
 def write_media_files(export: Export, folder: Path, modalities: Sequence[Modality]) -> None:
-    """GenAI's processor files, Hugging Face's own, and a README that says what the runtime does not do."""
+    """GenAI's processor files, and Hugging Face's own."""
     for modality in modalities:
         write_json(folder / PROCESSORS[modality], _PROCESSOR[modality](export))
     for name in MEDIA_FILES:
         if source := export.file(name):
             shutil.copyfile(source, folder / name)
-    (folder / README_FILE).write_text(_readme(modalities), encoding="utf-8")
 
 
 def _image_processor(export: Export) -> dict[str, Any]:
@@ -252,7 +250,8 @@ def _whole(section: Mapping[str, Any], key: str, name: str) -> int:
     return value
 
 
-def _readme(modalities: Sequence[Modality]) -> str:
+def usage(modalities: Sequence[Modality]) -> str:
+    """How to give a folder images and sound, and what the runtime does not do: a section of its model card."""
     limits = "\n".join(f"- {limit}" for modality in modalities for limit in LIMITS[modality])
     markers = " and ".join(f"`<|{modality}|>`" for modality in modalities)
     pieces = {
@@ -261,9 +260,9 @@ def _readme(modalities: Sequence[Modality]) -> str:
     }
     given = ", ".join(pieces[modality] for modality in modalities)
     prompt = "".join(f"<|{modality}|>" for modality in modalities)
-    return f"""# Gemma 4 for text{"".join(f", {modality}" for modality in modalities)}
+    return f"""## With {" and ".join(modalities)}
 
-A folder for onnxruntime-genai 0.15 and later, made by gemma4-surgery; `manifest.json` says of what.
+From onnxruntime-genai 0.15 on:
 
 ```python
 import onnxruntime_genai as og
@@ -287,5 +286,4 @@ does.
 
 What the runtime does not do:
 
-{limits}
-"""
+{limits}"""

@@ -26,7 +26,7 @@ from surgery.genai import (
 )
 from surgery.manifest import NAME as MANIFEST_FILE
 from surgery.manifest import manifest, refuse_foreign, sha256
-from surgery.media import EMBED, Part, check_export, media_config, write_media_files
+from surgery.media import EMBED, Part, check_export, media_config, usage, write_media_files
 from surgery.model import Model
 from surgery.placement import CopiesAhead, Placed, Placement, Progress, consolidated_size, unlinkable
 from surgery.staging import refuse_existing, refuse_holding, require_space, staged_folder
@@ -121,7 +121,10 @@ def repack(
         write_side_files(export, stage, multimodal=bool(media))
         if media:
             write_media_files(export, stage, modalities)
-        card = model_card(export, pair, "genai", placed, recipe=recipe_text, rewritten=rewritten, modalities=modalities)
+        card = model_card(
+            export, pair, "genai", placed,
+            recipe=recipe_text, rewritten=rewritten, modalities=modalities, further=usage(modalities) if media else "",
+        )  # fmt: skip
         write_text(stage / CARD_FILE, card)
         ahead.close()
         described = manifest(stage, export, pair, recipe_text, weights, placed, data_files, encoders)

@@ -80,6 +80,12 @@ class Weights(enum.StrEnum):
     consolidate = "consolidate"
 
 
+class PerLayerTable(enum.StrEnum):
+    as_it_is = "keep"
+    one_a_layer = "split"
+    one_for_all = "fused"
+
+
 class AccuracyLevel(enum.StrEnum):
     float32 = "1"
     int8 = "4"
@@ -183,6 +189,10 @@ def repack(
             "--modalities", help="text; or text,image or text,image,audio: four graphs, for GenAI 0.15 and later."
         ),
     ] = "text",
+    per_layer_table: Annotated[
+        PerLayerTable,
+        typer.Option("--per-layer-table", help="split: one a layer, for small buffers; fused: one for all layers."),
+    ] = PerLayerTable.as_it_is,
     embed: Annotated[
         Path | None, typer.Option("--embed", help="The embedding graph, if it is not in SRC's layout.")
     ] = None,
@@ -199,7 +209,7 @@ def repack(
     as_json: Json = False,
 ) -> None:
     """Turn an export into a folder that ONNX Runtime GenAI loads, and prove it."""
-    from passes.recipe import text
+    from passes.recipe import per_layer_tables, text
     from surgery.diff.folder import folder_reports, planned_report
     from surgery.media import read_modalities
     from surgery.repack import repack as run
@@ -208,6 +218,12 @@ def repack(
     layout = kv_layout or (Layout.unique if preset is Preset.fast else Layout.aliased)
     _refuse_contradictions(preset, layout, runtime)
     media = read_modalities(modalities)
+    if media and per_layer_table is not PerLayerTable.as_it_is:
+        raise RequestError(
+            f"--modalities {modalities} and --per-layer-table {per_layer_table.value} do not go together: "
+            "the table stays in the graph of the embeddings",
+            hint="apply split-per-layer-table to that graph",
+        )
     if media and (half or runtime is Target.old):
         raise RequestError(
             f"--modalities {modalities} and {'--to-fp16' if half else '--target genai-0.12'} do not go together: "
@@ -219,7 +235,8 @@ def repack(
     level: Literal["1", "4"] | None = accuracy_level.value if accuracy_level else None
 
     def recipe_of(embed: Path) -> Recipe:
-        return _recipe(preset, embed, layout, runtime, provider, onnxruntime, half, level)
+        steps = _recipe(preset, embed, layout, runtime, provider, onnxruntime, half, level)
+        return *steps, *per_layer_tables(per_layer_table.value)
 
     if dry_run:
         export, pair, download = _looked_up(source, revision, precision, suited, given, media)

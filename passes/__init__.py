@@ -12,12 +12,14 @@ from passes.fit_encoder import FitEncoder
 from passes.flatten_per_layer_inputs import FlattenPerLayerInputs
 from passes.fold_logits_to_keep import FoldLogitsToKeep
 from passes.fuse_attention import FuseAttention
+from passes.fuse_per_layer_table import FusePerLayerTable
 from passes.mask_media_ids import MaskMediaIds
 from passes.merge_embeddings import MergeEmbeddings
 from passes.rename_io import RenameIO
 from passes.scatter_features import ScatterFeatures
 from passes.set_accuracy_level import SetAccuracyLevel
 from passes.slice_caches import SliceCaches
+from passes.split_per_layer_table import SplitPerLayerTable
 from passes.tie_lm_head import TieLmHead
 from passes.to_fp16 import ToFp16
 from passes.uniform_heads import UniformHeads
@@ -42,6 +44,8 @@ PASSES: dict[str, type[Pass]] = {
         FuseAttention,
         DropAttentionBias,
         SliceCaches,
+        SplitPerLayerTable,
+        FusePerLayerTable,
     )
 }
 """Every pass by name: those of the main recipe in its order, then those for images and sound, for older runtimes, for
@@ -56,12 +60,14 @@ __all__ = [
     "FlattenPerLayerInputs",
     "FoldLogitsToKeep",
     "FuseAttention",
+    "FusePerLayerTable",
     "MaskMediaIds",
     "MergeEmbeddings",
     "RenameIO",
     "ScatterFeatures",
     "SetAccuracyLevel",
     "SliceCaches",
+    "SplitPerLayerTable",
     "TieLmHead",
     "ToFp16",
     "UniformHeads",

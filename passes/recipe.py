@@ -30,12 +30,14 @@ from passes import (
     FlattenPerLayerInputs,
     FoldLogitsToKeep,
     FuseAttention,
+    FusePerLayerTable,
     MaskMediaIds,
     MergeEmbeddings,
     RenameIO,
     ScatterFeatures,
     SetAccuracyLevel,
     SliceCaches,
+    SplitPerLayerTable,
     ToFp16,
     UniformHeads,
 )
@@ -48,6 +50,7 @@ from surgery.genai import Target
 
 Recipe = tuple[Pass, ...]
 KVLayout = Literal["aliased", "unique"]
+PerLayerTable = Literal["keep", "split", "fused"]
 
 _TOKEN = re.compile(r'\s*(?:(?P<mark>[{},=])|(?P<quoted>"(?:[^"\\]|\\.)*")|(?P<word>[^\s{},="]+))')
 _PLAIN = re.compile(r'[^\s{},="]+')
@@ -94,6 +97,16 @@ def fast(
     merged: Recipe = (MergeEmbeddings(embed), FoldLogitsToKeep(), RenameIO())
     sliced: Recipe = (SliceCaches(onnxruntime),) if provider == "cpu" else ()
     return (*merged, *attention, AnnotateHeadSizes(), *halved, *sliced, *level)
+
+
+def per_layer_tables(choice: PerLayerTable) -> Recipe:
+    """What follows a recipe: the table of per-layer inputs as it is, cut into one a layer, or put together."""
+    recipes: dict[PerLayerTable, Recipe] = {
+        "keep": (),
+        "split": (SplitPerLayerTable(),),
+        "fused": (FusePerLayerTable(),),
+    }
+    return recipes[choice]
 
 
 def multimodal(

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from surgery.conversion import HALF_MAX, Conversion, halved
+from surgery.conversion import HALF_MAX, NewFile, compacted, halved, moved
 from surgery.engine import Finding
 from surgery.errors import PassError
 from surgery.graph import all_names, copied, describe, fresh, integer_attribute, subgraphs, tensor_type
 from surgery.model import Model
-from surgery.weights import is_external, reference, set_extent
+from surgery.weights import is_external, reference
 from surgery.wiring import spelling
 
 if TYPE_CHECKING:
@@ -205,9 +205,8 @@ def _constant_type(node: NodeProto) -> int:
 def _convert_weights(model: Model, floats: _Floats, *, clip: bool) -> list[Finding]:
     """Declare float32 initializers float16. External ones are laid out in a data file that is written on saving."""
     taken = {*model.weight_files, *(model.converted_files())}
-    location = fresh(DATA_FILE, taken)
-    places: dict[tuple[object, int], int] = {}
-    end = inline = external = 0
+    file = NewFile(fresh(DATA_FILE, taken))
+    inline = external = 0
     for tensor in model.graph.initializer:
         if tensor.name not in floats.becoming:
             continue
@@ -215,16 +214,14 @@ def _convert_weights(model: Model, floats: _Floats, *, clip: bool) -> list[Findi
             _halve(tensor, clip=clip)
             inline += 1
             continue
-        conversion = Conversion(reference(tensor, model.weight_files), clip)
-        start = places.setdefault((conversion.source.file, conversion.source.offset), end)
-        end = max(end, start + conversion.length)
+        made = model.conversion(tensor) or moved(reference(tensor, model.weight_files))
         tensor.data_type = FLOAT16
-        set_extent(tensor, location, start, conversion.length)
-        model.converted[tensor.name] = conversion
+        file.add(model.converted, tensor, made.rounded(clip=clip))
         external += 1
     findings = []
     if external:
-        reason = f"float32 in the source, to be written as float16 into {location}, {end:,} bytes"
+        compacted(model.proto, model.converted)
+        reason = f"float32 in the source, to be written as float16 into {file.location}, {file.end:,} bytes"
         findings.append(Finding("changed", f"{external} weights", reason))
     if inline:
         findings.append(Finding("changed", f"{inline} constants", "float32 is now float16"))

@@ -243,6 +243,17 @@ def copied(message: _Message) -> _Message:
     return twin
 
 
+def replace_nodes(graph: GraphProto, old: Iterable[NodeProto], new: Iterable[NodeProto]) -> None:
+    """Put new nodes in the place of the last of the old ones."""
+    gone = [next(index for index, node in enumerate(graph.node) if node is one) for one in old]
+    after = [copied(node) for node in graph.node[max(gone) + 1 :]]
+    del graph.node[max(gone) :]
+    graph.node.extend(new)
+    graph.node.extend(after)
+    for index in sorted(gone, reverse=True)[1:]:
+        del graph.node[index]
+
+
 def declare(graph: GraphProto) -> dict[str, TensorType]:
     """The declared type of every value that has one: interface, value_info and initializers."""
     types: dict[str, TensorType] = {}

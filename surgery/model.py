@@ -129,11 +129,12 @@ class Model:
         return digest.hexdigest()
 
     def weight_references(self) -> Iterator[WeightReference]:
-        """One checked reference per external tensor, to the bytes it is made from. Raises WeightError; none is read."""
+        """A checked reference to all that each external tensor is made from. Raises WeightError; no byte is read."""
         for tensor in tensors(self.proto):
             if is_external(tensor):
                 conversion = self.conversion(tensor)
-                yield conversion.source if conversion else reference(tensor, self.weight_files)
+                sources = [part.source for part in conversion.parts] if conversion else None
+                yield from sources or [reference(tensor, self.weight_files)]
 
     def conversion(self, tensor: TensorProto) -> Conversion | None:
         """What an external tensor is made from, where it is not the bytes that it refers to."""

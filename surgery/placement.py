@@ -26,9 +26,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol
 
-from surgery.conversion import Conversion, converted
+from surgery.conversion import Conversion, write_converted
 from surgery.staging import existing
-from surgery.weights import external_field, is_external, reference, set_extent, tensors
+from surgery.weights import WeightReference, external_field, is_external, reference, set_extent, tensors
 
 if TYPE_CHECKING:
     from onnx import ModelProto, TensorProto
@@ -274,12 +274,14 @@ def _moved(reader: BinaryIO, writer: BinaryIO, offset: int, length: int) -> Iter
 
 @dataclass(frozen=True, slots=True)
 class _Extent:
-    """Bytes of a source file: as many as are read, and as many as come of them. Tensors that share bytes go on so."""
+    """Bytes to be written: those of a source file, or what is made of one or several. Tensors that share bytes go on so.
 
-    file: Path
-    offset: int
-    read: int
+    `content` tells extents apart; `length` is in bytes.
+    """
+
+    content: object
     length: int
+    source: WeightReference | None = field(default=None, compare=False)
     conversion: Conversion | None = field(default=None, compare=False)
 
 
@@ -313,27 +315,45 @@ def _write(layout: dict[_Extent, int], target: Path, progress: Progress | None) 
     """Write extents where they belong, in ascending order. Returns the size of the file and its SHA-256."""
     report = progress or (lambda _: None)
     size = 0
+    together = _made_together(layout)
+    there: set[_Extent] = set()
     with target.open("xb", buffering=0) as writer:
         trail = Trail(target)
         try:
             for extent, start in layout.items():
                 _pad(writer, start - size)
                 trail.written(start - size)
-                for moved in _transferred(extent, writer):
-                    trail.written(moved)
-                    report(moved)
+                if extent.conversion is None:
+                    for moved in _transferred(extent, writer):
+                        trail.written(moved)
+                        report(moved)
+                else:
+                    if extent not in there:
+                        group = together[extent.conversion.reading]
+                        for made in write_converted({c: layout[one] for c, one in group.items()}, writer):
+                            report(made)
+                        there.update(group.values())
+                    os.lseek(writer.fileno(), extent.length, os.SEEK_CUR)
+                    trail.written(extent.length)
                 size = start + extent.length
         finally:
             sha256 = trail.sha256()
     return size, sha256
 
 
+def _made_together(layout: Iterable[_Extent]) -> dict[object, dict[Conversion, _Extent]]:
+    """Extents that one pass over their sources makes, by what they read: the tables of all layers are cut at once."""
+    groups: dict[object, dict[Conversion, _Extent]] = {}
+    for extent in layout:
+        if extent.conversion is not None:
+            groups.setdefault(extent.conversion.reading, {})[extent.conversion] = extent
+    return groups
+
+
 def _transferred(extent: _Extent, writer: BinaryIO) -> Iterator[int]:
-    if extent.conversion is not None:
-        yield from converted(extent.conversion, writer)
-        return
-    with extent.file.open("rb") as reader:
-        yield from _moved(reader, writer, extent.offset, extent.length)
+    assert extent.source is not None
+    with extent.source.file.open("rb") as reader:
+        yield from _moved(reader, writer, extent.source.offset, extent.length)
 
 
 def consolidated_size(model: Weighted) -> int:
@@ -349,10 +369,9 @@ def _pieces(model: Weighted) -> list[tuple[TensorProto, _Extent]]:
 
 def _extent(model: Weighted, tensor: TensorProto) -> _Extent:
     if conversion := model.conversion(tensor):
-        source = conversion.source
-        return _Extent(source.file, source.offset, source.length, conversion.length, conversion)
+        return _Extent(conversion.content, conversion.length, conversion=conversion)
     ref = reference(tensor, model.weight_files)
-    return _Extent(ref.file, ref.offset, ref.length, ref.length)
+    return _Extent((ref.file, ref.offset), ref.length, source=ref)
 
 
 def _layout(extents: list[_Extent]) -> dict[_Extent, int]:

@@ -92,7 +92,8 @@ def repack(
     check_side_files(export)
     if media:
         check_export(export, modalities)
-    sources = _weight_files((pair.decoder, pair.embed, *encoders)) if weights == "copy" else []
+    ahead_of_passes = weights == "copy" and not any(getattr(step, "moves_weights", False) for step in recipe)
+    sources = _weight_files((pair.decoder, pair.embed, *encoders)) if ahead_of_passes else []
     require_space(target.absolute().parent, sum(file.stat().st_size for file in sources))
     with staged_folder(target, force=force) as stage, CopiesAhead(sources, stage, progress) as ahead:
         if started is not None and sources:

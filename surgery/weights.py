@@ -97,7 +97,10 @@ def external_field(tensor: TensorProto, key: str) -> str | None:
 
 
 def set_extent(tensor: TensorProto, location: str, offset: int, length: int) -> None:
-    """Point an external tensor at other bytes; entries other than these three stay, but for a checksum of the file."""
+    """Point a tensor at bytes of a data file; other entries stay, but for a checksum of the file."""
+    from onnx import TensorProto
+
+    tensor.data_location = TensorProto.EXTERNAL
     kept = [(e.key, e.value) for e in tensor.external_data if e.key not in ("location", "offset", "length", "checksum")]
     del tensor.external_data[:]
     fields = [("location", location), ("offset", str(offset)), ("length", str(length)), *kept]

@@ -19,7 +19,7 @@ import fixtures
 from fixtures.precision import Reading
 from passes import FoldLogitsToKeep, MergeEmbeddings, RenameIO, ToFp16, UniformHeads
 from passes.recipe import compatible, parse, text
-from surgery.conversion import Conversion, converted
+from surgery.conversion import moved, write_converted
 from surgery.engine import Outcome, apply
 from surgery.errors import PassError, WeightError
 from surgery.export import Pair, open_export
@@ -315,7 +315,7 @@ def test_memory_does_not_depend_on_the_size_of_the_weights(tmp_path: Path) -> No
         "import numpy\n"
         f"source = WeightReference('w', 'w', Path(sys.argv[1]), 0, {size}, 'FLOAT', ({size // 4},))\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "with open('/dev/null', 'wb', buffering=0) as out: print(sum(converted(Conversion(source), out)))\n"
+        "with open('/dev/null', 'wb', buffering=0) as out: print(sum(write_converted({moved(source).rounded(): 0}, out)))\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
     )
     done = subprocess.run(
@@ -329,7 +329,7 @@ def test_a_source_that_shrinks_while_it_is_read_is_an_error(tmp_path: Path) -> N
     (tmp_path / "w").write_bytes(bytes(8))
     source = WeightReference("w", "w", tmp_path / "w", 0, 16, "FLOAT", (4,))
     with (tmp_path / "out").open("wb") as out, pytest.raises(OSError, match="ends early"):
-        list(converted(Conversion(source), out))
+        list(write_converted({moved(source).rounded(): 0}, out))
 
 
 def test_its_options_have_a_text_form() -> None:

@@ -121,7 +121,7 @@ def main() -> None:
     state = {name: value for name, value in model.state_dict().items() if name != "lm_head.weight"}
     weights: dict[str, Any] = {name: value.numpy().astype(np.float16) for name, value in state.items()}
     np.savez_compressed(folder / f"{stem}_weights.npz", **weights)
-    np.savez_compressed(folder / f"{stem}_ref.npz", **numbers)
+    np.savez_compressed(folder / f"{stem}_ref.npz", **dict[str, Any](numbers))
     print(f"{fixture.name}: seed {seed}, margin {smallest_margin(numbers):.3f}, {variety(numbers)} tokens")
 
 

@@ -71,9 +71,12 @@ class Contents:
         else:
             content = self.files.get(ref.file)
             held = ("extent", (content.key, ref.offset, ref.length)) if content is not None else None
-        if held is not None and self._models[side][stored.role].conversion(stored.tensor):
-            return "converted", held
-        return held
+        conversion = self._models[side][stored.role].conversion(stored.tensor)
+        if held is None or conversion is None or conversion.unchanged is not None:
+            return held
+        if len(conversion.parts) > 1:
+            return None
+        return "converted", (held, conversion.parts[0].columns, conversion.half, conversion.clip)
 
     def comparable(self, one: Held, other: Held) -> bool:
         """Whether two that are unequal are known to differ: two extents of different files may hold the same."""
@@ -110,7 +113,7 @@ class Contents:
     def _reference(self, side: int, stored: Stored) -> WeightReference:
         model = self._models[side][stored.role]
         conversion = model.conversion(stored.tensor)
-        return conversion.source if conversion else reference(stored.tensor, model.weight_files)
+        return conversion.parts[0].source if conversion else reference(stored.tensor, model.weight_files)
 
     def _digest(self, ref: WeightReference) -> str | bytes | None:
         """SHA-256 of an extent (short ones as they are, like inline tensors); None where the file is not there."""

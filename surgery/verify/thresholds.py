@@ -21,6 +21,7 @@ EXACT_PASSES = frozenset(
         "merge-embeddings", "fold-logits-to-keep", "rename-io", "expand-shared-kv", "annotate-head-sizes",
         "uniform-heads", "scatter-features", "mask-media-ids", "flatten-per-layer-inputs", "tie-lm-head",
         "fit-encoder",
+        "split-per-layer-table", "fuse-per-layer-table",
     }
 )  # fmt: skip
 """Passes that move and name values but compute none anew: what they make is its source bit by bit.

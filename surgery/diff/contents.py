@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -53,6 +53,7 @@ class Contents:
         self.files = _file_contents(before, after)
         self.method: Method = _method(before, after) if choice == "auto" else choice
         self._models = tuple([{part.role: part.model for part in side.parts} for side in self.sides])
+        self._held: dict[int, tuple[Stored, Held]] = {}  # with the key, so that its id stays its own
         self._read: dict[tuple[Path, int, int], str | bytes | None] = {}
 
     @property
@@ -61,6 +62,11 @@ class Contents:
 
     def held(self, side: int, stored: Stored) -> Held:
         """What a tensor holds. Raises WeightError for an extent that no file can have."""
+        if id(stored) not in self._held:
+            self._held[id(stored)] = stored, self._find(side, stored)
+        return self._held[id(stored)][1]
+
+    def _find(self, side: int, stored: Stored) -> Held:
         if not is_external(stored.tensor):
             data = inline_content(stored.tensor)
             return "bytes", hashlib.sha256(data).hexdigest() if len(data) > _SHORT else data
@@ -160,8 +166,9 @@ def _file_contents(before: Side, after: Side) -> dict[Path, FileContent]:
     """What is known of each data file. A manifest speaks of its folder's files, and of the source's it was made from."""
     found: dict[Path, FileContent] = {}
     for side, other in ((before, after), (after, before)):
-        recorded = {**_recorded(other, "source", side.root), **_recorded(side, "files", side.root)}
-        for file in data_files(side):
+        files = data_files(side)
+        recorded = _recorded(other, "source", side.root, files) | _recorded(side, "files", side.root, files)
+        for file in files:
             if (blob := blob_digest(file)) is not None:
                 found[file] = FileContent(blob, "known by the SHA-256 that the Hub's cache names it by")
             elif (pointer := read_pointer(file)) is not None:
@@ -172,8 +179,8 @@ def _file_contents(before: Side, after: Side) -> dict[Path, FileContent]:
     return found
 
 
-def _recorded(side: Side, key: Literal["source", "files"], root: Path) -> dict[Path, str]:
-    """File -> SHA-256 of the files that a manifest lists and that still have the size it says."""
+def _recorded(side: Side, key: Literal["source", "files"], root: Path, wanted: Collection[Path]) -> dict[Path, str]:
+    """File -> SHA-256 of those `wanted` files that a manifest lists and that still have the size it says."""
     entries: Any = (side.manifest or {}).get(key)
     if key == "source" and isinstance(entries, Mapping):
         entries = entries.get("files")
@@ -182,7 +189,8 @@ def _recorded(side: Side, key: Literal["source", "files"], root: Path) -> dict[P
     return {
         root / str(name): entry["sha256"]
         for name, entry in entries.items()
-        if isinstance(entry, Mapping)
+        if root / str(name) in wanted
+        and isinstance(entry, Mapping)
         and isinstance(entry.get("sha256"), str)
         and file_size(root / str(name)) == entry.get("size")
     }

@@ -26,6 +26,7 @@ from surgery.diff.contents import Choice, Contents
 from surgery.diff.evidence import Blame, Evidence, key, recorded
 from surgery.diff.fields import config_changes, declaration_changes, metadata_changes
 from surgery.diff.interface import interface_changes, renamed_dimensions
+from surgery.diff.leftovers import leftover_changes
 from surgery.diff.nodes import Compared, Differ, compare_scopes
 from surgery.diff.scope import Scope, of_function, of_graphs
 from surgery.diff.sides import Side
@@ -47,7 +48,8 @@ def compare(
     Near-linear in nodes: 1,400 take 0.3 s. Raises WeightError for external data that no file can hold.
     """
     contents = Contents(before, after, weights_by)
-    compared = compare_scopes(_scope(before), _scope(after), contents.labels)
+    scopes = _scope(before), _scope(after)
+    compared = compare_scopes(*scopes, contents.labels, outer=_undefined(*scopes))
     compared.bodies += _functions(before, after, contents)
     main = before.main.role, after.main.role
     dims = renamed_dimensions(compared)
@@ -56,7 +58,7 @@ def compare(
     known = evidence or recorded(before, after, (digests[0], digests[1]))
     blamed = _Blamed(known.blame)
     found = weights(compared, contents)
-    return Comparison(
+    comparison = Comparison(
         before=summaries[0],
         after=summaries[1],
         interface=tuple(blamed.interface(change) for change in interface_changes(compared, dims, main)),
@@ -76,6 +78,9 @@ def compare(
         passes=known.passes,
         ignored=tuple(aspect for aspect in ASPECTS if aspect in ignore),
     )
+    if comparison.interface or comparison.metadata or comparison.nodes.groups or found.changes:
+        return comparison
+    return replace(comparison, metadata=leftover_changes(before, after))
 
 
 class _Blamed:
@@ -114,6 +119,11 @@ class _Blamed:
 
 def _scope(side: Side) -> Scope:
     return of_graphs([(part.role, part.model.graph) for part in side.parts])
+
+
+def _undefined(before: Scope, after: Scope) -> dict[int, int]:
+    """Values that nodes read before anything defines them, as broken graphs have: the same where the name is."""
+    return {value: after.captured[name] for name, value in before.captured.items() if name in after.captured}
 
 
 def _functions(before: Side, after: Side, contents: Contents) -> list[Compared]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from onnx import ModelProto, parser
-from onnx.helper import make_attribute, make_node
+from onnx.helper import make_attribute, make_node, make_tensor_value_info
 
 from surgery.diff import Comparison, Side, compare
 from surgery.diff.comparison import Edit, NodeChange
@@ -279,3 +280,29 @@ def test_the_other_direction_is_the_mirror_image(before: str, after: str) -> Non
 
 def turn(edits: tuple[Edit, ...]) -> tuple[Edit, ...]:
     return tuple(sorted((Edit(edit.what, edit.after, edit.before) for edit in edits), key=str))
+
+
+def test_twenty_thousand_nodes_take_seconds() -> None:
+    """Two hundred blocks of a hundred nodes, each value read twice; one block loses a node, all later names shift."""
+    before, after = blocks(200, skip=None), blocks(200, skip=(90, 50))
+    started = time.process_time()
+    found = compare(side(before), side(after))
+    assert time.process_time() - started < 10
+    assert [c.verb for c in nodes(found) if c.verb != "renamed"] == ["removed", "changed"]
+
+
+def blocks(count: int, skip: tuple[int, int] | None) -> ModelProto:
+    proto = ModelProto(ir_version=10)
+    proto.graph.input.append(make_tensor_value_info("x", 1, ["n"]))
+    last, kept = "x", "x"
+    for block in range(count):
+        for step in range(100):
+            if (block, step) == skip:
+                continue
+            name = f"v{len(proto.graph.node)}"
+            operands = [last, kept] if step % 3 == 0 else [last]
+            kind = "Add" if step % 3 == 0 else "Neg" if step % 7 else "Abs"
+            proto.graph.node.append(make_node(kind, operands, [name], name=name))
+            last, kept = name, last
+    proto.graph.output.append(make_tensor_value_info(last, 1, ["n"]))
+    return proto

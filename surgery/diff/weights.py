@@ -64,19 +64,21 @@ def _unpaired(scopes: Compared, contents: Contents) -> Iterator[WeightChange]:
 
 
 def _weight(contents: Contents, side: int, stored: Stored) -> Weight:
-    declared = initializer_type(stored.tensor)
     found = contents.place(side, stored)
+    return Weight(stored.tensor.name, str(initializer_type(stored.tensor)), _bytes(stored), *(found or (None, None)))
+
+
+def _bytes(stored: Stored) -> int:
+    """Bytes of a tensor by its dtype and shape; of one whose dtype has no size on disk, by its content."""
+    declared = initializer_type(stored.tensor)
     if declared.dtype in BITS and all(isinstance(dim, int) and dim >= 0 for dim in declared.shape or ()):
-        size = byte_size(declared.dtype, stored.tensor.dims)
-    else:
-        size = len(inline_content(stored.tensor))
-    return Weight(stored.tensor.name, str(declared), size, *(found or (None, None)))
+        return byte_size(declared.dtype, stored.tensor.dims)
+    return len(inline_content(stored.tensor))
 
 
-def weight_bytes(scopes: Compared, contents: Contents) -> tuple[int, int]:
+def weight_bytes(scopes: Compared) -> tuple[int, int]:
     """Bytes of the main graph's tensors, on each side."""
-    before = sum(_weight(contents, 0, stored).size for stored in scopes.before.stored)
-    return before, sum(_weight(contents, 1, stored).size for stored in scopes.after.stored)
+    return sum(map(_bytes, scopes.before.stored)), sum(map(_bytes, scopes.after.stored))
 
 
 def _files(contents: Contents) -> tuple[tuple[FileChange, ...], tuple[str, ...]]:

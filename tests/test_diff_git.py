@@ -94,7 +94,7 @@ def test_a_pointer_and_a_file_that_is_no_graph(repository: Path) -> None:
     commit(repository, "a pointer")
     shown = git(repository, "show")
     digest = hashlib.sha256(b"some graph").hexdigest()
-    assert f"+Git LFS pointer to 10 bytes, sha256 {digest}; git lfs pull fetches the graph" in shown
+    assert f"+Git LFS pointer to 10 bytes, sha256 {digest}; git fetches the graph where git-lfs is set up" in shown
     graph.write_bytes(b"\x08\x0a\xff\xff not a graph")
     commit(repository, "damaged")
     shown = git(repository, "show")
@@ -149,7 +149,7 @@ def test_diff_goes_on_after_what_cannot_be_read(repository: Path) -> None:
     commit(repository, "damaged")
     shown = git(repository, "diff", "HEAD~", "HEAD")
     assert f"models/{GRAPH} (16 bytes) is not an ONNX model" in shown and "/tmp/git-blob" not in shown
-    assert "a.onnx is a Git LFS pointer to 10 bytes; git lfs pull fetches the graph" in shown
+    assert "a.onnx is a Git LFS pointer to 10 bytes; git fetches the graph where git-lfs is set up" in shown
     assert "+the last file" in shown
 
 
@@ -185,6 +185,25 @@ def test_review_compares_weights_and_finds_renames(repository: Path) -> None:
     done = run("review", "HEAD~", cwd=repository / "moved")
     assert f"models/{GRAPH} (before) -> moved/{GRAPH} (after): different" in done.stdout
     assert "weights: 1 changed" in done.stdout and "nodes: unchanged" in done.stdout
+
+
+def test_review_finds_the_graphs_of_a_data_file_of_any_name(repository: Path) -> None:
+    from onnx import ModelProto
+
+    graph, data = (repository / "models" / name for name in (GRAPH, "weights.bin"))
+    proto = ModelProto.FromString(graph.read_bytes())
+    for tensor in proto.graph.initializer:
+        for entry in tensor.external_data:
+            entry.value = data.name if entry.key == "location" else entry.value
+    graph.write_bytes(proto.SerializeToString())
+    graph.with_name(f"{GRAPH}_data").rename(data)
+    commit(repository, "another name")
+    data.write_bytes(bytes([data.read_bytes()[0] ^ 1]) + data.read_bytes()[1:])
+    (repository / "models" / "notes.md").write_text("no data file")
+    commit(repository, "another bit")
+    done = run("review", "HEAD~", cwd=repository)
+    assert done.returncode == 1, done.stderr
+    assert "weights: 1 changed" in done.stdout and "1 model differs" in done.stdout
 
 
 def test_review_of_what_is_new_gone_or_damaged(repository: Path) -> None:

@@ -23,6 +23,8 @@ from surgery.model import Model
 
 WEIGHTS = "git hands over graphs without their data files: weights are compared by gemma4-surgery review BASE HEAD"
 
+FETCHED = "git fetches the graph where git-lfs is set up: git lfs install"
+
 
 @dataclass(frozen=True, slots=True)
 class Versions:
@@ -57,7 +59,7 @@ def compared(versions: Versions) -> Comparison | str:
     """The two versions side by side, or what there is to say where one of them cannot be read or is not there."""
     for path, file in ((versions.old_path, versions.before), (versions.new_path, versions.after)):
         if file is not None and (pointer := read_pointer(file)) is not None:
-            return f"{path} is a Git LFS pointer to {pointer.size:,} bytes; git lfs pull fetches the graph"
+            return f"{path} is a Git LFS pointer to {pointer.size:,} bytes; {FETCHED}"
     try:
         if versions.before is None or versions.after is None:
             return _alone(versions)
@@ -93,7 +95,7 @@ def _named(text: str, versions: Versions) -> str:
 def text_of(file: Path) -> str:
     """One version as text, a line for every thing; of what is no graph, a line that says so."""
     if (pointer := read_pointer(file)) is not None:
-        return f"Git LFS pointer to {pointer.size} bytes, sha256 {pointer.sha256}; git lfs pull fetches the graph\n"
+        return f"Git LFS pointer to {pointer.size} bytes, sha256 {pointer.sha256}; {FETCHED}\n"
     try:
         return graph_text(Model.open(file))
     except SurgeryError as error:

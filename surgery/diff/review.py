@@ -28,6 +28,22 @@ ARCHITECTURE_FILE = "config.json"
 _READ = (CONFIG_FILE, MANIFEST_FILE, ARCHITECTURE_FILE, JSON_FILE)
 """Files beside a graph whose content a comparison reads."""
 
+_NEVER_DATA = {
+    ".cfg",
+    ".gitattributes",
+    ".html",
+    ".ini",
+    ".jinja",
+    ".json",
+    ".md",
+    ".py",
+    ".toml",
+    ".txt",
+    ".yaml",
+    ".yml",
+}
+"""A graph's data file may have any name; with one of these suffixes it would be odd enough to be no such file."""
+
 
 @dataclass(frozen=True, slots=True)
 class Reviewed:
@@ -91,14 +107,18 @@ def _pairs(
 
 
 def _models(path: str, tree: Collection[str]) -> list[str]:
-    """The models that a file is of: its GenAI folder, itself, or the graphs that it is named after as a data file."""
-    folder = str(PurePosixPath(path).parent)
-    if _in(folder, CONFIG_FILE) in tree:
-        return [folder]
+    """The models that a file is of: its GenAI folder, itself, or the graphs whose data file it is or may be."""
+    folder = PurePosixPath(path).parent
+    if _in(str(folder), CONFIG_FILE) in tree:
+        return [str(folder)]
     if path.endswith(".onnx"):
         return [path]
     graph, found, _ = path.partition(".onnx")
-    return [f"{graph}.onnx"] if found and f"{graph}.onnx" in tree else []
+    if found and f"{graph}.onnx" in tree:
+        return [f"{graph}.onnx"]
+    if PurePosixPath(path).suffix in _NEVER_DATA:
+        return []
+    return [other for other in tree if other.endswith(".onnx") and PurePosixPath(other).parent == folder]
 
 
 def _is_model(model: str, tree: Collection[str]) -> bool:

@@ -23,7 +23,7 @@ CARD_FILE = "README.md"
 Kind = Literal["genai", "two-graph"]
 
 _MAX_CARD = 1024 * 1024
-_FAMILIES = {"gemma3": "Gemma 3", "gemma4": "Gemma 4"}
+_FAMILIES = {"gemma3": "Gemma 3", "gemma3n": "Gemma 3n", "gemma4": "Gemma 4"}
 _LIBRARIES: dict[Kind, str] = {"genai": "onnxruntime-genai", "two-graph": "transformers.js"}
 _TITLES: dict[Kind, str] = {"genai": "for ONNX Runtime GenAI", "two-graph": "text only, as two ONNX graphs"}
 _TASKS: dict[frozenset[Modality], str] = {

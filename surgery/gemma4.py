@@ -2,7 +2,7 @@
 
 Read from config.json in each form that is published: with or without `text_config`, with `global_head_dim`
 (the hub's form) or with `per_layer_config` (as transformers 5.23 writes it). Gemma 3 is read as well: its
-exports come from the same exporter and have the same two graphs.
+exports come from the same exporter and have the same two graphs; and so is Gemma 3n, whose exports come from another.
 """
 
 from __future__ import annotations
@@ -17,9 +17,14 @@ from surgery.errors import ArchitectureError
 from surgery.files import read_regular
 
 Attention = Literal["sliding", "full"]
+Family = Literal["gemma3", "gemma3n", "gemma4"]
 
 _GEMMA4 = {"gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"}
 _GEMMA3 = {"gemma3", "gemma3_text"}
+_GEMMA3N = {"gemma3n", "gemma3n_text"}
+
+_VOCABULARIES: dict[Family, int] = {"gemma3": 262208, "gemma3n": 262400, "gemma4": 262144}
+"""vocab_size where config.json has none (transformers 5.23)."""
 
 MAX_LAYERS = 4096
 """More than any known model has; a larger number in config.json is a mistake, not a reason to fill the memory."""
@@ -50,7 +55,7 @@ class Layer:
 class Architecture:
     """What config.json says. Sizes are in elements, `context_length` in tokens."""
 
-    family: Literal["gemma3", "gemma4"]
+    family: Family
     hidden_size: int
     vocab_size: int
     attention_heads: int
@@ -111,7 +116,7 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
     read = _Reader(text)
     count = read.size("num_hidden_layers", most=MAX_LAYERS)
     kinds = _layer_types(read, text, count, family)
-    borrowed = read.size("num_kv_shared_layers", default=0, least=0)
+    borrowed = read.size("num_kv_shared_layers", default=15 if family == "gemma3n" else 0, least=0)
     if borrowed >= count:
         raise ArchitectureError(f"num_kv_shared_layers is {borrowed}, but the model has only {count} layers")
     overrides = _per_layer(text, count) if family == "gemma4" else None
@@ -122,13 +127,13 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
         Layer(index, kinds[index], *sizes[index], owners[index], window if kinds[index] == "sliding" else None)
         for index in range(count)
     )
-    per_layer_default = 256 if family == "gemma4" else 0  # absent means 256 in Gemma4TextConfig (transformers 5.23)
+    per_layer_default = 0 if family == "gemma3" else 256  # absent means 256 in Gemma4TextConfig (transformers 5.23)
     return Architecture(
         family=family,
         hidden_size=read.size("hidden_size"),
-        vocab_size=read.size("vocab_size", default=262144 if family == "gemma4" else 262208),
+        vocab_size=read.size("vocab_size", default=_VOCABULARIES[family]),
         attention_heads=read.size("num_attention_heads", default=8),
-        context_length=read.size("max_position_embeddings", default=131072),
+        context_length=read.size("max_position_embeddings", default=32768 if family == "gemma3n" else 131072),
         per_layer_input_size=read.size("hidden_size_per_layer_input", default=per_layer_default, least=0),
         layers=layers,
     )
@@ -153,29 +158,31 @@ class _Reader:
         return value
 
 
-def _family(config: Mapping[str, Any], text: Mapping[str, Any]) -> Literal["gemma3", "gemma4"]:
+def _family(config: Mapping[str, Any], text: Mapping[str, Any]) -> Family:
     named = list(dict.fromkeys(str(c.get("model_type")) for c in (config, text) if c.get("model_type")))
     for name in named:
         if name in _GEMMA4:
             return "gemma4"
         if name in _GEMMA3:
             return "gemma3"
+        if name in _GEMMA3N:
+            return "gemma3n"
     raise ArchitectureError(
         f"config.json: model_type is {', '.join(named) or 'absent'}; "
-        "gemma4, gemma4_text, gemma3 or gemma3_text is expected"
+        "gemma4, gemma4_text, gemma3, gemma3_text, gemma3n or gemma3n_text is expected"
     )
 
 
 def _layer_types(read: _Reader, text: Mapping[str, Any], count: int, family: str) -> list[Attention]:
     declared = _declared_layer_types(text, count)
-    kinds = _periodic_layer_types(read, count) if declared is None else declared
+    kinds = _periodic_layer_types(read, count, 5 if family == "gemma3n" else 6) if declared is None else declared
     if family == "gemma4":
         kinds[-1] = "full"  # transformers 5.23 forces the last layer to full attention, whatever is declared
     return kinds
 
 
-def _periodic_layer_types(read: _Reader, count: int) -> list[Attention]:
-    period = read.size("sliding_window_pattern", default=6)
+def _periodic_layer_types(read: _Reader, count: int, default: int) -> list[Attention]:
+    period = read.size("sliding_window_pattern", default=default)
     return ["sliding" if (index + 1) % period else "full" for index in range(count)]
 
 
@@ -204,7 +211,7 @@ def _head_size_and_kv_heads(
     index: int,
 ) -> tuple[int, int]:
     head_size = read.size("head_dim", default=256)
-    kv_heads = read.size("num_key_value_heads", default=4)
+    kv_heads = read.size("num_key_value_heads", default=2 if family == "gemma3n" else 4)
     if overrides is not None:  # as transformers 5.23 writes it: whatever is not overridden is as everywhere
         layer = _Reader(overrides.get(index, {}))
         return layer.size("head_dim", default=head_size), layer.size("num_key_value_heads", default=kv_heads)

@@ -40,9 +40,13 @@ CONFIG_FILE = "genai_config.json"
 MAX_LENGTH = 8192
 """Default of search.max_length: with a shared buffer every cache is allocated at this many tokens when generation starts."""
 
-_TYPES = {"gemma4": "gemma4_text", "gemma3": "gemma3_text"}
+_TYPES = {"gemma4": "gemma4_text", "gemma3": "gemma3_text", "gemma3n": "gemma3_text"}
+"""Family -> GenAI's class. Gemma 3n has none of its own ("Unsupported model_type in config.json: gemma3n_text"); every
+text class drives a merged graph alike."""
+_TEXT_TYPES = {**_TYPES, "gemma3n": "gemma3n_text"}
+"""Family -> model_type of the text model's config.json."""
 _OLD_TYPE = "gemma3_text"
-_CLASSES = {"gemma4": "Gemma4ForCausalLM", "gemma3": "Gemma3ForCausalLM"}
+_CLASSES = {"gemma4": "Gemma4ForCausalLM", "gemma3": "Gemma3ForCausalLM", "gemma3n": "Gemma3nForCausalLM"}
 COPIED = ("tokenizer.json", "chat_template.jinja", "generation_config.json", *LICENSES)
 """Files that go into every folder as they are, where the source has them."""
 _SAMPLING = {"do_sample": bool, "temperature": float, "top_k": int, "top_p": float, "repetition_penalty": float}
@@ -277,7 +281,7 @@ def promoted_config(export: Export) -> dict[str, Any]:
             config[key] = export.config[key]
     for key in ("vision_config", "audio_config", "text_config", "transformers.js_config"):
         config.pop(key, None)
-    return {**config, "architectures": [_CLASSES[arch.family]], "model_type": _TYPES[arch.family]}
+    return {**config, "architectures": [_CLASSES[arch.family]], "model_type": _TEXT_TYPES[arch.family]}
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -35,7 +35,11 @@ GRAPHS = "onnx"
 Proof = TypeVar("Proof")
 
 _LEFT_OUT = ("vision_config", "audio_config", "text_config", "transformers.js_config")
-_CLASSES = {"gemma4": "Gemma4ForConditionalGeneration", "gemma3": "Gemma3ForConditionalGeneration"}
+_CLASSES = {
+    "gemma4": "Gemma4ForConditionalGeneration",
+    "gemma3": "Gemma3ForConditionalGeneration",
+    "gemma3n": "Gemma3nForConditionalGeneration",
+}
 _DTYPES = {"quantized": "q8"}
 """What transformers.js calls a precision, where it has another name for it."""
 

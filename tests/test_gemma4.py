@@ -147,7 +147,7 @@ def test_absent_per_layer_input_size_means_256_in_gemma4() -> None:
 @pytest.mark.parametrize(
     ("config", "sentence"),
     [
-        ({}, "model_type is absent; gemma4, gemma4_text, gemma3 or gemma3_text is expected"),
+        ({}, "model_type is absent; gemma4, gemma4_text, gemma3, gemma3_text, gemma3n or gemma3n_text is expected"),
         ({"model_type": "llama"}, "model_type is llama; gemma4"),
         ({"model_type": "gemma4"}, "config.json has no num_hidden_layers"),
         (changed(hidden_size="absent"), "config.json has no hidden_size"),

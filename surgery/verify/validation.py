@@ -252,6 +252,8 @@ class _Run:
             found = self._asked_for(vocabulary, tokenizer, template)
         if folder.others:
             found = [Skipped(c.name, _WITH_FILES) if c.name in _PLACEHOLDERS else c for c in found]
+        if all(value.name != "attention_mask" for value in folder.model.graph.input):
+            found = [Skipped(c.name, _NO_MASK) if isinstance(c, Case) and c.ragged else c for c in found]
         cases, skipped = admissible(found, vocabulary, self.steps)
         self.skipped.extend(skipped)
         return cases
@@ -442,6 +444,7 @@ class _Run:
 
 
 _PLACEHOLDERS = ("image-placeholder", "audio-placeholder")
+_NO_MASK = "the graph takes no attention_mask: it reads a shorter row's padding like words"
 _WITH_FILES = "here a placeholder stands for features: the media section has prompts with files"
 
 

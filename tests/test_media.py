@@ -7,8 +7,11 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
+from onnx.helper import make_graph, make_node
+from onnx.numpy_helper import from_array
 
 import fixtures
 from fixtures.precision import Reading
@@ -20,10 +23,12 @@ from surgery.inspection import FolderInspection, inspect
 from surgery.media import EMBED, Part, check_export, most_patches, read_modalities
 from surgery.repack import Repacked, repack
 from surgery.verify import Request, validate
+from surgery.verify.generation import GenAI
 from surgery.verify.report import Gate, Report
 from surgery.verify.samples import picture, sound
 
 TINY = Path(__file__).parent.parent / "fixtures" / "tiny-e2b"
+DATA = TINY.parent / "data"
 BOTH: tuple[Modality, ...] = ("image", "audio")
 
 
@@ -87,6 +92,38 @@ def test_fast_attention_passes(tmp_path: Path) -> None:
     report = proven(tmp_path / "out", open_export(TINY).pair("q4"), scope="full")
     assert report.passed, report.failed
     assert len(media_gates(report)) == 8
+
+
+def test_the_runtime_gives_the_logits_of_transformers(source: Path, tmp_path: Path) -> None:
+    """Gemma4ForConditionalGeneration with the fixture's text weights, on the same PNG and WAV; its towers' features are
+    put in as constants (validation/reference_media.py). The prompt's ids come from GenAI's own processor.
+    """
+    with np.load(DATA / "tiny_e2b_media_ref.npz") as stored:
+        expected = {name: stored[name] for name in stored.files}
+    for modality, stem in ENCODERS.items():
+        constant = expected[f"{modality}_features"]
+        path = source / "onnx" / f"{stem}.onnx"
+        model = onnx.load(path, load_external_data=False)
+        model.graph.CopyFrom(
+            make_graph(
+                [make_node("Identity", ["features"], [f"{modality}_features"])],
+                "constant",
+                model.graph.input,
+                model.graph.output,
+                [from_array(constant, "features")],
+            )
+        )
+        onnx.save(model, path)
+    write(open_export(source), tmp_path / "out", "fp32")
+    (tmp_path / "a.png").write_bytes(picture(96, 64))
+    (tmp_path / "b.wav").write_bytes(sound(1.0))
+    genai = GenAI(tmp_path / "out", "cpu")
+    text = "<bos><|turn>user\n<|image|><|audio|>hello, what is this?<turn|>\n<|turn>model\n"
+    prepared = genai.prepare(text, [tmp_path / "a.png"], [tmp_path / "b.wav"])
+    np.testing.assert_array_equal(prepared.arrays["input_ids"][0], expected["ids"])
+    logits, tokens = genai.continued(prepared, len(expected["tokens"]))
+    np.testing.assert_allclose(logits, expected["prefill_logits"], atol=1e-4)
+    assert tokens == expected["tokens"].tolist()
 
 
 def test_images_without_sound(tmp_path: Path) -> None:

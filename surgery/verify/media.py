@@ -174,7 +174,7 @@ class Media:
             yield Gate(SECTION, "source's encoders run", False, detail=str(error))
             return
         with TemporaryDirectory() as place:
-            files = _Files(Path(place))
+            files = Files(Path(place))
             for prompt in self._prompts(scope, genai.version):
                 told(prompt.name)
                 gate = self._prompt(genai, loop, prompt, files, tolerance)
@@ -195,7 +195,7 @@ class Media:
             yield prompt
 
     def _prompt(
-        self, genai: GenAI, loop: SourceLoop | None, prompt: Prompt, files: _Files, tolerance: float
+        self, genai: GenAI, loop: SourceLoop | None, prompt: Prompt, files: Files, tolerance: float
     ) -> Gate | None:
         options: dict[str, Any] = {} if prompt.chunk is None else {"chunk_size": prompt.chunk}
         try:
@@ -224,8 +224,7 @@ class Media:
         )  # fmt: skip
 
     def _text(self, genai: GenAI, prompt: Prompt) -> str:
-        markers = "<|image|>" * len(prompt.images) + "<|audio|>" * len(prompt.sounds)
-        message = f"{markers}hello, what is this?"
+        message = text_of(prompt)
         return render(genai.tokenizer(), message) if has_chat_template(self.folder) else f"<bos>{message}"
 
     def _padding(self) -> Gate:
@@ -243,7 +242,7 @@ class Media:
         difference, limit = float(np.abs(alone - beside).max()), _ROUNDING * float(np.abs(alone).max())
         return Gate(SECTION, name, difference <= limit, limit, difference, "", "max |difference| of a feature")
 
-    def _wrong_count(self, genai: GenAI, files: _Files) -> Gate:
+    def _wrong_count(self, genai: GenAI, files: Files) -> Gate:
         """Two placeholders and one image: an error, and no token."""
         name = "a wrong number of images is an error"
         one, two = Prompt("", images=((96, 64),)), Prompt("", images=((96, 64),) * 2)
@@ -254,7 +253,12 @@ class Media:
         return Gate(SECTION, name, False, detail="two placeholders and one image gave a token")
 
 
-class _Files:
+def text_of(prompt: Prompt) -> str:
+    """A message with a placeholder for each file in front."""
+    return "<|image|>" * len(prompt.images) + "<|audio|>" * len(prompt.sounds) + "hello, what is this?"
+
+
+class Files:
     """The samples as files: every version of the runtime opens these."""
 
     def __init__(self, place: Path) -> None:

@@ -62,6 +62,14 @@ def answers(python: Path, folder: Path, asked: Mapping[str, Mapping[str, Any]]) 
     return [Question(reply["name"], asked[reply["name"]], reply["answer"]) for reply in replies]
 
 
+def probed(python: Path, folder: Path, asked: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The reply to each question, for a caller that judges them itself. Raises ProbeError where a process died."""
+    replies, death = _probe(python, folder, [Question(name, each, None) for name, each in asked.items()], PATIENCE)
+    if death:
+        raise ProbeError(f"{folder.name}: {death}")
+    return replies
+
+
 def _probe(
     python: Path, folder: Path, questions: Sequence[Question], patience: float
 ) -> tuple[list[dict[str, Any]], str]:

@@ -9,6 +9,8 @@ stderr. A question is
     {"name": ..., "kind": "load"}
     {"name": ..., "kind": "encode", "texts": [TEXT, ...]}           ids and decoded text of each
     {"name": ..., "kind": "render", "message": TEXT}
+    {"name": ..., "kind": "media", "prompt": TEXT, "images": [FILE, ...], "sounds": [FILE, ...], "steps": COUNT}
+                                                                    ids of the prompt, its last logits, greedy tokens
     {"name": ..., "kind": "generate", "overlay": JSON, "search": {...}, "actions": [ACTION, ...]}
 
 where ACTION is ["append", [ROW, ...]], ["generate", COUNT] (fewer where generation ends) or ["rewind", LENGTH], all on
@@ -88,7 +90,26 @@ def _generate(generator: Any, count: int) -> None:
         generator.generate_next_token()
 
 
-_KINDS = {"load": load, "encode": encode, "render": render, "generate": generate}
+def media(folder: Folder, question: Mapping[str, Any]) -> dict[str, Any]:
+    model = folder.model()
+    opened = {}
+    if question["images"]:
+        opened["images"] = og.Images.open(*question["images"])
+    if question["sounds"]:
+        opened["audios"] = og.Audios.open(*question["sounds"])
+    inputs = model.create_multimodal_processor()(question["prompt"], **opened)
+    ids = [int(token) for token in inputs["input_ids"].as_numpy()[0]]
+    parameters = og.GeneratorParams(model)
+    parameters.set_search_options(do_sample=False, max_length=len(ids) + question["steps"])
+    generator = og.Generator(model, parameters)
+    generator.set_inputs(inputs)
+    logits = [float(value) for value in np.array(generator.get_logits(), np.float32)[0, -1]]
+    _generate(generator, question["steps"])
+    tokens = [int(token) for token in generator.get_sequence(0)[len(ids) :]]
+    return {"ids": ids, "logits": logits, "tokens": tokens}
+
+
+_KINDS = {"load": load, "encode": encode, "render": render, "generate": generate, "media": media}
 
 
 def _answer(folder: Folder, question: Mapping[str, Any]) -> dict[str, Any]:

@@ -84,7 +84,15 @@ def repacked() -> Comparison:
         for k in range(LAYERS)
     )  # fmt: skip
     renamed = tuple(
-        NodeChange("renamed", "MatMulNBits", f"/old/{k}/MatMul", f"/model/layers.{k}/mlp/MatMul", "model", "", k)
+        NodeChange(
+            "renamed",
+            "com.microsoft::GroupQueryAttention",
+            f"/old/{k}/MatMul",
+            f"/model/layers.{k}/mlp/MatMul",
+            "model",
+            "",
+            k,
+        )
         for k in range(LAYERS)
         for _ in range(4)
     )

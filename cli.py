@@ -114,6 +114,10 @@ class Share(enum.StrEnum):
     link = "link"
 
 
+class Device(enum.StrEnum):
+    cpu = "cpu"
+
+
 Source = Annotated[
     str, typer.Argument(metavar="SRC", help="A Hub repository (owner/name), or the folder of an export.")
 ]
@@ -183,6 +187,10 @@ def repack(
             help="4: quantised products multiply in int8 on the CPU; faster, and every number changes.",
         ),
     ] = None,
+    embed_device: Annotated[
+        Device | None,
+        typer.Option("--embed-device", help="cpu: the token tables stay in host memory; with --ep cuda."),
+    ] = None,
     modalities: Annotated[
         str,
         typer.Option(
@@ -209,7 +217,7 @@ def repack(
     as_json: Json = False,
 ) -> None:
     """Turn an export into a folder that ONNX Runtime GenAI loads, and prove it."""
-    from passes.recipe import per_layer_tables, text
+    from passes.recipe import kept_in_host_memory, per_layer_tables, text
     from surgery.diff.folder import folder_reports, planned_report
     from surgery.media import read_modalities
     from surgery.repack import repack as run
@@ -231,12 +239,17 @@ def repack(
         )
     provider = _provider(ep)
     suited = "cpu" if half else provider  # to-fp16 makes of any precision what CUDA takes
+    if embed_device and (provider != "cuda" or media):
+        raise RequestError(
+            f"--embed-device cpu and {f'--modalities {modalities}' if media else '--ep cpu'} do not go together: "
+            + ("the embeddings are a graph of their own" if media else "on the CPU all is in host memory")
+        )
     given = _given_pair(embed, decoder)
     level: Literal["1", "4"] | None = accuracy_level.value if accuracy_level else None
 
     def recipe_of(embed: Path) -> Recipe:
         steps = _recipe(preset, embed, layout, runtime, provider, onnxruntime, half, level)
-        return *steps, *per_layer_tables(per_layer_table.value)
+        return *steps, *per_layer_tables(per_layer_table.value), *kept_in_host_memory(embed_device is not None)
 
     if dry_run:
         export, pair, download = _looked_up(source, revision, precision, suited, given, media)

@@ -13,6 +13,7 @@ from passes.flatten_per_layer_inputs import FlattenPerLayerInputs
 from passes.fold_logits_to_keep import FoldLogitsToKeep
 from passes.fuse_attention import FuseAttention
 from passes.fuse_per_layer_table import FusePerLayerTable
+from passes.host_embeddings import HostEmbeddings
 from passes.mask_media_ids import MaskMediaIds
 from passes.merge_embeddings import MergeEmbeddings
 from passes.rename_io import RenameIO
@@ -41,6 +42,7 @@ PASSES: dict[str, type[Pass]] = {
         TieLmHead,
         SetAccuracyLevel,
         ToFp16,
+        HostEmbeddings,
         FuseAttention,
         DropAttentionBias,
         SliceCaches,
@@ -61,6 +63,7 @@ __all__ = [
     "FoldLogitsToKeep",
     "FuseAttention",
     "FusePerLayerTable",
+    "HostEmbeddings",
     "MaskMediaIds",
     "MergeEmbeddings",
     "RenameIO",

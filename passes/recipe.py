@@ -31,6 +31,7 @@ from passes import (
     FoldLogitsToKeep,
     FuseAttention,
     FusePerLayerTable,
+    HostEmbeddings,
     MaskMediaIds,
     MergeEmbeddings,
     RenameIO,
@@ -38,6 +39,7 @@ from passes import (
     SetAccuracyLevel,
     SliceCaches,
     SplitPerLayerTable,
+    TieLmHead,
     ToFp16,
     UniformHeads,
 )
@@ -94,7 +96,7 @@ def fast(
     halved: Recipe = (ToFp16(),) if half else ()
     level: Recipe = (SetAccuracyLevel(accuracy_level),) if accuracy_level is not None else ()
     attention: Recipe = (FuseAttention(onnxruntime), DropAttentionBias())
-    merged: Recipe = (MergeEmbeddings(embed), FoldLogitsToKeep(), RenameIO())
+    merged: Recipe = (MergeEmbeddings(embed), TieLmHead(), FoldLogitsToKeep(), RenameIO())
     sliced: Recipe = (SliceCaches(onnxruntime),) if provider == "cpu" else ()
     return (*merged, *attention, AnnotateHeadSizes(), *halved, *sliced, *level)
 
@@ -107,6 +109,11 @@ def per_layer_tables(choice: PerLayerTable) -> Recipe:
         "fused": (FusePerLayerTable(),),
     }
     return recipes[choice]
+
+
+def kept_in_host_memory(asked: bool) -> Recipe:
+    """What follows a recipe where the token tables are to stay in host memory; behind what changes the tables."""
+    return (HostEmbeddings(),) if asked else ()
 
 
 def multimodal(

@@ -29,6 +29,7 @@ from surgery.errors import ArchitectureError, ExportError, ModelError
 from surgery.export import LICENSES, Export
 from surgery.gemma4 import Architecture, read_config, text_config
 from surgery.graph import declare
+from surgery.layering import OPTION, SETTING, has_layers
 from surgery.model import Model
 from surgery.padding import declared_sizes
 
@@ -142,6 +143,7 @@ def genai_config(model: Model, export: Export, provider: str = "cpu", target: Ta
                     "log_id": "onnxruntime-genai",
                     "intra_op_num_threads": 0,
                     "provider_options": [] if provider == "cpu" else [{provider: {}}],
+                    **({OPTION: SETTING} if provider != "cpu" and has_layers(model.graph) else {}),
                 },
                 "head_size": head_size,
                 "hidden_size": arch.hidden_size,

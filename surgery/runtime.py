@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from surgery.errors import ModelError, RuntimeMissing
 from surgery.in_place import KEY as IN_PLACE
 from surgery.in_place import VALUE as IN_PLACE_VALUE
+from surgery.layering import OPTION, SETTING
 from surgery.model import Model
 from surgery.wiring import Slot, spelling
 
@@ -239,6 +240,8 @@ def _open(path: Path, settings: Settings, exposed: Sequence[str]) -> ort.Inferen
     levels = runtime.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if settings.optimized else levels.ORT_DISABLE_ALL
     wanted = ["CUDAExecutionProvider"] if settings.provider == "cuda" else []
+    if wanted:
+        options.add_session_config_entry(OPTION, SETTING)
     try:
         model: str | bytes = str(path)
         if exposed:  # nothing is written: the graph goes in as bytes, its weights stay where they are

@@ -259,4 +259,5 @@ def show_prediction(console: Console, name: str, found: Prediction) -> None:
     for reason in dict.fromkeys(g.reason for g in found.groups if not g.is_fault):
         names = ", ".join(f"{len(g.nodes)} {g.operator}" for g in found.groups if g.reason == reason)
         console.print(plain(f"{names}: {reason}"))
-    console.print(plain(f"{found.advice}\n", "red" if found.faults else ""))
+    console.print(plain(found.advice, "red" if found.faults else ""))
+    console.print(plain(f"{found.capture}\n"))

@@ -26,6 +26,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_tensor, make_tensor_value_info
 
 from surgery.errors import ModelError
+from surgery.layering import OPTION, SETTING
 from surgery.verify.trace import trace
 
 CUDA = "CUDAExecutionProvider"
@@ -41,6 +42,7 @@ def session(model: str | bytes, written: Path | None = None, *, optimized: bool 
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimized else levels.ORT_DISABLE_ALL
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     options.log_severity_level = 4
+    options.add_session_config_entry(OPTION, SETTING)
     if written is not None:
         options.optimized_model_filepath = str(written)
     return ort.InferenceSession(model, options, providers=[CUDA, "CPUExecutionProvider"])

@@ -1,12 +1,14 @@
 """Which nodes of a model ONNX Runtime puts on CUDA, which on the CPU and why: predicted from the graph, without a GPU.
 
-Three things decide, in this order (ONNX Runtime 1.31.1; docs/validation/cuda-placement.md compares the result with
+Four things decide, in this order (ONNX Runtime 1.31.1; docs/validation/cuda-placement.md compares the result with
 the real provider's, node by node):
 
-1. Whether there is a CUDA kernel for the operator, its version and its types: surgery.cuda.kernels.
-2. Whether the node computes with small tensors that lie in host memory anyway, such as what Shape gives. ONNX Runtime
+1. An annotation that keeps a node on the CPU: surgery.layering. It holds where the session is told of it, as it is
+   in a folder that repack writes.
+2. Whether there is a CUDA kernel for the operator, its version and its types: surgery.cuda.kernels.
+3. Whether the node computes with small tensors that lie in host memory anyway, such as what Shape gives. ONNX Runtime
    leaves it on the CPU on purpose (GetCpuPreferredNodes in core/framework/fallback_cpu_capability.cc).
-3. Limits of a kernel that its registration does not tell, so that the node would fail when it runs: surgery.cuda.limits.
+4. Limits of a kernel that its registration does not tell, so that the node would fail when it runs: surgery.cuda.limits.
 
 Values that cross between the two memories get a copy, a Memcpy node, once in each direction
 (core/optimizer/transformer_memcpy.cc).
@@ -25,21 +27,23 @@ from surgery.cuda.kernels import KernelTable, Match, Schema, cuda_kernels
 from surgery.cuda.limits import broken_limit
 from surgery.errors import ModelError
 from surgery.graph import TensorType, declare, describe, subgraphs
+from surgery.layering import stays_on_cpu
 from surgery.model import Model
 
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto
 
 Where = Literal["cuda", "cpu", "unknown"]
-Why = Literal["kernel", "operator", "version", "type", "shape", "follows", "limit", "unknown"]
+Why = Literal["kernel", "operator", "version", "type", "shape", "follows", "asked", "limit", "unknown"]
 """kernel: CUDA has one. operator, version, type: it has none. shape, follows: it has, but its inputs are in host memory.
-limit: it has, and the kernel fails."""
+asked: it has, and an annotation keeps the node on the CPU. limit: it has, and the kernel fails."""
 
 ALLOWED_ON_CPU: Mapping[Why, str] = {
     "shape": "computes with small tensors in host memory; ONNX Runtime prefers the CPU for that",
+    "asked": "is to stay in host memory, as host-embeddings has annotated it",
     "follows": "reads what a node without a CUDA kernel computed; ONNX Runtime leaves it on the CPU with that one",
 }
-"""What a decoder may have on the CPU, with the reason: nodes that ONNX Runtime leaves there although CUDA has a kernel.
+"""What a decoder may have on the CPU, with the reason: nodes that go there although CUDA has a kernel.
 Every other node on the CPU is a fault; no operator of the exports that are known lacks a CUDA kernel altogether."""
 
 SMALL = 100
@@ -115,6 +119,20 @@ class Prediction:
         return tuple(Group(*key, tuple(each.node for each in group), group[0].is_fault) for key, group in ordered)
 
     @property
+    def capture(self) -> str:
+        """Whether ONNX Runtime takes the graph with CUDA graph capture on, in one sentence.
+
+        It refuses one with a copy between the memories ("... all compute graph nodes have not been partitioned to the
+        CUDAExecutionProvider"); nodes on the CPU are let through where nothing crosses, as shape arithmetic's are.
+        """
+        if self.faults or self.on("unknown"):
+            return "CUDA graph capture: no, or not known, because of these nodes"
+        if self.copies:
+            more = f", and {len(self.copies) - 1} more" if len(self.copies) > 1 else ""
+            return f"CUDA graph capture: no, {self.copies[0].value!r} crosses between the memories{more}"
+        return "CUDA graph capture: yes, no value crosses between the memories"
+
+    @property
     def advice(self) -> str:
         """What to do about it, in one sentence."""
         if not self.faults:
@@ -135,6 +153,7 @@ class Prediction:
             "not_on_cuda": [group.to_dict() for group in self.groups],
             "faults": len(self.faults),
             "advice": self.advice,
+            "capture": self.capture,
         }
 
 
@@ -194,6 +213,8 @@ class _Scope:
         unknown = {index for index, match in enumerate(self._matches) if match.kind == "unknown"}
         host = [self._host(index) for index in range(len(graph.node))]
         self._by_choice = _wanted_on_cpu(graph, self.types, host, unknown)
+        asked: Why = "asked"
+        self._by_choice |= {index: asked for index, node in enumerate(graph.node) if stays_on_cpu(node)}
 
     def assignments(self) -> Iterator[Assignment]:
         for index, node in enumerate(self._graph.node):

@@ -20,6 +20,7 @@ EXACT_PASSES = frozenset(
     {
         "merge-embeddings", "fold-logits-to-keep", "rename-io", "expand-shared-kv", "annotate-head-sizes",
         "uniform-heads", "scatter-features", "mask-media-ids", "flatten-per-layer-inputs", "tie-lm-head",
+        "host-embeddings",
         "fit-encoder",
         "split-per-layer-table", "fuse-per-layer-table",
     }

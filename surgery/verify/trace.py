@@ -20,6 +20,7 @@ import numpy as np
 from surgery.cuda.prediction import SMALL, Prediction
 from surgery.errors import ModelError, RuntimeMissing, SurgeryError
 from surgery.files import read_regular
+from surgery.layering import OPTION, SETTING
 from surgery.runtime import Array, Provider, load_onnxruntime, one_line
 from surgery.verify.report import Gate
 
@@ -138,6 +139,8 @@ def trace(path: Path, provider: Provider, tokens: int = TOKENS) -> Trace:
         options.log_severity_level = 3
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
+        if wanted:
+            options.add_session_config_entry(OPTION, SETTING)
         try:
             session = runtime.InferenceSession(str(path), options, providers=[*wanted, "CPUExecutionProvider"])
             if missing := set(wanted) - set(session.get_providers()):  # it goes on with the CPU, and only logs that

@@ -12,6 +12,7 @@ from typing import Any
 
 import onnx
 import pytest
+from hub_server import Hub, serve
 
 from passes.recipe import compatible, text
 from surgery.diff import compare, open_side
@@ -26,9 +27,9 @@ TINY = ROOT / "fixtures" / "tiny-e2b"
 DECODER = TINY / "onnx" / "decoder_model_merged_q4.onnx"
 
 
-def run(*words: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+def run(*words: str | Path, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "cli.py"), *map(str, words)]
-    environment = {**os.environ, "COLUMNS": "120"}
+    environment = {**os.environ, "COLUMNS": "120", **variables}
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment, check=False)
 
 
@@ -151,3 +152,16 @@ def test_a_plan_needs_no_data_files(tmp_path: Path) -> None:
     export = open_export(tmp_path / "bare")
     found = planned_report(export, export.pair("q4"), compatible(export.pair("q4").embed))
     assert found.weights.uncompared == 0 and found.weights.unchanged == 345
+
+
+def test_a_dry_run_of_a_repository_fetches_no_data_file_and_prints_both(tmp_path: Path) -> None:
+    with serve(Hub.of(TINY, "onnx-community/tiny-gemma-4")) as hub:
+        places = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_CACHE": str(tmp_path / "cache"), "NO_PROXY": "127.0.0.1"}
+        done = run(
+            "repack", "onnx-community/tiny-gemma-4", "out", "--dry-run", "--precision", "q4", cwd=tmp_path, **places
+        )
+    assert done.returncode == 0, done.stderr
+    assert not list((tmp_path / "cache").rglob("*_data")) and not (tmp_path / "out").exists()
+    assert "in all" in done.stdout and "to download" in done.stdout
+    assert "embed_tokens_q4.onnx + onnx/decoder_model_merged_q4.onnx -> model.onnx: different" in done.stdout
+    assert "13 moved" in done.stdout and "weights: 0 changed" in done.stdout and "not compared" not in done.stdout

@@ -272,7 +272,7 @@ def repack(
             media=parts, recipe_text=texts,
             runtime=runtime.value,
             provider=provider, weights=weights.value, force=force, check=check,
-            describe=None if media else lambda *found: folder_reports(found[0], export, pair, *found[1:]),
+            describe=lambda *found: folder_reports(found[0], export, pair, *found[1:]),
             started=progress.started, progress=progress.advance,
         )  # fmt: skip
     if as_json:

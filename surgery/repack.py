@@ -82,7 +82,8 @@ def repack(
     `recipe_text` is the recipe as the manifest is to record it, with paths relative to the export.
     `started` is told the number of weight bytes, `progress` each portion placed. `check` is called with the staged
     folder; what it raises keeps the target from appearing. `describe` is called last, with the staged folder, the
-    outcomes of the passes and what the check returned: it gives the names and texts of reports to add. Raises SurgeryError for everything that a user can mend.
+    outcomes of all passes and what the check returned: it gives the names and texts of reports to add.
+    Raises SurgeryError for everything that a user can mend.
     """
     refuse_existing(target, force=force)
     refuse_foreign(target)
@@ -132,7 +133,8 @@ def repack(
         write_json(stage / MANIFEST_FILE, described)
         proof = check(stage) if check is not None else None
         if describe is not None:
-            _add(stage, describe(stage, outcomes, proof), described)
+            everything = [*outcomes, *(outcome for _, found in others.values() for outcome in found)]
+            _add(stage, describe(stage, everything, proof), described)
     passed = {part.role: tuple(found) for part, (_, found) in others.items()}
     return Repacked(target, tuple(outcomes), tuple(placed), cache_costs(model), proof, passed)
 

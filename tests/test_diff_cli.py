@@ -15,9 +15,10 @@ import pytest
 from hub_server import Hub, serve
 
 from passes.recipe import compatible, text
-from surgery.diff import compare, open_side
+from surgery.diff import compare, open_side, open_sides
 from surgery.diff.comparison import ASPECTS, read_aspects
 from surgery.diff.folder import folder_reports, planned_report
+from surgery.diff.formats import is_current
 from surgery.export import open_export
 from surgery.manifest import faults
 from surgery.repack import repack
@@ -165,3 +166,15 @@ def test_a_dry_run_of_a_repository_fetches_no_data_file_and_prints_both(tmp_path
     assert "in all" in done.stdout and "to download" in done.stdout
     assert "embed_tokens_q4.onnx + onnx/decoder_model_merged_q4.onnx -> model.onnx: different" in done.stdout
     assert "13 moved" in done.stdout and "weights: 0 changed" in done.stdout and "not compared" not in done.stdout
+
+
+def test_a_folder_for_images_is_compared_graph_by_graph(tmp_path: Path) -> None:
+    done = run("repack", TINY, "out", "--modalities", "text,image", "--precision", "q4", "--no-validate", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = compare(*open_sides(TINY, tmp_path / "out"))
+    assert [graph.role for graph in found.after.graphs] == ["vision_encoder", "embed_tokens", "decoder"]
+    assert [graph.role for graph in found.before.graphs] == ["vision_encoder", "embed_tokens", "decoder"]
+    assert not any(change.verb == "moved" for change in found.nodes)
+    (features,) = [c for c in found.interface if c.after and c.after.name == "image_features"]
+    assert features.note.startswith("of embed_tokens") and features.reasons[0].by == "scatter-features"
+    assert is_current(tmp_path / "out" / "report.json", found)

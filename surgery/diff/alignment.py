@@ -19,7 +19,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from surgery.diff.scope import MISSING, Label, Port, Scope, Stored, inline_content
+from surgery.diff.scope import MISSING, Label, Port, Scope, Stored, inline_content, place
 
 Keys = tuple[Sequence[Hashable], Sequence[Hashable]]
 """Of each side, a key per node; None for a node that a level does not speak of."""
@@ -69,6 +69,7 @@ class _Aligner:
         self.bodies = tuple([_body_keys(scope) for scope in self.scopes])
         self.makers = tuple([makers(scope) for scope in self.scopes])
         self.readers = tuple([_readers(scope) for scope in self.scopes])
+        self.places = _places(before, after)
 
     def run(self) -> Alignment:
         strict, loose, forward = self._backward(strict=True), self._backward(strict=False), self._forward()
@@ -129,7 +130,7 @@ class _Aligner:
         for side, taken in enumerate((self.found, self.back)):
             for at, key in enumerate(keys[side]):
                 if at not in taken and key is not None:
-                    grouped[side][key].append(at)
+                    grouped[side][self.places[side][at], key].append(at)
         return ((ours, grouped[1][value]) for value, ours in grouped[0].items() if value in grouped[1])
 
     def _alone(self, keys: Keys) -> Pairs:
@@ -253,12 +254,14 @@ class _Aligner:
         for at, slot in self.readers[side].get(value, ()):
             if at not in taken:
                 item = self.scopes[side].items[at]
-                found.setdefault((item.operator, item.attributes if attributes else (), slot), []).append(at)
+                kind = item.operator, item.attributes if attributes else (), slot, self.places[side][at]
+                found.setdefault(kind, []).append(at)
         return found
 
     def _alike(self, ours: int, theirs: int, attributes: bool) -> bool:
         a, b = self.scopes[0].items[ours], self.scopes[1].items[theirs]
-        return a.operator == b.operator and (not attributes or a.attributes == b.attributes)
+        here = a.operator == b.operator and self.places[0][ours] == self.places[1][theirs]
+        return here and (not attributes or a.attributes == b.attributes)
 
     # ---- level 6
 
@@ -287,8 +290,8 @@ class _Aligner:
                     self._match(ours[one], theirs[other])
 
     def _kinds(self, side: int, run: list[int]) -> list[Hashable]:
-        items = [self.scopes[side].items[at] for at in run]
-        return [(item.operator, item.attributes) for item in items]
+        items = [(self.scopes[side].items[at], self.places[side][at]) for at in run]
+        return [(item.operator, item.attributes, here) for item, here in items]
 
     def _forget_strangers(self, certain: Collection[int]) -> None:
         """Where names are evidence: take back what levels 5 and 6 found, if neither a name nor an input speaks for it."""
@@ -410,6 +413,14 @@ def _ports(before: list[Port], after: list[Port]) -> list[tuple[Port, Port]]:
         if port.name not in known and waiting[port.type]:
             pairs.append((port, waiting[port.type].pop()))
     return pairs
+
+
+def _places(before: Scope, after: Scope) -> tuple[list[str], list[str]]:
+    """The graph of each node, where both sides have it; of a graph that was merged into another, that one."""
+    found = [[place(item.role, scope.main) for item in scope.items] for scope in (before, after)]
+    both = set(found[0]) & set(found[1])
+    ours, theirs = ([here if here in both else "main" for here in side] for side in found)
+    return ours, theirs
 
 
 def makers(scope: Scope) -> dict[int, int]:

@@ -22,7 +22,9 @@ def folder_reports(
 ) -> dict[str, str]:
     """Name -> text of the reports of a complete folder: the same that `diff` of its source and it gives later."""
     numbers = of_validation(proof, "repack's closing proof") if proof is not None else None
-    found = compare(of_pair(export, pair), open_side(folder), evidence=witnessed(outcomes, numbers))
+    after = open_side(folder)
+    before = of_pair(export, pair, encoders=after.roles)
+    found = compare(before, after, evidence=witnessed(outcomes, numbers))
     return {MARKDOWN_FILE: FORMATS["md"](found), JSON_FILE: FORMATS["json"](found)}
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 from surgery.diff.alignment import makers
 from surgery.diff.comparison import InterfaceChange, Value, Verb
 from surgery.diff.nodes import Compared, renamed_dims
-from surgery.diff.scope import Port, Scope
+from surgery.diff.scope import Port, Scope, place
 from surgery.graph import tensor_type
 
 
@@ -53,25 +53,40 @@ def _interface_dims(scope: Scope) -> set[str]:
 
 
 def _inputs(compared: Compared, dims: Mapping[str, str], main: tuple[str, str]) -> Iterator[InterfaceChange]:
+    """Inputs of the graphs that both sides have: the main one, and beside it those of the same role."""
+    roles = [
+        {place(item.role, own) for item in scope.items} for scope, own in zip(_scopes(compared), main, strict=True)
+    ]
+    both = (roles[0] & roles[1]) | {"main"}
     pairs = _input_pairs(compared)
     twins = {id(new): old for old, new in pairs}
     computed = _computed_inside(compared)
     for port in (*compared.after.inputs, *compared.after.joined):
         old = twins.get(id(port))
-        if port.role != main[1]:
+        here = place(port.role, main[1])
+        if here not in both:
             continue
-        if old is not None and old.role == main[0]:
+        if old is not None and place(old.role, main[0]) == here:
             if (change := _port_change("input", old, port, dims)) is not None:
                 yield change
             continue
         note = f"it was the input of {old.role}" if old is not None else computed[1].get(port.value, "")
-        yield InterfaceChange("added", "input", None, Value(port.name, port.type), note)
+        yield InterfaceChange("added", "input", None, Value(port.name, port.type), _of(here, note))
     mates = {id(old): new for old, new in pairs}
     for port in (*compared.before.inputs, *compared.before.joined):
         new = mates.get(id(port))
-        if port.role == main[0] and (new is None or new.role != main[1]):
+        here = place(port.role, main[0])
+        if here in both and (new is None or place(new.role, main[1]) != here):
             note = f"it is the input of {new.role} now" if new is not None else computed[0].get(port.value, "")
-            yield InterfaceChange("removed", "input", Value(port.name, port.type), None, note)
+            yield InterfaceChange("removed", "input", Value(port.name, port.type), None, _of(here, note))
+
+
+def _scopes(compared: Compared) -> tuple[Scope, Scope]:
+    return compared.before, compared.after
+
+
+def _of(here: str, note: str) -> str:
+    return note if here == "main" else "; ".join(filter(None, (f"of {here}", note)))
 
 
 def _input_pairs(compared: Compared) -> list[tuple[Port, Port]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from surgery.diff.alignment import Alignment, align, makers
 from surgery.diff.comparison import Edit, NodeChange, Verb
-from surgery.diff.scope import MISSING, Item, Label, Scope, of_body
+from surgery.diff.scope import MISSING, Item, Label, Scope, of_body, place
 from surgery.graph import TensorType
 from surgery.trace import Thing, node_name
 from surgery.wiring import spelling
@@ -115,7 +115,7 @@ class Differ:
         edits += [*self._inputs(compared, one, other, inner), *_attributes(one, other)]
         edits += [*self._outputs(compared, one, other, inner), *_texts(one, other)]
         names = list(_names(compared, one, other))
-        moved = (one.role == self._main[0]) != (other.role == self._main[1])
+        moved = place(one.role, self._main[0]) != place(other.role, self._main[1])
         graph = [Edit("graph", one.role, other.role)] if moved else []
         if not (edits or names or graph):
             return None

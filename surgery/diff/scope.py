@@ -70,7 +70,8 @@ class Scope:
     """The nodes of one graph, body or function, or of a joined pair. `names` and `types` are by value number.
 
     `joined` are the decoder's inputs that the embedding graph computes: they are part of its interface, but what
-    reads them reads the embedding graph's value. `captured` are a body's outer values, by name.
+    reads them reads the embedding graph's value. `captured` are a body's outer values, by name. `main` is the role of
+    the last graph.
     """
 
     names: list[str] = field(default_factory=list)
@@ -81,6 +82,7 @@ class Scope:
     stored: list[Stored] = field(default_factory=list)
     joined: list[Port] = field(default_factory=list)
     captured: Names = field(default_factory=dict)
+    main: str = ""
 
     def value(self, name: str) -> int:
         self.names.append(name)
@@ -91,18 +93,23 @@ class Scope:
 
 
 def of_graphs(parts: Iterable[tuple[str, GraphProto]]) -> Scope:
-    """One scope of a graph, or of a pair whose second graph takes what the first one gives; parts are (role, graph)."""
+    """One scope of graphs of which each may take what those before it give; parts are (role, graph).
+
+    The last one's outputs are the scope's: those of the others serve it.
+    """
     scope = Scope()
     given: Names = {}
-    *first, last = parts
-    for role, graph in first:
-        names: Names = {}
-        _add_graph(scope, role, graph, names, {})
+    for role, graph in parts:
         given.update((port.name, port.value) for port in scope.outputs)
         scope.outputs.clear()
-    role, graph = last
-    _add_graph(scope, role, graph, {}, given)
+        scope.main = role
+        _add_graph(scope, role, graph, {}, given)
     return scope
+
+
+def place(role: str, main: str) -> str:
+    """Where a graph stands among a side's: `main`, whatever its name is, or its role."""
+    return "main" if role == main else role
 
 
 def of_body(role: str, graph: GraphProto) -> Scope:

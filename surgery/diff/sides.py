@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from surgery.errors import ExportError, FolderError, SurgeryError
-from surgery.export import Export, Pair, open_export
+from surgery.export import ENCODERS, Export, Pair, open_export
 from surgery.gemma4 import Architecture, read_config
 from surgery.genai import CONFIG_FILE, MODEL_FILE
 from surgery.inspection import nearby_architecture
@@ -16,7 +16,10 @@ from surgery.manifest import NAME as MANIFEST_FILE
 from surgery.model import Model
 
 MODEL, EMBED, DECODER = "model", "embed_tokens", "decoder"
-"""Roles of graphs: of a single one, and of the two of a pair."""
+"""Roles of graphs: of a single one, and of the two of a pair. Encoders have the names of `surgery.export.ENCODERS`."""
+
+_BESIDE = {"vision": ENCODERS["image"], "speech": ENCODERS["audio"], "embedding": EMBED}
+"""Section of genai_config.json -> role of the graph that it names, in the order in which one feeds the next."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +46,14 @@ class Side:
     architecture: Architecture | None = None
     config: Mapping[str, Any] | None = None
     manifest: Mapping[str, Any] | None = None
-    side_files: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def main(self) -> Part:
         return self.parts[-1]
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return tuple(part.role for part in self.parts)
 
 
 def open_side(path: Path, precision: str | None = None, *, label: str | None = None) -> Side:
@@ -68,18 +74,31 @@ def open_side(path: Path, precision: str | None = None, *, label: str | None = N
 
 
 def open_sides(before: Path, after: Path, precision: str | None = None) -> tuple[Side, Side]:
-    """Two sides. Of an export beside a folder, the precision that the folder was made from, as its manifest says."""
-    if precision is None:
-        folders = [path for path in (before, after) if (path / CONFIG_FILE).is_file()]
-        precision = recorded_precision(folders[0]) if len(folders) == 1 else None
-    return open_side(before, precision), open_side(after, precision)
+    """Two sides. Of an export beside a folder: the precision that the folder was made from, as its manifest says, and
+    the encoders that the folder has.
+    """
+    folders = [path for path in (before, after) if (path / CONFIG_FILE).is_file()]
+    if len(folders) != 1:
+        return open_side(before, precision), open_side(after, precision)
+    folder = open_side(folders[0])
+    other = after if folders[0] is before else before
+    if other.is_dir():
+        export = open_export(other)
+        wanted = precision or recorded_precision(folders[0])
+        pair = export.pair(wanted) if wanted else export.best("cpu")[0]
+        against = of_pair(export, pair, encoders=folder.roles)
+    else:
+        against = open_side(other)
+    return (folder, against) if folders[0] is before else (against, folder)
 
 
-def of_pair(export: Export, pair: Pair, label: str | None = None) -> Side:
-    """The two graphs of one precision of an export, as one model."""
+def of_pair(export: Export, pair: Pair, label: str | None = None, *, encoders: Collection[str] = ()) -> Side:
+    """The two graphs of one precision of an export, as one model; with those `encoders`, by role, that it has."""
+    graphs = {ENCODERS[modality]: path for modality, path in pair.encoders.items() if ENCODERS[modality] in encoders}
+    graphs |= {EMBED: pair.embed, DECODER: pair.decoder}
     parts = tuple(
         Part(role, _relative(graph, export.root), Model.open(graph, export.architecture))
-        for role, graph in ((EMBED, pair.embed), (DECODER, pair.decoder))
+        for role, graph in graphs.items()
     )
     return Side(label or _label(parts), "pair", parts, export.root, export.architecture)
 
@@ -91,15 +110,24 @@ def of_plan(model: Model, config: Mapping[str, Any], root: Path) -> Side:
 
 
 def _folder(path: Path, label: str | None) -> Side:
+    """A folder's decoder, and what stands beside it where the folder takes images or sound."""
     config = read_config(path / CONFIG_FILE)
-    decoder = config.get("model", {}).get("decoder", {}) if isinstance(config.get("model"), dict) else {}
-    name = str(decoder.get("filename", MODEL_FILE)) if isinstance(decoder, dict) else MODEL_FILE
-    if not (path / name).resolve().is_relative_to(path.resolve()):
-        raise FolderError(f"{path / CONFIG_FILE} names a graph outside of the folder: {name!r}")
-    arch = nearby_architecture(path / name)
-    part = Part(MODEL, name, Model.open(path / name, arch))
-    manifest = _manifest(path / MANIFEST_FILE)
-    return Side(label or _label((part,)), "folder", (part,), path, arch, config, manifest)
+    graphs = {role: name for section, role in _BESIDE.items() if (name := _named(config, section))}
+    graphs[DECODER if graphs else MODEL] = _named(config, "decoder") or MODEL_FILE
+    arch = nearby_architecture(path / MODEL_FILE)
+    for name in graphs.values():
+        if not (path / name).resolve().is_relative_to(path.resolve()):
+            raise FolderError(f"{path / CONFIG_FILE} names a graph outside of the folder: {name!r}")
+    parts = tuple(Part(role, name, Model.open(path / name, arch)) for role, name in graphs.items())
+    return Side(label or _label(parts), "folder", parts, path, arch, config, _manifest(path / MANIFEST_FILE))
+
+
+def _named(config: Mapping[str, Any], section: str) -> str | None:
+    """The graph that a section of genai_config.json names."""
+    model = config.get("model")
+    found = model.get(section) if isinstance(model, dict) else None
+    name = found.get("filename") if isinstance(found, dict) else None
+    return name if isinstance(name, str) else None
 
 
 def _manifest(path: Path) -> Mapping[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import MutableSequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -17,6 +18,7 @@ from surgery.graph import (
     fresh,
     producers,
     reads,
+    rename,
     rename_dims,
     rename_in_every_scope,
     tensor_type,
@@ -51,7 +53,9 @@ class MergeEmbeddings:
 
     Requires: each output of the embedding graph is an input of the decoder of the same dtype and rank
     (inputs_embeds float [batch, sequence, hidden]; per_layer_inputs float [batch, sequence, layers, size] where the
-    model has one), and the embedding graph has one input, integer [batch, sequence].
+    model has one), and the embedding graph has one input, integer [batch, sequence]. A Reshape joins per_layer_inputs of
+    rank 3, [batch, sequence, layers x size], to those of rank 4. Further inputs [n, size] are features of images or
+    sound: the merged graph is for text, and has none of them (n = 0).
     Ensures: the joined inputs have left the interface and the embedding graph's input stands in their place.
 
     The embedding nodes stand right before their first consumer; the decoder's nodes keep their order. A name that
@@ -77,7 +81,9 @@ class MergeEmbeddings:
             return [Finding("skipped", "input_ids", "the graph takes token ids already and no embeddings")]
         embed = Model.open(self.embed)
         joined = [value.name for value in embed.graph.output]
-        findings = _separate_names(embed.graph, model.graph, joined)
+        findings = _without_features(embed.graph)
+        findings += _separate_names(embed.graph, model.graph, [*joined, *_shared_tokens(embed.graph, model.graph)])
+        findings += _reshape_outputs(embed.graph, model.graph)
         findings += _separate_locations(embed, model)
         _unify_dims(embed.graph, model.graph, joined)
         findings += _join_interface(embed.graph, model.graph, joined)
@@ -112,7 +118,8 @@ def _token_inputs(graph: GraphProto) -> list[ValueInfoProto]:
 
 
 def _check_join(embed: Model, decoder: Model) -> None:
-    if len(embed.graph.input) != 1 or len(_token_inputs(embed.graph)) != 1:
+    others = [value for value in embed.graph.input if not _is_feature(value)]
+    if len(others) != 1 or len(_token_inputs(embed.graph)) != 1:
         found = ", ".join(f"{value.name} {tensor_type(value)}" for value in embed.graph.input) or "nothing"
         raise PassError(f"{embed.path} takes {found}; one input of token ids, INT64 [batch, sequence], is expected")
     takes = {value.name: tensor_type(value) for value in decoder.graph.input}
@@ -125,7 +132,7 @@ def _check_join(embed: Model, decoder: Model) -> None:
             )
         if value.name not in made:
             raise PassError(f"{embed.path}: output {value.name!r} comes from no node")
-        if not _compatible(gives, takes[value.name]):
+        if not _compatible(gives, takes[value.name]) and _reshaped(gives, takes[value.name]) is None:
             raise PassError(f"{value.name!r} is {gives} in {embed.path} but {takes[value.name]} in the decoder")
     given = {value.name for value in embed.graph.output}
     if missing := [name for name in ("inputs_embeds", "per_layer_inputs") if name in takes and name not in given]:
@@ -142,6 +149,71 @@ def _compatible(gives: TensorType | None, takes: TensorType | None) -> bool:
         return False
     pairs = zip(gives.shape, takes.shape, strict=True)
     return all(not (isinstance(a, int) and isinstance(b, int)) or a == b for a, b in pairs)
+
+
+def _reshaped(gives: TensorType | None, takes: TensorType | None) -> list[int] | None:
+    """The shape that makes [batch, sequence, layers x size] of [batch, sequence, layers, size], or the way back."""
+    if gives is None or takes is None or gives.dtype != takes.dtype or not gives.shape or not takes.shape:
+        return None
+    sizes = [dim for dim in takes.shape[2:] if isinstance(dim, int)]
+    own = [dim for dim in gives.shape[2:] if isinstance(dim, int)]
+    whole = len(sizes) == len(takes.shape) - 2 and len(own) == len(gives.shape) - 2
+    ranks = {len(gives.shape), len(takes.shape)}
+    return [0, 0, *sizes] if ranks == {3, 4} and whole and math.prod(own) == math.prod(sizes) else None
+
+
+def _reshape_outputs(embed: GraphProto, decoder: GraphProto) -> list[Finding]:
+    """Give outputs the rank that the decoder takes."""
+    import numpy as np
+    from onnx.helper import make_node
+    from onnx.numpy_helper import from_array
+
+    takes = {value.name: value for value in decoder.input}
+    findings = []
+    taken = all_names(embed) | all_names(decoder)
+    for value in list(embed.output):
+        wanted = takes[value.name]
+        shape = _reshaped(tensor_type(value), tensor_type(wanted))
+        if shape is None:
+            continue
+        inner, constant = fresh(f"{value.name}/as_embedded", taken), fresh(f"{value.name}/shape", taken)
+        reason = f"{tensor_type(value)} is reshaped to {tensor_type(wanted)}, which the decoder takes"
+        findings.append(Finding("changed", value.name, reason))
+        rename(embed, {value.name: inner})
+        embed.initializer.append(from_array(np.array(shape, np.int64), constant))
+        name = fresh(f"{wanted.name}/Reshape", taken)
+        embed.node.append(make_node("Reshape", [inner, constant], [wanted.name], name=name))
+        value.CopyFrom(wanted)
+    return findings
+
+
+def _is_feature(value: ValueInfoProto) -> bool:
+    """Features of images or sound, float [n, size]."""
+    declared = tensor_type(value)
+    shape = declared.shape if declared is not None and "FLOAT" in declared.dtype else None
+    return shape is not None and len(shape) == 2 and isinstance(shape[1], int) and not isinstance(shape[0], int)
+
+
+def _without_features(embed: GraphProto) -> list[Finding]:
+    """Make inputs of features empty constants."""
+    from onnx import TensorProto
+
+    findings = []
+    for index in range(len(embed.input) - 1, -1, -1):
+        value = embed.input[index]
+        if _is_feature(value):
+            size = value.type.tensor_type.shape.dim[1].dim_value
+            kind = value.type.tensor_type.elem_type
+            embed.initializer.append(TensorProto(name=value.name, data_type=kind, dims=[0, size], raw_data=b""))
+            findings.append(Finding("removed", value.name, f"input of features, {tensor_type(value)}; there are none"))
+            del embed.input[index]
+    return findings
+
+
+def _shared_tokens(embed: GraphProto, decoder: GraphProto) -> list[str]:
+    """The token input, where the decoder takes it too."""
+    own = {value.name for value in _token_inputs(decoder)}
+    return [value.name for value in _token_inputs(embed) if value.name in own]
 
 
 def _check_versions(embed: Model, decoder: Model) -> None:
@@ -218,11 +290,13 @@ def _join_interface(embed: GraphProto, decoder: GraphProto, joined: list[str]) -
     decoder.value_info.extend(inner)
     token = embed.input[0]
     rest = [value for value in inputs if value.name not in joined]
-    rest.insert(position - sum(1 for value in inputs[:position] if value.name in joined), token)
+    there = any(value.name == token.name for value in rest)
+    if not there:
+        rest.insert(position - sum(1 for value in inputs[:position] if value.name in joined), token)
     held = [copied(value) for value in rest]
     del decoder.input[:]
     decoder.input.extend(held)
-    findings = [Finding("added", token.name, f"graph input, {tensor_type(token)}")]
+    findings = [] if there else [Finding("added", token.name, f"graph input, {tensor_type(token)}")]
     return findings + [Finding("removed", name, "graph input; embed_tokens computes it now") for name in joined]
 
 

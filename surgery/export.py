@@ -8,7 +8,9 @@
     FOLDER/onnx/audio_encoder{_PRECISION}.onnx           input_features, input_features_mask -> audio_features
     FOLDER/onnx/*.onnx_data, *.onnx_data_1, ...          their weights
 
-A flat folder, with the graphs beside config.json, is read as well.
+A flat folder, with the graphs beside config.json, is read as well; and so is the split form of mobius:
+
+    FOLDER/embedding/model.onnx, FOLDER/decoder/model.onnx, or FOLDER/embedding.onnx, FOLDER/decoder.onnx
 """
 
 from __future__ import annotations
@@ -182,6 +184,8 @@ def find_pairs(folder: Path) -> dict[str, Pair]:
         p: Pair(p, graphs / embed, graphs / decoder, {m: graphs / name for m, name in encoders.get(p, {}).items()})
         for p, (embed, decoder) in named_pairs(names).items()
     }
+    if not pairs and (split := _split_form(folder)) is not None:
+        return {split.precision: split}
     if not pairs:
         raise ExportError(_no_pair(graphs))
     return pairs
@@ -195,6 +199,15 @@ def named_encoders(names: Iterable[str]) -> dict[str, dict[Modality, str]]:
         for precision, name in roles[stem].items():
             found.setdefault(precision, {})[modality] = name
     return found
+
+
+def _split_form(folder: Path) -> Pair | None:
+    """The two graphs of a package by mobius; their one precision is called `split`."""
+    for name in ("{}/model.onnx", "{}.onnx"):
+        embed, decoder = folder / name.format("embedding"), folder / name.format("decoder")
+        if embed.is_file() and decoder.is_file():
+            return Pair("split", embed, decoder)
+    return None
 
 
 def named_pairs(names: Iterable[str]) -> dict[str, tuple[str, str]]:

@@ -123,6 +123,11 @@ class OpenGraph:
         self._declared = {value.name: value.type for value in inputs}
         self._types = {value.name: _dtype(path, value) for value in inputs}
         self._shapes = {value.name: list(value.shape) for value in inputs}
+        self._no_features = {
+            name: np.zeros((0, shape[1]), self._types[name])
+            for name, shape in self._shapes.items()
+            if name.endswith("_features") and len(shape) == 2 and isinstance(shape[1], int)
+        }
         self._outputs = [value.name for value in outputs]
         self._in_place = self._session.get_modelmeta().custom_metadata_map.get(IN_PLACE) == IN_PLACE_VALUE
         ranked = {value.name: len(value.shape) for value in outputs}
@@ -160,11 +165,15 @@ class OpenGraph:
         return grown
 
     def run(self, values: Mapping[str, Array | Value], cache: Cache) -> tuple[dict[str, Value], Cache]:
-        """Other outputs by name, and the caches by slot. Values that the graph does not take are left out."""
+        """Other outputs by name, and the caches by slot. Values that the graph does not take are left out.
+
+        Features of images or sound, [n, size], that are not given are none.
+        """
         feeds: dict[str, Array | Value] = {name: value for name, value in values.items() if self.takes(name)}
         if self._in_place and isinstance(mask := values.get("attention_mask"), np.ndarray):
             cache = self._with_room(cache, mask.shape[1])
         feeds |= {name: cache[found] for found, name in self._pasts.items()}
+        feeds |= {name: value for name, value in self._no_features.items() if name not in feeds}
         if missing := [name for name in self._types if name not in feeds]:
             raise ModelError(f"{self.path} takes {', '.join(missing)}, which a text model is not known to take")
         try:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from onnx import ModelProto, TensorProto
-from onnx.helper import make_node
+from onnx.helper import make_node, make_tensor_value_info
 from onnx.numpy_helper import from_array
 
 from fixtures.build import graphs
@@ -85,3 +85,83 @@ def _pass_a_cache_through(proto: ModelProto, layer: int, owner: int) -> None:
         graph.node.append(
             make_node("Identity", [f"present.{owner}.{kind}"], [present.name], f"{present.name}/Identity")
         )
+
+
+def mobius(folder: Path, *, flat_decoder: bool = True) -> Path:
+    """The split form of mobius: `embedding` takes features of images too and gives per_layer_inputs of rank 3, each
+    folder's data file is model.onnx.data, and the decoder keeps no count of logits. Inside is tiny-e2b.
+
+    `flat_decoder` is as mobius has it; else the decoder takes rank 4, as the community's does.
+    """
+    fixture = FIXTURES["tiny-e2b"]
+    writers = graphs(fixture, PRECISIONS["fp32"], Reading(), fixture.weights())
+    for role, writer in zip(("embedding", "decoder"), writers, strict=True):
+        (folder / role).mkdir(parents=True)
+        writer.write(folder / role)
+        (graph,) = (folder / role).glob("*.onnx")
+        (data,) = (folder / role).glob("*_data")
+        data.rename(folder / role / "model.onnx.data")
+        proto = ModelProto.FromString(graph.read_bytes())
+        graph.unlink()
+        for tensor in proto.graph.initializer:
+            for entry in tensor.external_data:
+                entry.value = "model.onnx.data" if entry.key == "location" else entry.value
+        if role == "embedding":
+            _flat_output(proto)
+            _image_features(proto, fixture.architecture.image_token_id)
+        elif flat_decoder:
+            _flat_input(proto, fixture.architecture.num_layers)
+        (folder / role / "model.onnx").write_bytes(proto.SerializeToString())
+    shutil.copyfile(TINY / "config.json", folder / "config.json")
+    _side_files(folder)
+    return folder
+
+
+def _flat_output(proto: ModelProto) -> None:
+    graph = proto.graph
+    reshape = next(node for node in graph.node if "per_layer_inputs" in node.output)
+    scaled = next(node for node in graph.node if reshape.input[0] in node.output)
+    scaled.output[0] = "per_layer_inputs"
+    graph.node.remove(reshape)
+    output = next(value for value in graph.output if value.name == "per_layer_inputs")
+    output.CopyFrom(make_tensor_value_info("per_layer_inputs", FLOAT, ["batch", "sequence", 320]))
+
+
+def _flat_input(proto: ModelProto, layers: int) -> None:
+    graph = proto.graph
+    for node in graph.node:
+        node.input[:] = ["per_layer_inputs_4d" if name == "per_layer_inputs" else name for name in node.input]
+    graph.initializer.append(from_array(np.array([0, 0, layers, 32]), "per_layer_shape"))
+    held = [copied(node) for node in graph.node]
+    del graph.node[:]
+    graph.node.append(make_node("Reshape", ["per_layer_inputs", "per_layer_shape"], ["per_layer_inputs_4d"], "unpack"))
+    graph.node.extend(held)
+    given = next(value for value in graph.input if value.name == "per_layer_inputs")
+    given.CopyFrom(make_tensor_value_info("per_layer_inputs", FLOAT, ["batch", "sequence", 320]))
+
+
+def _image_features(proto: ModelProto, token: int) -> None:
+    """Rows of image_features replace the embeddings of image placeholders, counted row by row; the row of a placeholder
+    without features is zero.
+    """
+    graph = proto.graph
+    scaled = next(node for node in graph.node if "inputs_embeds" in node.output)
+    scaled.output[0] = "text_embeds"
+    for name, value in (("image_token", np.array(token)), ("axis", np.array(1)), ("last", np.array([-1]))):
+        graph.initializer.append(from_array(value, name))
+    graph.initializer.append(from_array(np.zeros((1, 64), np.float32), "dummy_row"))
+    graph.input.append(make_tensor_value_info("image_features", FLOAT, ["num_image_tokens", 64]))
+    graph.node.extend(
+        [
+            make_node("Equal", ["input_ids", "image_token"], ["is_image"], "is_image"),
+            make_node("Cast", ["is_image"], ["ones"], "ones", to=INT64),
+            make_node("CumSum", ["ones", "axis"], ["count"], "count"),
+            make_node("Mul", ["count", "ones"], ["row"], "row"),
+            make_node("Shape", ["image_features"], ["rows"], "rows", start=0, end=1),
+            make_node("Min", ["row", "rows"], ["row_there"], "row_there"),
+            make_node("Concat", ["dummy_row", "image_features"], ["with_dummy"], "with_dummy", axis=0),
+            make_node("Gather", ["with_dummy", "row_there"], ["features"], "features"),
+            make_node("Unsqueeze", ["is_image", "last"], ["everywhere"], "everywhere"),
+            make_node("Where", ["everywhere", "features", "text_embeds"], ["inputs_embeds"], "inputs_embeds"),
+        ]
+    )

@@ -5,14 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 
 import neighbours
+import numpy as np
 import onnxruntime_genai as og
 import pytest
+from test_repack import before_end, generated
 
-from passes.recipe import compatible
+from passes.recipe import compatible, per_layer_tables
+from surgery.errors import ExportError
 from surgery.export import open_export
 from surgery.gemma4 import architecture
+from surgery.model import Model
 from surgery.repack import plan, repack
 from surgery.verify import Request, validate
+
+ROOT = Path(__file__).parent.parent
+
 
 # Gemma 3n
 
@@ -57,3 +64,36 @@ def test_genai_runs_gemma3n_under_another_name_and_every_gate_but_the_padded_bat
     settings.write_text(settings.read_text().replace("gemma3_text", "gemma3n_text"))
     with pytest.raises(Exception, match=r"Unsupported model_type in config\.json: gemma3n_text"):
         og.Model(str(tmp_path / "out"))
+
+
+# mobius
+
+
+@pytest.mark.parametrize("flat_decoder", [True, False], ids=["rank 3 and 3", "rank 3 and 4"])
+def test_the_split_form_is_a_source(flat_decoder: bool, tmp_path: Path) -> None:
+    """Its graphs have inputs for images, which a merged graph for text gets none of, and data files of one name."""
+    export = open_export(neighbours.mobius(tmp_path / "source", flat_decoder=flat_decoder))
+    pair = export.pair("split")
+    repack(export, pair, compatible(pair.embed), tmp_path / "out")
+    model = Model.open(tmp_path / "out" / "model.onnx")
+    assert not {value.name for value in model.graph.input} & {"image_features", "per_layer_inputs", "inputs_embeds"}
+    assert [node.op_type for node in model.graph.node].count("Reshape") > 0
+    with np.load(ROOT / "fixtures" / "data" / "tiny_e2b_ref.npz") as expected:
+        for prompt in range(6):
+            wanted = [int(token) for token in expected[f"p{prompt}_tokens"]]
+            assert generated(tmp_path / "out", expected[f"p{prompt}_ids"], len(wanted)) == before_end(wanted)
+
+
+def test_the_split_form_is_proven_against_itself(tmp_path: Path) -> None:
+    export = open_export(neighbours.mobius(tmp_path / "source"))
+    pair = export.pair("split")
+    repack(export, pair, (*compatible(pair.embed), *per_layer_tables("split")), tmp_path / "out")
+    report = validate(tmp_path / "out", pair, provider="cpu", request=Request(scope="light"))
+    assert report.passed
+
+
+def test_a_package_without_a_decoder_is_no_split_form(tmp_path: Path) -> None:
+    source = neighbours.mobius(tmp_path / "source")
+    (source / "decoder" / "model.onnx").unlink()
+    with pytest.raises(ExportError, match=r"has no \.onnx file"):
+        open_export(source)

@@ -722,7 +722,7 @@ def git_diff(words: list[str]) -> None:
 @app.command()
 def review(
     base: Annotated[str, typer.Argument(metavar="BASE", help="A commit: what was there before.")],
-    head: Annotated[str, typer.Argument(metavar="[HEAD]", help="A commit: what is there now.")] = "HEAD",
+    head: Annotated[str, typer.Argument(metavar="HEAD", help="A commit: what is there now.")] = "HEAD",
     form: Annotated[ReviewFormat, typer.Option("--format", help="md is for pull requests.")] = ReviewFormat.terminal,
     fail_on: FailOn = EVERY_ASPECT,
     ignore: Ignore = "none",

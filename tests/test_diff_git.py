@@ -261,6 +261,6 @@ def test_review_says_what_is_missing(repository: Path, tmp_path: Path) -> None:
     assert refused.returncode == 2 and "HEAD^1 is no commit of this clone" in refused.stderr
     assert "fetch-depth: 2" in refused.stderr
     outside = run("review", "HEAD", cwd=tmp_path)
-    assert outside.returncode == 2 and "is in no working copy of a repository" in outside.stderr
+    assert outside.returncode == 2 and "is in no working copy: not a git repository" in outside.stderr
     option = run("review", "--", "--output=x", cwd=cut)
     assert option.returncode == 2 and not (cut / "x").exists()

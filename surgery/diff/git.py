@@ -25,7 +25,9 @@ class Repository:
         """The repository that a folder is in. Raises RepositoryError where it is in none."""
         found = run(folder, "rev-parse", "--show-toplevel")
         if found.returncode:
-            raise RepositoryError(f"{folder.absolute()} is in no working copy of a repository: {found.stderr.strip()}")
+            raise RepositoryError(
+                f"{folder.absolute()} is in no working copy: {found.stderr.strip().removeprefix('fatal: ')}"
+            )
         return cls(Path(found.stdout.removesuffix("\n")))
 
     def commit(self, name: str) -> str:

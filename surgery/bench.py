@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import resource
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
@@ -60,6 +60,7 @@ def bench(
     provider: Provider = "cpu",
     contexts: Sequence[int] = CONTEXTS,
     new_tokens: int = NEW_TOKENS,
+    sides: Collection[Side] = ("folder", "source"),
     progress: Callable[[str], None] | None = None,
 ) -> list[Benchmark]:
     """Measure a folder, and its source where one is given. Contexts that do not fit the model are left out.
@@ -74,7 +75,7 @@ def bench(
     prompts = [_prompt(context, arch.vocab_size) for context in fitting]
     found = []
     for side, measure, what in (("folder", _measure_folder, folder), ("source", _measure_source, source)):
-        if what is not None:
+        if what is not None and side in sides:
             if progress is not None:
                 progress(f"measuring the {side}")
             found.append(_in_own_process(measure, what, prompts, new_tokens, provider))

@@ -1,0 +1,121 @@
+"""The presets beside the source pair: decoding, prefill and peak memory, each side in processes of its own.
+
+    python -m benchmarks.fast WORK EXPORT [--precisions q4,q4f16] [--contexts 128,1024,4096] [--prompts 512,2048]
+
+EXPORT is an export in the community's layout; `python -m fixtures e2b q4 DIR` builds one of E2B's size. For each
+precision the source's two graphs run in a loop of their own, `compatible` and `fast` in onnxruntime-genai, and `fast`
+once more with int8 products (--accuracy-level 4) where it is asked for with --int8. A process decodes 16 tokens behind
+a prompt of each context; others read one prompt each. Peak memory is a process's, with the pages of the weights that it
+touched. The table is Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from passes.recipe import Recipe, compatible, fast, text
+from surgery.bench import Benchmark, bench
+from surgery.export import Export, Pair, open_export
+from surgery.repack import repack
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    work: Path
+    export: Path
+    precisions: tuple[str, ...]
+    contexts: tuple[int, ...]
+    prompts: tuple[int, ...]
+    int8: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A side: the source's `pair` where there is no recipe, else the folder that the recipe makes."""
+
+    name: str
+    folder: Path
+    pair: Pair | None
+
+
+def main() -> None:
+    options = _options()
+    export = open_export(options.export)
+    heads = ["precision", "side", *(f"decode at {n}" for n in options.contexts), "peak"]
+    for prompt in options.prompts:
+        heads += [f"prefill of {prompt}", "peak"]
+    print(_row(heads))
+    print(_row(["---"] * len(heads)))
+    for precision in options.precisions:
+        for subject in _subjects(options, export, precision):
+            print(_row([precision, subject.name, *_measure(subject, options)]), flush=True)
+
+
+def _options() -> Options:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.fast", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("work", type=Path, help="for the folders, whose weights are links to the export's")
+    parser.add_argument("export", type=Path)
+    parser.add_argument("--precisions", default="q4,q4f16")
+    parser.add_argument("--contexts", default="128,1024,4096", help="tokens before decoding; default: %(default)s")
+    parser.add_argument("--prompts", default="512,2048", help="tokens of a prompt alone; default: %(default)s")
+    parser.add_argument("--int8", action="store_true", help="fast with --accuracy-level 4 too")
+    found = parser.parse_args()
+    return Options(
+        found.work,
+        found.export,
+        tuple(found.precisions.split(",")),
+        _numbers(found.contexts),
+        _numbers(found.prompts),
+        found.int8,
+    )
+
+
+def _numbers(listed: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in listed.split(",") if number)
+
+
+def _subjects(options: Options, export: Export, precision: str) -> list[Subject]:
+    pair = export.pair(precision)
+    recipes: dict[str, Recipe] = {"compatible": compatible(pair.embed), "fast": fast(pair.embed)}
+    if options.int8:
+        recipes["fast, int8"] = fast(pair.embed, accuracy_level="4")
+    subjects = []
+    for name, recipe in recipes.items():
+        folder = options.work / f"{precision}-{name.replace(', ', '-')}"
+        print(f"{precision} {name}", file=sys.stderr)
+        repack(export, pair, recipe, folder, recipe_text=text(recipe), weights="link", force=True)
+        subjects.append(Subject(name, folder, None))
+    return [Subject("source", subjects[0].folder, pair), *subjects]
+
+
+def _measure(subject: Subject, options: Options) -> list[str]:
+    cells: list[str] = []
+    if options.contexts:
+        decoding = _bench(subject, options.contexts, 16)
+        cells = [f"{1000 / timing.decode_rate:.0f} ms" for timing in decoding.timings] + [_gigabytes(decoding)]
+    for prompt in options.prompts:
+        alone = _bench(subject, (prompt,), 2)
+        cells += [f"{alone.timings[0].first_token_seconds:.1f} s", _gigabytes(alone)]
+    return cells
+
+
+def _bench(subject: Subject, contexts: Sequence[int], new_tokens: int) -> Benchmark:
+    side = "source" if subject.pair is not None else "folder"
+    found = bench(subject.folder, subject.pair, contexts=contexts, new_tokens=new_tokens, sides=(side,))
+    return found[0]
+
+
+def _gigabytes(measured: Benchmark) -> str:
+    return f"{measured.peak_rss / 1e9:.2f} GB"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    main()

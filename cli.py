@@ -175,8 +175,11 @@ def repack(
         typer.Option("--target", help="Oldest GenAI that must load it; genai-0.12 pads all caches to one size."),
     ] = Target.current,
     onnxruntime: Annotated[
-        OnnxRuntime, typer.Option("--onnxruntime", help="Oldest ONNX Runtime that must run --preset fast.")
-    ] = OnnxRuntime.current,
+        OnnxRuntime | None,
+        typer.Option(
+            "--onnxruntime", help="Oldest ONNX Runtime that must run --preset fast; default: as new as the one here."
+        ),
+    ] = None,
     half: Annotated[
         bool, typer.Option("--to-fp16", help="Make float16 of a float32 precision, so that it runs on CUDA.")
     ] = False,
@@ -225,6 +228,7 @@ def repack(
 
     layout = kv_layout or (Layout.unique if preset is Preset.fast else Layout.aliased)
     _refuse_contradictions(preset, layout, runtime)
+    oldest = _oldest_runtime(onnxruntime, validate and preset is Preset.fast)
     media = read_modalities(modalities)
     if media and per_layer_table is not PerLayerTable.as_it_is:
         raise RequestError(
@@ -248,7 +252,7 @@ def repack(
     level: Literal["1", "4"] | None = accuracy_level.value if accuracy_level else None
 
     def recipe_of(embed: Path) -> Recipe:
-        steps = _recipe(preset, embed, layout, runtime, provider, onnxruntime, half, level)
+        steps = _recipe(preset, embed, layout, runtime, provider, oldest, half, level)
         return *steps, *per_layer_tables(per_layer_table.value), *kept_in_host_memory(embed_device is not None)
 
     if dry_run:
@@ -295,6 +299,26 @@ def _refuse_contradictions(preset: Preset, layout: Layout, runtime: Target) -> N
             f"--preset fast has caches of two sizes, which {runtime.value} cannot allocate",
             hint="use --preset compatible with that target",
         )
+
+
+def _oldest_runtime(given: OnnxRuntime | None, runs_here: bool) -> OnnxRuntime:
+    """What was asked for, or what suits the onnxruntime that is here; the newest where none is.
+
+    Raises RequestError where the closing proof would run a form that crashes the runtime.
+    """
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = None
+    for name in ("onnxruntime", "onnxruntime-gpu"):
+        with contextlib.suppress(PackageNotFoundError):
+            found = version(name)
+    old = found is not None and tuple(int(part) for part in found.split(".")[:2]) < (1, 31)
+    if given is OnnxRuntime.current and old and runs_here:
+        raise RequestError(
+            f"--onnxruntime 1.31 writes a form that crashes onnxruntime {found}, which is here to prove it",
+            hint="leave out --onnxruntime, or add --no-validate",
+        )
+    return given or (OnnxRuntime.old if old else OnnxRuntime.current)
 
 
 def _recipe(

@@ -13,12 +13,14 @@ import onnxruntime_genai as og
 import pytest
 from onnx import ModelProto, NodeProto
 from onnx.numpy_helper import from_array, to_array
+from typer.testing import CliRunner
 
 import fixtures
+from cli import app
 from passes import DropAttentionBias, ExpandSharedKV, FuseAttention, SliceCaches
 from passes.recipe import fast, parse, text
 from surgery.engine import Outcome, Pass, apply
-from surgery.errors import PassError
+from surgery.errors import PassError, RequestError
 from surgery.export import Export, open_export
 from surgery.genai import shares_buffer
 from surgery.graph import declare
@@ -32,6 +34,7 @@ from surgery.verify.structure import check_structure, open_folder
 from surgery.wiring import attentions
 
 DATA = Path(__file__).parent.parent / "fixtures" / "data"
+TINY = Path(__file__).parent.parent / "fixtures" / "tiny-e2b"
 REFERENCES = {"tiny-e2b": "tiny_e2b", "tiny-e4b": "tiny_e4b", "tiny-31b": "tiny_31b"}
 EOS = (1, 50, 106)
 
@@ -383,3 +386,32 @@ def test_caches_in_place_need_a_shared_buffer(folders: dict[str, Path], tmp_path
 
 def test_cuda_keeps_whole_caches_for_its_own_operator() -> None:
     assert "slice-caches" in text(fast(Path("e.onnx"))) and "slice-caches" not in text(fast(Path("e.onnx"), "cuda"))
+
+
+# The command
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--kv-layout", "aliased"], "an alias is a copy of one each step"),
+        (["--target", "genai-0.12"], "which genai-0.12 cannot allocate"),
+    ],
+)
+def test_command_refuses_what_fast_cannot_meet(arguments: list[str], sentence: str, tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["repack", str(TINY), str(tmp_path / "out"), "--preset", "fast", *arguments])
+    assert isinstance(done.exception, RequestError) and sentence in str(done.exception)
+    assert not (tmp_path / "out").exists()
+
+
+def test_command_writes_the_form_that_suits_the_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["repack", str(TINY), "--precision", "q4", "--preset", "fast", "--ep", "cpu"]
+    done = CliRunner().invoke(app, [*arguments, str(tmp_path / "new")])
+    assert done.exit_code == 0, done.output
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "1.28.0")
+    done = CliRunner().invoke(app, [*arguments, str(tmp_path / "old")])
+    assert done.exit_code == 0, done.output
+    recipes = {name: json.loads((tmp_path / name / "manifest.json").read_text())["recipe"] for name in ("new", "old")}
+    assert "1.27" not in recipes["new"] and recipes["old"].count("{onnxruntime=1.27}") == 2
+    done = CliRunner().invoke(app, [*arguments, "--onnxruntime", "1.31", str(tmp_path / "bad")])
+    assert isinstance(done.exception, RequestError) and "crashes onnxruntime 1.28.0" in str(done.exception)

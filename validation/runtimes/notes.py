@@ -22,7 +22,7 @@ NOTES: Sequence[Note] = (
     Note(
         ("loads",),
         "refused",
-        "0.12 and 0.13 load nothing but the last layout.",
+        "0.12 and 0.13 load nothing but caches of one size.",
         "They do not know the type gemma4_text, and allocate every cache with the one size that the configuration has.",
     ),
     Note(
@@ -48,6 +48,20 @@ NOTES: Sequence[Note] = (
         "Tokens cannot be appended before generation has ended.",
         "The last generated token is in the sequence and the mask but not yet in the caches, which are one token too "
         "short. After the end they are complete. Where `rewind_to` works, take back two tokens and append them again.",
+    ),
+    Note(
+        ("appends in the middle",),
+        "wrong",
+        "With one buffer for past and present, tokens appended before generation has ended are answered wrongly.",
+        "The runtime counts the last generated token, but has not fed it: its row in the buffer is empty, and nothing in "
+        "the graph can tell. Take back two tokens and append them again.",
+    ),
+    Note(
+        ("generates",),
+        "crash",
+        "Below ONNX Runtime 1.31 the layout fast needs --onnxruntime 1.27.",
+        "A layer that reads another one's cache has no present outputs there, and 1.27 to 1.30 die of it. Before 1.27 "
+        "no version reads such a cache.",
     ),
     Note(
         ("rewind_to(5)", "rewind_to(0)"),

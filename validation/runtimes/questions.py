@@ -18,8 +18,9 @@ from surgery.loop import Step
 from surgery.pair import PairModel
 from surgery.runtime import Settings
 from surgery.verify.prompts import Case, Row
-from surgery.verify.recording import record
+from surgery.verify.recording import Padding, record
 from surgery.verify.structure import open_folder
+from surgery.verify.thresholds import rows_stand_alone
 from validation.runtimes.subjects import Subject
 
 STEPS = 6
@@ -91,12 +92,13 @@ class Source:
         self.pad = next(iter(folder.token_ids("pad_token_id")))
         self.bos = next(iter(folder.token_ids("bos_token_id")))
         self.eos = set(folder.token_ids("eos_token_id"))
+        self._padding: Padding = "none" if rows_stand_alone(subject.folder) else "between"
         self._pair = PairModel.open(subject.pair, Settings())
 
     def continued(self, *rows: Row, eos: int | None = None) -> list[Row]:
-        """STEPS greedy tokens of each row. Raises Undecided."""
+        """STEPS greedy tokens of each row: of a row by itself where the folder's rows stand alone. Raises Undecided."""
         case = Case("prompt", "", rows, pad=self.pad)
-        answer = record(self._pair, [case], steps=STEPS - 1).answers[0]
+        answer = record(self._pair, [case], steps=STEPS - 1, padding=self._padding).answers[0]
         if min(_margin(step) for step in answer.steps) < MARGIN:
             raise Undecided
         tokens = [tuple(int(token) for token in row) for row in answer.tokens()]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fixtures.build import build
-from passes.recipe import KVLayout, Recipe, compatible, fast
+from passes.recipe import KVLayout, Recipe, compatible, fast, text
 from surgery.export import Pair, open_export
 from surgery.fused import OnnxRuntime
 from surgery.genai import Target
@@ -77,5 +77,6 @@ def _of_fixture(root: Path, name: str, precisions: Iterable[str]) -> Iterable[Su
         for layout in LAYOUTS:
             made = f"{name} {precision}"
             folder = root / "folders" / f"{name}-{precision}-{layout.folder}"
-            repack(export, pair, layout.recipe(pair.embed), folder, runtime=layout.runtime, force=True)
+            recipe = layout.recipe(pair.embed)
+            repack(export, pair, recipe, folder, recipe_text=text(recipe), runtime=layout.runtime, force=True)
             yield Subject(made, layout.name, folder, pair)

@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from surgery.inspection import ExportInspection, FolderInspection, Inspection
     from surgery.media import Part
     from surgery.placement import Placed
+    from surgery.publish import Destination, Published
     from surgery.repack import Repacked
     from surgery.runtime import Provider as ProviderName
     from surgery.strip import Stripped
@@ -147,6 +148,11 @@ EVERY_ASPECT = "interface,caches,metadata,nodes,weights,names,config"
 Ignore = Annotated[
     str, typer.Option("--ignore", metavar="ASPECTS", help="Show these, but do not count them as differences.")
 ]
+PushTo = Annotated[
+    str | None,
+    typer.Option("--push-to", metavar="REPO", help="Upload the folder to this Hub repository (owner/name)."),
+]
+Private = Annotated[bool, typer.Option("--private", help="The repository of --push-to is a private one.")]
 Config = Annotated[Path | None, typer.Option("--config", help="config.json of the architecture, where none is near.")]
 
 
@@ -217,12 +223,16 @@ def repack(
         bool,
         typer.Option("--dry-run", help="Print what would change, and what the Hub would be asked for; write nothing."),
     ] = False,
+    push_to: PushTo = None,
+    private: Private = False,
     as_json: Json = False,
 ) -> None:
     """Turn an export into a folder that ONNX Runtime GenAI loads, and prove it."""
     from passes.recipe import kept_in_host_memory, per_layer_tables, text
+    from surgery.diff.evidence import JSON_FILE, MARKDOWN_FILE
     from surgery.diff.folder import folder_reports, planned_report
     from surgery.media import read_modalities
+    from surgery.repack import contents
     from surgery.repack import repack as run
     from surgery.staging import refuse_existing
 
@@ -242,6 +252,7 @@ def repack(
             + ("take the precision fp16 or q4f16" if half else "GenAI takes images from 0.15 on")
         )
     provider = _provider(ep)
+    destination = _destination(push_to, private)
     suited = "cpu" if half else provider  # to-fp16 makes of any precision what CUDA takes
     if embed_device and (provider != "cuda" or media):
         raise RequestError(
@@ -255,15 +266,23 @@ def repack(
         steps = _recipe(preset, embed, layout, runtime, provider, oldest, half, level)
         return *steps, *per_layer_tables(per_layer_table.value), *kept_in_host_memory(embed_device is not None)
 
+    parts: list[Part]
     if dry_run:
         export, pair, download = _looked_up(source, revision, precision, suited, given, media)
+        if destination is not None:
+            parts = _with_media(export, pair, recipe_of(pair.embed), media)[1] if media else []
+            reports = {} if media else dict.fromkeys((JSON_FILE, MARKDOWN_FILE))
+            files = {**contents(export, pair, recipe_of(pair.embed), parts, weights.value), **reports}
+            _contents_dry_run(files, download, destination, as_json)
+            return
         planned = planned_report(export, pair, recipe_of(pair.embed), provider, runtime.value) if not media else None
         _dry_run(download, planned, as_json)
         return
     refuse_existing(target, force=force)  # before gigabytes are fetched, not after
+    _require_login(destination)
     export, pair, reason = _opened(source, revision, precision, suited, given, media)
     recipe, recorded = recipe_of(pair.embed), recipe_of(_below(pair.embed, export.root))
-    parts: list[Part] = []
+    parts = []
     texts: str | dict[str, str] = text(recorded)
     if media:
         recipe, parts, texts = _with_media(export, pair, recipe, media)
@@ -279,10 +298,11 @@ def repack(
             describe=lambda *found: folder_reports(found[0], export, pair, *found[1:]),
             started=progress.started, progress=progress.advance,
         )  # fmt: skip
-    if as_json:
-        _print_json(_repacked_dict(result, pair.precision))
-    else:
+    if not as_json:
         _show_repacked(result, layout.value)
+    published = _publish(result.folder, destination, f"{pair.precision}, for ONNX Runtime GenAI")
+    if as_json:
+        _print_json({**_repacked_dict(result, pair.precision), **_published_dict(published)})
 
 
 def _refuse_contradictions(preset: Preset, layout: Layout, runtime: Target) -> None:
@@ -371,6 +391,8 @@ def strip(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List what would be written, and what the Hub would be asked for.")
     ] = False,
+    push_to: PushTo = None,
+    private: Private = False,
     as_json: Json = False,
 ) -> None:
     """Make a text-only export: the two graphs of one precision, for two-session loops and transformers.js."""
@@ -379,11 +401,13 @@ def strip(
     from surgery.strip import strip as run
 
     provider = _provider(ep)
+    destination = _destination(push_to, private)
     if dry_run:
         export, pair, download = _looked_up(source, revision, precision, provider, None, ())
-        _strip_dry_run(contents(export, pair), download, as_json)
+        _contents_dry_run(contents(export, pair), download, destination, as_json)
         return
     refuse_existing(target, force=force)  # before gigabytes are fetched, not after
+    _require_login(destination)
     export, pair, reason = _opened(source, revision, precision, provider, None)
     _say(f"source     {export.root}")
     _say(f"precision  {reason}")
@@ -393,10 +417,11 @@ def strip(
             export, pair, target,
             weights=weights.value, force=force, check=check, started=progress.started, progress=progress.advance,
         )  # fmt: skip
-    if as_json:
-        _print_json(_stripped_dict(result))
-    else:
+    if not as_json:
         _show_stripped(result)
+    published = _publish(result.folder, destination, f"{result.precision}, text only, as two graphs")
+    if as_json:
+        _print_json({**_stripped_dict(result), **_published_dict(published)})
 
 
 @app.command()
@@ -831,19 +856,71 @@ def _dry_run(download: Download | None, report: Comparison | None, as_json: bool
         show_comparison(_data(), report)
 
 
-def _strip_dry_run(files: Mapping[str, int | None], download: Download | None, as_json: bool) -> None:
-    """Say what would be written, and what the Hub would be asked for, if it is one."""
-    from surgery.tables import show_rows, size
+def _contents_dry_run(
+    files: Mapping[str, int | None], download: Download | None, destination: Destination | None, as_json: bool
+) -> None:
+    """Say what would be written, where it would be uploaded, and what the Hub would be asked for, if it is one."""
+    from surgery.tables import plain, show_rows, size
 
+    if download is not None:  # what is not here yet is as large as the listing says
+        listed = {PurePosixPath(entry.file.name).name: entry.file.size for entry in download.files}
+        files = {n: listed.get(PurePosixPath(n).name) if size is None else size for n, size in files.items()}
     if as_json:
-        written = [{"file": name, "size": count} for name, count in files.items()]
-        _print_json({**(_download_dict(download) if download else {}), "writes": written})
+        found: dict[str, Any] = {"writes": [{"file": name, "size": count} for name, count in files.items()]}
+        if destination is not None:
+            found |= {"push_to": destination.repo_id, "private": destination.private}
+        _print_json({**(_download_dict(download) if download else {}), **found})
         return
     if download is not None:
         _show_download(download)
         _data().print()
-    rows = [(name, "?" if count is None else size(count)) for name, count in files.items()]
+    rows = [(name, "new" if count is None else size(count)) for name, count in files.items()]
     show_rows(_data(), "would be written", ("file", "size"), rows, right="size")
+    if destination is not None:
+        kind = "the private repository " if destination.private else ""
+        _data().print(plain(f"{len(files)} files would be uploaded to {kind}{destination.repo_id}"))
+
+
+def _destination(push_to: str | None, private: bool) -> Destination | None:
+    from surgery.publish import Destination
+
+    if push_to is None:
+        if private:
+            raise RequestError("--private is of the repository of --push-to, and there is none")
+        return None
+    return Destination(push_to, private)
+
+
+def _require_login(destination: Destination | None) -> None:
+    """Refuse what cannot be uploaded before it is made."""
+    if destination is not None:
+        from surgery.publish import require_login
+
+        _say(f"upload     to {destination.repo_id}, as {require_login(destination)}")
+
+
+def _publish(folder: Path, destination: Destination | None, what: str) -> Published | None:
+    from surgery.publish import publish
+    from surgery.tables import size
+
+    if destination is None:
+        return None
+    published = publish(folder, destination, f"Upload {what}")
+    _say(f"uploaded   {published.files} files, {size(published.size)}: {published.url}")
+    return published
+
+
+def _published_dict(published: Published | None) -> dict[str, Any]:
+    if published is None:
+        return {}
+    return {
+        "published": {
+            "repository": published.repo_id,
+            "url": published.url,
+            "files": published.files,
+            "bytes": published.size,
+        }
+    }
 
 
 def _looked_up(

@@ -46,6 +46,10 @@ class FolderError(SurgeryError):
     """The target folder cannot be written, or is not a GenAI folder."""
 
 
+class PublishError(SurgeryError):
+    """A folder cannot be uploaded to the Hub."""
+
+
 class RequestError(SurgeryError):
     """What a validation or a comparison was asked for cannot be done: a file or a value that it was given is at fault."""
 

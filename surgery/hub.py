@@ -359,10 +359,11 @@ def _explained(source: HubSource) -> Iterator[None]:
     try:
         yield
     except (HTTPError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise _explain(error, source) from error
+        raise explain(error, source) from error
 
 
-def _explain(error: BaseException, source: HubSource) -> ExportError:
+def explain(error: BaseException, source: HubSource) -> ExportError:
+    """What huggingface_hub and the libraries under it raise, as one sentence."""
     from huggingface_hub import constants, errors
 
     endpoint = (source.endpoint or constants.ENDPOINT).rstrip("/")
@@ -384,7 +385,7 @@ def _explain(error: BaseException, source: HubSource) -> ExportError:
     if isinstance(error, errors.OfflineModeIsEnabled):
         return HubUnreachable("HF_HUB_OFFLINE is set", hint="run once without HF_HUB_OFFLINE to fill the cache")
     if isinstance(error, errors.LocalEntryNotFoundError | ValueError) and error.__cause__ is not None:
-        return _explain(error.__cause__, source)  # both wrap the error of the request
+        return explain(error.__cause__, source)  # both wrap the error of the request
     if isinstance(error, errors.HTTPError):  # type: ignore[attr-defined]
         return HubUnreachable(
             f"the connection to {endpoint} failed ({_first_sentence(error)})",

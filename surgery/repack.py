@@ -14,6 +14,7 @@ from surgery.errors import SurgeryError
 from surgery.export import ENCODERS, Export, Pair
 from surgery.genai import (
     CONFIG_FILE,
+    COPIED,
     MODEL_FILE,
     CacheCost,
     Target,
@@ -24,9 +25,10 @@ from surgery.genai import (
     write_side_files,
     write_text,
 )
+from surgery.hub import MEDIA_FILES
 from surgery.manifest import NAME as MANIFEST_FILE
 from surgery.manifest import manifest, refuse_foreign, sha256
-from surgery.media import EMBED, Part, check_export, media_config, usage, write_media_files
+from surgery.media import EMBED, PROCESSORS, Part, check_export, media_config, usage, write_media_files
 from surgery.model import Model
 from surgery.placement import CopiesAhead, Placed, Placement, Progress, consolidated_size, unlinkable
 from surgery.staging import refuse_existing, refuse_holding, require_space, staged_folder
@@ -137,6 +139,25 @@ def repack(
             _add(stage, describe(stage, everything, proof), described)
     passed = {part.role: tuple(found) for part, (_, found) in others.items()}
     return Repacked(target, tuple(outcomes), tuple(placed), cache_costs(model), proof, passed)
+
+
+def contents(
+    export: Export, pair: Pair, recipe: Sequence[Pass], parts: Sequence[Part], weights: Placement
+) -> dict[str, int | None]:
+    """The files of the folder and their bytes; None for what is written anew, or is not there yet to be measured."""
+    models = {MODEL_FILE: apply(Model.open(pair.decoder, export.architecture), recipe)[0]}
+    models |= {part.file: Model.open(part.source) for part in parts}
+    new = [*models, CONFIG_FILE, "config.json", "tokenizer_config.json", CARD_FILE, MANIFEST_FILE]
+    found: dict[str, int | None] = dict.fromkeys(new)
+    modalities = [modality for modality, role in ENCODERS.items() if any(part.role == role for part in parts)]
+    found |= dict.fromkeys(PROCESSORS[modality] for modality in modalities)
+    copied = (*COPIED, *MEDIA_FILES) if parts else COPIED
+    found |= {name: path.stat().st_size for name in copied if (path := export.file(name))}
+    for name, model in models.items():
+        kept = {at: file.stat().st_size if file.is_file() else None for at, file in model.used_weight_files().items()}
+        placed = {**kept, **model.converted_files()}
+        found |= placed if weights != "consolidate" else dict.fromkeys([f"{name}.data"] if placed else [])
+    return dict(sorted(found.items()))
 
 
 def _add(stage: Path, texts: Mapping[str, str], manifest: dict[str, Any]) -> None:

@@ -1,11 +1,13 @@
 """A server on loopback that speaks as much of the Hub's protocol as surgery.hub makes huggingface_hub use.
 
 The listing with sizes and hashes; files with ETag, commit and Range, large ones redirected to another host;
-and its faults: a status with X-Error-Code, a body that is cut short, a wrong size in the listing.
+who a token is of; a repository made, files uploaded, small ones in the commit and large ones beside it; and its faults:
+a status with X-Error-Code, a body that is cut short, a wrong size in the listing.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import json
@@ -13,13 +15,29 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import pytest
 from loopback import on_loopback
 
 COMMIT = "c0ffee" + "0" * 34
 LARGE = ("_data", "_data_1", "tokenizer.json")
 """Ends of the names of files that are stored as LFS objects."""
+
+
+NOBODY = "http://127.0.0.1:9"
+"""An endpoint where nothing answers."""
+
+
+def reach_nobody_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test names its endpoint. Whatever forgets it, and huggingface_hub's own telemetry, reaches nobody."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", NOBODY)
+    monkeypatch.setattr(
+        "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", NOBODY + "/{repo_id}/resolve/{revision}/{filename}"
+    )
 
 
 @dataclass(frozen=True)
@@ -47,6 +65,11 @@ class Hub:
     cuts: dict[str, list[int]] = field(default_factory=dict)
     log: list[str] = field(default_factory=list)
     endpoint: str = ""
+    exists: bool = True
+    private: bool = False
+    objects: dict[str, bytes] = field(default_factory=dict)
+    """What was uploaded beside a commit, by its SHA-256."""
+    messages: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, folder: Path, repo_id: str) -> Hub:
@@ -79,7 +102,8 @@ class Hub:
             if name.endswith(LARGE):
                 entry["lfs"] = {"sha256": self.sha256(name), "size": size, "pointerSize": 134}
             siblings.append(entry)
-        return json.dumps({"id": self.repo_id, "sha": self.commit, "siblings": siblings}).encode()
+        known = {"id": self.repo_id, "sha": self.commit, "private": self.private}
+        return json.dumps({**known, "siblings": siblings}).encode()
 
 
 @contextlib.contextmanager
@@ -99,6 +123,12 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._serve()
 
+    def do_POST(self) -> None:
+        self._serve()
+
+    def do_PUT(self) -> None:
+        self._serve()
+
     def log_message(self, *_: object) -> None:
         pass
 
@@ -106,14 +136,20 @@ class _Handler(BaseHTTPRequestHandler):
         hub, path = self.hub, unquote(urlsplit(self.path).path)
         hub.log.append(f"{self.command} {path}")
         fault = next((answer for part, answer in hub.faults.items() if part in f"{self.command} {path}"), None)
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if fault is not None:
             self._refuse(fault)
+        elif path.startswith("/put/"):
+            hub.objects[path.removeprefix("/put/")] = body
+            self._send(200, {}, b"")
         elif path.startswith("/lfs/"):
             if "Authorization" in self.headers:
                 hub.log.append(f"LEAK {path}")
             self._send_file(hub.name_of(path), {})
         elif hub.token is not None and self.headers.get("Authorization") != f"Bearer {hub.token}":
             self._refuse(Answer(401, "GatedRepo"))
+        elif self.command == "POST" or path == "/api/whoami-v2":
+            self._write(path, body)
         elif path.startswith("/api/models/"):
             self._api(path.removeprefix("/api/models/"))
         else:
@@ -121,12 +157,60 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _api(self, path: str) -> None:
         repo_id, _, revision = path.partition("/revision/")
-        if repo_id != self.hub.repo_id:
+        if repo_id != self.hub.repo_id or not self.hub.exists:
             self._refuse(Answer(404, "RepoNotFound"))
-        elif revision not in ("main", self.hub.commit):
+        elif revision not in ("", "main", self.hub.commit):
             self._refuse(Answer(404, "RevisionNotFound"))
         else:
             self._send(200, {"Content-Type": "application/json"}, self.hub.listing())
+
+    def _write(self, path: str, body: bytes) -> None:
+        """What an upload asks, in its order."""
+        hub, asked = self.hub, json.loads(body.splitlines()[0]) if body else {}
+        if path == "/api/whoami-v2":
+            self._answer({"name": "somebody", "type": "user"})
+        elif path == "/api/repos/create":
+            if hub.exists:
+                there = json.dumps({"error": "it exists", "url": f"{hub.endpoint}/{hub.repo_id}"}).encode()
+                self._refuse(Answer(409, body=there))
+                return
+            hub.exists, hub.private = True, bool(asked.get("private")) or asked.get("visibility") == "private"
+            hub.repo_id = f"{asked['organization']}/{asked['name']}" if asked.get("organization") else asked["name"]
+            self._answer({"url": f"{hub.endpoint}/{hub.repo_id}"})
+        elif path == "/api/validate-yaml":
+            self._answer({"errors": [], "warnings": []})
+        elif f"/{hub.repo_id}/preupload/" in path:
+            modes = {file["path"]: "lfs" if file["path"].endswith(LARGE) else "regular" for file in asked["files"]}
+            files = [{"path": name, "uploadMode": mode, "shouldIgnore": False} for name, mode in modes.items()]
+            self._answer({"files": files})
+        elif path == f"/{hub.repo_id}.git/info/lfs/objects/batch":
+            self._answer({"transfer": "basic", "objects": [self._place(one) for one in asked["objects"]]})
+        elif f"/{hub.repo_id}/commit/" in path:
+            self._commit([json.loads(line) for line in body.splitlines()])
+        else:
+            self._refuse(Answer(404))
+
+    def _place(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        oid = wanted["oid"]
+        if oid in self.hub.objects:
+            return wanted
+        return {**wanted, "actions": {"upload": {"href": f"{self.hub.endpoint}/put/{oid}"}}}
+
+    def _commit(self, lines: list[dict[str, Any]]) -> None:
+        hub = self.hub
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "header":
+                hub.messages.append(value["summary"])
+            elif line["key"] == "file":
+                hub.files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                hub.files[value["path"]] = hub.objects[value["oid"]]
+        url = f"{hub.endpoint}/{hub.repo_id}/commit/{hub.commit}"
+        self._answer({"success": True, "commitOid": hub.commit, "commitUrl": url, "hookOutput": ""})
+
+    def _answer(self, value: dict[str, Any]) -> None:
+        self._send(200, {"Content-Type": "application/json"}, json.dumps(value).encode())
 
     def _resolve(self, path: str) -> None:
         hub, (repo_id, _, rest) = self.hub, path.removeprefix("/").partition("/resolve/")
@@ -168,7 +252,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        if self.command == "GET":
+        if self.command != "HEAD":
             self.wfile.write(body[:cut])
         if cut is not None:
             self.close_connection = True

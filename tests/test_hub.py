@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hub_server import COMMIT, Answer, Hub, serve
+from hub_server import COMMIT, Answer, Hub, reach_nobody_by_default, serve
 
 from surgery.errors import ArchitectureError, ExportError, ModelError, WeightError
 from surgery.export import open_export
@@ -24,7 +24,6 @@ from surgery.weights import is_external, set_location, tensors
 pytest.importorskip("huggingface_hub")
 
 FIXTURE = Path(__file__).parent.parent / "fixtures" / "tiny-e2b"
-NOBODY = "http://127.0.0.1:9"
 REPO = "onnx-community/tiny-gemma-4"
 GRAPHS = ["onnx/embed_tokens_q4.onnx", "onnx/decoder_model_merged_q4.onnx"]
 SIDE = [
@@ -40,13 +39,7 @@ Q4 = sorted([*SIDE, *GRAPHS, *(f"{graph}_data" for graph in GRAPHS)])
 @pytest.fixture(autouse=True)
 def _no_settings_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    # Every source names its endpoint. Whatever forgets it, and huggingface_hub's own telemetry, reaches nobody.
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", NOBODY)
-    monkeypatch.setattr(
-        "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", NOBODY + "/{repo_id}/resolve/{revision}/{filename}"
-    )
+    reach_nobody_by_default(monkeypatch)
 
 
 @pytest.fixture

@@ -144,7 +144,7 @@ Revision = Annotated[
 FailOn = Annotated[
     str, typer.Option("--fail-on", metavar="ASPECTS", help="Exit with 1 only if one of these differs; none: never.")
 ]
-EVERY_ASPECT = "interface,caches,metadata,nodes,weights,names,config"
+EVERY_ASPECT = "interface,caches,metadata,nodes,weights,names,config,files"
 Ignore = Annotated[
     str, typer.Option("--ignore", metavar="ASPECTS", help="Show these, but do not count them as differences.")
 ]

@@ -160,3 +160,16 @@ def _drops(message: Any, path: tuple[str | int, ...]) -> Iterator[tuple[str | in
                     yield from _drops(each, (*path, field.name, index))
         elif hasattr(value, "ListFields"):
             yield from _drops(value, (*path, field.name))
+
+
+def test_another_tokenizer_is_a_difference_of_folders(folder: Path, tmp_path: Path) -> None:
+    assert compare(open_side(folder), open_side(folder)).same
+    shutil.copytree(folder, tmp_path / "out")
+    (tmp_path / "out" / "tokenizer.json").write_text("{}")
+    (tmp_path / "out" / "chat_template.jinja").unlink()
+    found = compare(open_side(folder), open_side(tmp_path / "out"))
+    assert found.differing == ("files",) and "files: 2 differ" in found.verdict
+    assert [(file.name, file.after) for file in found.weights.files if file.kind == "side"] == [
+        ("chat_template.jinja", None),
+        ("tokenizer.json", 2),
+    ]

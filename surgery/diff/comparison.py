@@ -28,7 +28,7 @@ another graph."""
 
 VERBS: tuple[Verb, ...] = get_args(Verb)
 
-Aspect = Literal["interface", "caches", "metadata", "nodes", "weights", "names", "config"]
+Aspect = Literal["interface", "caches", "metadata", "nodes", "weights", "names", "config", "files"]
 """In what two models can differ: by section, but that `names` are nodes and weights that were renamed and nothing
 else. Numbers are evidence, not a difference."""
 
@@ -266,12 +266,16 @@ class WeightChange:
 
 @dataclass(frozen=True, slots=True)
 class FileChange:
-    """A file beside the graphs, old and new size in bytes; None where a side has none. `same` is None if unknown."""
+    """A file beside the graphs, old and new size in bytes; None where a side has none. `same` is None if unknown.
+
+    `kind` is `data` for a file that holds weights, and `side` for any other: a tokenizer, a configuration.
+    """
 
     name: str
     before: int | None
     after: int | None
     same: bool | None
+    kind: Literal["data", "side"] = "data"
 
     @property
     def delta(self) -> int:
@@ -280,7 +284,7 @@ class FileChange:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Tensors and files. `unchanged` counts tensors that are the same, `relocated` those of them in another place.
+    """Tensors and files: every data file, and the side files that differ. `unchanged` counts tensors that are the same, `relocated` those of them in another place.
 
     `uncompared` counts the tensors of which nothing is known but dtype and shape, `why` says why, and `basis` says
     what equality was concluded from.
@@ -364,6 +368,7 @@ class Comparison:
             or any(change.verb != "renamed" for change in self.weights.changes),
             "names": any(change.verb == "renamed" for change in (*self.nodes, *self.weights.changes)),
             "config": bool(self.config),
+            "files": any(file.kind == "side" for file in self.weights.files),
         }
         return tuple(aspect for aspect in ASPECTS if found[aspect] and aspect not in self.ignored)
 
@@ -390,7 +395,9 @@ class Comparison:
         return [f"metadata: {tally(self.metadata)}"] if self.metadata else []
 
     def _config(self) -> list[str]:
-        return [f"config: {tally(self.config)}"] if self.config else []
+        found = [f"config: {tally(self.config)}"] if self.config else []
+        files = sum(file.kind == "side" for file in self.weights.files)
+        return [*found, f"files: {files} differ"] if files else found
 
     def _weights(self) -> str:
         counts = Counter(change.verb for change in self.weights.changes)

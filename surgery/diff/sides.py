@@ -36,7 +36,7 @@ class Side:
     """One of two things to compare. The last part's interface is the side's.
 
     `root` is the folder whose manifest names the side's files; `config` is genai_config.json, `manifest` is
-    manifest.json, both None where there is none.
+    manifest.json, both None where there is none. `complete` unless it is a plan, whose other files are not written yet.
     """
 
     label: str
@@ -46,6 +46,7 @@ class Side:
     architecture: Architecture | None = None
     config: Mapping[str, Any] | None = None
     manifest: Mapping[str, Any] | None = None
+    complete: bool = True
 
     @property
     def main(self) -> Part:
@@ -106,7 +107,7 @@ def of_pair(export: Export, pair: Pair, label: str | None = None, *, encoders: C
 def of_plan(model: Model, config: Mapping[str, Any], root: Path) -> Side:
     """The folder that a repack would write: its graph in memory, its weights where the source has them."""
     part = Part(MODEL, MODEL_FILE, model)
-    return Side(_label((part,)), "folder", (part,), root, model.architecture, config)
+    return Side(_label((part,)), "folder", (part,), root, model.architecture, config, complete=False)
 
 
 def _folder(path: Path, label: str | None) -> Side:

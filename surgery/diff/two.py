@@ -29,6 +29,7 @@ from surgery.diff.interface import interface_changes, renamed_dimensions
 from surgery.diff.leftovers import leftover_changes
 from surgery.diff.nodes import Compared, Differ, compare_scopes
 from surgery.diff.scope import Scope, of_function, of_graphs
+from surgery.diff.side_files import side_file_changes
 from surgery.diff.sides import Side
 from surgery.diff.weights import weight_bytes, weights
 from surgery.trace import Kind, Thing
@@ -72,7 +73,11 @@ def compare(
             [blamed.node(*change) for change in Differ(compared, dims, main).changes()],
             [record.name for record in known.passes],
         ),
-        weights=replace(found, changes=tuple(blamed.weight(change) for change in found.changes)),
+        weights=replace(
+            found,
+            changes=tuple(blamed.weight(change) for change in found.changes),
+            files=(*found.files, *side_file_changes(before, after)),
+        ),
         config=config_changes(before, after),
         numbers=known.numbers,
         passes=known.passes,

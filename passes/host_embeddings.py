@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from surgery.engine import Finding
 from surgery.errors import PassError
-from surgery.graph import initializer_type, integer_attribute, producers
+from surgery.graph import initializer_type, producers
 from surgery.layering import keep_on_cpu, stays_on_cpu
+from surgery.lookup import Lookup, lookups
 from surgery.model import Model
 from surgery.weights import byte_size
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, NodeProto, TensorProto
+    from onnx import GraphProto, NodeProto
 
-_AXIS = {"Gather": "axis", "GatherBlockQuantized": "gather_axis"}
-"""Operators that look rows up, and the attribute that says along which axis."""
+_INTEGERS = (6, 7)
+"""INT32 and INT64 of TensorProto.DataType."""
 
 _METADATA_IR = 10
 """The first IR version whose nodes have metadata."""
@@ -51,49 +53,49 @@ class HostEmbeddings:
             )
 
     def run(self, model: Model) -> list[Finding]:
-        lookups = _lookups(model.graph)
-        if not lookups:
+        found = _by_token(model.graph)
+        if not found:
             reason = "none is looked up by what the graph takes in; merge-embeddings brings the tables"
             return [Finding("skipped", "tables", reason)]
-        before = _with_row_numbers(model.graph, [node for node, _ in lookups])
+        before = _with_row_numbers(model.graph, [lookup.node for lookup in found])
         new = [node for node in before if not stays_on_cpu(node)]
         if not new:
-            return [Finding("skipped", f"{len(lookups)} tables", "their lookups are to stay on the CPU already")]
+            return [Finding("skipped", f"{len(found)} tables", "their lookups are to stay on the CPU already")]
         for node in new:
             keep_on_cpu(node)
         reason = "they look tokens up, and stay on the CPU"
         return [
             Finding("changed", f"{len(new)} nodes", reason),
-            *(Finding("changed", table, f"{size:,} bytes stay in host memory") for table, size in _sizes(lookups)),
+            *(Finding("changed", each.node.input[0], f"{_size(each):,} bytes stay in host memory") for each in found),
         ]
 
     def ensures(self, model: Model) -> None:
-        for node, table in _lookups(model.graph):
-            if not stays_on_cpu(node):
-                raise PassError(f"{node.name!r} would take {table.name!r} to the device")
+        for lookup in _by_token(model.graph):
+            if not stays_on_cpu(lookup.node):
+                raise PassError(f"{lookup.node.name!r} would take {lookup.node.input[0]!r} to the device")
 
 
-def _lookups(graph: GraphProto) -> list[tuple[NodeProto, TensorProto]]:
-    """Nodes that take rows out of a weight by numbers that follow from graph inputs of integers alone."""
-    weights = {tensor.name: tensor for tensor in graph.initializer}
-    integers = {value.name for value in graph.input if value.type.tensor_type.elem_type in (6, 7)}  # INT32, INT64
-    known = integers | weights.keys()
-    found = []
+def _by_token(graph: GraphProto) -> list[Lookup]:
+    """Look-ups by numbers that follow from graph inputs of integers alone."""
+    known = {value.name for value in graph.input if value.type.tensor_type.elem_type in _INTEGERS}
+    known.update(tensor.name for tensor in graph.initializer)
+    found = list(lookups(graph))
+    rows = {lookup.node.output[0] for lookup in found}
     for node in graph.node:
-        if node.op_type in _AXIS and (table := weights.get(node.input[0])) is not None and len(table.dims) > 1:
-            by_row = integer_attribute(node, _AXIS[node.op_type], 0) == 0
-            if by_row and node.input[1] in known and node.input[1] not in weights:
-                found.append((node, table))
-        elif node.op_type not in ("Shape", "Size") and all(name in known for name in node.input if name):
+        if node.op_type not in ("Shape", "Size") and not rows & set(node.output) and known.issuperset(_given(node)):
             known.update(node.output)
-    return found
+    return [lookup for lookup in found if lookup.ids in known]
 
 
-def _with_row_numbers(graph: GraphProto, lookups: list[NodeProto]) -> list[NodeProto]:
-    """The lookups and every node before them, each once."""
+def _given(node: NodeProto) -> Iterator[str]:
+    return (name for name in node.input if name)
+
+
+def _with_row_numbers(graph: GraphProto, nodes: list[NodeProto]) -> list[NodeProto]:
+    """The look-ups and every node before them, each once."""
     made = producers(graph)
     found: dict[int, NodeProto] = {}
-    pending = list(lookups)
+    pending = list(nodes)
     while pending:
         node = pending.pop()
         if id(node) not in found:
@@ -102,5 +104,6 @@ def _with_row_numbers(graph: GraphProto, lookups: list[NodeProto]) -> list[NodeP
     return list(found.values())
 
 
-def _sizes(lookups: list[tuple[NodeProto, TensorProto]]) -> list[tuple[str, int]]:
-    return [(table.name, byte_size(initializer_type(table).dtype, table.dims)) for _, table in lookups]
+def _size(lookup: Lookup) -> int:
+    tensors = (matrix.tensor for matrix in lookup.matrices.values())
+    return sum(byte_size(initializer_type(tensor).dtype, tensor.dims) for tensor in tensors)

@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cli import app
-from passes import HostEmbeddings, MergeEmbeddings
+from passes import FoldLogitsToKeep, HostEmbeddings, MergeEmbeddings
 from passes.recipe import compatible, fast, kept_in_host_memory, parse, text
 from surgery.cuda.prediction import Copy, predict, require_cuda
 from surgery.engine import apply
@@ -132,7 +132,11 @@ def test_capture_is_foretold_from_what_crosses() -> None:
         predict(plan(pair, EXPORT, recipe)[0]).capture
         for recipe in (quick, compatible(pair.embed), (*quick, HostEmbeddings()))
     ]
-    assert said[0] == "CUDA graph capture: yes, no value crosses between the memories"
+    assert said[0].startswith("CUDA graph capture: the provider takes it, no value crosses between the memories; but")
+    assert "'/lm_head/last_token/Slice_0' counts from its end" in said[0]
+    whole = [FoldLogitsToKeep("all") if isinstance(step, FoldLogitsToKeep) else step for step in quick]
+    found = predict(plan(pair, EXPORT, whole)[0])
+    assert found.capture == "CUDA graph capture: yes, no value crosses between the memories" and found.can_be_captured
     crossing = "/model/attn_mask_reformat/attn_mask_subgraph/Sub/Unsqueeze/output_0"
     assert said[1] == f"CUDA graph capture: no, {crossing!r} crosses between the memories"
     assert said[2] == f"CUDA graph capture: no, {ROWS[0]!r} crosses between the memories, and 1 more"

@@ -27,7 +27,8 @@ from onnx.helper import (
 )
 from onnx.numpy_helper import from_array
 
-from passes.recipe import KVLayout, compatible
+from passes import HostEmbeddings
+from passes.recipe import KVLayout, compatible, fast
 from surgery.cuda.kernels import DATA, Kernel, cuda_kernels, read_table
 from surgery.cuda.limits import LIMITS, release
 from surgery.cuda.prediction import ALLOWED_ON_CPU, Copy, predict, require_cuda
@@ -163,13 +164,18 @@ def test_half_precision_leaves_nothing_but_shape_arithmetic_on_the_cpu(precision
 
 
 def test_the_committed_evidence_is_about_these_predictions() -> None:
-    rows = re.findall(r"^\| tiny-e2b (\w+) (\w+) \| ([\d |]+?) \| \d+ of", EVIDENCE.read_text(encoding="utf-8"), re.M)
-    assert len(rows) == len(PRECISIONS) * 4
+    row = r"^\| tiny-e2b (\w+) (\w+) \| ([\d |]+?) \| \d+ of \d+ \| \d+ \| (\w+) \|$"
+    rows = re.findall(row, EVIDENCE.read_text(encoding="utf-8"), re.M)
+    assert len(rows) == len(PRECISIONS) * 4 + len(BEST["cuda"]) * 2
     export = open_export(TINY)
-    for precision, graph_name, numbers in rows:
+    for precision, graph_name, numbers, capture in rows:
         if graph_name in ("embed_tokens", "decoder"):
             pair = export.pair(precision)
             model = Model.open(pair.embed if graph_name == "embed_tokens" else pair.decoder)
+        elif graph_name in ("fast", "host"):
+            pair = export.pair(precision)
+            host = (*compatible(pair.embed, "unique"), HostEmbeddings())
+            model, _ = plan(pair, export, fast(pair.embed, "cuda") if graph_name == "fast" else host)
         elif precision in ("q4", "q4f16"):
             model = merged(precision, graph_name)
         else:
@@ -178,6 +184,7 @@ def test_the_committed_evidence_is_about_these_predictions() -> None:
         cuda, cpu = len(found.on("cuda")), len(found.on("cpu"))
         nodes, copies = len(found.assignments), len(found.copies)
         assert [int(n) for n in numbers.split("|")] == [nodes, cuda, cpu, len(found.faults), nodes, copies, copies]
+        assert found.can_be_captured is (capture == "yes")
 
 
 def test_the_prediction_is_plain_data() -> None:

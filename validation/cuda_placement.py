@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from fixtures.build import build
-from passes.recipe import KVLayout, compatible
+from passes import HostEmbeddings
+from passes.recipe import KVLayout, compatible, fast
 from surgery.cuda.kernels import cuda_kernels
 from surgery.cuda.prediction import Copy, Prediction, predict
-from surgery.export import open_export
+from surgery.export import BEST, Export, Pair, open_export
 from surgery.graph import graphs
 from surgery.model import Model
 from surgery.repack import plan
@@ -47,10 +48,12 @@ class Comparison:
     kept: int
     kept_agree: int
     kept_copies: int
+    captured: bool
 
     @property
     def equal(self) -> bool:
-        return not self.differ and self.same_copies and self.agree == len(self.predicted.assignments)
+        same = not self.differ and self.same_copies and self.agree == len(self.predicted.assignments)
+        return same and self.captured == self.predicted.can_be_captured
 
 
 def compare(name: str, path: Path, real: dict[str, Any]) -> Comparison:
@@ -74,6 +77,7 @@ def compare(name: str, path: Path, real: dict[str, Any]) -> Comparison:
         kept=len(optimized),
         kept_agree=sum(expected[node].provider == provider for node, provider in optimized.items()),
         kept_copies=len(real["optimized"]["copies"]),
+        captured=real["capture"],
     )
 
 
@@ -123,6 +127,20 @@ def write_graphs(folder: Path) -> dict[str, Path]:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 plan(pair, export, compatible(pair.embed, layout))[0].save(target, force=True)
                 found[f"{fixture} {precision} {layout}"] = target
+            if precision in BEST["cuda"]:
+                found |= _more_forms(folder, fixture, precision, pair, export)
+    return found
+
+
+def _more_forms(folder: Path, fixture: str, precision: str, pair: Pair, export: Export) -> dict[str, Path]:
+    """What other options of repack make for CUDA: attention fused, and the token tables in host memory."""
+    forms = {"fast": fast(pair.embed, "cuda"), "host": (*compatible(pair.embed, "unique"), HostEmbeddings())}
+    found: dict[str, Path] = {}
+    for form, recipe in forms.items():
+        target = folder / f"{fixture}-{precision}-{form}" / "model.onnx"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        plan(pair, export, recipe)[0].save(target, force=True)
+        found[f"{fixture} {precision} {form}"] = target
     return found
 
 
@@ -165,7 +183,7 @@ def evidence(
     rows = [
         f"| {each.name} | {len(each.predicted.assignments)} | {len(each.predicted.on('cuda'))} | "
         f"{len(each.predicted.on('cpu'))} | {len(each.predicted.faults)} | {each.agree} | {len(each.predicted.copies)} | "
-        f"{each.copies} | {each.kept_agree} of {each.kept} | {each.kept_copies} |"
+        f"{each.copies} | {each.kept_agree} of {each.kept} | {each.kept_copies} | {'yes' if each.captured else 'no'} |"
         for each in ours
     ]
     nodes, agree = sum(len(each.predicted.assignments) for each in ours), sum(each.agree for each in ours)
@@ -180,6 +198,7 @@ def evidence(
         kept=kept,
         kept_agree=kept_agree,
         same_copies=sum(each.same_copies for each in ours),
+        captures=sum(each.captured == each.predicted.can_be_captured for each in ours),
         rows="\n".join(rows),
         reasons="\n".join(_reasons(ours)),
         runs=runs,
@@ -238,10 +257,12 @@ Wheel: `{wheel}`, sha256 `{sha256}`.
 {graphs} graphs, {nodes} nodes, without graph optimizations: {agree} agree. The copies (Memcpy nodes) are the predicted ones,
 value by value, in {same_copies} of {graphs} graphs. With all of ONNX Runtime's optimizers, {kept_agree} of the {kept} nodes that keep
 their name are placed as predicted; the optimizers remove and fuse nodes before the provider is asked.
-`faults` are the nodes for which `require_cuda` refuses the model.
+`faults` are the nodes for which `require_cuda` refuses the model. `capture`: whether the provider takes the graph with
+`enable_cuda_graph`, which is as predicted for {captures} of {graphs} graphs; it refuses where a value is copied between the
+memories. `fast` is what --preset fast makes, `host` what --embed-device cpu makes.
 
-| graph | nodes | CUDA | CPU | faults | agree | copies | real | optimized: agree | real copies |
-|---|---|---|---|---|---|---|---|---|---|
+| graph | nodes | CUDA | CPU | faults | agree | copies | real | optimized: agree | real copies | capture |
+|---|---|---|---|---|---|---|---|---|---|---|
 {rows}
 
 Not on CUDA, and why:

@@ -36,7 +36,9 @@ READER = "ExpandDims"
 """com.microsoft: has a CPU kernel for every fixed-size type, and no CUDA kernel."""
 
 
-def session(model: str | bytes, written: Path | None = None, *, optimized: bool = False) -> ort.InferenceSession:
+def session(
+    model: str | bytes, written: Path | None = None, *, optimized: bool = False, capture: bool = False
+) -> ort.InferenceSession:
     options = ort.SessionOptions()
     levels = ort.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimized else levels.ORT_DISABLE_ALL
@@ -45,7 +47,8 @@ def session(model: str | bytes, written: Path | None = None, *, optimized: bool 
     options.add_session_config_entry(OPTION, SETTING)
     if written is not None:
         options.optimized_model_filepath = str(written)
-    return ort.InferenceSession(model, options, providers=[CUDA, "CPUExecutionProvider"])
+    cuda = (CUDA, {"enable_cuda_graph": "1" if capture else "0"})
+    return ort.InferenceSession(model, options, providers=[cuda, "CPUExecutionProvider"])
 
 
 def kernels() -> list[list[Any]]:
@@ -181,6 +184,7 @@ def _assigned(opened: ort.InferenceSession) -> dict[str, str]:
 
 def assignments(path: str) -> dict[str, Any]:
     """The provider of every node of a graph, and the copies; as it stands, and after ONNX Runtime's optimizers.
+    Whether the graph may be captured, optimized.
 
     Where no session can be created: the error.
     """
@@ -199,7 +203,19 @@ def _assignments(path: str) -> dict[str, Any]:
             placed: Iterable[NodeProto] = onnx.load(written, load_external_data=False).graph.node
         copies = [[node.op_type, node.input[0], node.output[0]] for node in placed if node.op_type.startswith("Memcpy")]
         found[key] = {"nodes": nodes, "copies": sorted(copies)}
+    found["capture"] = _takes_capture(path)
     return found
+
+
+def _takes_capture(path: str) -> bool:
+    """Whether the provider takes the graph with CUDA graph capture on; it says so before anything runs."""
+    try:
+        session(path, optimized=True, capture=True)
+    except Exception as error:  # as in assignments
+        if "cannot use the graph capture feature" in str(error):
+            return False
+        raise
+    return True
 
 
 def ran(path: str) -> dict[str, Any]:

@@ -94,12 +94,13 @@ class Group:
 class Prediction:
     """Every node of a model in node order, bodies after the graph that holds them, but for Constant nodes.
 
-    `runtime` is the version whose rules were used.
+    `runtime` is the version whose rules were used. `mask_end` is a node that counts from the end of attention_mask.
     """
 
     assignments: tuple[Assignment, ...]
     copies: tuple[Copy, ...]
     runtime: str
+    mask_end: str = ""
 
     def on(self, provider: Where) -> tuple[Assignment, ...]:
         return tuple(each for each in self.assignments if each.provider == provider)
@@ -119,8 +120,13 @@ class Prediction:
         return tuple(Group(*key, tuple(each.node for each in group), group[0].is_fault) for key, group in ordered)
 
     @property
+    def can_be_captured(self) -> bool:
+        """Whether ONNX Runtime takes the graph with CUDA graph capture on."""
+        return not (self.faults or self.on("unknown") or self.copies)
+
+    @property
     def capture(self) -> str:
-        """Whether ONNX Runtime takes the graph with CUDA graph capture on, in one sentence.
+        """The same in one sentence.
 
         It refuses one with a copy between the memories ("... all compute graph nodes have not been partitioned to the
         CUDAExecutionProvider"); nodes on the CPU are let through where nothing crosses, as shape arithmetic's are.
@@ -130,6 +136,11 @@ class Prediction:
         if self.copies:
             more = f", and {len(self.copies) - 1} more" if len(self.copies) > 1 else ""
             return f"CUDA graph capture: no, {self.copies[0].value!r} crosses between the memories{more}"
+        if self.mask_end:
+            return (
+                "CUDA graph capture: the provider takes it, no value crosses between the memories; but GenAI's mask is then "
+                f"max_length wide, and {self.mask_end!r} counts from its end: a prompt's logits are another token's"
+            )
         return "CUDA graph capture: yes, no value crosses between the memories"
 
     @property
@@ -176,7 +187,17 @@ def predict(model: Model, runtime: str | None = None, table: KernelTable | None 
         assignments.extend(scope.assignments())
         copies.extend(scope.copies())
         pending.extend((body, scope.types) for node in graph.node for body in subgraphs(node))
-    return Prediction(tuple(assignments), tuple(copies), version)
+    return Prediction(tuple(assignments), tuple(copies), version, _mask_end(model.graph))
+
+
+def _mask_end(graph: GraphProto) -> str:
+    """A Slice of attention_mask: the columns of new tokens are its last ones, unless it has its full width already.
+
+    Measured with ONNX Runtime on the CPU: past buffers and a mask of max_length, a prompt of 7 tokens: with
+    fold-logits-to-keep{keep=last} logits are off by 11, with keep=all by 0; single tokens are equal in both.
+    """
+    slices = (node for node in graph.node if node.op_type == "Slice" and node.input[0] == "attention_mask")
+    return next((node.name or describe(node) for node in slices), "")
 
 
 def require_cuda(model: Model, runtime: str | None = None) -> None:

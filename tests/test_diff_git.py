@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 from repositories import GRAPH, change, commit, git, pointer
-from test_cli import TINY, run
+from test_cli import ROOT, TINY, run
+
+from surgery.diff.git_setup import set_up
 
 ATTRIBUTES = Path(".git/info/attributes")
+
+
+def configure(folder: Path) -> None:
+    """What git-setup does, without a process of its own."""
+    set_up("local", [sys.executable, str(ROOT / "cli.py")], folder)
 
 
 def test_git_knows_nothing_of_a_graph_by_itself(repository: Path) -> None:
@@ -88,7 +96,7 @@ def test_without_git(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_pointer_and_a_file_that_is_no_graph(repository: Path) -> None:
-    run("git-setup", cwd=repository)
+    configure(repository)
     graph = repository / "models" / GRAPH
     graph.write_text(pointer(b"some graph"))
     commit(repository, "a pointer")
@@ -105,7 +113,7 @@ def test_a_pointer_and_a_file_that_is_no_graph(repository: Path) -> None:
 
 
 def test_diff_is_the_report(repository: Path) -> None:
-    run("git-setup", cwd=repository)
+    configure(repository)
     shown = git(repository, "diff", "HEAD~", "HEAD")
     assert shown.startswith(f"diff --git a/models/{GRAPH} b/models/{GRAPH}\n")
     assert "nodes: 1 added, 1 changed" in shown and "attribute axis: -1 -> 3" in shown
@@ -118,7 +126,7 @@ def test_diff_is_the_report(repository: Path) -> None:
 
 
 def test_diff_of_the_working_copy_from_below(repository: Path) -> None:
-    run("git-setup", cwd=repository)
+    configure(repository)
     git(repository, "checkout", "-q", "HEAD~", "--", f"models/{GRAPH}")
     git(repository, "reset", "-q")
     shown = git(repository / "models", "diff")
@@ -126,7 +134,7 @@ def test_diff_of_the_working_copy_from_below(repository: Path) -> None:
 
 
 def test_diff_of_new_gone_and_renamed_graphs(repository: Path) -> None:
-    run("git-setup", cwd=repository)
+    configure(repository)
     graph = repository / "models" / GRAPH
     shutil.copy(graph, repository / "models" / "second.onnx")
     commit(repository, "new")
@@ -142,7 +150,7 @@ def test_diff_of_new_gone_and_renamed_graphs(repository: Path) -> None:
 
 
 def test_diff_goes_on_after_what_cannot_be_read(repository: Path) -> None:
-    run("git-setup", cwd=repository)
+    configure(repository)
     (repository / "models" / GRAPH).write_bytes(b"\x08\x0a\xff\xff not a graph")
     (repository / "a.onnx").write_text(pointer(b"some graph"))
     (repository / "z.txt").write_text("the last file")
@@ -154,7 +162,7 @@ def test_diff_goes_on_after_what_cannot_be_read(repository: Path) -> None:
 
 
 def test_diff_of_a_path_that_is_not_merged(repository: Path) -> None:
-    run("git-setup", cwd=repository)
+    configure(repository)
     git(repository, "checkout", "-q", "-b", "side", "HEAD~")
     change(repository / "models" / GRAPH, "/other")
     commit(repository, "side")

@@ -271,8 +271,8 @@ def repack(
         export, pair, download = _looked_up(source, revision, precision, suited, given, media)
         if destination is not None:
             parts = _with_media(export, pair, recipe_of(pair.embed), media)[1] if media else []
-            reports = {} if media else dict.fromkeys((JSON_FILE, MARKDOWN_FILE))
-            files = {**contents(export, pair, recipe_of(pair.embed), parts, weights.value), **reports}
+            files = contents(export, pair, recipe_of(pair.embed), parts, weights.value)
+            files |= dict.fromkeys((JSON_FILE, MARKDOWN_FILE))
             _contents_dry_run(files, download, destination, as_json)
             return
         planned = planned_report(export, pair, recipe_of(pair.embed), provider, runtime.value) if not media else None

@@ -239,6 +239,10 @@ def test_review_of_a_genai_folder(repository: Path, tmp_path: Path) -> None:
     assert done.returncode == 1, done.stderr
     assert done.stdout.splitlines()[0] == "## ONNX models: 1 model differs"
     assert "### out (before) -\\> out (after): different" in done.stdout and "interface: 20 removed" in done.stdout
+    (repository / "out" / "chat_template.jinja").write_text("another")
+    commit(repository, "a side file")
+    done = run("review", "HEAD~", cwd=repository)
+    assert done.returncode == 1 and "files: 1 differ" in done.stdout, done.stdout + done.stderr
 
 
 def test_review_of_files_in_lfs(repository: Path) -> None:

@@ -558,7 +558,8 @@ def _changed_layers(layers: Sequence[Layer]) -> str:
 
 
 def _weights_badge(found: Comparison) -> str:
-    parts = [_badge(found.weights.changes)]
+    files = sum(file.kind == "side" for file in found.weights.files)
+    parts = [_badge(found.weights.changes), f"{files} files differ" if files else ""]
     if found.weights.uncompared:
         parts.append(f"{found.weights.uncompared} not compared")
     return ", ".join(part for part in parts if part)

@@ -146,9 +146,7 @@ def _reviewed(
             ]
             return Reviewed(*pair, compare(sides[0], sides[1], ignore=ignore))
         except SurgeryError as error:
-            return Reviewed(
-                *pair, problem=str(error).replace(f"{scratch}/before/tree/", "").replace(f"{scratch}/after/tree/", "")
-            )
+            return Reviewed(*pair, problem=_without_scratch(str(error), scratch))
 
 
 def _without_scratch(text: str, scratch: str) -> str:
@@ -166,11 +164,13 @@ def _side(repository: Repository, commit: str, tree: dict[str, str], model: str,
         graph = path == model or (whole and beside.suffix == ".onnx" and beside.is_relative_to(folder))
         if graph or (beside.name in _READ and beside.parent in (folder, folder.parent)):
             repository.take_out(commit, path, target / path, filtered=True)
+        elif whole and beside.parent == folder:
+            repository.take_out(commit, path, target / path, filtered=False)
     side = open_side(target / model, label=f"{model} ({target.parent.name})")
     for part in side.parts:
         for file in part.model.weight_files.values():
             path = file.relative_to(target).as_posix()
-            if path in tree:
+            if path in tree and not file.exists():
                 repository.take_out(commit, path, target / path, filtered=False)
     return side
 

@@ -266,23 +266,24 @@ def repack(
         steps = _recipe(preset, embed, layout, runtime, provider, oldest, half, level)
         return *steps, *per_layer_tables(per_layer_table.value), *kept_in_host_memory(embed_device is not None)
 
-    parts: list[Part]
+    parts: list[Part] = []
     if dry_run:
         export, pair, download = _looked_up(source, revision, precision, suited, given, media)
+        recipe = recipe_of(pair.embed)
+        if media:
+            recipe, parts, _ = _with_media(export, pair, recipe, media)
         if destination is not None:
-            parts = _with_media(export, pair, recipe_of(pair.embed), media)[1] if media else []
-            files = contents(export, pair, recipe_of(pair.embed), parts, weights.value)
-            files |= dict.fromkeys((JSON_FILE, MARKDOWN_FILE))
+            reports = dict.fromkeys((JSON_FILE, MARKDOWN_FILE))
+            files = {**contents(export, pair, recipe_of(pair.embed), parts, weights.value), **reports}
             _contents_dry_run(files, download, destination, as_json)
             return
-        planned = planned_report(export, pair, recipe_of(pair.embed), provider, runtime.value) if not media else None
+        planned = planned_report(export, pair, recipe, provider, runtime.value, parts)
         _dry_run(download, planned, as_json)
         return
     refuse_existing(target, force=force)  # before gigabytes are fetched, not after
     _require_login(destination)
     export, pair, reason = _opened(source, revision, precision, suited, given, media)
     recipe, recorded = recipe_of(pair.embed), recipe_of(_below(pair.embed, export.root))
-    parts = []
     texts: str | dict[str, str] = text(recorded)
     if media:
         recipe, parts, texts = _with_media(export, pair, recipe, media)
@@ -841,19 +842,18 @@ def _source_pair(folder: Path, against: str | None, precision: str | None) -> Pa
     return export.pair(precision) if precision else export.matching(_data_files(folder))
 
 
-def _dry_run(download: Download | None, report: Comparison | None, as_json: bool) -> None:
+def _dry_run(download: Download | None, report: Comparison, as_json: bool) -> None:
     """Say what the Hub would be asked for, if it is one, and what would change."""
     from surgery.diff.json_form import to_dict
     from surgery.diff.terminal import show_comparison
 
     if as_json:
-        _print_json({**(_download_dict(download) if download else {}), "report": to_dict(report) if report else None})
+        _print_json({**(_download_dict(download) if download else {}), "report": to_dict(report)})
         return
     if download is not None:
         _show_download(download)
         _data().print()
-    if report is not None:
-        show_comparison(_data(), report)
+    show_comparison(_data(), report)
 
 
 def _contents_dry_run(

@@ -15,8 +15,10 @@ from onnx.numpy_helper import from_array
 
 import fixtures
 from fixtures.precision import Reading
-from passes.recipe import compatible, fast, multimodal, text
+from passes.recipe import Recipe, compatible, fast, multimodal, text
 from surgery.answer import Question, answer
+from surgery.diff import compare, open_sides
+from surgery.diff.folder import planned_report
 from surgery.errors import ExportError, FolderError, RequestError, SurgeryError
 from surgery.export import ENCODERS, Export, Modality, Pair, open_export
 from surgery.inspection import FolderInspection, inspect
@@ -36,13 +38,19 @@ def write(
     export: Export, target: Path, precision: str = "q4", modalities: Sequence[Modality] = BOTH, layout: str = "aliased"
 ) -> Repacked[None]:
     pair = export.pair(precision)
+    decoder, parts, recorded = recipes_of(export, pair, modalities, layout)
+    return repack(export, pair, decoder, target, media=parts, recipe_text=recorded)
+
+
+def recipes_of(
+    export: Export, pair: Pair, modalities: Sequence[Modality] = BOTH, layout: str = "aliased"
+) -> tuple[Recipe, list[Part], dict[str, str]]:
     tokens = {modality: export.placeholder(modality) for modality in modalities}
     recipe = fast(pair.embed) if layout == "fast" else compatible(pair.embed, layout)  # type: ignore[arg-type]
     recipes = multimodal(recipe, tokens, export.architecture.hidden_size, most_patches(export))
     sources = {EMBED: pair.embed, **{ENCODERS[modality]: pair.encoder(modality) for modality in modalities}}
     parts = [Part(role, path, recipes[role]) for role, path in sources.items()]
-    recorded = {role: text(recipe) for role, recipe in recipes.items()}
-    return repack(export, pair, recipes["decoder_model_merged"], target, media=parts, recipe_text=recorded)
+    return recipes["decoder_model_merged"], parts, {role: text(recipe) for role, recipe in recipes.items()}
 
 
 def proven(folder: Path, source: Pair, **request: object) -> Report:
@@ -178,6 +186,18 @@ def test_inspect_shows_all_graphs(folder: Path) -> None:
         "model.onnx", "embed_tokens.onnx", "audio_encoder.onnx", "vision_encoder.onnx",
     ]  # fmt: skip
     assert {"vision", "speech", "embedding"} <= found.to_dict().keys()
+
+
+def test_diff_compares_all_graphs_and_a_plan_is_what_comes_of_it(folder: Path) -> None:
+    found = compare(*open_sides(TINY, folder))
+    roles = ["vision_encoder", "audio_encoder", "embed_tokens", "decoder"]
+    assert [graph.role for graph in found.before.graphs] == [graph.role for graph in found.after.graphs] == roles
+    added = {c.operator for group in found.nodes.groups for c in group.changes if c.verb == "added"}
+    assert {"ScatterND", "NonZero"} <= added and "Compress" not in added
+    export = open_export(TINY)
+    decoder, parts, _ = recipes_of(export, export.pair("q4"))
+    planned = planned_report(export, export.pair("q4"), decoder, media=parts)
+    assert planned.after.graphs == found.after.graphs
 
 
 # The gates fail

@@ -11,8 +11,9 @@ from surgery.diff.formats import FORMATS
 from surgery.diff.sides import of_pair, of_plan, open_side
 from surgery.diff.two import compare
 from surgery.engine import Outcome, Pass, apply
-from surgery.export import Export, Pair
+from surgery.export import ENCODERS, Export, Pair
 from surgery.genai import Target, genai_config
+from surgery.media import Part, media_config
 from surgery.model import Model
 from surgery.verify.report import Report
 
@@ -29,9 +30,29 @@ def folder_reports(
 
 
 def planned_report(
-    export: Export, pair: Pair, recipe: Sequence[Pass], provider: str = "cpu", runtime: Target = "genai-0.14"
+    export: Export,
+    pair: Pair,
+    recipe: Sequence[Pass],
+    provider: str = "cpu",
+    runtime: Target = "genai-0.14",
+    media: Sequence[Part] = (),
 ) -> Comparison:
-    """What a repack would change. Nothing is written, and no data file need be there."""
+    """What a repack would change. Nothing is written, and no data file need be there.
+
+    `media` are the graphs of a folder that takes images or sound too; `recipe` is then the decoder's alone.
+    """
     model, outcomes = apply(Model.open(pair.decoder, export.architecture), recipe)
-    after = of_plan(model, genai_config(model, export, provider, runtime), export.root)
-    return compare(of_pair(export, pair), after, evidence=witnessed(outcomes))
+    if not media:
+        after = of_plan(model, genai_config(model, export, provider, runtime), export.root)
+        return compare(of_pair(export, pair), after, evidence=witnessed(outcomes))
+    modalities = [modality for modality, role in ENCODERS.items() if any(part.role == role for part in media)]
+    others = {}
+    for part in media:
+        others[part.role], found = apply(Model.open(part.source), part.recipe)
+        outcomes += found
+    config = media_config(model, export, modalities, provider, runtime)
+    return compare(
+        of_pair(export, pair, encoders=list(others)),
+        of_plan(model, config, export.root, others),
+        evidence=witnessed(outcomes),
+    )

@@ -104,23 +104,33 @@ def of_pair(export: Export, pair: Pair, label: str | None = None, *, encoders: C
     return Side(label or _label(parts), "pair", parts, export.root, export.architecture)
 
 
-def of_plan(model: Model, config: Mapping[str, Any], root: Path) -> Side:
-    """The folder that a repack would write: its graph in memory, its weights where the source has them."""
-    part = Part(MODEL, MODEL_FILE, model)
-    return Side(_label((part,)), "folder", (part,), root, model.architecture, config, complete=False)
+def of_plan(model: Model, config: Mapping[str, Any], root: Path, others: Mapping[str, Model] | None = None) -> Side:
+    """The folder that a repack would write: its graphs in memory, their weights where the source has them.
+
+    `others` are the graphs beside the decoder, by role.
+    """
+    models = {**(others or {}), DECODER if others else MODEL: model}
+    parts = tuple(Part(role, name, models[role]) for role, name in _graph_files(config).items())
+    return Side(_label(parts), "folder", parts, root, model.architecture, config, complete=False)
 
 
 def _folder(path: Path, label: str | None) -> Side:
     """A folder's decoder, and what stands beside it where the folder takes images or sound."""
     config = read_config(path / CONFIG_FILE)
-    graphs = {role: name for section, role in _BESIDE.items() if (name := _named(config, section))}
-    graphs[DECODER if graphs else MODEL] = _named(config, "decoder") or MODEL_FILE
+    graphs = _graph_files(config)
     arch = nearby_architecture(path / MODEL_FILE)
     for name in graphs.values():
         if not (path / name).resolve().is_relative_to(path.resolve()):
             raise FolderError(f"{path / CONFIG_FILE} names a graph outside of the folder: {name!r}")
     parts = tuple(Part(role, name, Model.open(path / name, arch)) for role, name in graphs.items())
     return Side(label or _label(parts), "folder", parts, path, arch, config, _manifest(path / MANIFEST_FILE))
+
+
+def _graph_files(config: Mapping[str, Any]) -> dict[str, str]:
+    """Role -> file of each graph of a configuration, the decoder's last: it takes what the others give."""
+    graphs = {role: name for section, role in _BESIDE.items() if (name := _named(config, section))}
+    graphs[DECODER if graphs else MODEL] = _named(config, "decoder") or MODEL_FILE
+    return graphs
 
 
 def _named(config: Mapping[str, Any], section: str) -> str | None:

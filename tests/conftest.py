@@ -13,7 +13,7 @@ FIXTURES = Path(__file__).parent.parent / "fixtures"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--update-docs", action="store_true", help="write what the commands print into README.md")
+    parser.addoption("--update-docs", action="store_true", help="write what the commands print into the pages")
     parser.addoption("--real", metavar="DIR", help="a folder of real .onnx files, searched at every depth")
     parser.addoption("--mutations", type=int, default=400, help="mutated inputs that test_hostile.py tries")
 

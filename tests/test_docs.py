@@ -1,4 +1,4 @@
-"""Documents are run: the worked example of CONTRIBUTING.md is a pass, and README.md shows what the commands print."""
+"""Documents are run: the worked example of CONTRIBUTING.md is a pass, and pages show what the commands print."""
 
 from __future__ import annotations
 
@@ -43,23 +43,34 @@ def test_worked_example_finds_nothing_to_do_the_second_time() -> None:
 
 
 README = ROOT / "README.md"
+PAGES = (README, *sorted((ROOT / "docs").glob("*.md")))
 SESSION = re.compile(r"(?<=<!-- output -->\n)```console\n\$ (?P<command>.*?)\n(?P<shown>.*?)```", re.S)
 
 
-def sessions() -> list[tuple[str, str]]:
-    """(command, output) of each console block of the README that is marked as true output."""
-    found = [(match["command"], match["shown"]) for match in SESSION.finditer(README.read_text())]
-    assert found, "README.md shows no output"
+def sessions() -> list[tuple[Path, str, str]]:
+    """(page, command, output) of each console block that is marked as true output."""
+    found = [(page, match["command"], match["shown"]) for page in PAGES for match in SESSION.finditer(page.read_text())]
+    assert found, "no page shows output"
     return found
 
 
-@pytest.mark.parametrize("command, shown", sessions(), ids=[command for command, _ in sessions()])
-def test_readme_shows_true_output(command: str, shown: str, tmp_path: Path, pytestconfig: pytest.Config) -> None:
+@pytest.mark.parametrize(
+    "page, command, shown", sessions(), ids=[f"{page.stem}: {command}" for page, command, _ in sessions()]
+)
+def test_pages_show_true_output(
+    page: Path, command: str, shown: str, tmp_path: Path, pytestconfig: pytest.Config
+) -> None:
     printed = run_in_example(command, tmp_path)
     if pytestconfig.getoption("--update-docs"):
-        write_back(command, printed)
+        write_back(page, command, printed)
     else:
         assert comparable(printed) == comparable(shown), "pytest --update-docs writes what the command prints now"
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in (*PAGES, ROOT / "CONTRIBUTING.md"):
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
 def run_in_example(command: str, folder: Path) -> str:
@@ -79,13 +90,13 @@ def run_in_example(command: str, folder: Path) -> str:
     return ran.stdout
 
 
-def write_back(command: str, printed: str) -> None:
+def write_back(page: Path, command: str, printed: str) -> None:
     lines = "\n".join(line.rstrip() for line in printed.strip().splitlines())
 
     def fill(match: re.Match[str]) -> str:
         return f"```console\n$ {command}\n{lines}\n```" if match["command"] == command else match[0]
 
-    README.write_text(SESSION.sub(fill, README.read_text()))
+    page.write_text(SESSION.sub(fill, page.read_text()))
 
 
 def comparable(text: str) -> list[str]:

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from passes.recipe import Recipe
     from surgery.cuda.prediction import Prediction
     from surgery.diff import Comparison
-    from surgery.engine import Outcome
     from surgery.export import Export, Modality, Pair
     from surgery.hub import Download, HubSource
     from surgery.inspection import ExportInspection, FolderInspection, Inspection
@@ -303,7 +302,7 @@ def repack(
         _show_repacked(result, layout.value)
     published = _publish(result.folder, destination, f"{pair.precision}, for ONNX Runtime GenAI")
     if as_json:
-        _print_json({**_repacked_dict(result, pair.precision), **_published_dict(published)})
+        _print_json({**result.to_dict(), **({"published": published.to_dict()} if published else {})})
 
 
 def _refuse_contradictions(preset: Preset, layout: Layout, runtime: Target) -> None:
@@ -422,7 +421,7 @@ def strip(
         _show_stripped(result)
     published = _publish(result.folder, destination, f"{result.precision}, text only, as two graphs")
     if as_json:
-        _print_json({**_stripped_dict(result), **_published_dict(published)})
+        _print_json({**result.to_dict(), **({"published": published.to_dict()} if published else {})})
 
 
 @app.command()
@@ -633,7 +632,7 @@ def apply(
     with _ByteProgress() as progress:
         model.save(target, weights=weights.value, force=force, progress=progress.advance)
     if as_json:
-        _print_json({"target": str(target), "passes": [_outcome_dict(outcome) for outcome in outcomes]})
+        _print_json({"target": str(target), "passes": [outcome.to_dict() for outcome in outcomes]})
     else:
         for outcome in outcomes:
             show_outcome(_data(), outcome)
@@ -848,7 +847,7 @@ def _dry_run(download: Download | None, report: Comparison, as_json: bool) -> No
     from surgery.diff.terminal import show_comparison
 
     if as_json:
-        _print_json({**(_download_dict(download) if download else {}), "report": to_dict(report)})
+        _print_json({**(download.to_dict() if download else {}), "report": to_dict(report)})
         return
     if download is not None:
         _show_download(download)
@@ -869,7 +868,7 @@ def _contents_dry_run(
         found: dict[str, Any] = {"writes": [{"file": name, "size": count} for name, count in files.items()]}
         if destination is not None:
             found |= {"push_to": destination.repo_id, "private": destination.private}
-        _print_json({**(_download_dict(download) if download else {}), **found})
+        _print_json({**(download.to_dict() if download else {}), **found})
         return
     if download is not None:
         _show_download(download)
@@ -908,19 +907,6 @@ def _publish(folder: Path, destination: Destination | None, what: str) -> Publis
     published = publish(folder, destination, f"Upload {what}")
     _say(f"uploaded   {published.files} files, {size(published.size)}: {published.url}")
     return published
-
-
-def _published_dict(published: Published | None) -> dict[str, Any]:
-    if published is None:
-        return {}
-    return {
-        "published": {
-            "repository": published.repo_id,
-            "url": published.url,
-            "files": published.files,
-            "bytes": published.size,
-        }
-    }
 
 
 def _looked_up(
@@ -985,17 +971,6 @@ def _planned(
         raise listing.no_pair()
     best, reason = best_precision(held, provider, str(source))
     return plan(listing, best, media), reason
-
-
-def _download_dict(planned: Download) -> dict[str, Any]:
-    return {
-        "repository": planned.listing.source.repo_id,
-        "commit": planned.listing.commit,
-        "precision": planned.precision,
-        "files": [{"file": f.file.name, "size": f.file.size, "cached": f.cached} for f in planned.files],
-        "total_bytes": planned.total_bytes,
-        "missing_bytes": planned.missing_bytes,
-    }
 
 
 def _show_download(planned: Download) -> None:
@@ -1147,44 +1122,6 @@ def _show_stripped(result: Stripped[Report]) -> None:
     if result.left_out:
         out.print(plain(f"left out: {len(result.left_out)} files, {size(sum(result.left_out.values()))}"))
     out.print(plain(f"{result.folder} is ready", "bold green"))
-
-
-def _stripped_dict(result: Stripped[Report]) -> dict[str, Any]:
-    return {
-        "folder": str(result.folder),
-        "precision": result.precision,
-        "weights": _placed_dicts(result.placed),
-        "left_out": dict(result.left_out),
-        "proof": result.proof.to_dict() if result.proof is not None else None,
-    }
-
-
-def _placed_dicts(placed: Sequence[Placed]) -> list[dict[str, Any]]:
-    return [{"file": p.location, "size": p.size, "how": p.how, "sha256": p.sha256} for p in placed]
-
-
-def _repacked_dict(result: Repacked[Report], precision: str) -> dict[str, Any]:
-    return {
-        "folder": str(result.folder),
-        "precision": precision,
-        "weights": _placed_dicts(result.placed),
-        "kv_caches": {
-            layout: {"pairs": cost.pairs, "bytes_per_token": cost.bytes_per_token}
-            for layout, cost in result.costs.items()
-        },
-        "passes": [_outcome_dict(outcome) for outcome in result.outcomes],
-        **{role: [_outcome_dict(outcome) for outcome in found] for role, found in result.others.items()},
-        "proof": result.proof.to_dict() if result.proof is not None else None,
-    }
-
-
-def _outcome_dict(outcome: Outcome) -> dict[str, Any]:
-    return {
-        "pass": outcome.name,
-        "changed": outcome.changed,
-        "operators": outcome.operators,
-        "findings": [{"verb": f.verb, "subject": f.subject, "reason": f.reason} for f in outcome.findings],
-    }
 
 
 def _pass_names() -> list[str]:

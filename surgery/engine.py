@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from surgery.errors import ModelError, PassError, SurgeryError
 from surgery.graph import check_structure
@@ -62,6 +62,15 @@ class Outcome:
     changed: bool
     seconds: float
     touched: frozenset[Thing] = frozenset()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, keys in a fixed order."""
+        return {
+            "pass": self.name,
+            "changed": self.changed,
+            "operators": self.operators,
+            "findings": [{"verb": f.verb, "subject": f.subject, "reason": f.reason} for f in self.findings],
+        }
 
 
 def apply(

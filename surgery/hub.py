@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from surgery.errors import ExportError, nearest
 from surgery.export import ENCODERS, LICENSES, Modality, named_encoders, named_pairs
@@ -142,6 +142,17 @@ class Download:
     @property
     def missing_bytes(self) -> int:
         return sum(planned.file.size or 0 for planned in self.files if not planned.cached)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, keys in a fixed order; a size that a mirror hides is None."""
+        return {
+            "repository": self.listing.source.repo_id,
+            "commit": self.listing.commit,
+            "precision": self.precision,
+            "files": [{"file": f.file.name, "size": f.file.size, "cached": f.cached} for f in self.files],
+            "total_bytes": self.total_bytes,
+            "missing_bytes": self.missing_bytes,
+        }
 
 
 def hub_source(source: str, revision: str | None = None) -> HubSource | None:

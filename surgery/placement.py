@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol
 
 from surgery.conversion import Conversion, write_converted
 from surgery.staging import existing
@@ -66,6 +66,10 @@ class Placed:
     size: int
     how: Literal["copied", "linked", "consolidated", "converted"]
     sha256: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, keys in a fixed order."""
+        return {"file": self.location, "size": self.size, "how": self.how, "sha256": self.sha256}
 
 
 class Trail:

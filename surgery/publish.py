@@ -13,7 +13,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from surgery.errors import PublishError
 from surgery.hub import HubSource, explain
@@ -41,6 +41,10 @@ class Published:
     url: str
     files: int
     size: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, keys in a fixed order."""
+        return {"repository": self.repo_id, "url": self.url, "files": self.files, "bytes": self.size}
 
 
 def require_login(destination: Destination) -> str:

@@ -31,22 +31,39 @@ from surgery.manifest import manifest, refuse_foreign, sha256
 from surgery.media import EMBED, PROCESSORS, Part, check_export, media_config, usage, write_media_files
 from surgery.model import Model
 from surgery.placement import CopiesAhead, Placed, Placement, Progress, consolidated_size, unlinkable
-from surgery.staging import refuse_existing, refuse_holding, require_space, staged_folder
+from surgery.staging import ToDict, refuse_existing, refuse_holding, require_space, staged_folder
 
 Proof = TypeVar("Proof")
+Proof_co = TypeVar("Proof_co", covariant=True)
 
 
 @dataclass(frozen=True)
-class Repacked(Generic[Proof]):
+class Repacked(Generic[Proof_co]):
     """What a repack came to. `proof` is what the check returned; `others` are the passes of the graphs beside the
     decoder, by role."""
 
     folder: Path
+    precision: str
     outcomes: tuple[Outcome, ...]
     placed: tuple[Placed, ...]
     costs: dict[str, CacheCost]
-    proof: Proof | None
+    proof: Proof_co | None
     others: Mapping[str, tuple[Outcome, ...]] = field(default_factory=dict)
+
+    def to_dict(self: Repacked[ToDict]) -> dict[str, Any]:
+        """Plain values for JSON, keys in a fixed order; the passes of the other graphs are keyed by their roles."""
+        return {
+            "folder": str(self.folder),
+            "precision": self.precision,
+            "weights": [file.to_dict() for file in self.placed],
+            "kv_caches": {
+                layout: {"pairs": cost.pairs, "bytes_per_token": cost.bytes_per_token}
+                for layout, cost in self.costs.items()
+            },
+            "passes": [outcome.to_dict() for outcome in self.outcomes],
+            **{role: [outcome.to_dict() for outcome in found] for role, found in self.others.items()},
+            "proof": self.proof.to_dict() if self.proof is not None else None,
+        }
 
 
 def plan(
@@ -138,7 +155,7 @@ def repack(
             everything = [*outcomes, *(outcome for _, found in others.values() for outcome in found)]
             _add(stage, describe(stage, everything, proof), described)
     passed = {part.role: tuple(found) for part, (_, found) in others.items()}
-    return Repacked(target, tuple(outcomes), tuple(placed), cache_costs(model), proof, passed)
+    return Repacked(target, pair.precision, tuple(outcomes), tuple(placed), cache_costs(model), proof, passed)
 
 
 def contents(

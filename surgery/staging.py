@@ -17,6 +17,7 @@ import signal
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import FrameType
+from typing import Any, Protocol
 
 from surgery.errors import FolderError
 
@@ -34,6 +35,12 @@ _OPEN_FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFO
 
 Identity = tuple[int, int]
 """Device and inode: which folder it is, whatever its name is now."""
+
+
+class ToDict(Protocol):
+    """What the check of a staged folder returns where it is to be told in JSON, such as surgery.verify's Report."""
+
+    def to_dict(self) -> dict[str, Any]: ...
 
 
 @contextlib.contextmanager

@@ -27,12 +27,13 @@ from surgery.manifest import NAME as MANIFEST_FILE
 from surgery.manifest import manifest, refuse_foreign
 from surgery.model import Model
 from surgery.placement import Placed, Progress, unlinkable
-from surgery.staging import refuse_existing, refuse_holding, require_space, staged_folder
+from surgery.staging import ToDict, refuse_existing, refuse_holding, require_space, staged_folder
 
 GRAPHS = "onnx"
 """The folder of the graphs, where transformers.js looks for them."""
 
 Proof = TypeVar("Proof")
+Proof_co = TypeVar("Proof_co", covariant=True)
 
 _LEFT_OUT = ("vision_config", "audio_config", "text_config", "transformers.js_config")
 _CLASSES = {
@@ -45,14 +46,24 @@ _DTYPES = {"quantized": "q8"}
 
 
 @dataclass(frozen=True)
-class Stripped(Generic[Proof]):
+class Stripped(Generic[Proof_co]):
     """What a strip came to. `left_out` are files of a local source and their bytes; `proof` is what the check returned."""
 
     folder: Path
     precision: str
     placed: tuple[Placed, ...]
     left_out: Mapping[str, int]
-    proof: Proof | None
+    proof: Proof_co | None
+
+    def to_dict(self: Stripped[ToDict]) -> dict[str, Any]:
+        """Plain values for JSON, keys in a fixed order."""
+        return {
+            "folder": str(self.folder),
+            "precision": self.precision,
+            "weights": [file.to_dict() for file in self.placed],
+            "left_out": dict(self.left_out),
+            "proof": self.proof.to_dict() if self.proof is not None else None,
+        }
 
 
 def strip(

@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
@@ -32,11 +32,8 @@ if TYPE_CHECKING:
     from surgery.hub import Download, HubSource
     from surgery.inspection import ExportInspection, FolderInspection, Inspection
     from surgery.media import Part
-    from surgery.placement import Placed
     from surgery.publish import Destination, Published
-    from surgery.repack import Repacked
     from surgery.runtime import Provider as ProviderName
-    from surgery.strip import Stripped
     from surgery.verify.report import Report
 
 app = typer.Typer(
@@ -234,6 +231,7 @@ def repack(
     from surgery.repack import contents
     from surgery.repack import repack as run
     from surgery.staging import refuse_existing
+    from surgery.tables import show_repacked
 
     layout = kv_layout or (Layout.unique if preset is Preset.fast else Layout.aliased)
     _refuse_contradictions(preset, layout, runtime)
@@ -299,7 +297,7 @@ def repack(
             started=progress.started, progress=progress.advance,
         )  # fmt: skip
     if not as_json:
-        _show_repacked(result, layout.value)
+        show_repacked(_data(), result, layout.value)
     published = _publish(result.folder, destination, f"{pair.precision}, for ONNX Runtime GenAI")
     if as_json:
         _print_json({**result.to_dict(), **({"published": published.to_dict()} if published else {})})
@@ -399,6 +397,7 @@ def strip(
     from surgery.staging import refuse_existing
     from surgery.strip import contents
     from surgery.strip import strip as run
+    from surgery.tables import show_stripped
 
     provider = _provider(ep)
     destination = _destination(push_to, private)
@@ -418,7 +417,7 @@ def strip(
             weights=weights.value, force=force, check=check, started=progress.started, progress=progress.advance,
         )  # fmt: skip
     if not as_json:
-        _show_stripped(result)
+        show_stripped(_data(), result)
     published = _publish(result.folder, destination, f"{result.precision}, text only, as two graphs")
     if as_json:
         _print_json({**result.to_dict(), **({"published": published.to_dict()} if published else {})})
@@ -593,17 +592,13 @@ def diff(
 def passes(as_json: Json = False) -> None:
     """List every pass: what it does, and its options."""
     from passes.recipe import describe
-    from surgery.tables import show_rows
+    from surgery.tables import show_passes
 
     described = [describe(name) for name in _pass_names()]
     if as_json:
         _print_json(described)
         return
-    for entry in described:
-        options = [(o["name"], o["values"], o["default"]) for o in entry["options"]]
-        _data().print(f"{entry['name']}: {entry['summary']}", markup=False, highlight=False)
-        if options:
-            show_rows(_data(), "", ("  option", "values", "default"), [(f"  {n}", v, d) for n, v, d in options])
+    show_passes(_data(), described)
 
 
 @app.command()
@@ -779,23 +774,15 @@ def review(
     """Compare every model of a git repository that differs between two commits. Exit codes are those of diff."""
     from surgery.diff.comparison import read_aspects
     from surgery.diff.review import review as run
-    from surgery.diff.review import review_markdown, summary
-    from surgery.diff.terminal import show_comparison
-    from surgery.tables import plain
+    from surgery.diff.review import review_markdown
+    from surgery.diff.terminal import show_review
 
     failing = read_aspects(fail_on)
     found = run(Path(), base, head, read_aspects(ignore))
     if form is ReviewFormat.md:
         sys.stdout.write(review_markdown(found))
     else:
-        out = _data()
-        for one in found:
-            if one.comparison is not None:
-                show_comparison(out, one.comparison)
-            else:
-                out.print(plain(f"{one.name}: {one.state}", "bold"))
-            out.print()
-        out.print(plain(summary(found)))
+        show_review(_data(), found)
     if any(one.problem for one in found):
         raise typer.Exit(2)
     raise typer.Exit(1 if any(one.fails(failing) for one in found) else 0)
@@ -845,12 +832,13 @@ def _dry_run(download: Download | None, report: Comparison, as_json: bool) -> No
     """Say what the Hub would be asked for, if it is one, and what would change."""
     from surgery.diff.json_form import to_dict
     from surgery.diff.terminal import show_comparison
+    from surgery.tables import show_download
 
     if as_json:
         _print_json({**(download.to_dict() if download else {}), "report": to_dict(report)})
         return
     if download is not None:
-        _show_download(download)
+        show_download(_data(), download)
         _data().print()
     show_comparison(_data(), report)
 
@@ -859,11 +847,10 @@ def _contents_dry_run(
     files: Mapping[str, int | None], download: Download | None, destination: Destination | None, as_json: bool
 ) -> None:
     """Say what would be written, where it would be uploaded, and what the Hub would be asked for, if it is one."""
-    from surgery.tables import plain, show_rows, size
+    from surgery.tables import show_contents, show_download
 
-    if download is not None:  # what is not here yet is as large as the listing says
-        listed = {PurePosixPath(entry.file.name).name: entry.file.size for entry in download.files}
-        files = {n: listed.get(PurePosixPath(n).name) if size is None else size for n, size in files.items()}
+    if download is not None:
+        files = download.sized(files)
     if as_json:
         found: dict[str, Any] = {"writes": [{"file": name, "size": count} for name, count in files.items()]}
         if destination is not None:
@@ -871,13 +858,9 @@ def _contents_dry_run(
         _print_json({**(download.to_dict() if download else {}), **found})
         return
     if download is not None:
-        _show_download(download)
+        show_download(_data(), download)
         _data().print()
-    rows = [(name, "new" if count is None else size(count)) for name, count in files.items()]
-    show_rows(_data(), "would be written", ("file", "size"), rows, right="size")
-    if destination is not None:
-        kind = "the private repository " if destination.private else ""
-        _data().print(plain(f"{len(files)} files would be uploaded to {kind}{destination.repo_id}"))
+    show_contents(_data(), files, destination)
 
 
 def _destination(push_to: str | None, private: bool) -> Destination | None:
@@ -973,19 +956,6 @@ def _planned(
     return plan(listing, best, media), reason
 
 
-def _show_download(planned: Download) -> None:
-    from surgery.tables import plain, show_rows, size
-
-    listing = planned.listing
-    rows = [
-        (entry.file.name, "?" if entry.file.size is None else size(entry.file.size), "yes" if entry.cached else "no")
-        for entry in planned.files
-    ]
-    title = f"{listing.source.repo_id} {planned.precision}, commit {listing.commit[:12]}"
-    show_rows(_data(), title, ("file", "size", "cached"), rows, right="size")
-    _data().print(plain(f"{size(planned.total_bytes)} in all, {size(planned.missing_bytes)} to download"))
-
-
 def _below(path: Path, root: Path) -> Path:
     """A path as the manifest records it: relative to the export, so that it does not depend on the machine."""
     return path.relative_to(root) if path.is_relative_to(root) else Path(path.name)
@@ -1074,54 +1044,6 @@ class _GateFailed(Exception):
     def __init__(self, report: Report) -> None:
         super().__init__("a gate failed")
         self.report = report
-
-
-def _show_repacked(result: Repacked[Report], layout: str) -> None:
-    from surgery.tables import plain, show_outcome, show_report, size
-
-    out = _data()
-    graphs = {"decoder_model_merged": result.outcomes, **result.others}
-    for role, outcomes in graphs.items():
-        if result.others:
-            out.print(plain(role, "bold underline"))
-        for outcome in outcomes:
-            show_outcome(out, outcome)
-    out.print()
-    for name, cost in result.costs.items():
-        mark = "*" if name == layout else " "
-        out.print(
-            plain(
-                f"{mark} KV caches {name}: {cost.pairs} pairs, {size(cost.bytes_per_token)} per token, "
-                f"{size(cost.bytes_at(8192))} at 8,192 tokens"
-            )
-        )
-    out.print()
-    if result.proof is not None:
-        show_report(out, result.proof, brief=True)
-        out.print()
-    _show_placed(out, result.placed)
-    out.print(plain(f"{result.folder} is ready", "bold green"))
-
-
-def _show_placed(out: Console, placed: Sequence[Placed]) -> None:
-    from surgery.tables import plain, size
-
-    for file in placed:
-        shared = " (it shares its bytes with the source)" if file.how == "linked" else ""
-        out.print(plain(f"{file.location}: {size(file.size)} {file.how}{shared}"))
-
-
-def _show_stripped(result: Stripped[Report]) -> None:
-    from surgery.tables import plain, show_report, size
-
-    out = _data()
-    if result.proof is not None:
-        show_report(out, result.proof, brief=True)
-        out.print()
-    _show_placed(out, result.placed)
-    if result.left_out:
-        out.print(plain(f"left out: {len(result.left_out)} files, {size(sum(result.left_out.values()))}"))
-    out.print(plain(f"{result.folder} is ready", "bold green"))
 
 
 def _pass_names() -> list[str]:

@@ -143,6 +143,11 @@ class Download:
     def missing_bytes(self) -> int:
         return sum(planned.file.size or 0 for planned in self.files if not planned.cached)
 
+    def sized(self, files: Mapping[str, int | None]) -> dict[str, int | None]:
+        """`files` with the listed sizes of those whose own is None, because they are not here yet."""
+        listed = {PurePosixPath(entry.file.name).name: entry.file.size for entry in self.files}
+        return {name: listed.get(PurePosixPath(name).name) if size is None else size for name, size in files.items()}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, keys in a fixed order; a size that a mirror hides is None."""
         return {

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from surgery.engine import Outcome
 from surgery.errors import printable
@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 
     from surgery.bench import Benchmark
     from surgery.cuda.prediction import Prediction
+    from surgery.hub import Download
+    from surgery.placement import Placed
+    from surgery.publish import Destination
+    from surgery.repack import Repacked
+    from surgery.strip import Stripped
     from surgery.verify.report import Gate, Report, Section
 
 MARKS = {"added": ("+", "green"), "removed": ("-", "red"), "changed": ("~", "yellow"), "skipped": ("=", "dim")}
@@ -261,3 +266,76 @@ def show_prediction(console: Console, name: str, found: Prediction) -> None:
         console.print(plain(f"{names}: {reason}"))
     console.print(plain(found.advice, "red" if found.faults else ""))
     console.print(plain(f"{found.capture}\n"))
+
+
+def show_passes(console: Console, described: Sequence[Mapping[str, Any]]) -> None:
+    """Each pass as passes.recipe.describe tells of it: a line, and a table of its options where it has any."""
+    for entry in described:
+        console.print(f"{entry['name']}: {entry['summary']}", markup=False, highlight=False)
+        if options := [(f"  {o['name']}", o["values"], o["default"]) for o in entry["options"]]:
+            show_rows(console, "", ("  option", "values", "default"), options)
+
+
+def show_download(console: Console, planned: Download) -> None:
+    """The files that one precision of a repository needs, and how many bytes are still to come."""
+    listing = planned.listing
+    rows = [
+        (entry.file.name, "?" if entry.file.size is None else size(entry.file.size), "yes" if entry.cached else "no")
+        for entry in planned.files
+    ]
+    title = f"{listing.source.repo_id} {planned.precision}, commit {listing.commit[:12]}"
+    show_rows(console, title, ("file", "size", "cached"), rows, right="size")
+    console.print(plain(f"{size(planned.total_bytes)} in all, {size(planned.missing_bytes)} to download"))
+
+
+def show_contents(console: Console, files: Mapping[str, int | None], destination: Destination | None) -> None:
+    """What would be written, None being the size of what is new, and where it would be uploaded."""
+    rows = [(name, "new" if count is None else size(count)) for name, count in files.items()]
+    show_rows(console, "would be written", ("file", "size"), rows, right="size")
+    if destination is not None:
+        kind = "the private repository " if destination.private else ""
+        console.print(plain(f"{len(files)} files would be uploaded to {kind}{destination.repo_id}"))
+
+
+def show_repacked(console: Console, result: Repacked[Report], layout: str) -> None:
+    """The passes graph by graph, the KV caches of both layouts with `layout` marked, the proof, the weight files."""
+    graphs = {"decoder_model_merged": result.outcomes, **result.others}
+    for role, outcomes in graphs.items():
+        if result.others:
+            console.print(plain(role, "bold underline"))
+        for outcome in outcomes:
+            show_outcome(console, outcome)
+    console.print()
+    for name, cost in result.costs.items():
+        mark = "*" if name == layout else " "
+        console.print(
+            plain(
+                f"{mark} KV caches {name}: {cost.pairs} pairs, {size(cost.bytes_per_token)} per token, "
+                f"{size(cost.bytes_at(8192))} at 8,192 tokens"
+            )
+        )
+    console.print()
+    _show_proof(console, result.proof)
+    _show_placed(console, result.placed)
+    console.print(plain(f"{result.folder} is ready", "bold green"))
+
+
+def show_stripped(console: Console, result: Stripped[Report]) -> None:
+    """The proof, the weight files, and what was left out."""
+    _show_proof(console, result.proof)
+    _show_placed(console, result.placed)
+    if result.left_out:
+        console.print(plain(f"left out: {len(result.left_out)} files, {size(sum(result.left_out.values()))}"))
+    console.print(plain(f"{result.folder} is ready", "bold green"))
+
+
+def _show_proof(console: Console, proof: Report | None) -> None:
+    if proof is not None:
+        show_report(console, proof, brief=True)
+        console.print()
+
+
+def _show_placed(console: Console, placed: Sequence[Placed]) -> None:
+    for file in placed:
+        shared = " (it shares its bytes with the source)" if file.how == "linked" else ""
+        console.print(plain(f"{file.location}: {size(file.size)} {file.how}{shared}"))

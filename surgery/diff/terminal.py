@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from surgery.diff.comparison import Comparison
 from surgery.diff.outline import NONE, Row, Section, outline, title
+from surgery.diff.review import Reviewed, summary
 from surgery.tables import plain
 
 if TYPE_CHECKING:
@@ -23,6 +25,17 @@ def show_comparison(console: Console, comparison: Comparison, *, full: bool = Fa
     for section in outline(comparison):
         console.print()
         _show_section(console, section, full)
+
+
+def show_review(console: Console, found: Sequence[Reviewed]) -> None:
+    """The reports of all models that differ between two commits, and one line for all of them."""
+    for one in found:
+        if one.comparison is not None:
+            show_comparison(console, one.comparison)
+        else:
+            console.print(plain(f"{one.name}: {one.state}", "bold"))
+        console.print()
+    console.print(plain(summary(found)))
 
 
 def _show_section(console: Console, section: Section, full: bool) -> None:

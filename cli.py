@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
-from surgery.errors import ExportError, FolderError, RequestError, RuntimeMissing, SurgeryError, printable
+from surgery.errors import FolderError, RequestError, RuntimeMissing, SurgeryError, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from surgery.cuda.prediction import Prediction
     from surgery.diff import Comparison
     from surgery.export import Export, Modality, Pair
-    from surgery.hub import Download, HubSource
+    from surgery.hub import Download
     from surgery.inspection import ExportInspection, FolderInspection, Inspection
     from surgery.media import Part
     from surgery.publish import Destination, Published
@@ -230,6 +230,7 @@ def repack(
     from surgery.media import read_modalities
     from surgery.repack import contents
     from surgery.repack import repack as run
+    from surgery.source import Choice, given_pair, look_up, open_source
     from surgery.staging import refuse_existing
     from surgery.tables import show_repacked
 
@@ -256,7 +257,7 @@ def repack(
             f"--embed-device cpu and {f'--modalities {modalities}' if media else '--ep cpu'} do not go together: "
             + ("the embeddings are a graph of their own" if media else "on the CPU all is in host memory")
         )
-    given = _given_pair(embed, decoder)
+    choice = Choice(source, suited, precision, revision, given_pair(embed, decoder), media)
     level: Literal["1", "4"] | None = accuracy_level.value if accuracy_level else None
 
     def recipe_of(embed: Path) -> Recipe:
@@ -265,27 +266,29 @@ def repack(
 
     parts: list[Part] = []
     if dry_run:
-        export, pair, download = _looked_up(source, revision, precision, suited, given, media)
+        found = look_up(choice, _say)
+        export, pair = found.export, found.pair
         recipe = recipe_of(pair.embed)
         if media:
             recipe, parts, _ = _with_media(export, pair, recipe, media)
         if destination is not None:
             reports = dict.fromkeys((JSON_FILE, MARKDOWN_FILE))
             files = {**contents(export, pair, recipe_of(pair.embed), parts, weights.value), **reports}
-            _contents_dry_run(files, download, destination, as_json)
+            _contents_dry_run(files, found.download, destination, as_json)
             return
         planned = planned_report(export, pair, recipe, provider, runtime.value, parts)
-        _dry_run(download, planned, as_json)
+        _dry_run(found.download, planned, as_json)
         return
     refuse_existing(target, force=force)  # before gigabytes are fetched, not after
     _require_login(destination)
-    export, pair, reason = _opened(source, revision, precision, suited, given, media)
-    recipe, recorded = recipe_of(pair.embed), recipe_of(_below(pair.embed, export.root))
+    found = open_source(choice, _say)
+    export, pair = found.export, found.pair
+    recipe, recorded = recipe_of(pair.embed), recipe_of(export.below(pair.embed))
     texts: str | dict[str, str] = text(recorded)
     if media:
         recipe, parts, texts = _with_media(export, pair, recipe, media)
     _say(f"source     {export.root}")
-    _say(f"precision  {reason}")
+    _say(f"precision  {found.reason}")
     with _ByteProgress() as progress:
         check = _gate(pair, provider, progress) if validate else None
         result = run(
@@ -293,7 +296,7 @@ def repack(
             media=parts, recipe_text=texts,
             runtime=runtime.value,
             provider=provider, weights=weights.value, force=force, check=check,
-            describe=lambda *found: folder_reports(found[0], export, pair, *found[1:]),
+            describe=lambda *made: folder_reports(made[0], export, pair, *made[1:]),
             started=progress.started, progress=progress.advance,
         )  # fmt: skip
     if not as_json:
@@ -394,6 +397,7 @@ def strip(
     as_json: Json = False,
 ) -> None:
     """Make a text-only export: the two graphs of one precision, for two-session loops and transformers.js."""
+    from surgery.source import Choice, look_up, open_source
     from surgery.staging import refuse_existing
     from surgery.strip import contents
     from surgery.strip import strip as run
@@ -401,19 +405,20 @@ def strip(
 
     provider = _provider(ep)
     destination = _destination(push_to, private)
+    choice = Choice(source, provider, precision, revision)
     if dry_run:
-        export, pair, download = _looked_up(source, revision, precision, provider, None, ())
-        _contents_dry_run(contents(export, pair), download, destination, as_json)
+        found = look_up(choice, _say)
+        _contents_dry_run(contents(found.export, found.pair), found.download, destination, as_json)
         return
     refuse_existing(target, force=force)  # before gigabytes are fetched, not after
     _require_login(destination)
-    export, pair, reason = _opened(source, revision, precision, provider, None)
-    _say(f"source     {export.root}")
-    _say(f"precision  {reason}")
+    found = open_source(choice, _say)
+    _say(f"source     {found.export.root}")
+    _say(f"precision  {found.reason}")
     with _ByteProgress() as progress:
-        check = _gate_two_graphs(pair, provider, progress) if validate else None
+        check = _gate_two_graphs(found.pair, provider, progress) if validate else None
         result = run(
-            export, pair, target,
+            found.export, found.pair, target,
             weights=weights.value, force=force, check=check, started=progress.started, progress=progress.advance,
         )  # fmt: skip
     if not as_json:
@@ -499,6 +504,7 @@ def validate(
     as_json: Json = False,
 ) -> None:
     """Prove a folder: its structure, its numbers against the source, and the real runtime. Exit code 1 if a gate fails."""
+    from surgery.source import source_pair
     from surgery.tables import show_report
     from surgery.verify import Request
     from surgery.verify import validate as prove
@@ -517,7 +523,7 @@ def validate(
         watch=watch,
         bisect=bisect,
     )
-    pair = _source_pair(folder, against, precision)
+    pair = source_pair(folder, against, precision)
     with _ByteProgress() as progress:
         report = prove(folder, pair, provider=_provider(ep), request=request, progress=progress.stage)
     if as_json:
@@ -685,6 +691,7 @@ def bench(
 ) -> None:
     """Measure a folder in GenAI, and its source as two sessions: time to first token, rates, peak memory."""
     from surgery.bench import bench as run
+    from surgery.source import source_pair
     from surgery.tables import show_benchmarks
 
     _require_folder(folder)
@@ -692,7 +699,7 @@ def bench(
         raise FolderError(f"--contexts is {contexts!r}; whole numbers separated by commas are expected")
     found = run(
         folder,
-        _source_pair(folder, against, precision),
+        source_pair(folder, against, precision),
         provider=_provider(ep),
         contexts=[int(part) for part in contexts.split(",")],
         new_tokens=new_tokens,
@@ -818,16 +825,6 @@ def _require_folder(folder: Path) -> None:
         raise FolderError(f"{folder} has no {CONFIG_FILE}; a GenAI folder, as repack writes it, is expected")
 
 
-def _source_pair(folder: Path, against: str | None, precision: str | None) -> Pair | None:
-    """The pair that a folder was made from: of the precision that is named, or whose data files it has."""
-    from surgery.export import open_export
-
-    if against is None:
-        return None
-    export = open_export(Path(against))
-    return export.pair(precision) if precision else export.matching(_data_files(folder))
-
-
 def _dry_run(download: Download | None, report: Comparison, as_json: bool) -> None:
     """Say what the Hub would be asked for, if it is one, and what would change."""
     from surgery.diff.json_form import to_dict
@@ -890,90 +887,6 @@ def _publish(folder: Path, destination: Destination | None, what: str) -> Publis
     published = publish(folder, destination, f"Upload {what}")
     _say(f"uploaded   {published.files} files, {size(published.size)}: {published.url}")
     return published
-
-
-def _looked_up(
-    source: str,
-    revision: str | None,
-    precision: str | None,
-    provider: str,
-    given: Pair | None,
-    media: Sequence[Modality],
-) -> tuple[Export, Pair, Download | None]:
-    """Like `_opened`, but of a repository config.json and the graphs alone, which name its data files."""
-    from surgery.export import open_export
-    from surgery.hub import hub_source
-
-    hub = hub_source(source, revision) if given is None else None
-    if hub is None:
-        return *_opened(source, revision, precision, provider, given, media)[:2], None
-    planned = _planned(hub, precision, provider, media)[0]
-    listing = planned.listing
-    export = replace(open_export(listing.root), repo=listing.source.repo_id, revision=listing.commit)
-    return export, export.pair(planned.precision), planned
-
-
-def _opened(
-    source: str,
-    revision: str | None,
-    precision: str | None,
-    provider: str,
-    given: Pair | None,
-    media: Sequence[Modality] = (),
-) -> tuple[Export, Pair, str]:
-    """The export, the pair to repack, and why this one; from the Hub, a folder, or two files that are named."""
-    from surgery.export import open_export
-    from surgery.hub import fetch, hub_source
-
-    hub = hub_source(source, revision) if given is None else None
-    if hub is None:
-        export = open_export(Path(source), given)
-        if precision is not None:
-            return export, export.pair(precision), f"{precision}: as asked for"
-        return export, *export.best(provider)
-    planned, reason = _planned(hub, precision, provider, media)
-    listing = planned.listing
-    export = replace(open_export(fetch(planned)), repo=listing.source.repo_id, revision=listing.commit)
-    return export, export.pair(planned.precision), reason  # the cache's folder may hold other precisions as well
-
-
-def _planned(
-    source: HubSource, precision: str | None, provider: str, media: Sequence[Modality]
-) -> tuple[Download, str]:
-    """The download of the asked or the best precision, and the reason for it in words."""
-    from surgery.export import best_precision
-    from surgery.hub import list_files, plan
-
-    listing = list_files(source)
-    if listing.unreachable is not None:
-        _say(f"{listing.unreachable}: using the cache")
-    if precision is not None:
-        return plan(listing, precision, media), f"{precision}: as asked for"
-    held = list(listing.pairs)
-    if not held:
-        raise listing.no_pair()
-    best, reason = best_precision(held, provider, str(source))
-    return plan(listing, best, media), reason
-
-
-def _below(path: Path, root: Path) -> Path:
-    """A path as the manifest records it: relative to the export, so that it does not depend on the machine."""
-    return path.relative_to(root) if path.is_relative_to(root) else Path(path.name)
-
-
-def _given_pair(embed: Path | None, decoder: Path | None) -> Pair | None:
-    from surgery.export import Pair
-
-    if (embed is None) != (decoder is None):
-        raise ExportError("--embed and --decoder belong together: one pair of graphs is repacked")
-    return Pair("given", embed, decoder) if embed is not None and decoder is not None else None
-
-
-def _data_files(folder: Path) -> list[str]:
-    from surgery.genai import MODEL_FILE
-    from surgery.model import Model
-
-    return list(Model.open(folder / MODEL_FILE).weight_files)
 
 
 class _ByteProgress:

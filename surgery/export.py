@@ -90,6 +90,10 @@ class Export:
         _refuse_outside(path, self.root)
         return path
 
+    def below(self, path: Path) -> Path:
+        """A path as manifests record it: relative to the export, so that it does not depend on the machine."""
+        return path.relative_to(self.root) if path.is_relative_to(self.root) else Path(path.name)
+
     def pair(self, precision: str) -> Pair:
         """Raises ExportError naming the precisions that exist."""
         if precision in self.pairs:

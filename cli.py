@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
-from surgery.errors import FolderError, RequestError, RuntimeMissing, SurgeryError, printable
+from surgery.errors import FolderError, GateFailed, RequestError, SurgeryError, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from rich.console import Console
 
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from surgery.media import Part
     from surgery.publish import Destination, Published
     from surgery.runtime import Provider as ProviderName
-    from surgery.verify.report import Report
 
 app = typer.Typer(
     add_completion=False,
@@ -233,6 +232,7 @@ def repack(
     from surgery.source import Choice, given_pair, look_up, open_source
     from surgery.staging import refuse_existing
     from surgery.tables import show_repacked
+    from surgery.verify.closing import closing
 
     layout = kv_layout or (Layout.unique if preset is Preset.fast else Layout.aliased)
     _refuse_contradictions(preset, layout, runtime)
@@ -290,7 +290,7 @@ def repack(
     _say(f"source     {export.root}")
     _say(f"precision  {found.reason}")
     with _ByteProgress() as progress:
-        check = _gate(pair, provider, progress) if validate else None
+        check = closing(pair, provider, progress.stage) if validate else None
         result = run(
             export, pair, recipe, target,
             media=parts, recipe_text=texts,
@@ -402,6 +402,7 @@ def strip(
     from surgery.strip import contents
     from surgery.strip import strip as run
     from surgery.tables import show_stripped
+    from surgery.verify.closing import closing_two_graphs
 
     provider = _provider(ep)
     destination = _destination(push_to, private)
@@ -416,7 +417,7 @@ def strip(
     _say(f"source     {found.export.root}")
     _say(f"precision  {found.reason}")
     with _ByteProgress() as progress:
-        check = _gate_two_graphs(found.pair, provider, progress) if validate else None
+        check = closing_two_graphs(found.pair, provider, progress.stage) if validate else None
         result = run(
             found.export, found.pair, target,
             weights=weights.value, force=force, check=check, started=progress.started, progress=progress.advance,
@@ -920,45 +921,6 @@ class _ByteProgress:
             _say(f"proving    {text}")
 
 
-def _gate(pair: Pair, provider: ProviderName, progress: _ByteProgress) -> Callable[[Path], Report]:
-    """The check that repack ends with."""
-    from surgery.verify import Request
-    from surgery.verify import validate as prove
-
-    request = Request(scope="closing")
-    return _passing(lambda folder: prove(folder, pair, provider=provider, request=request, progress=progress.stage))
-
-
-def _gate_two_graphs(pair: Pair, provider: ProviderName, progress: _ByteProgress) -> Callable[[Path], Report]:
-    """The check that strip ends with."""
-    from surgery.verify.two_graphs import validate_two_graphs
-
-    return _passing(lambda folder: validate_two_graphs(folder, pair, provider=provider, progress=progress.stage))
-
-
-def _passing(prove: Callable[[Path], Report]) -> Callable[[Path], Report]:
-    """A check that raises with the report where a gate fails, so that the folder never appears."""
-
-    def check(folder: Path) -> Report:
-        try:
-            report = prove(folder)
-        except RuntimeMissing as error:
-            raise RuntimeMissing(
-                str(error), hint="--no-validate writes the folder unproven, for another machine"
-            ) from None
-        if not report.passed:
-            raise _GateFailed(report)
-        return report
-
-    return check
-
-
-class _GateFailed(Exception):
-    def __init__(self, report: Report) -> None:
-        super().__init__("a gate failed")
-        self.report = report
-
-
 def _pass_names() -> list[str]:
     from passes import PASSES
 
@@ -1054,7 +1016,7 @@ def main() -> None:
     except SurgeryError as error:
         _complain(error)
         _leave(2)
-    except _GateFailed as failed:
+    except GateFailed as failed:
         from surgery.tables import show_report
 
         show_report(_data(), failed.report)

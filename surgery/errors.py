@@ -1,10 +1,16 @@
 """Errors that a user can act on, and text that is safe to print.
 
 Every error names the file or tensor, what was expected and what was found; `hint` is the next step.
-The command line prints them as one sentence and exits with 2. Anything else that escapes is a defect of ours.
+The command line prints them as one sentence and exits with 2. GateFailed is a result, not a mistake: its exit code is 1.
+Anything else that escapes is a defect of ours.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from surgery.verify.report import Report
 
 LONGEST = 2000
 """Characters of a message. Names in a model may be megabytes long, and messages quote them."""
@@ -60,6 +66,14 @@ class RepositoryError(SurgeryError):
 
 class RuntimeMissing(SurgeryError):
     """onnxruntime or onnxruntime-genai is not installed, or lacks the provider that was asked for."""
+
+
+class GateFailed(Exception):
+    """A closing proof failed, so the folder was not written. `report` says which gates, and what they found."""
+
+    def __init__(self, report: Report) -> None:
+        super().__init__(f"a gate failed: {', '.join(gate.name for gate in report.failed)}")
+        self.report = report
 
 
 def printable(text: str) -> str:

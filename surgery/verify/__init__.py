@@ -1,6 +1,7 @@
 """Proof that a folder is its source.
 
 validation     the stages, in order, and what they find
+closing        the proof that repack and strip end with
 structure      the folder by itself: interface, configuration, caches, wiring
 prompts        the cases; prompt_file reads them from JSON Lines, prompts.jsonl are the shipped ones
 recording      what a model answers to the cases; golden keeps a recording in a file

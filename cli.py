@@ -8,22 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import enum
-import json
 import os
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
-from surgery.errors import FolderError, GateFailed, RequestError, SurgeryError, printable
+from surgery.console import ByteProgress, beside_git, data, git_goes_on, print_json, say, say_data
+from surgery.errors import FolderError, GateFailed, RequestError, SurgeryError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-    from rich.console import Console
 
     from passes.recipe import Recipe
     from surgery.cuda.prediction import Prediction
@@ -266,7 +263,7 @@ def repack(
 
     parts: list[Part] = []
     if dry_run:
-        found = look_up(choice, _say)
+        found = look_up(choice, say)
         export, pair = found.export, found.pair
         recipe = recipe_of(pair.embed)
         if media:
@@ -281,15 +278,15 @@ def repack(
         return
     refuse_existing(target, force=force)  # before gigabytes are fetched, not after
     _require_login(destination)
-    found = open_source(choice, _say)
+    found = open_source(choice, say)
     export, pair = found.export, found.pair
     recipe, recorded = recipe_of(pair.embed), recipe_of(export.below(pair.embed))
     texts: str | dict[str, str] = text(recorded)
     if media:
         recipe, parts, texts = _with_media(export, pair, recipe, media)
-    _say(f"source     {export.root}")
-    _say(f"precision  {found.reason}")
-    with _ByteProgress() as progress:
+    say(f"source     {export.root}")
+    say(f"precision  {found.reason}")
+    with ByteProgress() as progress:
         check = closing(pair, provider, progress.stage) if validate else None
         result = run(
             export, pair, recipe, target,
@@ -300,10 +297,10 @@ def repack(
             started=progress.started, progress=progress.advance,
         )  # fmt: skip
     if not as_json:
-        show_repacked(_data(), result, layout.value)
+        show_repacked(data(), result, layout.value)
     published = _publish(result.folder, destination, f"{pair.precision}, for ONNX Runtime GenAI")
     if as_json:
-        _print_json({**result.to_dict(), **({"published": published.to_dict()} if published else {})})
+        print_json({**result.to_dict(), **({"published": published.to_dict()} if published else {})})
 
 
 def _refuse_contradictions(preset: Preset, layout: Layout, runtime: Target) -> None:
@@ -408,25 +405,25 @@ def strip(
     destination = _destination(push_to, private)
     choice = Choice(source, provider, precision, revision)
     if dry_run:
-        found = look_up(choice, _say)
+        found = look_up(choice, say)
         _contents_dry_run(contents(found.export, found.pair), found.download, destination, as_json)
         return
     refuse_existing(target, force=force)  # before gigabytes are fetched, not after
     _require_login(destination)
-    found = open_source(choice, _say)
-    _say(f"source     {found.export.root}")
-    _say(f"precision  {found.reason}")
-    with _ByteProgress() as progress:
+    found = open_source(choice, say)
+    say(f"source     {found.export.root}")
+    say(f"precision  {found.reason}")
+    with ByteProgress() as progress:
         check = closing_two_graphs(found.pair, provider, progress.stage) if validate else None
         result = run(
             found.export, found.pair, target,
             weights=weights.value, force=force, check=check, started=progress.started, progress=progress.advance,
         )  # fmt: skip
     if not as_json:
-        show_stripped(_data(), result)
+        show_stripped(data(), result)
     published = _publish(result.folder, destination, f"{result.precision}, text only, as two graphs")
     if as_json:
-        _print_json({**result.to_dict(), **({"published": published.to_dict()} if published else {})})
+        print_json({**result.to_dict(), **({"published": published.to_dict()} if published else {})})
 
 
 @app.command()
@@ -446,11 +443,11 @@ def inspect(
     predicted = _predictions(found) if ep is Provider.cuda else {}
     if as_json:
         cuda = {"cuda": {name: one.to_dict() for name, one in predicted.items()}} if predicted else {}
-        _print_json({**found.to_dict(), **cuda})
+        print_json({**found.to_dict(), **cuda})
         return
-    show_inspection(_data(), found)
+    show_inspection(data(), found)
     for name, prediction in predicted.items():
-        show_prediction(_data(), name, prediction)
+        show_prediction(data(), name, prediction)
 
 
 def _predictions(found: Inspection | ExportInspection | FolderInspection) -> dict[str, Prediction]:
@@ -525,12 +522,12 @@ def validate(
         bisect=bisect,
     )
     pair = source_pair(folder, against, precision)
-    with _ByteProgress() as progress:
+    with ByteProgress() as progress:
         report = prove(folder, pair, provider=_provider(ep), request=request, progress=progress.stage)
     if as_json:
-        _print_json(report.to_dict())
+        print_json(report.to_dict())
     else:
-        show_report(_data(), report)
+        show_report(data(), report)
     raise typer.Exit(0 if report.passed else 1)
 
 
@@ -584,10 +581,10 @@ def diff(
         if not is_current(check, found):
             sys.stderr.write(f"error: {check} is not the report of these two; diff with --output {check} writes it\n")
             raise typer.Exit(1)
-        _say(f"{check} is the report of these two")
+        say(f"{check} is the report of these two")
         return
     if chosen == "terminal":
-        show_comparison(_data(), found, full=full)
+        show_comparison(data(), found, full=full)
     elif output is not None:
         write_report(output, FORMATS[chosen](found))
     else:
@@ -603,9 +600,9 @@ def passes(as_json: Json = False) -> None:
 
     described = [describe(name) for name in _pass_names()]
     if as_json:
-        _print_json(described)
+        print_json(described)
         return
-    show_passes(_data(), described)
+    show_passes(data(), described)
 
 
 @app.command()
@@ -631,13 +628,13 @@ def apply(
     steps = parse(recipe)
     arch = architecture(read_config(config)) if config else nearby_architecture(source)
     model, outcomes = run(Model.open(source, arch), steps)
-    with _ByteProgress() as progress:
+    with ByteProgress() as progress:
         model.save(target, weights=weights.value, force=force, progress=progress.advance)
     if as_json:
-        _print_json({"target": str(target), "passes": [outcome.to_dict() for outcome in outcomes]})
+        print_json({"target": str(target), "passes": [outcome.to_dict() for outcome in outcomes]})
     else:
         for outcome in outcomes:
-            show_outcome(_data(), outcome)
+            show_outcome(data(), outcome)
 
 
 @app.command()
@@ -671,7 +668,7 @@ def generate(
         prompt, new_tokens, sample or seed is not None, not raw, seed, tuple(image or ()), tuple(audio or ())
     )
     runs, pieces = run(folder, question, precision)
-    _say(f"runs       {runs}")
+    say(f"runs       {runs}")
     for piece in pieces:
         sys.stdout.write(piece)
         sys.stdout.flush()
@@ -704,12 +701,12 @@ def bench(
         provider=_provider(ep),
         contexts=[int(part) for part in contexts.split(",")],
         new_tokens=new_tokens,
-        progress=_say,
+        progress=say,
     )
     if as_json:
-        _print_json([one.to_dict() for one in found])
+        print_json([one.to_dict() for one in found])
     else:
-        show_benchmarks(_data(), found)
+        show_benchmarks(data(), found)
 
 
 @app.command("git-setup")
@@ -726,19 +723,19 @@ def git_setup(
     if unset:
         removed = take_away(scope, Path()).settings
         for setting in removed:
-            _say_data(f"removed {setting.text} from {setting.file}")
+            say_data(f"removed {setting.text} from {setting.file}")
         if not removed:
-            _say_data("nothing was there to remove")
+            say_data("nothing was there to remove")
         return
     done = set_up(scope, _program(), Path())
     for setting in done.settings:
-        _say_data(f"{'wrote to' if setting.changed else 'there already, in'} {setting.file}: {setting.text}")
+        say_data(f"{'wrote to' if setting.changed else 'there already, in'} {setting.file}: {setting.text}")
     if done.overruled_by:
-        _say_data(
+        say_data(
             f"but .gitattributes of this repository has the last word on *.onnx (diff: {done.overruled_by}); "
             "git-setup without --global wins over it"
         )
-    _say_data("git diff shows the report; git show and git log -p show lines of the graph, with --ext-diff the report")
+    say_data("git diff shows the report; git show and git log -p show lines of the graph, with --ext-diff the report")
 
 
 @app.command("git-textconv", hidden=True)
@@ -746,7 +743,7 @@ def git_textconv(file: Path) -> None:
     """The text of one graph, for git."""
     from surgery.diff.git_drivers import text_of
 
-    with _git_goes_on():
+    with git_goes_on():
         sys.stdout.write(text_of(file))
 
 
@@ -757,8 +754,8 @@ def git_diff(words: list[str]) -> None:
     from surgery.diff.terminal import show_comparison
     from surgery.tables import plain
 
-    out = _beside_git()
-    with _git_goes_on():
+    out = beside_git()
+    with git_goes_on():
         versions = Versions.parse(words)
         out.print(plain(versions.heading, "bold"), soft_wrap=True)
         found = compared(versions)
@@ -790,7 +787,7 @@ def review(
     if form is ReviewFormat.md:
         sys.stdout.write(review_markdown(found))
     else:
-        show_review(_data(), found)
+        show_review(data(), found)
     if any(one.problem for one in found):
         raise typer.Exit(2)
     raise typer.Exit(1 if any(one.fails(failing) for one in found) else 0)
@@ -814,9 +811,9 @@ def comment(
         raise FolderError(f"{file} cannot be read: {error}") from None
     posted = post(Site.from_environment(), PullRequest.parse(target), body, marker, update_only=update_only)
     if posted is None:
-        _say_data("there is no comment to update")
+        say_data("there is no comment to update")
         return
-    _say_data(f"{'created' if posted.created else 'updated'} {posted.url}")
+    say_data(f"{'created' if posted.created else 'updated'} {posted.url}")
 
 
 def _require_folder(folder: Path) -> None:
@@ -833,12 +830,12 @@ def _dry_run(download: Download | None, report: Comparison, as_json: bool) -> No
     from surgery.tables import show_download
 
     if as_json:
-        _print_json({**(download.to_dict() if download else {}), "report": to_dict(report)})
+        print_json({**(download.to_dict() if download else {}), "report": to_dict(report)})
         return
     if download is not None:
-        show_download(_data(), download)
-        _data().print()
-    show_comparison(_data(), report)
+        show_download(data(), download)
+        data().print()
+    show_comparison(data(), report)
 
 
 def _contents_dry_run(
@@ -853,12 +850,12 @@ def _contents_dry_run(
         found: dict[str, Any] = {"writes": [{"file": name, "size": count} for name, count in files.items()]}
         if destination is not None:
             found |= {"push_to": destination.repo_id, "private": destination.private}
-        _print_json({**(download.to_dict() if download else {}), **found})
+        print_json({**(download.to_dict() if download else {}), **found})
         return
     if download is not None:
-        show_download(_data(), download)
-        _data().print()
-    show_contents(_data(), files, destination)
+        show_download(data(), download)
+        data().print()
+    show_contents(data(), files, destination)
 
 
 def _destination(push_to: str | None, private: bool) -> Destination | None:
@@ -876,7 +873,7 @@ def _require_login(destination: Destination | None) -> None:
     if destination is not None:
         from surgery.publish import require_login
 
-        _say(f"upload     to {destination.repo_id}, as {require_login(destination)}")
+        say(f"upload     to {destination.repo_id}, as {require_login(destination)}")
 
 
 def _publish(folder: Path, destination: Destination | None, what: str) -> Published | None:
@@ -886,39 +883,8 @@ def _publish(folder: Path, destination: Destination | None, what: str) -> Publis
     if destination is None:
         return None
     published = publish(folder, destination, f"Upload {what}")
-    _say(f"uploaded   {published.files} files, {size(published.size)}: {published.url}")
+    say(f"uploaded   {published.files} files, {size(published.size)}: {published.url}")
     return published
-
-
-class _ByteProgress:
-    """A progress bar over bytes on stderr; silent where stderr is not a terminal."""
-
-    def __init__(self) -> None:
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-        talk = _talk()
-        self._progress = Progress(*columns, console=talk, transient=True, disable=not talk.is_terminal)
-        self._task = self._progress.add_task("weights", total=None, visible=False)
-
-    def __enter__(self) -> _ByteProgress:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def started(self, total: int) -> None:
-        self._progress.update(self._task, total=total, visible=True)
-
-    def advance(self, count: int) -> None:
-        self._progress.advance(self._task, count)
-
-    def stage(self, text: str) -> None:
-        """A stage of the proof, `stage: detail`; a log gets the stages alone."""
-        self._progress.update(self._task, description=text, visible=True, total=None)
-        if not self._progress.console.is_terminal and ":" not in text:
-            _say(f"proving    {text}")
 
 
 def _pass_names() -> list[str]:
@@ -935,63 +901,10 @@ def _provider(ep: Provider) -> ProviderName:
     return "cuda" if ep is Provider.cuda else "cpu"
 
 
-def _data() -> Console:
-    """Stdout; 110 columns where it is not a terminal, so that redirected tables do not depend on one."""
-    from rich.console import Console
-
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-
-
-def _talk() -> Console:
-    from rich.console import Console
-
-    return Console(stderr=True, highlight=False)
-
-
-def _say(text: str) -> None:
-    """A line of talk, never broken: a log is not a terminal."""
-    _talk().print(text, markup=False, soft_wrap=True)
-
-
-@contextlib.contextmanager
-def _git_goes_on() -> Iterator[None]:
-    """Say what went wrong where the answer would stand: git stops at a driver that fails, and the rest is not shown."""
-    try:
-        yield
-    except SurgeryError as error:
-        _say_data(str(error))
-    except Exception as error:
-        if os.environ.get("GEMMA4_SURGERY_TRACEBACK"):
-            raise
-        _say_data(f"a defect of gemma4-surgery: {type(error).__name__}: {error}")
-
-
-def _beside_git() -> Console:
-    """Stdout as git has it: in colour where git's own diff is, as wide as the pager."""
-    from rich.console import Console
-
-    from surgery.diff import git
-
-    shown = sys.stdout.isatty() or "GIT_PAGER_IN_USE" in os.environ
-    colour = git.run(Path(), "config", "--get-colorbool", "color.diff", str(shown).lower()).stdout.strip() == "true"
-    columns = os.environ.get("COLUMNS", "")
-    width = int(columns) if columns.isdecimal() else None if sys.stdout.isatty() else 120
-    return Console(highlight=False, force_terminal=colour, width=width)
-
-
 def _program() -> list[str]:
     """How this program is run again, from any folder: the installed command, or this file with its interpreter."""
     script = Path(sys.argv[0]).absolute()
     return [sys.executable, str(script)] if script.suffix == ".py" else [str(script)]
-
-
-def _say_data(text: str) -> None:
-    """A line of data, never broken."""
-    sys.stdout.write(f"{printable(text)}\n")
-
-
-def _print_json(value: object) -> None:
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def _complain(error: SurgeryError) -> None:
@@ -1019,7 +932,7 @@ def main() -> None:
     except GateFailed as failed:
         from surgery.tables import show_report
 
-        show_report(_data(), failed.report)
+        show_report(data(), failed.report)
         sys.stderr.write("error: a gate failed, so the folder was not written; --no-validate writes it unproven\n")
         _leave(1)
     except BrokenPipeError:

@@ -399,7 +399,6 @@ def strip(
     from surgery.strip import contents
     from surgery.strip import strip as run
     from surgery.tables import show_stripped
-    from surgery.verify.closing import closing_two_graphs
 
     provider = _provider(ep)
     destination = _destination(push_to, private)
@@ -408,6 +407,8 @@ def strip(
         found = look_up(choice, say)
         _contents_dry_run(contents(found.export, found.pair), found.download, destination, as_json)
         return
+    from surgery.verify.closing import closing_two_graphs  # a dry run does not wait for it
+
     refuse_existing(target, force=force)  # before gigabytes are fetched, not after
     _require_login(destination)
     found = open_source(choice, say)

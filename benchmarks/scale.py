@@ -71,7 +71,7 @@ def rows(name: str, source: Path, runs: dict[str, list[Run]]) -> list[str]:
 
 
 def main() -> None:
-    if len(sys.argv) < 2:
+    if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
         sys.exit("usage: python -m benchmarks.scale WORK [FIXTURE:PRECISION ...]")
     work = Path(sys.argv[1])
     work.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,7 @@ NOTES: Sequence[Note] = (
     Note(
         ("loads",),
         "refused",
-        "0.12 and 0.13 load nothing but the last layout.",
+        "0.12 and 0.13 load nothing but the layout of --target genai-0.12.",
         "They do not know the type gemma4_text, and allocate every cache with the one size that the configuration has.",
     ),
     Note(

@@ -60,12 +60,14 @@ def model_card(
     recipe: str | Mapping[str, str] = "",
     rewritten: bool = False,
     modalities: Sequence[Modality] = (),
+    needs: str = "",
     further: str = "",
 ) -> str:
     """The text of README.md, for a folder of which everything else is known.
 
     `recipe` is the manifest's, of one graph or by role; `rewritten` is whether it changed weights; `modalities` is what
-    the folder takes beside text, and `further` a section on how. Raises nothing for a source whose own card is missing or damaged: it then says less.
+    the folder takes beside text, and `further` a section on how; `needs` says which runtimes can run it. Raises nothing
+    for a source whose own card is missing or damaged: it then says less.
     """
     told = read_told(export)
     title = export.repo.partition("/")[2] if export.repo else _FAMILIES[export.architecture.family]
@@ -73,7 +75,7 @@ def model_card(
         f"---\n{_metadata(export, kind, told, modalities).to_yaml()}\n---",
         f"# {title}, {pair.precision}, {_TITLES[kind]}",
         _introduction(export, kind, rewritten, modalities),
-        _genai_usage(export) if kind == "genai" else _two_graph_usage(export),
+        _genai_usage(export, needs) if kind == "genai" else _two_graph_usage(export),
         *([further] if further else []),
         _provenance(export, pair, recipe, placed),
         _licence(told),
@@ -140,11 +142,12 @@ def _introduction(export: Export, kind: Kind, rewritten: bool, modalities: Seque
     return f"Made from {source} by operating on its graphs: {what}.{takes} {weights}"
 
 
-def _genai_usage(export: Export) -> str:
+def _genai_usage(export: Export, needs: str) -> str:
     length = min(_MAX_LENGTH, export.architecture.context_length)
+    asked = f" {needs}" if needs else ""
     return f'''## Python
 
-`pip install onnxruntime-genai`, then in the folder of this repository:
+`pip install onnxruntime-genai`, then in the folder of this repository.{asked}
 
 ```python
 import json

@@ -30,6 +30,7 @@ from surgery.manifest import NAME as MANIFEST_FILE
 from surgery.manifest import manifest, refuse_foreign, sha256
 from surgery.media import EMBED, PROCESSORS, Part, check_export, media_config, usage, write_media_files
 from surgery.model import Model
+from surgery.oldest import oldest_runtimes
 from surgery.placement import CopiesAhead, Placed, Placement, Progress, consolidated_size, unlinkable
 from surgery.staging import ToDict, refuse_existing, refuse_holding, require_space, staged_folder
 
@@ -145,6 +146,7 @@ def repack(
         card = model_card(
             export, pair, "genai", placed,
             recipe=recipe_text, rewritten=rewritten, modalities=modalities, further=usage(modalities) if media else "",
+            needs=str(oldest_runtimes(model, runtime, multimodal=bool(media))),
         )  # fmt: skip
         write_text(stage / CARD_FILE, card)
         ahead.close()

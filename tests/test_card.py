@@ -7,18 +7,23 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
 
-from passes.recipe import compatible, text
+import fixtures
+from passes.recipe import Recipe, compatible, fast, text
 from surgery.card import model_card
 from surgery.export import Export, open_export
+from surgery.genai import Target
 from surgery.manifest import sha256
+from surgery.oldest import oldest_runtimes
 from surgery.placement import Placed
-from surgery.repack import repack
+from surgery.repack import plan, repack
 from surgery.strip import strip
 
 ROOT = Path(__file__).parent.parent
@@ -69,6 +74,38 @@ def test_the_python_example_runs_in_the_folder(folders: dict[str, Path], kind: s
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    "made, target, multimodal, needs",
+    [
+        (compatible, "genai-0.14", False, "onnxruntime-genai 0.14 or later."),
+        (compatible, "genai-0.12", False, "onnxruntime-genai 0.12 or later."),
+        (compatible, "genai-0.14", True, "onnxruntime-genai 0.15 or later."),
+        (fast, "genai-0.14", False, "onnxruntime-genai 0.14 and onnxruntime 1.31, or later versions of both."),
+        (partial(fast, onnxruntime="1.27"), "genai-0.14", False, "onnxruntime 1.27, or later versions of both."),
+        (partial(fast, provider="cuda"), "genai-0.14", False, "onnxruntime 1.31, or later versions of both."),
+    ],
+)
+def test_the_oldest_runtimes_are_read_from_the_graph(
+    made: Callable[[Path], Recipe], target: Target, multimodal: bool, needs: str
+) -> None:
+    export = open_export(TINY)
+    pair = export.pair("q4")
+    model, _ = plan(pair, export, made(pair.embed))
+    assert str(oldest_runtimes(model, target, multimodal=multimodal)).endswith(needs)
+
+
+def test_kv_heads_that_differ_need_a_newer_runtime(tmp_path: Path) -> None:
+    fixtures.build("tiny-31b", "q4", tmp_path / "export")
+    export = open_export(tmp_path / "export")
+    pair = export.pair("q4")
+    model, _ = plan(pair, export, compatible(pair.embed))
+    assert oldest_runtimes(model, "genai-0.14", multimodal=False).genai == "0.15"
+
+
+def test_the_card_says_which_runtimes(folders: dict[str, Path]) -> None:
+    assert "It needs onnxruntime-genai 0.14 or later." in (folders["genai"] / "README.md").read_text()
 
 
 def test_the_csharp_example_calls_what_the_python_one_does(folders: dict[str, Path]) -> None:

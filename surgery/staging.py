@@ -57,6 +57,7 @@ def staged_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
         try:
             yield claim.stage
             _flush(claim.stage)
+            _stop_if_told()
             claim.publish(force=force)
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
@@ -108,12 +109,23 @@ def unwind_when_told_to_stop() -> None:
 
     def stop(number: int, frame: FrameType | None) -> None:
         signal.signal(number, signal.SIG_IGN)  # a second one must not cut the cleaning short
+        _told.append(number)
         raise SystemExit(128 + number)
 
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
             signal.signal(number, stop)
+
+
+_told: list[int] = []
+"""Signals that told this process to stop."""
+
+
+def _stop_if_told() -> None:
+    """Python drops an exception that is raised while it runs a callback of its own: the signal still counts."""
+    if _told:
+        raise SystemExit(128 + _told[0])
 
 
 @contextlib.contextmanager

@@ -250,6 +250,7 @@ def test_a_run_that_is_told_to_stop_cleans_up(number: signal.Signals, source: Pa
         remove(path, ignore_errors=ignore_errors)
 
     def work() -> None:
+        signal.signal(number, signal.SIG_DFL)  # a shell's background job starts with some that are ignored
         unwind_when_told_to_stop()
         shutil.rmtree = slow_remove  # type: ignore[assignment]
         run(source, tmp_path / "made" / "out")
@@ -260,6 +261,27 @@ def test_a_run_that_is_told_to_stop_cleans_up(number: signal.Signals, source: Pa
     seen(tmp_path / "cleaning", pid)
     os.kill(pid, number)
     assert ended(pid) == 128 + number
+    assert names(tmp_path) == []
+
+
+@needs_fork
+def test_a_signal_whose_exception_is_dropped_still_counts(source: Path, tmp_path: Path) -> None:
+    """Python prints and drops what is raised inside a callback, a destructor's for one."""
+
+    class Careless:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0)
+
+    def work() -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        unwind_when_told_to_stop()
+        with staged_folder(tmp_path / "out") as stage:
+            (stage / "file").touch()
+            careless = Careless()
+            del careless
+
+    assert ended(child(work)) == 128 + signal.SIGTERM
     assert names(tmp_path) == []
 
 
@@ -279,7 +301,8 @@ def test_an_ignored_signal_stays_ignored(tmp_path: Path) -> None:
 def test_the_command_cleans_up_and_says_by_its_exit_code_that_it_was_stopped(
     number: signal.Signals, source: Path, tmp_path: Path
 ) -> None:
-    wait = "from surgery import placement as p; import time, sys, cli; p._moved = lambda *a: iter(lambda: time.sleep(9), 1)"
+    heard = f"import signal; signal.signal({int(number)}, signal.SIG_DFL)"
+    wait = f"{heard}; from surgery import placement as p; import time, sys, cli; p._moved = lambda *a: (time.sleep(0.2) or 0 for _ in range(20))"
     command = [sys.executable, "-c", f"{wait}; cli.main()"]
     arguments = ["repack", str(source), str(tmp_path / "out"), "--no-validate", "--ep", "cpu"]
     process = subprocess.Popen(

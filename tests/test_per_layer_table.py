@@ -35,8 +35,8 @@ PRECISIONS = ("fp32", "fp16", "q4", "q4f16", "quantized")
 IDS = np.array([[1, 127, 113, 114, 5, 0], [9, 10, 11, 12, 126, 2]])
 
 
-def embed(precision: str) -> Model:
-    export = open_export(TINY)
+def embed(precision: str, source: Path = TINY) -> Model:
+    export = open_export(source)
     return Model.open(export.pair(precision).embed, export.architecture)
 
 
@@ -54,7 +54,7 @@ def stored(path: Path) -> dict[str, tuple[int, tuple[int, ...], bytes]]:
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_split_and_the_way_back_through_files(precision: str, weights: str, tmp_path: Path) -> None:
     """E2B's tables in miniature: 10 layers of 32 values; one block a layer, so that zero points share bytes."""
-    before = embed(precision)
+    before = embed(precision, shutil.copytree(TINY, tmp_path / "source"))
     truth = outputs(before.path)
     split, (outcome,) = apply(before, [SplitPerLayerTable()])
     split.save(tmp_path / "split.onnx", weights=weights)  # type: ignore[arg-type]

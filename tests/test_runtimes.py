@@ -285,4 +285,13 @@ def test_the_committed_table_is_that_of_its_json() -> None:
     committed = Matrix.from_json(command.DOCUMENT.with_suffix(".json").read_text("utf-8"))
     assert took and markdown(committed, took[0]) == text
     assert {column.genai for column in committed.columns} == set(VERSIONS)
-    assert not {"wrong", "crash"} & {outcome.verdict for each in committed.rows for outcome in each.outcomes}
+    bad = {
+        (each.layout, each.question, outcome.verdict)
+        for each in committed.rows
+        for outcome in each.outcomes
+        if outcome.verdict in ("wrong", "crash")
+    }
+    noted = {(question, note.verdict) for note in NOTES for question in note.questions}
+    assert {(question, verdict) for _, question, verdict in bad if verdict == "wrong"} <= noted
+    assert {layout for layout, _, verdict in bad if verdict == "crash"} == {"fast"}, "below ONNX Runtime 1.31"
+    assert {layout for layout, _, verdict in bad} == {"fast", "fast, for ONNX Runtime 1.27"}

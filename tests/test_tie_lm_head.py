@@ -100,8 +100,8 @@ def test_second_run_finds_nothing_to_do(precision: str) -> None:
     assert wanted in str(again.findings[0])
 
 
-def test_links_stay_whole_files(tmp_path: Path) -> None:
-    model, _ = tied(TINY, "q4")
+def test_links_stay_whole_files(source: Path, tmp_path: Path) -> None:
+    model, _ = tied(source, "q4")
     placed = model.save(tmp_path / "model.onnx", weights="link")
     sizes = {entry.location: entry.size for entry in placed}
     assert all((TINY / "onnx" / name).stat().st_size == size for name, size in sizes.items())

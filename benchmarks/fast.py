@@ -45,7 +45,8 @@ class Subject:
 def main() -> None:
     options = _options()
     export = open_export(options.export)
-    heads = ["precision", "side", *(f"decode at {n}" for n in options.contexts), "peak"]
+    heads = ["precision", "side", *(f"decode at {n}" for n in options.contexts)]
+    heads += ["peak"] if options.contexts else []
     for prompt in options.prompts:
         heads += [f"prefill of {prompt}", "peak"]
     print(_row(heads))

@@ -38,6 +38,8 @@ BEST = {
 
 LICENSES = ("LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE", "NOTICE.md", "NOTICE.txt")
 """Names under which a repository has the words that go along with its weights."""
+MEDIA_FILES = ("processor_config.json", "preprocessor_config.json")
+"""Hugging Face's own processor files. GenAI does not read them; what it reads is made of the first."""
 
 Modality = Literal["image", "audio"]
 """What a model takes beside text."""

@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from surgery.errors import ExportError, nearest
-from surgery.export import ENCODERS, LICENSES, Modality, named_encoders, named_pairs
+from surgery.export import ENCODERS, LICENSES, MEDIA_FILES, Modality, named_encoders, named_pairs
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
@@ -37,9 +37,6 @@ SIDE_FILES = (
     *LICENSES,
 )
 """What a repack reads beside the graphs; for images and sound it reads MEDIA_FILES as well."""
-
-MEDIA_FILES = ("processor_config.json", "preprocessor_config.json")
-"""Hugging Face's own processor files. GenAI does not read them; what it reads is made of the first."""
 
 PARALLEL = 4
 """Files fetched at a time; hf-xet fetches the chunks of each in parallel besides."""

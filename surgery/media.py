@@ -26,11 +26,10 @@ from typing import TYPE_CHECKING, Any
 
 from surgery.engine import Pass
 from surgery.errors import ExportError, ModelError
-from surgery.export import ENCODERS, Export, Modality
+from surgery.export import ENCODERS, MEDIA_FILES, Export, Modality
 from surgery.gemma4 import read_config, text_config
 from surgery.genai import Target, genai_config, write_json
 from surgery.graph import tensor_type
-from surgery.hub import MEDIA_FILES
 from surgery.model import Model
 
 if TYPE_CHECKING:

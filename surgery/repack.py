@@ -11,7 +11,7 @@ from surgery.card import CARD_FILE, model_card
 from surgery.cuda.prediction import require_cuda
 from surgery.engine import Outcome, Pass, apply
 from surgery.errors import SurgeryError
-from surgery.export import ENCODERS, Export, Pair
+from surgery.export import ENCODERS, MEDIA_FILES, Export, Pair
 from surgery.genai import (
     CONFIG_FILE,
     COPIED,
@@ -25,7 +25,6 @@ from surgery.genai import (
     write_side_files,
     write_text,
 )
-from surgery.hub import MEDIA_FILES
 from surgery.manifest import NAME as MANIFEST_FILE
 from surgery.manifest import manifest, refuse_foreign, sha256
 from surgery.media import EMBED, PROCESSORS, Part, check_export, media_config, usage, write_media_files

@@ -16,21 +16,21 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
-from surgery.console import ByteProgress, beside_git, data, git_goes_on, print_json, say, say_data
+from surgery.commands.console import ByteProgress, beside_git, data, git_goes_on, print_json, say, say_data
 from surgery.errors import FolderError, GateFailed, RequestError, SurgeryError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from passes.recipe import Recipe
+    from surgery.compare import Comparison
     from surgery.cuda.prediction import Prediction
-    from surgery.diff import Comparison
-    from surgery.export import Export, Modality, Pair
-    from surgery.hub import Download
-    from surgery.inspection import ExportInspection, FolderInspection, Inspection
-    from surgery.media import Part
-    from surgery.publish import Destination, Published
-    from surgery.runtime import Provider as ProviderName
+    from surgery.folder.inspection import ExportInspection, FolderInspection, Inspection
+    from surgery.folder.multimodal import Part
+    from surgery.folder.publishing import Destination, Published
+    from surgery.runtime.sessions import Provider as ProviderName
+    from surgery.source.export import Export, Modality, Pair
+    from surgery.source.hub import Download
 
 app = typer.Typer(
     add_completion=False,
@@ -221,15 +221,15 @@ def repack(
 ) -> None:
     """Turn an export into a folder that ONNX Runtime GenAI loads, and prove it."""
     from passes.recipe import kept_in_host_memory, per_layer_tables, text
-    from surgery.diff.evidence import JSON_FILE, MARKDOWN_FILE
-    from surgery.diff.folder import folder_reports, planned_report
-    from surgery.media import read_modalities
-    from surgery.repack import contents
-    from surgery.repack import repack as run
-    from surgery.source import Choice, given_pair, look_up, open_source
-    from surgery.staging import refuse_existing
-    from surgery.tables import show_repacked
-    from surgery.verify.closing import closing
+    from surgery.commands.rendering import show_repacked
+    from surgery.compare.folder_report import folder_reports, planned_report
+    from surgery.compare.provenance import JSON_FILE, MARKDOWN_FILE
+    from surgery.files.atomic import refuse_existing
+    from surgery.folder.building import contents
+    from surgery.folder.building import repack as run
+    from surgery.folder.multimodal import read_modalities
+    from surgery.source.opening import Choice, given_pair, look_up, open_source
+    from surgery.verify.closing_proof import closing
 
     layout = kv_layout or (Layout.unique if preset is Preset.fast else Layout.aliased)
     _refuse_contradictions(preset, layout, runtime)
@@ -361,8 +361,8 @@ def _with_media(
 ) -> tuple[Recipe, list[Part], dict[str, str]]:
     """The decoder's recipe, the graphs beside it with theirs, and all of them as the manifest records them."""
     from passes.recipe import multimodal, text
-    from surgery.export import ENCODERS
-    from surgery.media import EMBED, Part, check_export, most_patches
+    from surgery.folder.multimodal import EMBED, Part, check_export, most_patches
+    from surgery.source.export import ENCODERS
 
     check_export(export, media)
     tokens = {modality: export.placeholder(modality) for modality in media}
@@ -394,11 +394,11 @@ def strip(
     as_json: Json = False,
 ) -> None:
     """Make a text-only export: the two graphs of one precision, for two-session loops and transformers.js."""
-    from surgery.source import Choice, look_up, open_source
-    from surgery.staging import refuse_existing
-    from surgery.strip import contents
-    from surgery.strip import strip as run
-    from surgery.tables import show_stripped
+    from surgery.commands.rendering import show_stripped
+    from surgery.files.atomic import refuse_existing
+    from surgery.folder.text_only import contents
+    from surgery.folder.text_only import strip as run
+    from surgery.source.opening import Choice, look_up, open_source
 
     provider = _provider(ep)
     destination = _destination(push_to, private)
@@ -407,7 +407,7 @@ def strip(
         found = look_up(choice, say)
         _contents_dry_run(contents(found.export, found.pair), found.download, destination, as_json)
         return
-    from surgery.verify.closing import closing_two_graphs  # a dry run does not wait for it
+    from surgery.verify.closing_proof import closing_two_graphs  # a dry run does not wait for it
 
     refuse_existing(target, force=force)  # before gigabytes are fetched, not after
     _require_login(destination)
@@ -437,8 +437,8 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Show what is in there: interface, layers, KV caches, operators, bytes. No weight is read."""
-    from surgery.inspection import inspect as look
-    from surgery.tables import show_inspection, show_prediction
+    from surgery.commands.rendering import show_inspection, show_prediction
+    from surgery.folder.inspection import inspect as look
 
     found = look(Path(source), precision)
     predicted = _predictions(found) if ep is Provider.cuda else {}
@@ -454,8 +454,8 @@ def inspect(
 def _predictions(found: Inspection | ExportInspection | FolderInspection) -> dict[str, Prediction]:
     """Graph -> where its nodes would go on CUDA."""
     from surgery.cuda.prediction import predict
-    from surgery.inspection import ExportInspection, FolderInspection
-    from surgery.model import Model
+    from surgery.folder.inspection import ExportInspection, FolderInspection
+    from surgery.graph.model import Model
 
     graphs = found.graphs if isinstance(found, ExportInspection | FolderInspection) else (found,)
     return {graph.path.name: predict(Model.open(graph.path)) for graph in graphs}
@@ -503,8 +503,8 @@ def validate(
     as_json: Json = False,
 ) -> None:
     """Prove a folder: its structure, its numbers against the source, and the real runtime. Exit code 1 if a gate fails."""
-    from surgery.source import source_pair
-    from surgery.tables import show_report
+    from surgery.commands.rendering import show_report
+    from surgery.source.opening import source_pair
     from surgery.verify import Request
     from surgery.verify import validate as prove
     from surgery.verify.prompt_file import read_prompts
@@ -566,11 +566,11 @@ def diff(
     ] = None,
 ) -> None:
     """Report what differs between two models. Exit code 0: nothing; 1: something; 2: trouble."""
-    from surgery.diff import compare, open_sides
-    from surgery.diff.comparison import read_aspects
-    from surgery.diff.evidence import read_validation
-    from surgery.diff.formats import FORMATS, format_of, is_current, write_report
-    from surgery.diff.terminal import show_comparison
+    from surgery.compare import compare, open_sides
+    from surgery.compare.comparison import read_aspects
+    from surgery.compare.formats import FORMATS, format_of, is_current, write_report
+    from surgery.compare.provenance import read_validation
+    from surgery.compare.terminal import show_comparison
 
     chosen = form.value if output is None or form is not Format.terminal else format_of(output)
     failing = read_aspects(fail_on)
@@ -597,7 +597,7 @@ def diff(
 def passes(as_json: Json = False) -> None:
     """List every pass: what it does, and its options."""
     from passes.recipe import describe
-    from surgery.tables import show_passes
+    from surgery.commands.rendering import show_passes
 
     described = [describe(name) for name in _pass_names()]
     if as_json:
@@ -619,12 +619,12 @@ def apply(
     as_json: Json = False,
 ) -> None:
     """Apply one pass or several to any ONNX file."""
+    from passes.base import apply as run
     from passes.recipe import parse
-    from surgery.engine import apply as run
-    from surgery.gemma4 import architecture, read_config
-    from surgery.inspection import nearby_architecture
-    from surgery.model import Model
-    from surgery.tables import show_outcome
+    from surgery.architecture import architecture, read_config
+    from surgery.commands.rendering import show_outcome
+    from surgery.folder.inspection import nearby_architecture
+    from surgery.graph.model import Model
 
     steps = parse(recipe)
     arch = architecture(read_config(config)) if config else nearby_architecture(source)
@@ -662,8 +662,8 @@ def generate(
     ] = None,
 ) -> None:
     """Try the result: one prompt through the real runtime, or through two sessions where there are two graphs."""
-    from surgery.answer import Question
-    from surgery.answer import answer as run
+    from surgery.runtime.prompting import Question
+    from surgery.runtime.prompting import answer as run
 
     question = Question(
         prompt, new_tokens, sample or seed is not None, not raw, seed, tuple(image or ()), tuple(audio or ())
@@ -689,9 +689,9 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Measure a folder in GenAI, and its source as two sessions: time to first token, rates, peak memory."""
-    from surgery.bench import bench as run
-    from surgery.source import source_pair
-    from surgery.tables import show_benchmarks
+    from surgery.commands.rendering import show_benchmarks
+    from surgery.runtime.benchmark import bench as run
+    from surgery.source.opening import source_pair
 
     _require_folder(folder)
     if not all(part.isdecimal() and int(part) for part in contexts.split(",")):
@@ -718,7 +718,7 @@ def git_setup(
     unset: Annotated[bool, typer.Option("--unset", help="Take away what git-setup wrote.")] = False,
 ) -> None:
     """Make git diff, git show and git log -p show what changed in .onnx files."""
-    from surgery.diff.git_setup import set_up, take_away
+    from surgery.compare.git_setup import set_up, take_away
 
     scope: Literal["global", "local"] = "global" if everywhere else "local"
     if unset:
@@ -742,7 +742,7 @@ def git_setup(
 @app.command("git-textconv", hidden=True)
 def git_textconv(file: Path) -> None:
     """The text of one graph, for git."""
-    from surgery.diff.git_drivers import text_of
+    from surgery.compare.git_drivers import text_of
 
     with git_goes_on():
         sys.stdout.write(text_of(file))
@@ -751,9 +751,9 @@ def git_textconv(file: Path) -> None:
 @app.command("git-diff", hidden=True)
 def git_diff(words: list[str]) -> None:
     """The report of two versions of one graph, for git."""
-    from surgery.diff.git_drivers import WEIGHTS, Versions, compared
-    from surgery.diff.terminal import show_comparison
-    from surgery.tables import plain
+    from surgery.commands.rendering import plain
+    from surgery.compare.git_drivers import WEIGHTS, Versions, compared
+    from surgery.compare.terminal import show_comparison
 
     out = beside_git()
     with git_goes_on():
@@ -778,10 +778,10 @@ def review(
     ignore: Ignore = "none",
 ) -> None:
     """Compare every model of a git repository that differs between two commits. Exit codes are those of diff."""
-    from surgery.diff.comparison import read_aspects
-    from surgery.diff.review import review as run
-    from surgery.diff.review import review_markdown
-    from surgery.diff.terminal import show_review
+    from surgery.compare.commits import review as run
+    from surgery.compare.commits import review_markdown
+    from surgery.compare.comparison import read_aspects
+    from surgery.compare.terminal import show_review
 
     failing = read_aspects(fail_on)
     found = run(Path(), base, head, read_aspects(ignore))
@@ -804,7 +804,7 @@ def comment(
     ] = False,
 ) -> None:
     """Put a report on a pull request, as one comment that later calls update. Needs GITHUB_TOKEN."""
-    from surgery.diff.pull_request import PullRequest, Site, post
+    from surgery.compare.pull_request import PullRequest, Site, post
 
     try:
         body = file.read_text(encoding="utf-8")
@@ -818,7 +818,7 @@ def comment(
 
 
 def _require_folder(folder: Path) -> None:
-    from surgery.genai import CONFIG_FILE
+    from surgery.folder.genai_config import CONFIG_FILE
 
     if not (folder / CONFIG_FILE).is_file():
         raise FolderError(f"{folder} has no {CONFIG_FILE}; a GenAI folder, as repack writes it, is expected")
@@ -826,9 +826,9 @@ def _require_folder(folder: Path) -> None:
 
 def _dry_run(download: Download | None, report: Comparison, as_json: bool) -> None:
     """Say what the Hub would be asked for, if it is one, and what would change."""
-    from surgery.diff.json_form import to_dict
-    from surgery.diff.terminal import show_comparison
-    from surgery.tables import show_download
+    from surgery.commands.rendering import show_download
+    from surgery.compare.report_json import to_dict
+    from surgery.compare.terminal import show_comparison
 
     if as_json:
         print_json({**(download.to_dict() if download else {}), "report": to_dict(report)})
@@ -843,7 +843,7 @@ def _contents_dry_run(
     files: Mapping[str, int | None], download: Download | None, destination: Destination | None, as_json: bool
 ) -> None:
     """Say what would be written, where it would be uploaded, and what the Hub would be asked for, if it is one."""
-    from surgery.tables import show_contents, show_download
+    from surgery.commands.rendering import show_contents, show_download
 
     if download is not None:
         files = download.sized(files)
@@ -860,7 +860,7 @@ def _contents_dry_run(
 
 
 def _destination(push_to: str | None, private: bool) -> Destination | None:
-    from surgery.publish import Destination
+    from surgery.folder.publishing import Destination
 
     if push_to is None:
         if private:
@@ -872,14 +872,14 @@ def _destination(push_to: str | None, private: bool) -> Destination | None:
 def _require_login(destination: Destination | None) -> None:
     """Refuse what cannot be uploaded before it is made."""
     if destination is not None:
-        from surgery.publish import require_login
+        from surgery.folder.publishing import require_login
 
         say(f"upload     to {destination.repo_id}, as {require_login(destination)}")
 
 
 def _publish(folder: Path, destination: Destination | None, what: str) -> Published | None:
-    from surgery.publish import publish
-    from surgery.tables import size
+    from surgery.commands.rendering import size
+    from surgery.folder.publishing import publish
 
     if destination is None:
         return None
@@ -895,7 +895,7 @@ def _pass_names() -> list[str]:
 
 
 def _provider(ep: Provider) -> ProviderName:
-    from surgery.runtime import machine_provider
+    from surgery.runtime.sessions import machine_provider
 
     if ep is Provider.auto:
         return machine_provider()
@@ -918,7 +918,7 @@ def main() -> None:
     """Run the command line. Every way out that is not a result is exit code 2, because 1 means that a gate failed;
     a signal is 128 and its number, after what was staged is gone.
     """
-    from surgery.staging import unwind_when_told_to_stop
+    from surgery.files.atomic import unwind_when_told_to_stop
 
     unwind_when_told_to_stop()
     try:
@@ -931,7 +931,7 @@ def main() -> None:
         _complain(error)
         _leave(2)
     except GateFailed as failed:
-        from surgery.tables import show_report
+        from surgery.commands.rendering import show_report
 
         show_report(data(), failed.report)
         sys.stderr.write("error: a gate failed, so the folder was not written; --no-validate writes it unproven\n")

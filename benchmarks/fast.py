@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from passes.recipe import Recipe, compatible, fast, text
-from surgery.bench import Benchmark, bench
-from surgery.export import Export, Pair, open_export
-from surgery.repack import repack
+from surgery.folder.building import repack
+from surgery.runtime.benchmark import Benchmark, bench
+from surgery.source.export import Export, Pair, open_export
 
 
 @dataclass(frozen=True, slots=True)

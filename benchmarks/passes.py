@@ -18,9 +18,9 @@ from fixtures.build import find_fixture, graphs
 from fixtures.precision import PRECISIONS, Reading
 from fixtures.sidecars import model_config
 from passes import AnnotateHeadSizes, ExpandSharedKV, FoldLogitsToKeep, MergeEmbeddings, RenameIO
-from surgery.engine import Pass, apply
-from surgery.gemma4 import architecture
-from surgery.model import Model
+from passes.base import Pass, apply
+from surgery.architecture import architecture
+from surgery.graph.model import Model
 
 SIZES = {"1k": 23, "5k": 128, "20k": 520}
 """Label -> layers that give about so many nodes."""

@@ -6,6 +6,7 @@ Each pass has a file of its own. To add one, see CONTRIBUTING.md.
 from __future__ import annotations
 
 from passes.annotate_head_sizes import AnnotateHeadSizes
+from passes.base import Pass
 from passes.drop_attention_bias import DropAttentionBias
 from passes.expand_shared_kv import ExpandSharedKV
 from passes.fit_encoder import FitEncoder
@@ -24,7 +25,6 @@ from passes.split_per_layer_table import SplitPerLayerTable
 from passes.tie_lm_head import TieLmHead
 from passes.to_fp16 import ToFp16
 from passes.uniform_heads import UniformHeads
-from surgery.engine import Pass
 
 PASSES: dict[str, type[Pass]] = {
     kind.name: kind

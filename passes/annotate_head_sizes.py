@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from surgery.engine import Finding, Verb
+from passes.base import Finding, Verb
+from surgery.architecture import Layer
+from surgery.attention.cache_padding import AXES, own_sizes
 from surgery.errors import PassError
-from surgery.gemma4 import Layer
-from surgery.graph import tensor_type
-from surgery.layer_table import KEY, layer_table, read_layer_table, store_table, stored_table
-from surgery.model import Model
-from surgery.padding import AXES, own_sizes
+from surgery.graph.model import Model
+from surgery.graph.protos import tensor_type
+from surgery.source.layer_table import KEY, layer_table, read_layer_table, store_table, stored_table
 
 if TYPE_CHECKING:
     from onnx import ValueInfoProto
@@ -32,7 +32,7 @@ class AnnotateHeadSizes:
     with "Got invalid dimensions for output: present.1.key ... index: 3".
 
     A cache that uniform-heads has padded keeps its declaration; the table says what the layer uses of it.
-    The table's form is documented in surgery.layer_table; `inspect` shows it.
+    The table's form is documented in surgery.source.layer_table; `inspect` shows it.
 
     Requires: the architecture, and no cache whose concrete size contradicts it. Ensures: every cache in the
     interface has concrete KV heads and head size, and the table reads back as it was written.

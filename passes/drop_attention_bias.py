@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from surgery.engine import Finding
+from passes.base import Finding
+from surgery.attention.gqa import BIAS, LAST, OPERATOR, TOTAL
+from surgery.attention.kv_wiring import cores
+from surgery.attention.sequence_lengths import MASK, SCOPE, row_lengths
 from surgery.errors import ModelError, PassError
-from surgery.fragment import Fragments
-from surgery.fused import BIAS, LAST, OPERATOR, TOTAL
-from surgery.graph import captured, describe, tensor_type
-from surgery.model import Model
-from surgery.row_lengths import MASK, SCOPE, row_lengths
-from surgery.view import unread
-from surgery.wiring import cores
+from surgery.graph.editing import unread
+from surgery.graph.evaluation import Fragments
+from surgery.graph.model import Model
+from surgery.graph.protos import captured, describe, tensor_type
 
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto

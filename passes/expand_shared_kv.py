@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from surgery.engine import Finding
+from passes.base import Finding
+from surgery.architecture import Architecture, Layer
+from surgery.attention.cache_padding import own_sizes
+from surgery.attention.kv_wiring import Cache, attentions
 from surgery.errors import PassError
-from surgery.gemma4 import Architecture, Layer
-from surgery.graph import Dim, declare, tensor_type
-from surgery.model import Model
-from surgery.padding import own_sizes
-from surgery.wiring import Cache, attentions
+from surgery.graph.model import Model
+from surgery.graph.protos import Dim, declare, tensor_type
 
 if TYPE_CHECKING:
     from onnx import GraphProto

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from surgery.engine import Finding
+from passes.base import Finding
 from surgery.errors import PassError
-from surgery.export import Modality
-from surgery.graph import TensorType, fresh, rename, tensor_type, value_names
-from surgery.media import encoder_inputs, encoder_output
-from surgery.model import Model
+from surgery.graph.model import Model
+from surgery.graph.protos import TensorType, fresh, rename, tensor_type, value_names
+from surgery.source.encoders import encoder_inputs, encoder_output
+from surgery.source.export import Modality
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs

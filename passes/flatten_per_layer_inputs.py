@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from surgery.engine import Finding
+from passes.base import Finding
 from surgery.errors import PassError
-from surgery.graph import TensorType, fresh, rename, tensor_type, value_names
-from surgery.model import Model
+from surgery.graph.model import Model
+from surgery.graph.protos import TensorType, fresh, rename, tensor_type, value_names
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs

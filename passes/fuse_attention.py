@@ -6,17 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from passes.base import Finding
 from passes.expand_shared_kv import check_owners
-from surgery.engine import Finding
+from surgery.architecture import Architecture, Layer
+from surgery.attention.gqa import BIAS, DOMAIN, LAST, OPERATOR, NoRows, OnnxRuntime
+from surgery.attention.kv_wiring import Core, cores
+from surgery.attention.sequence_lengths import MASK, row_lengths
+from surgery.attention.unfused import Unrolled, Unrolling
 from surgery.errors import ModelError, PassError
-from surgery.fused import BIAS, DOMAIN, LAST, OPERATOR, NoRows, OnnxRuntime
-from surgery.gemma4 import Architecture, Layer
-from surgery.graph import all_names, captured, fresh
-from surgery.model import Model
-from surgery.row_lengths import MASK, row_lengths
-from surgery.unrolled import Unrolled, Unrolling
-from surgery.view import unread
-from surgery.wiring import Core, cores
+from surgery.graph.editing import unread
+from surgery.graph.model import Model
+from surgery.graph.protos import all_names, captured, fresh
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -45,11 +45,11 @@ class FuseAttention:
     and values of a borrower are empty tensors, [B,0,KV heads * size]; an input left out is read as a packed query.
 
     A layer is fused only if it is proven: the part of the graph between the flat query, the caches and the flat result
-    runs on small numbers, and must give causal attention over the layer's window (surgery.unrolled). A layer that
+    runs on small numbers, and must give causal attention over the layer's window (surgery.attention.unfused). A layer that
     does not is left alone, with the reason. So are all layers that share a cache with one, where the owner is unrolled.
 
     onnxruntime  the oldest ONNX Runtime that must run it: 1.27 names present outputs of borrowers, which nothing reads.
-                 surgery.fused says what other versions make of either form.
+                 surgery.attention.gqa says what other versions make of either form.
 
     A borrower takes lengths and bias of an owner that is fused already; drop-attention-bias replaces both. An unrolled
     owner and its borrowers take their lengths from the values of attention_mask: a right-padded row ends where its

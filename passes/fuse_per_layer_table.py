@@ -7,21 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from surgery.conversion import Conversion, NewFiles, Part
-from surgery.engine import Finding
+from passes.base import Finding
 from surgery.errors import PassError
-from surgery.graph import (
-    all_names,
-    copied,
-    describe,
-    fresh,
-    initializer_type,
-    producers,
-    replace_nodes,
-    tensor_type,
-    use_counts,
-)
-from surgery.lookup import (
+from surgery.graph.embedding_tables import (
     Lookup,
     Matrix,
     check_rows,
@@ -34,8 +22,20 @@ from surgery.lookup import (
     move_along,
     resized,
 )
-from surgery.model import Model
-from surgery.weights import is_external, set_extent, tensors
+from surgery.graph.external_data import is_external, set_extent, tensors
+from surgery.graph.model import Model
+from surgery.graph.protos import (
+    all_names,
+    copied,
+    describe,
+    fresh,
+    initializer_type,
+    producers,
+    replace_nodes,
+    tensor_type,
+    use_counts,
+)
+from surgery.graph.weight_conversion import Conversion, NewFiles, Part
 
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto, TensorProto

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from surgery.engine import Finding
+from passes.base import Finding
+from surgery.cuda.layering import keep_on_cpu, stays_on_cpu
 from surgery.errors import PassError
-from surgery.graph import initializer_type, producers
-from surgery.layering import keep_on_cpu, stays_on_cpu
-from surgery.lookup import Lookup, lookups
-from surgery.model import Model
-from surgery.weights import byte_size
+from surgery.graph.embedding_tables import Lookup, lookups
+from surgery.graph.external_data import byte_size
+from surgery.graph.model import Model
+from surgery.graph.protos import initializer_type, producers
 
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto
@@ -34,7 +34,7 @@ class HostEmbeddings:
                             table: device memory                                table: host memory, mapped
 
     Of E2B in q4f16 these are 1.59 of 3.11 GB, of which a token reads two rows: 10 kB. The rows are what crosses to the
-    device. The session has to be told (surgery.layering); `repack` writes that into genai_config.json. On the CPU
+    device. The session has to be told (surgery.cuda.layering); `repack` writes that into genai_config.json. On the CPU
     the annotation changes nothing.
 
     It excludes CUDA graph capture, which takes no graph with a copy between the memories.

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from surgery.engine import Finding
+from passes.base import Finding
 from surgery.errors import PassError
-from surgery.graph import TensorType, describe, producers, reads, tensor_type
-from surgery.model import Model
-from surgery.weights import is_external
+from surgery.graph.external_data import is_external
+from surgery.graph.model import Model
+from surgery.graph.protos import TensorType, describe, producers, reads, tensor_type
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs

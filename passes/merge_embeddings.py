@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, ClassVar
 
-from surgery.engine import Finding
+from passes.base import Finding
 from surgery.errors import PassError
-from surgery.graph import (
+from surgery.graph.external_data import external_field, is_external, set_location, tensors
+from surgery.graph.model import Model
+from surgery.graph.protos import (
     TensorType,
     all_names,
     copied,
@@ -23,8 +25,6 @@ from surgery.graph import (
     rename_in_every_scope,
     tensor_type,
 )
-from surgery.model import Model
-from surgery.weights import external_field, is_external, set_location, tensors
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, StringStringEntryProto, ValueInfoProto

@@ -43,12 +43,12 @@ from passes import (
     ToFp16,
     UniformHeads,
 )
+from passes.base import Pass
 from passes.set_accuracy_level import AccuracyLevel
-from surgery.engine import Pass
+from surgery.attention.gqa import OnnxRuntime
 from surgery.errors import RecipeError, nearest
-from surgery.export import ENCODERS, Modality
-from surgery.fused import OnnxRuntime
-from surgery.genai import Target
+from surgery.folder.genai_config import Target
+from surgery.source.export import ENCODERS, Modality
 
 Recipe = tuple[Pass, ...]
 KVLayout = Literal["aliased", "unique"]

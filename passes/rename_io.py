@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from surgery.engine import Finding
+from passes.base import Finding
+from surgery.attention.kv_wiring import KINDS, Kind, Slot, attentions, spelling
 from surgery.errors import PassError
-from surgery.graph import TensorType, rename, tensor_type, value_names
-from surgery.model import Model
-from surgery.wiring import KINDS, Kind, Slot, attentions, spelling
+from surgery.graph.model import Model
+from surgery.graph.protos import TensorType, rename, tensor_type, value_names
 
 if TYPE_CHECKING:
     from onnx import GraphProto

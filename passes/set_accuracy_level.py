@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from surgery.engine import Finding
+from passes.base import Finding
 from surgery.errors import PassError
-from surgery.graph import integer_attribute
-from surgery.model import Model
+from surgery.graph.model import Model
+from surgery.graph.protos import integer_attribute
 
 if TYPE_CHECKING:
     from onnx import NodeProto

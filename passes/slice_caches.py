@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from passes.base import Finding
 from passes.expand_shared_kv import check_owners
-from surgery.cache_rows import CacheRows
-from surgery.engine import Finding
-from surgery.fused import BIAS, KEY, LAST, OPERATOR, PAST_KEY, QUERY, TOTAL, NoRows, OnnxRuntime
-from surgery.gemma4 import Architecture, Layer
-from surgery.graph import all_names, declare, fresh
-from surgery.in_place import mark_in_place
-from surgery.model import Model
-from surgery.row_lengths import SCOPE as LENGTHS
-from surgery.wiring import Core, cores
+from surgery.architecture import Architecture, Layer
+from surgery.attention.gqa import BIAS, KEY, LAST, OPERATOR, PAST_KEY, QUERY, TOTAL, NoRows, OnnxRuntime
+from surgery.attention.kv_rows import CacheRows
+from surgery.attention.kv_wiring import Core, cores
+from surgery.attention.sequence_lengths import SCOPE as LENGTHS
+from surgery.attention.shared_buffer import mark_in_place
+from surgery.graph.model import Model
+from surgery.graph.protos import all_names, declare, fresh
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -50,7 +50,7 @@ class SliceCaches:
 
     The caches must be one buffer for past and present, long enough for all tokens: past_present_share_buffer in
     GenAI. ScatterND copies nothing where both are one tensor; elsewhere the whole buffer (1.1 ms for 16 MB). So there is
-    no beam search, in which GenAI does not share it. The model says so in its metadata (surgery.in_place).
+    no beam search, in which GenAI does not share it. The model says so in its metadata (surgery.attention.shared_buffer).
 
     onnxruntime  as in fuse-attention: from 1.31 no present outputs, before that named ones.
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from surgery.conversion import Columns, Conversion, NewFiles
-from surgery.engine import Finding
+from passes.base import Finding
 from surgery.errors import PassError
-from surgery.graph import all_names, copied, describe, fresh, producers, replace_nodes, use_counts
-from surgery.lookup import (
+from surgery.graph.embedding_tables import (
     Lookup,
     Matrix,
     check_rows,
@@ -23,8 +21,10 @@ from surgery.lookup import (
     resized,
     scaled_by,
 )
-from surgery.model import Model
-from surgery.weights import is_external
+from surgery.graph.external_data import is_external
+from surgery.graph.model import Model
+from surgery.graph.protos import all_names, copied, describe, fresh, producers, replace_nodes, use_counts
+from surgery.graph.weight_conversion import Columns, Conversion, NewFiles
 
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto, TensorProto

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from surgery.engine import Finding
-from surgery.graph import describe, integer_attribute, producers
-from surgery.model import Model
-from surgery.weight_bytes import first_difference, is_transpose
-from surgery.weights import WeightReference, is_external, reference, set_extent
+from passes.base import Finding
+from surgery.graph.external_data import WeightReference, is_external, reference, set_extent
+from surgery.graph.model import Model
+from surgery.graph.protos import describe, integer_attribute, producers
+from surgery.graph.weight_comparison import first_difference, is_transpose
 
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto, TensorProto

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from surgery.conversion import HALF_MAX, NewFile, compacted, halved, moved
-from surgery.engine import Finding
+from passes.base import Finding
+from surgery.attention.kv_wiring import spelling
 from surgery.errors import PassError
-from surgery.graph import all_names, copied, describe, fresh, integer_attribute, subgraphs, tensor_type
-from surgery.model import Model
-from surgery.weights import is_external, reference
-from surgery.wiring import spelling
+from surgery.graph.external_data import is_external, reference
+from surgery.graph.model import Model
+from surgery.graph.protos import all_names, copied, describe, fresh, integer_attribute, subgraphs, tensor_type
+from surgery.graph.weight_conversion import HALF_MAX, NewFile, compacted, halved, moved
 
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from surgery.engine import Finding
+from passes.base import Finding
+from surgery.attention.cache_padding import AXES, declared_sizes, own_sizes
 from surgery.errors import PassError
-from surgery.graph import all_names, copied, fresh, producers, reads, rename, tensor_type
-from surgery.model import Model
-from surgery.padding import AXES, declared_sizes, own_sizes
+from surgery.graph.model import Model
+from surgery.graph.protos import all_names, copied, fresh, producers, reads, rename, tensor_type
 
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto, TensorProto

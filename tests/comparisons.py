@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from surgery.diff.comparison import (
+from surgery.compare.comparison import (
     Comparison,
     Edit,
     FieldChange,

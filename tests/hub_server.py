@@ -1,4 +1,4 @@
-"""A server on loopback that speaks as much of the Hub's protocol as surgery.hub makes huggingface_hub use.
+"""A server on loopback that speaks as much of the Hub's protocol as surgery.source.hub makes huggingface_hub use.
 
 The listing with sizes and hashes; files with ETag, commit and Range, large ones redirected to another host;
 who a token is of; a repository made, files uploaded, small ones in the commit and large ones beside it; and its faults:

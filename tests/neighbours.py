@@ -15,7 +15,7 @@ from onnx.numpy_helper import from_array
 from fixtures.build import graphs
 from fixtures.precision import PRECISIONS, Reading
 from fixtures.zoo import FIXTURES
-from surgery.graph import copied
+from surgery.graph.protos import copied
 
 TINY = Path(__file__).parent.parent / "fixtures" / "tiny-e2b"
 INT64, FLOAT = TensorProto.INT64, TensorProto.FLOAT

@@ -17,8 +17,8 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 from onnx.helper import make_graph, make_model, make_node, make_operatorsetid, make_tensor_value_info
 from onnx.numpy_helper import from_array
 
-from surgery.gemma4 import Architecture, architecture
-from surgery.model import Model
+from surgery.architecture import Architecture, architecture
+from surgery.graph.model import Model
 
 Array = NDArray[Any]
 Shape = Sequence[str | int | None]

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from surgery.engine import Pass, apply
-from surgery.model import Model
+from passes.base import Pass, apply
+from surgery.graph.model import Model
 
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "fixtures" / "tiny-e2b" / "onnx" / "decoder_model_merged_q4.onnx"

@@ -26,15 +26,15 @@ from typing import Any
 import pytest
 from onnx import ModelProto, TensorProto
 
+from passes.base import apply
 from passes.recipe import KVLayout, compatible
-from surgery.engine import apply
 from surgery.errors import ArchitectureError, ExportError, ModelError, SurgeryError, WeightError
-from surgery.export import open_export
-from surgery.genai import genai_config
-from surgery.graph import check_structure
-from surgery.inspection import inspect
-from surgery.model import Model
-from surgery.repack import plan, repack
+from surgery.folder.building import plan, repack
+from surgery.folder.genai_config import genai_config
+from surgery.folder.inspection import inspect
+from surgery.graph.model import Model
+from surgery.graph.protos import check_structure
+from surgery.source.export import open_export
 from surgery.verify import structure
 from tests import small
 from tests.mutation import ESCAPE, mutated_json, mutated_model
@@ -621,7 +621,7 @@ def test_half_a_surrogate_pair_is_one_sentence(export: Path) -> None:
 def test_names_with_terminal_escapes_are_shown_escaped(export: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from rich.console import Console
 
-    from surgery.tables import show_inspection
+    from surgery.commands.rendering import show_inspection
 
     proto = ModelProto.FromString((export / GRAPH).read_bytes())
     proto.producer_name = proto.graph.input[0].name = proto.graph.node[0].op_type = ESCAPE

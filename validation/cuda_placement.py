@@ -23,10 +23,10 @@ from passes import HostEmbeddings
 from passes.recipe import KVLayout, compatible, fast
 from surgery.cuda.kernels import cuda_kernels
 from surgery.cuda.prediction import Copy, Prediction, predict
-from surgery.export import BEST, Export, Pair, open_export
-from surgery.graph import graphs
-from surgery.model import Model
-from surgery.repack import plan
+from surgery.folder.building import plan
+from surgery.graph.model import Model
+from surgery.graph.protos import graphs
+from surgery.source.export import BEST, Export, Pair, open_export
 from validation.cuda_stubs import ROOT, StubbedRuntime, prepare
 
 EVIDENCE = ROOT / "docs" / "validation" / "cuda-placement.md"

@@ -25,9 +25,9 @@ import onnxruntime as ort
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_tensor, make_tensor_value_info
 
+from surgery.cuda.layering import OPTION, SETTING
 from surgery.errors import ModelError
-from surgery.layering import OPTION, SETTING
-from surgery.verify.trace import trace
+from surgery.verify.execution_profile import trace
 
 CUDA = "CUDAExecutionProvider"
 NO_END = 2**31 - 1

@@ -5,7 +5,7 @@
 WORK gets an environment for each version of onnxruntime-genai with the oldest and the newest ONNX Runtime that it
 admits (kept for the next run), the folders and the sample files. Each folder is asked in each environment to load and
 to continue prompts with a real PNG and WAV; the answers are held to the source's own encoders and graphs in a loop
-(surgery.verify.media), run here. Writes docs/validation/media.md.
+(surgery.verify.multimodal_proof), run here. Writes docs/validation/media.md.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 
 from passes.recipe import compatible, multimodal, text
-from surgery.export import ENCODERS, Modality, Pair, open_export
-from surgery.media import EMBED, Part, most_patches
-from surgery.repack import repack
-from surgery.runtime import Settings, versions
-from surgery.verify.generation import GenAI, render
-from surgery.verify.media import PROMPTS, Files, SourceLoop, text_of
+from surgery.folder.building import repack
+from surgery.folder.multimodal import EMBED, Part, most_patches
+from surgery.runtime.sessions import Settings, versions
+from surgery.source.export import ENCODERS, Modality, Pair, open_export
+from surgery.verify.genai_proof import GenAI, render
+from surgery.verify.multimodal_proof import PROMPTS, Files, SourceLoop, text_of
 from surgery.verify.recording import Answer
 from validation.runtimes.environments import Environment, Kind, make_environment
 from validation.runtimes.outcomes import probed, shortened

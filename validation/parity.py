@@ -19,8 +19,8 @@ from typing import cast
 
 import fixtures
 from passes.recipe import Recipe, compatible, parse, text
-from surgery.export import Export, open_export
-from surgery.repack import repack
+from surgery.folder.building import repack
+from surgery.source.export import Export, open_export
 from surgery.verify import Request, validate
 from surgery.verify.prompts import Scope
 from surgery.verify.report import Report

@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from surgery.export import find_pairs
-from surgery.model import Model
-from surgery.weights import WeightReference
-from surgery.wiring import attentions
+from surgery.attention.kv_wiring import attentions
+from surgery.graph.external_data import WeightReference
+from surgery.graph.model import Model
+from surgery.source.export import find_pairs
 
 SEED = 20261120
 BLOCK = 1 << 22

@@ -4,7 +4,7 @@
 
 Needs `torch`, `transformers==5.23.0`, `pillow` and `tokenizers`, which nothing else here does together: an environment
 of its own is enough. Gemma4ForConditionalGeneration gets the text weights of tiny-e2b and random towers for images and
-sound, float32, eager attention. Its own processors prepare a PNG and a WAV of surgery.verify.samples. DIR,
+sound, float32, eager attention. Its own processors prepare a PNG and a WAV of surgery.verify.media_samples. DIR,
 fixtures/data by default, gets tiny_e2b_media_ref.npz with
 
     ids               the prompt with its placeholders, int64 [S]
@@ -29,7 +29,7 @@ import numpy as np
 from fixtures.encoders import MAX_SOFT_TOKENS
 from fixtures.sidecars import text_config
 from fixtures.zoo import DATA, FIXTURES
-from surgery.verify.samples import picture, sound
+from surgery.verify.media_samples import picture, sound
 
 MARGIN = 0.005
 STEPS = 24

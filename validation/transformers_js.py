@@ -1,4 +1,4 @@
-"""python -m validation.transformers_js WORK: does transformers.js read what `strip` writes, and answer as surgery.pair does?
+"""python -m validation.transformers_js WORK: does transformers.js read what `strip` writes, and answer as surgery.runtime.two_graphs does?
 
 Installs the library from the npm registry into WORK, strips the small export in each precision, and compares greedy
 tokens. Needs node and npm; prints a table.
@@ -12,12 +12,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from surgery.export import open_export
-from surgery.loop import generate
-from surgery.pair import PairModel, open_folder
-from surgery.runtime import Settings
-from surgery.strip import strip
-from surgery.tables import show_rows
+from surgery.commands.rendering import show_rows
+from surgery.folder.text_only import strip
+from surgery.runtime.decoding import generate
+from surgery.runtime.sessions import Settings
+from surgery.runtime.two_graphs import PairModel, open_folder
+from surgery.source.export import open_export
 
 VERSION = "4.3.1"
 SOURCE = Path(__file__).parent.parent / "fixtures" / "tiny-e2b"
@@ -64,7 +64,7 @@ def expected(folder: Path) -> list[list[int]]:
 
 
 def told(tokens: Any, wanted: Any) -> str:
-    return "surgery.pair's" if tokens == wanted else str(tokens)
+    return "surgery.runtime.two_graphs's" if tokens == wanted else str(tokens)
 
 
 if __name__ == "__main__":

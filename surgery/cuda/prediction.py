@@ -3,7 +3,7 @@
 Four things decide, in this order (ONNX Runtime 1.31.1; docs/validation/cuda-placement.md compares the result with
 the real provider's, node by node):
 
-1. An annotation that keeps a node on the CPU: surgery.layering. It holds where the session is told of it, as it is
+1. An annotation that keeps a node on the CPU: surgery.cuda.layering. It holds where the session is told of it, as it is
    in a folder that repack writes.
 2. Whether there is a CUDA kernel for the operator, its version and its types: surgery.cuda.kernels.
 3. Whether the node computes with small tensors that lie in host memory anyway, such as what Shape gives. ONNX Runtime
@@ -24,11 +24,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from surgery.cuda.kernels import KernelTable, Match, Schema, cuda_kernels
+from surgery.cuda.layering import stays_on_cpu
 from surgery.cuda.limits import broken_limit
 from surgery.errors import ModelError
-from surgery.graph import TensorType, declare, describe, subgraphs
-from surgery.layering import stays_on_cpu
-from surgery.model import Model
+from surgery.graph.model import Model
+from surgery.graph.protos import TensorType, declare, describe, subgraphs
 
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto

@@ -16,18 +16,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from surgery.attention.kv_wiring import Slot, spelling
 from surgery.errors import ModelError
-from surgery.export import Pair
-from surgery.graph import producers
-from surgery.loop import keep_of, next_feed, prompt_feeds
-from surgery.model import Model
-from surgery.pair import PairModel
-from surgery.runtime import Array, Cache, Feed, OpenGraph, Settings, Value, host
-from surgery.verify.comparison import own_part
+from surgery.graph.external_data import is_external, reference
+from surgery.graph.model import Model
+from surgery.graph.protos import producers
+from surgery.runtime.decoding import keep_of, next_feed, prompt_feeds
+from surgery.runtime.sessions import Array, Cache, Feed, OpenGraph, Settings, Value, host
+from surgery.runtime.two_graphs import PairModel
+from surgery.source.export import Pair
+from surgery.verify.agreement import own_part
 from surgery.verify.prompts import Case
-from surgery.verify.residual import residual_stream
-from surgery.weights import is_external, reference
-from surgery.wiring import Slot, spelling
+from surgery.verify.residual_stream import residual_stream
 
 if TYPE_CHECKING:
     from onnx import NodeProto, TensorProto

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from surgery.verify.comparison import CaseResult, Comparison
+from surgery.verify.agreement import CaseResult, Comparison
+from surgery.verify.fp16_headroom import LIMIT, LayerPeak
 from surgery.verify.parity import Parity, furthest, parity, parted
 from surgery.verify.report import Gate
 from surgery.verify.thresholds import LEAST, Thresholds
-from surgery.verify.watch import LIMIT, LayerPeak
 
 
 def number_gates(found: Comparison, thresholds: Thresholds) -> list[Gate]:

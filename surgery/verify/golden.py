@@ -24,13 +24,13 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from surgery.attention.kv_wiring import Slot, spelling
 from surgery.errors import RequestError
-from surgery.loop import Step
-from surgery.manifest import sha256
-from surgery.runtime import Array
+from surgery.folder.manifest import sha256
+from surgery.runtime.decoding import Step
+from surgery.runtime.sessions import Array
 from surgery.verify.prompts import Case
 from surgery.verify.recording import Answer, Recording, StoredCache
-from surgery.wiring import Slot, spelling
 
 FORMAT = 2
 _LONGEST_HEADER = 64 * 2**20

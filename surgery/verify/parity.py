@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from surgery.verify.comparison import CaseResult, Comparison, Continuation, Position
+from surgery.verify.agreement import CaseResult, Comparison, Continuation, Position
 
 
 @dataclass(frozen=True, slots=True)

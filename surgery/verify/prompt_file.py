@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from surgery.errors import RequestError, nearest
-from surgery.files import read_regular
+from surgery.files.safe_reading import read_regular
 from surgery.verify.prompts import Case, Row, Skipped, Vocabulary
 
 SHIPPED = Path(__file__).with_name("prompts.jsonl")

@@ -14,10 +14,10 @@ from typing import Literal
 
 import numpy as np
 
-from surgery.loop import Loop, Step
-from surgery.runtime import Array, Runner, host
+from surgery.attention.kv_wiring import Slot
+from surgery.runtime.decoding import Loop, Step
+from surgery.runtime.sessions import Array, Runner, host
 from surgery.verify.prompts import Case
-from surgery.wiring import Slot
 
 CACHE_BUDGET = 512 * 2**20
 """Bytes of caches that one recording keeps whole."""

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from surgery.verify.comparison import CaseResult
+from surgery.verify.agreement import CaseResult
+from surgery.verify.fp16_headroom import LayerPeak
 from surgery.verify.parity import Parity
 from surgery.verify.prompts import Skipped
 from surgery.verify.thresholds import LEAST
-from surgery.verify.watch import LayerPeak
 
 Section = Literal["manifest", "structure", "numbers", "parity", "activations", "runtime", "media"]
 Value = float | str | None

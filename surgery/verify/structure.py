@@ -10,19 +10,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from surgery.architecture import Layer, read_config
+from surgery.attention.cache_padding import own_sizes
+from surgery.attention.kv_wiring import attentions
+from surgery.attention.shared_buffer import is_in_place
 from surgery.errors import ArchitectureError, FolderError, SurgeryError
-from surgery.export import Modality
-from surgery.gemma4 import Layer, read_config
-from surgery.genai import CONFIG_FILE, shares_buffer
-from surgery.graph import TensorType, producers, tensor_type
-from surgery.in_place import is_in_place
-from surgery.layer_table import read_layer_table
-from surgery.media import SECTIONS
-from surgery.media import TYPE as MULTIMODAL
-from surgery.model import Model
-from surgery.padding import own_sizes
+from surgery.folder.genai_config import CONFIG_FILE, shares_buffer
+from surgery.folder.multimodal import SECTIONS
+from surgery.folder.multimodal import TYPE as MULTIMODAL
+from surgery.graph.model import Model
+from surgery.graph.protos import TensorType, producers, tensor_type
+from surgery.source.export import Modality
+from surgery.source.layer_table import read_layer_table
 from surgery.verify.report import Gate, Value
-from surgery.wiring import attentions
 
 if TYPE_CHECKING:
     from onnx import ValueInfoProto

@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from surgery.architecture import read_config
 from surgery.errors import ArchitectureError, RequestError, nearest
-from surgery.gemma4 import read_config
-from surgery.manifest import NAME as MANIFEST_FILE
+from surgery.folder.manifest import NAME as MANIFEST_FILE
 
 EXACT_PASSES = frozenset(
     {

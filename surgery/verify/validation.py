@@ -15,17 +15,19 @@ from typing import Any
 
 import numpy as np
 
+from surgery.architecture import read_config
 from surgery.cuda.prediction import predict
 from surgery.errors import ArchitectureError, ModelError, RequestError, SurgeryError
-from surgery.export import Pair
-from surgery.gemma4 import read_config
-from surgery.manifest import faults
-from surgery.pair import PairModel
-from surgery.runtime import MergedModel, OpenGraph, Provider, Runner, Settings, load_onnxruntime, versions
+from surgery.folder.manifest import faults
+from surgery.runtime.sessions import MergedModel, OpenGraph, Provider, Runner, Settings, load_onnxruntime, versions
+from surgery.runtime.two_graphs import PairModel
+from surgery.source.export import Pair
+from surgery.verify.agreement import CaseResult, coarsest, compare
 from surgery.verify.bisect import find_parting
-from surgery.verify.comparison import CaseResult, coarsest, compare
+from surgery.verify.execution_profile import trace, trace_gates
+from surgery.verify.fp16_headroom import LayerPeak, watch
 from surgery.verify.gates import activation_gates, number_gates, parity_gates
-from surgery.verify.generation import (
+from surgery.verify.genai_proof import (
     GenAI,
     check_generation,
     check_runs,
@@ -37,7 +39,7 @@ from surgery.verify.generation import (
     open_tokenizer,
 )
 from surgery.verify.golden import Golden, graph_digests, load_golden, refuse_existing, save_golden
-from surgery.verify.media import Media
+from surgery.verify.multimodal_proof import Media
 from surgery.verify.parity import Parity, parity
 from surgery.verify.prompt_file import Message, Prompt, cases_of, shipped
 from surgery.verify.prompts import (
@@ -56,8 +58,6 @@ from surgery.verify.recording import Padding, Recording, record
 from surgery.verify.report import Gate, Report
 from surgery.verify.structure import Folder, check_structure, open_folder
 from surgery.verify.thresholds import Thresholds, arithmetic_of, default_thresholds, rows_stand_alone
-from surgery.verify.trace import trace, trace_gates
-from surgery.verify.watch import LayerPeak, watch
 
 TOKENS: dict[Scope, int] = {"full": 8, "closing": 3, "light": 3}
 """Greedy tokens that each prompt is continued by, unless a request says how many."""

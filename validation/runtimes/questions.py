@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from surgery.loop import Step
-from surgery.pair import PairModel
-from surgery.runtime import Settings
+from surgery.runtime.decoding import Step
+from surgery.runtime.sessions import Settings
+from surgery.runtime.two_graphs import PairModel
 from surgery.verify.prompts import Case, Row
 from surgery.verify.recording import Padding, record
 from surgery.verify.structure import open_folder

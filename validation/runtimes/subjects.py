@@ -8,10 +8,10 @@ from pathlib import Path
 
 from fixtures.build import build
 from passes.recipe import KVLayout, Recipe, compatible, fast, text
-from surgery.export import Pair, open_export
-from surgery.fused import OnnxRuntime
-from surgery.genai import Target
-from surgery.repack import repack
+from surgery.attention.gqa import OnnxRuntime
+from surgery.folder.building import repack
+from surgery.folder.genai_config import Target
+from surgery.source.export import Pair, open_export
 
 
 @dataclass(frozen=True, slots=True)

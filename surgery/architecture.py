@@ -1,0 +1,255 @@
+"""The architecture: layers, head sizes, KV heads, and which layer owns which KV cache.
+
+Read from config.json in each form that is published: with or without `text_config`, with `global_head_dim`
+(the hub's form) or with `per_layer_config` (as transformers 5.23 writes it). Gemma 3 is read as well: its
+exports come from the same exporter and have the same two graphs; and so is Gemma 3n, whose exports come from another.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from surgery.errors import ArchitectureError
+from surgery.files.safe_reading import read_regular
+
+Attention = Literal["sliding", "full"]
+Family = Literal["gemma3", "gemma3n", "gemma4"]
+
+_GEMMA4 = {"gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"}
+_GEMMA3 = {"gemma3", "gemma3_text"}
+_GEMMA3N = {"gemma3n", "gemma3n_text"}
+
+_VOCABULARIES: dict[Family, int] = {"gemma3": 262208, "gemma3n": 262400, "gemma4": 262144}
+"""vocab_size where config.json has none (transformers 5.23)."""
+
+MAX_LAYERS = 4096
+"""More than any known model has; a larger number in config.json is a mistake, not a reason to fill the memory."""
+
+MAX_JSON_BYTES = 64 * 1024 * 1024
+"""Twice the tokenizer.json of Gemma 4, the largest of the files that are read as JSON."""
+
+MAX_JSON_DEPTH = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One decoder layer, as far as its KV cache is concerned. `head_size` and `window` are in elements and tokens."""
+
+    index: int
+    attention: Attention
+    head_size: int
+    kv_heads: int
+    owner: int
+    window: int | None
+
+    @property
+    def owns_cache(self) -> bool:
+        return self.owner == self.index
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """What config.json says. Sizes are in elements, `context_length` in tokens."""
+
+    family: Family
+    hidden_size: int
+    vocab_size: int
+    attention_heads: int
+    context_length: int
+    per_layer_input_size: int
+    layers: tuple[Layer, ...]
+
+    @property
+    def owners(self) -> tuple[Layer, ...]:
+        return tuple(layer for layer in self.layers if layer.owns_cache)
+
+    @property
+    def borrowers(self) -> tuple[Layer, ...]:
+        return tuple(layer for layer in self.layers if not layer.owns_cache)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises ArchitectureError naming the file and the position of the first fault."""
+    try:
+        config = json.loads(read_regular(path, MAX_JSON_BYTES).decode("utf-8"), parse_constant=_refuse_constant)
+        _check_depth(config)
+    except FileNotFoundError:
+        raise ArchitectureError(f"{path} is missing") from None
+    except OSError as error:
+        raise ArchitectureError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise ArchitectureError(f"{path} is not JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise ArchitectureError(f"{path} holds a JSON {type(config).__name__}; an object is expected")
+    return config
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"it holds {name}, which JSON does not have")
+
+
+def _check_depth(config: object) -> None:
+    """Raise ValueError for nesting that would exhaust the stack of whoever prints or writes it."""
+    level, depth = [config] if isinstance(config, dict | list) else [], 0
+    while level:
+        depth += 1
+        if depth > MAX_JSON_DEPTH:
+            raise ValueError(f"it is nested deeper than {MAX_JSON_DEPTH} levels")
+        children = (value for one in level for value in (one.values() if isinstance(one, dict) else one))
+        level = [value for value in children if isinstance(value, dict | list)]
+
+
+def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The text model's own configuration: the `text_config` of a multimodal one, or the configuration itself."""
+    inner = config.get("text_config")
+    return dict(inner) if isinstance(inner, Mapping) else dict(config)
+
+
+def architecture(config: Mapping[str, Any]) -> Architecture:
+    """Read the architecture. Raises ArchitectureError naming the key that is missing or contradicts another."""
+    text = text_config(config)
+    family = _family(config, text)
+    read = _Reader(text)
+    count = read.size("num_hidden_layers", most=MAX_LAYERS)
+    kinds = _layer_types(read, text, count, family)
+    borrowed = read.size("num_kv_shared_layers", default=15 if family == "gemma3n" else 0, least=0)
+    if borrowed >= count:
+        raise ArchitectureError(f"num_kv_shared_layers is {borrowed}, but the model has only {count} layers")
+    overrides = _per_layer(text, count) if family == "gemma4" else None
+    sizes = [_head_size_and_kv_heads(read, text, kind, family, overrides, index) for index, kind in enumerate(kinds)]
+    owners = _owners(kinds, count - borrowed)
+    window = read.size("sliding_window", default=0, least=0) or None
+    layers = tuple(
+        Layer(index, kinds[index], *sizes[index], owners[index], window if kinds[index] == "sliding" else None)
+        for index in range(count)
+    )
+    per_layer_default = 0 if family == "gemma3" else 256  # absent means 256 in Gemma4TextConfig (transformers 5.23)
+    return Architecture(
+        family=family,
+        hidden_size=read.size("hidden_size"),
+        vocab_size=read.size("vocab_size", default=_VOCABULARIES[family]),
+        attention_heads=read.size("num_attention_heads", default=8),
+        context_length=read.size("max_position_embeddings", default=32768 if family == "gemma3n" else 131072),
+        per_layer_input_size=read.size("hidden_size_per_layer_input", default=per_layer_default, least=0),
+        layers=layers,
+    )
+
+
+class _Reader:
+    """Whole numbers out of a configuration, each checked."""
+
+    def __init__(self, text: Mapping[str, Any]) -> None:
+        self._text = text
+
+    def size(self, key: str, *, default: int | None = None, least: int = 1, most: int = 2**31 - 1) -> int:
+        value = self._text.get(key)
+        if value is None:
+            if default is None:
+                raise ArchitectureError(f"config.json has no {key}")
+            return default
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise ArchitectureError(
+                f"config.json: {key} is {repr(value)[:40]}; a whole number from {least} to {most} is expected"
+            )
+        return value
+
+
+def _family(config: Mapping[str, Any], text: Mapping[str, Any]) -> Family:
+    named = list(dict.fromkeys(str(c.get("model_type")) for c in (config, text) if c.get("model_type")))
+    for name in named:
+        if name in _GEMMA4:
+            return "gemma4"
+        if name in _GEMMA3:
+            return "gemma3"
+        if name in _GEMMA3N:
+            return "gemma3n"
+    raise ArchitectureError(
+        f"config.json: model_type is {', '.join(named) or 'absent'}; "
+        "gemma4, gemma4_text, gemma3, gemma3_text, gemma3n or gemma3n_text is expected"
+    )
+
+
+def _layer_types(read: _Reader, text: Mapping[str, Any], count: int, family: str) -> list[Attention]:
+    declared = _declared_layer_types(text, count)
+    kinds = _periodic_layer_types(read, count, 5 if family == "gemma3n" else 6) if declared is None else declared
+    if family == "gemma4":
+        kinds[-1] = "full"  # transformers 5.23 forces the last layer to full attention, whatever is declared
+    return kinds
+
+
+def _periodic_layer_types(read: _Reader, count: int, default: int) -> list[Attention]:
+    period = read.size("sliding_window_pattern", default=default)
+    return ["sliding" if (index + 1) % period else "full" for index in range(count)]
+
+
+def _declared_layer_types(text: Mapping[str, Any], count: int) -> list[Attention] | None:
+    declared = text.get("layer_types")
+    if declared is None:
+        return None
+    if not isinstance(declared, list) or len(declared) != count:
+        found = f"{len(declared)} entries" if isinstance(declared, list) else repr(declared)
+        raise ArchitectureError(f"config.json: layer_types has {found}, but num_hidden_layers is {count}")
+    known: dict[object, Attention] = {"sliding_attention": "sliding", "full_attention": "full"}
+    for index, kind in enumerate(declared):
+        if not isinstance(kind, str) or kind not in known:
+            raise ArchitectureError(
+                f"config.json: layer_types[{index}] is {kind!r}; sliding_attention or full_attention is expected"
+            )
+    return [known[kind] for kind in declared]
+
+
+def _head_size_and_kv_heads(
+    read: _Reader,
+    text: Mapping[str, Any],
+    kind: Attention,
+    family: str,
+    overrides: Mapping[int, Mapping[str, Any]] | None,
+    index: int,
+) -> tuple[int, int]:
+    head_size = read.size("head_dim", default=256)
+    kv_heads = read.size("num_key_value_heads", default=2 if family == "gemma3n" else 4)
+    if overrides is not None:  # as transformers 5.23 writes it: whatever is not overridden is as everywhere
+        layer = _Reader(overrides.get(index, {}))
+        return layer.size("head_dim", default=head_size), layer.size("num_key_value_heads", default=kv_heads)
+    if family == "gemma4" and kind == "full":
+        head_size = read.size("global_head_dim", default=512)
+        if text.get("attention_k_eq_v"):  # num_global_key_value_heads only counts then (transformers 5.23)
+            kv_heads = read.size("num_global_key_value_heads", default=kv_heads)
+    return head_size, kv_heads
+
+
+def _per_layer(text: Mapping[str, Any], count: int) -> dict[int, Mapping[str, Any]] | None:
+    """`per_layer_config` by layer; its keys are numbers padded with zeros. None where config.json has none."""
+    declared = text.get("per_layer_config")
+    if declared is None:
+        return None
+    if not isinstance(declared, Mapping):
+        raise ArchitectureError(f"config.json: per_layer_config is a {type(declared).__name__}; an object is expected")
+    numbers = {str(index): index for index in range(count)}
+    overrides: dict[int, Mapping[str, Any]] = {}
+    for key, value in declared.items():
+        index = numbers.get(str(key).lstrip("0") or "0")
+        if index is None or not isinstance(value, Mapping):
+            raise ArchitectureError(
+                f"config.json: per_layer_config has {key!r}: {str(value)[:40]}; the number of one of {count} layers "
+                "and an object are expected"
+            )
+        overrides[index] = value
+    return overrides
+
+
+def _owners(kinds: list[Attention], first_borrower: int) -> list[int]:
+    """Borrowers read the cache of the last owner of their own kind. Raises ArchitectureError where there is none."""
+    last: dict[Attention, int] = {}
+    owners = []
+    for index, kind in enumerate(kinds):
+        if index < first_borrower:
+            last[kind] = index
+        elif kind not in last:
+            raise ArchitectureError(f"layer {index} shares a {kind} KV cache, but no {kind} layer before it owns one")
+        owners.append(last[kind])
+    return owners

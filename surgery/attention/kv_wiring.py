@@ -1,0 +1,217 @@
+"""Which KV cache each attention reads: found from the graph's own wiring, whatever its values are called.
+
+Every decoder layer has one attention core: a fused operator (GroupQueryAttention, MultiHeadAttention, Attention),
+or the Softmax between two MatMuls of unrolled attention. The k-th core in node order is layer k's. From its key and
+its value operand, the way back over operators that only move data ends at a cache: a `past` input, a `present`
+output, or both (an owner concatenates past and new). A borrower ends at its owner's `present`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from surgery.graph.protos import TensorType, declare, producers
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, NodeProto
+
+_MOVES_DATA = {
+    "Cast", "Concat", "Expand", "Flatten", "Identity", "Pad", "Reshape", "Slice", "Squeeze", "Tile", "Transpose",
+    "Unsqueeze", "Gather", "GatherND", "ScatterND", "TensorScatter",
+}  # fmt: skip
+_MASKS = {"Add", "Where", "Mul", "Div", "Sub", "Cast", "Tanh", "Clip", "Reshape", "Identity", "Max", "Min"}
+_PAST_AND_PRESENT = {"GroupQueryAttention": (3, 1), "MultiHeadAttention": (6, 1), "Attention": (4, 1)}
+"""Fused operator -> (input index of past_key, output index of present_key); value follows key."""
+_FIRST_KEY = 1
+"""Input index of the new key in each of them."""
+
+
+Kind = Literal["key", "value"]
+Slot = tuple[int, Kind]
+"""A KV cache of an interface, whatever it is called: layer number, key or value."""
+
+KINDS: dict[str, Kind] = {"key": "key", "keys": "key", "k": "key", "value": "value", "values": "value", "v": "value"}
+
+
+def spelling(name: str) -> Slot | None:
+    """The slot that a cache's name spells: one number, and one of key or value. None for any other name.
+
+    >>> spelling("past_key_values.3.value"), spelling("key_cache_12"), spelling("past.0")
+    ((3, 'value'), (12, 'key'), None)
+    """
+    words = re.findall(r"[a-z]+|\d+", name.lower())
+    joined = [i for i in range(len(words) - 1) if words[i] == "key" and words[i + 1] in ("values", "value")]
+    if joined:  # the family name past_key_values says nothing of the kind
+        del words[joined[0] : joined[0] + 2]
+    numbers = [int(word) for word in words if word.isdecimal() and len(word) < 6]
+    kinds = [KINDS[word] for word in words if word in KINDS]
+    return (numbers[0], kinds[0]) if len(numbers) == 1 and len(kinds) == 1 else None
+
+
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """One KV cache as the graph's interface has it: names of graph inputs and outputs, None where there is none."""
+
+    past: str | None
+    present: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """One attention core. `key` and `value` are the caches it reads; None where the way back ends elsewhere."""
+
+    operator: str
+    node: str
+    key: Cache | None
+    value: Cache | None
+
+
+@dataclass(frozen=True, slots=True)
+class Core:
+    """The nodes of one attention core: a fused operator alone, or a Softmax with the MatMuls around it."""
+
+    node: NodeProto
+    scores: NodeProto | None = None
+    mixed: NodeProto | None = None
+
+
+def cores(graph: GraphProto) -> list[Core]:
+    """The attention cores of a graph in node order; linear in the graph."""
+    return _cores(graph, _Trace(graph, declare(graph)))
+
+
+def attentions(graph: GraphProto) -> list[Attention]:
+    """The attention cores of a graph in node order, with the caches that they read; linear in the graph."""
+    trace = _Trace(graph, declare(graph))
+    return [_fused(core.node, trace) if core.mixed is None else _unrolled(core, trace) for core in _cores(graph, trace)]
+
+
+def _cores(graph: GraphProto, trace: _Trace) -> list[Core]:
+    readers = consumers(graph)
+    found = []
+    for node in graph.node:
+        if node.op_type in _PAST_AND_PRESENT:
+            found.append(Core(node))
+        elif node.op_type == "Softmax":
+            scores, mixed = trace.scores(node), _forward_to_matmul(node, readers)
+            if scores is not None and mixed is not None:
+                found.append(Core(node, scores, mixed))
+    return found
+
+
+def _is_cache(declared: TensorType | None) -> bool:
+    floats = ("FLOAT", "FLOAT16", "BFLOAT16", "INT8", "UINT8", "FLOAT8E4M3FN", "FLOAT8E5M2")
+    return declared is not None and declared.dtype in floats and declared.shape is not None and len(declared.shape) == 4
+
+
+class _Trace:
+    """Walks back from an operand to the cache it comes from."""
+
+    def __init__(self, graph: GraphProto, types: Mapping[str, TensorType]) -> None:
+        self._producers = producers(graph)
+        self._pasts = {value.name for value in graph.input if _is_cache(types.get(value.name))}
+        self._presents = {value.name: value.name for value in graph.output if _is_cache(types.get(value.name))}
+        for name in list(self._presents):  # the layers read what is padded, the interface has the padded one
+            if (maker := self._producers.get(name)) is not None and maker.op_type == "Pad":
+                self._presents.setdefault(maker.input[0], name)
+
+    def cache(self, name: str) -> Cache | None:
+        """The cache behind `name`. A `present` that is met on the way wins over the `past` that it was made from."""
+        past = present = None
+        pending, seen = [name], set()
+        while pending:
+            current = pending.pop()
+            if current in seen or not current:
+                continue
+            seen.add(current)
+            if present is None:
+                present = self._presents.get(current)
+            if current in self._pasts:
+                past = past or current
+                continue
+            maker = self._producers.get(current)
+            if maker is None:
+                continue
+            if maker.op_type in _PAST_AND_PRESENT:
+                pending.append(_past_of(maker, current))
+            elif maker.op_type == "Concat":
+                pending.extend(maker.input)
+            elif maker.op_type in _MOVES_DATA and maker.input:
+                pending.append(maker.input[0])
+        return Cache(past, present) if past or present else None
+
+    def present(self, name: str) -> str | None:
+        """The output that a value is as a cache, padded or not; None for any other value."""
+        return self._presents.get(name)
+
+    def scores(self, softmax: NodeProto) -> NodeProto | None:
+        """The MatMul of the scores, upstream of a Softmax, through masking and scaling."""
+        pending, seen = list(softmax.input[:1]), set()
+        while pending:
+            name = pending.pop()
+            maker = self._producers.get(name)
+            if maker is None or name in seen:
+                continue
+            seen.add(name)
+            if maker.op_type == "MatMul":
+                return maker
+            if maker.op_type in _MASKS:
+                pending.extend(maker.input)
+        return None
+
+
+def _past_of(node: NodeProto, output: str) -> str:
+    """The past that a fused operator appends to for one of its outputs; '' where it has none."""
+    first_past, first_present = _PAST_AND_PRESENT[node.op_type]
+    for step in (0, 1):
+        if _at(node.output, first_present + step) == output:
+            return _at(node.input, first_past + step)
+    return ""
+
+
+def _at(names: Sequence[str], index: int) -> str:
+    return names[index] if index < len(names) else ""
+
+
+def _fused(node: NodeProto, trace: _Trace) -> Attention:
+    """The past of a fused operator decides: its own, or a borrower's, whose past or key is the owner's present."""
+    first_past, first_present = _PAST_AND_PRESENT[node.op_type]
+    caches: list[Cache | None] = []
+    for step in (0, 1):
+        found = trace.cache(_at(node.input, first_past + step) or _at(node.input, _FIRST_KEY + step))
+        own = trace.present(_at(node.output, first_present + step))
+        if own is not None and (found is None or found.present is None):
+            found = Cache(found.past if found else None, own)
+        caches.append(found)
+    return Attention(node.op_type, node.name, *caches)
+
+
+def _unrolled(core: Core, trace: _Trace) -> Attention:
+    """Unrolled attention: MatMul(query, key) -> mask and scale -> Softmax -> MatMul(., value)."""
+    key, value = (trace.cache(_at(node.input, 1)) if node else None for node in (core.scores, core.mixed))
+    return Attention("Softmax", core.node.name, key, value)
+
+
+def _forward_to_matmul(node: NodeProto, following: Mapping[str, list[NodeProto]]) -> NodeProto | None:
+    name = _at(node.output, 0)
+    for _ in range(4):  # at most a Cast, a Dropout or a Reshape in between
+        readers = following.get(name, [])
+        if len(readers) != 1:
+            return None
+        if readers[0].op_type == "MatMul" and readers[0].input[0] == name:
+            return readers[0]
+        name = _at(readers[0].output, 0)
+    return None
+
+
+def consumers(graph: GraphProto) -> dict[str, list[NodeProto]]:
+    """Value -> the nodes that have it among their inputs."""
+    found: dict[str, list[NodeProto]] = {}
+    for node in graph.node:
+        for name in dict.fromkeys(node.input):
+            if name:
+                found.setdefault(name, []).append(node)
+    return found

@@ -1,0 +1,24 @@
+"""The mark of a model whose caches are updated in place: past and present are one buffer, as long as all tokens.
+
+The metadata entry is `gemma4_surgery.caches` = "in place". Who runs such a model gives it a past that has room for the
+new tokens: GenAI with past_present_share_buffer does, surgery.runtime.sessions does.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from surgery.graph.model import Model
+
+KEY = "gemma4_surgery.caches"
+VALUE = "in place"
+
+
+def mark_in_place(model: Model) -> None:
+    if not is_in_place(model):
+        model.proto.metadata_props.add(key=KEY, value=VALUE)
+
+
+def is_in_place(model: Model) -> bool:
+    return any((entry.key, entry.value) == (KEY, VALUE) for entry in model.proto.metadata_props)

@@ -1,0 +1,259 @@
+"""Unrolled attention: where it begins and ends, and the proof that it is what a fused operator computes.
+
+    query [B,S,N*H] -> Reshape, Transpose -+
+                                           MatMul -> scale, masks -> Softmax -> MatMul -> Transpose, Reshape -> [B,S,N*H]
+    present key [B,K,T,H] -----------------+                                    |
+    present value [B,K,T,H] ----------------------------------------------------+
+
+An owner's presents are Concat(past, new), new from flat [B,S,K*H]. How a mask is made, how KV heads meet their queries
+and what the values are called is the exporter's affair: the part between the flat values is run on small numbers
+(surgery.graph.evaluation) and held against causal attention, computed here by the definition.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from surgery.architecture import Layer
+from surgery.attention.kv_wiring import Core, consumers
+from surgery.errors import ModelError
+from surgery.graph.evaluation import Fragments
+from surgery.graph.protos import TensorType, describe, producers
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from onnx import ModelProto, NodeProto
+
+    Array = NDArray[Any]
+
+MASK = "attention_mask"
+_MOVES = {"Reshape", "Transpose", "Expand", "Unsqueeze", "Squeeze", "Identity", "Mul", "Div", "Cast"}
+"""Operators between a flat value and a MatMul. Whatever they do to the numbers, the proof covers."""
+_TOLERANCE = {"FLOAT": 1e-4, "FLOAT16": 0.05}
+"""|difference| of attended values of size 1. A key too many or too few is worth 0.5 and more."""
+_DTYPES = {"FLOAT": "float32", "FLOAT16": "float16", "INT64": "int64", "INT32": "int32"}
+
+
+@dataclass(frozen=True, slots=True)
+class Owned:
+    """What an owner appends: the flat new key and value, and the pasts that they are appended to."""
+
+    key: str
+    value: str
+    past_key: str
+    past_value: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unrolled:
+    """One layer's attention in plain operators, from `query` and the presents to `output`, all by name."""
+
+    softmax: str
+    query: str
+    present_key: str
+    present_value: str
+    output: str
+    owned: Owned | None
+
+
+class Unrolling:
+    """Finds and proves the unrolled attention of one model."""
+
+    def __init__(self, model: ModelProto, heads: int) -> None:
+        self._fragments = Fragments(model)
+        self._types = self._fragments.types
+        self._producers = producers(model.graph)
+        self._readers = consumers(model.graph)
+        self._inputs = {value.name for value in model.graph.input}
+        self._outputs = {value.name for value in model.graph.output}
+        self._heads = heads
+
+    def find(self, core: Core, layer: Layer) -> Unrolled:
+        """The flat values around a core. Raises ModelError, with what was met instead."""
+        assert core.scores is not None and core.mixed is not None
+        width = self._heads * layer.head_size
+        present_key, present_value = self._present(core.scores.input[1]), self._present(core.mixed.input[1])
+        owned = None
+        if layer.owns_cache:
+            kv_width = layer.kv_heads * layer.head_size
+            past_key, key = self._appended(present_key, kv_width)
+            past_value, value = self._appended(present_value, kv_width)
+            owned = Owned(key, value, past_key, past_value)
+        query = self._flat(core.scores.input[0], width)
+        output = self._following(core.mixed.output[0], width)
+        return Unrolled(core.node.name, query, present_key, present_value, output, owned)
+
+    def _present(self, name: str) -> str:
+        """The cache of the interface behind an operand of a MatMul."""
+        while name not in self._outputs:
+            name = self._before(name, "a present").input[0]
+        return name
+
+    def _appended(self, present: str, width: int) -> tuple[str, str]:
+        """The past and the flat new rows that a Concat along the tokens makes a present of."""
+        maker = self._producers.get(present)
+        if maker is None or maker.op_type != "Concat" or len(maker.input) != 2 or maker.input[0] not in self._inputs:
+            found = describe(maker) if maker is not None else "no node"
+            raise ModelError(f"{present} comes from {found}; a Concat of its past and the new rows is expected")
+        return maker.input[0], self._flat(maker.input[1], width)
+
+    def _flat(self, name: str, width: int) -> str:
+        """The value [batch, tokens, width] that is moved into a MatMul's operand."""
+        while not _is_flat(self._types.get(name), width):
+            name = self._before(name, f"a value [batch, tokens, {width}]").input[0]
+        return name
+
+    def _before(self, name: str, wanted: str) -> NodeProto:
+        maker = self._producers.get(name)
+        if maker is None or maker.op_type not in _MOVES:
+            found = describe(maker) if maker is not None else f"{name!r}"
+            raise ModelError(f"{found} is met where {wanted} is expected")
+        return maker
+
+    def _following(self, name: str, width: int) -> str:
+        """The value [batch, tokens, width] that the heads are joined to."""
+        while not _is_flat(self._types.get(name), width):
+            readers = self._readers.get(name, [])
+            if len(readers) != 1 or readers[0].op_type not in _MOVES:
+                found = ", ".join(describe(node) for node in readers[:3]) or "nothing"
+                raise ModelError(
+                    f"{name!r} is read by {found}; the way to a value [batch, tokens, {width}] is expected"
+                )
+            name = readers[0].output[0]
+        return name
+
+    def prove(self, found: Unrolled, layer: Layer) -> None:
+        """Raises ModelError unless the layer computes causal attention with scale 1 over its window.
+
+        Padding must be hidden, and an owner's presents must be the past and the new rows after it.
+        """
+        presents = (found.present_key, found.present_value)
+        owned = found.owned
+        caches = (owned.key, owned.value, owned.past_key, owned.past_value) if owned else presents
+        asked = [found.output, *(presents if owned else ())]
+        fragment = self._fragments.cut(asked, {MASK, found.query, *caches})
+        symbols = self._symbols(found.query, owned.past_key if owned else "")
+        for probe in _probes(layer.window):
+            numbers = _Numbers(probe, self._heads, layer)
+            feeds = {MASK: numbers.mask, found.query: numbers.query}
+            if owned:
+                feeds |= {owned.key: numbers.new(numbers.key), owned.value: numbers.new(numbers.value)}
+                feeds |= {owned.past_key: numbers.past(numbers.key), owned.past_value: numbers.past(numbers.value)}
+            else:
+                feeds |= {found.present_key: numbers.key, found.present_value: numbers.value}
+            typed = {name: array.astype(self._dtype(name)) for name, array in feeds.items()}
+            sizes = {name: size for names, size in zip(symbols, probe.sizes, strict=True) for name in names}
+            attended, *made = fragment.run(sizes, typed)
+            real, tolerance = numbers.mask[:, -probe.new :].astype(bool), self._tolerance(found.output)
+            view = f"over {layer.window} tokens" if layer.window else "over all tokens"
+            _hold(f"attention {view}, with {probe.what}", attended, numbers.attended(), real, tolerance)
+            for name, array, whole in zip(presents, made, (numbers.key, numbers.value), strict=False):
+                _hold(f"{name}, with {probe.what}", array, whole, True, tolerance)
+
+    def _dtype(self, name: str) -> str:
+        dtype = self._types[name].dtype
+        if dtype not in _DTYPES:
+            raise ModelError(f"{name} is {dtype}; {', '.join(_DTYPES)} are known")
+        return _DTYPES[dtype]
+
+    def _tolerance(self, name: str) -> float:
+        return _TOLERANCE.get(self._types[name].dtype, 1e-4)
+
+    def _symbols(self, query: str, past: str) -> list[set[str]]:
+        """What the graph calls the batch, the new tokens, all tokens and the past ones."""
+        mask, flat = self._types[MASK].shape or (None, None), self._types[query].shape or (None, None)
+        before = (self._types[past].shape or (None,) * 4)[2] if past else None
+        dims = ((mask[0], flat[0]), (flat[1],), (mask[1],), (before,))
+        return [{dim for dim in found if isinstance(dim, str)} for found in dims]
+
+
+def _is_flat(declared: TensorType | None, width: int) -> bool:
+    return (
+        declared is not None and declared.shape is not None and len(declared.shape) == 3 and declared.shape[2] == width
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Probe:
+    """Numbers to try: the real tokens of each row, how many tokens are new, and how scores change with the position.
+
+    `slope` 1 lets the newest key outweigh all older ones, -1 the oldest; 0 makes scores of random numbers.
+    """
+
+    what: str
+    lengths: tuple[int, ...]
+    new: int
+    slope: int
+
+    @property
+    def total(self) -> int:
+        return max(self.lengths)
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int]:
+        """Batch, new tokens, all tokens, past tokens."""
+        return len(self.lengths), self.new, self.total, self.total - self.new
+
+
+def _probes(window: int | None) -> list[_Probe]:
+    edge = window or 6
+    return [
+        _Probe("a padded prompt", (6, 4), 6, 0),
+        _Probe("one more token", (edge + 2,), 1, 0),
+        _Probe("the oldest key in view outweighing others", (edge + 3,), 3, -1),
+        _Probe("the newest key in view outweighing others", (edge + 3,), 3, 1),
+    ]
+
+
+class _Numbers:
+    """What a probe feeds, and what attention makes of it by the definition; all in float64 but the mask."""
+
+    def __init__(self, probe: _Probe, heads: int, layer: Layer) -> None:
+        import numpy as np
+
+        random = np.random.default_rng(probe.total)
+        batch, self._new, total, self._before = probe.sizes
+        self._layer, self._heads = layer, heads
+        self.mask: Array = (np.arange(total) < np.array(probe.lengths)[:, None]).astype(np.int64)
+        self.query: Array = random.standard_normal((batch, self._new, heads * layer.head_size)) / layer.head_size**0.5
+        self.key: Array = random.standard_normal((batch, layer.kv_heads, total, layer.head_size))
+        self.value: Array = random.standard_normal(self.key.shape)
+        if probe.slope:
+            self.query[:] = np.tile(np.eye(1, layer.head_size), heads)
+            self.key[..., 0] = probe.slope * np.arange(total)
+
+    def new(self, cache: Array) -> Array:
+        """The new rows of a cache as a layer gives them, [batch, tokens, KV heads * head size]."""
+        rows: Array = cache[:, :, self._before :].transpose(0, 2, 1, 3)
+        return rows.reshape(*rows.shape[:2], -1)
+
+    def past(self, cache: Array) -> Array:
+        return cache[:, :, : self._before]
+
+    def attended(self) -> Array:
+        """[batch, tokens, heads * head size]"""
+        import numpy as np
+
+        groups = self._heads // self._layer.kv_heads
+        key, value = (np.repeat(cache, groups, axis=1) for cache in (self.key, self.value))
+        query = self.query.reshape(*self.query.shape[:2], self._heads, -1).transpose(0, 2, 1, 3)
+        distance = np.arange(self._before, key.shape[2])[:, None] - np.arange(key.shape[2])
+        visible = (distance >= 0) & (distance < (self._layer.window or key.shape[2])) & (self.mask[:, None, None] == 1)
+        scores = np.where(visible, query @ key.swapaxes(-1, -2), -np.inf)
+        scores = scores - np.where(visible.any(-1, keepdims=True), scores.max(-1, keepdims=True), 0)
+        shares = np.exp(scores)
+        mixed = (shares / np.maximum(shares.sum(-1, keepdims=True), 1e-30)) @ value
+        attended: Array = mixed.transpose(0, 2, 1, 3).reshape(self.query.shape)
+        return attended
+
+
+def _hold(what: str, found: Array, expected: Array, real: Array | bool, tolerance: float) -> None:
+    """Raises ModelError where a number is further from the expected one than the tolerance, or of another shape."""
+    import numpy as np
+
+    if found.shape != expected.shape:
+        raise ModelError(f"it is not {what}: {list(found.shape)} comes out where {list(expected.shape)} is expected")
+    difference = np.abs(found.astype(np.float64) - expected)[real]
+    if not difference.max(initial=0) <= tolerance:
+        raise ModelError(f"it is not {what}: up to {difference.max():.3g} lie between")

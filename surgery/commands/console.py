@@ -1,0 +1,100 @@
+"""Where words go: data to stdout, talk and progress to stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from surgery.errors import SurgeryError, printable
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def data() -> Console:
+    """Stdout; 120 columns where it is not a terminal, so that redirected tables do not depend on one."""
+    from rich.console import Console
+
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+
+
+def talk() -> Console:
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+def say(text: str) -> None:
+    """A line of talk, never broken: a log is not a terminal."""
+    talk().print(text, markup=False, soft_wrap=True)
+
+
+def say_data(text: str) -> None:
+    """A line of data, never broken."""
+    sys.stdout.write(f"{printable(text)}\n")
+
+
+def print_json(value: object) -> None:
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+class ByteProgress:
+    """A progress bar over bytes on stderr; silent where stderr is not a terminal."""
+
+    def __init__(self) -> None:
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+        console = talk()
+        self._progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._task = self._progress.add_task("weights", total=None, visible=False)
+
+    def __enter__(self) -> ByteProgress:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def started(self, total: int) -> None:
+        self._progress.update(self._task, total=total, visible=True)
+
+    def advance(self, count: int) -> None:
+        self._progress.advance(self._task, count)
+
+    def stage(self, text: str) -> None:
+        """A stage of the proof, `stage: detail`; a log gets the stages alone."""
+        self._progress.update(self._task, description=text, visible=True, total=None)
+        if not self._progress.console.is_terminal and ":" not in text:
+            say(f"proving    {text}")
+
+
+@contextlib.contextmanager
+def git_goes_on() -> Iterator[None]:
+    """Say what went wrong where the answer would stand: git stops at a driver that fails, and the rest is not shown."""
+    try:
+        yield
+    except SurgeryError as error:
+        say_data(str(error))
+    except Exception as error:
+        if os.environ.get("GEMMA4_SURGERY_TRACEBACK"):
+            raise
+        say_data(f"a defect of gemma4-surgery: {type(error).__name__}: {error}")
+
+
+def beside_git() -> Console:
+    """Stdout as git has it: in colour where git's own diff is, as wide as the pager."""
+    from rich.console import Console
+
+    from surgery.compare import git_objects as git
+
+    shown = sys.stdout.isatty() or "GIT_PAGER_IN_USE" in os.environ
+    colour = git.run(Path(), "config", "--get-colorbool", "color.diff", str(shown).lower()).stdout.strip() == "true"
+    columns = os.environ.get("COLUMNS", "")
+    width = int(columns) if columns.isdecimal() else None if sys.stdout.isatty() else 120
+    return Console(highlight=False, force_terminal=colour, width=width)

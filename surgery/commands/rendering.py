@@ -1,0 +1,341 @@
+"""What the commands print for people: rich tables and sentences. Names from models are escaped, never interpreted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from passes.base import Outcome
+from surgery.architecture import Layer
+from surgery.errors import printable
+from surgery.folder.inspection import ExportInspection, FolderInspection, Inspection, LayerRow
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+    from surgery.cuda.prediction import Prediction
+    from surgery.folder.building import Repacked
+    from surgery.folder.publishing import Destination
+    from surgery.folder.text_only import Stripped
+    from surgery.graph.weight_writing import Placed
+    from surgery.runtime.benchmark import Benchmark
+    from surgery.source.hub import Download
+    from surgery.verify.report import Gate, Report, Section
+
+MARKS = {"added": ("+", "green"), "removed": ("-", "red"), "changed": ("~", "yellow"), "skipped": ("=", "dim")}
+MANY = 6
+"""From this many findings of one verb on, a pass's report gives the first ones and the number of the others."""
+
+
+def plain(text: object, style: str = "") -> Text:
+    """Text without markup and without control characters."""
+    from rich.text import Text
+
+    return Text(printable(str(text)), style=style)
+
+
+def size(count: float) -> str:
+    """Bytes as people read them: `1.61 GB`, in powers of ten as disks and the Hub count."""
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.2f} GB"
+
+
+def show_rows(
+    console: Console, title: str, heads: Sequence[str], rows: Iterable[Sequence[object]], right: str = ""
+) -> None:
+    """A borderless table; heads named in `right` (separated by commas) are aligned to the right."""
+    from rich.table import Table
+
+    table = Table(title=plain(title), title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
+    numbers = set(right.split(","))
+    for head in heads:
+        table.add_column(plain(head), justify="right" if head in numbers else "left", header_style="dim")
+    for row in rows:
+        table.add_row(*(plain("" if cell is None else cell) for cell in row))
+    console.print(table)
+    console.print()
+
+
+def show_outcome(console: Console, outcome: Outcome) -> None:
+    """One pass: `merge-embeddings  +13 nodes ...` and its findings."""
+    trace = ", ".join(f"{count:+d} {op}" for op, count in outcome.operators.items())
+    line = plain(outcome.name, "bold")
+    line.append(f"  {trace}" if trace else "  no operator added or removed", style="dim")
+    console.print(line)
+    for verb, (mark, style) in MARKS.items():
+        found = [finding for finding in outcome.findings if finding.verb == verb]
+        shown = found if len(found) <= MANY else found[: MANY - 1]
+        for finding in shown:
+            entry = plain(f"  {mark} ", style)
+            entry.append_text(plain(finding.subject))
+            entry.append_text(plain(f": {finding.reason}", "dim"))
+            console.print(entry)
+        if len(found) > len(shown):
+            console.print(plain(f"  {mark} and {len(found) - len(shown)} others {verb}", style))
+
+
+def show_inspection(console: Console, found: Inspection | ExportInspection | FolderInspection) -> None:
+    if isinstance(found, ExportInspection):
+        _show_export(console, found)
+    elif isinstance(found, FolderInspection):
+        _show_folder(console, found)
+    else:
+        _show_graph(console, found)
+
+
+def _show_export(console: Console, found: ExportInspection) -> None:
+    arch = found.export.architecture
+    owners = f"{len(arch.owners)} KV caches for {len(arch.layers)} layers"
+    console.print(plain(f"{found.export.root}: an export of {arch.family}, {owners}\n", "bold"))
+    rows = [(name, size(count), "shown below" if name == found.shown else "") for name, count in found.sizes.items()]
+    show_rows(console, "Precisions", ("precision", "graphs and weights", ""), rows, right="graphs and weights")
+    for graph in found.graphs:
+        _show_graph(console, graph)
+
+
+def _show_folder(console: Console, found: FolderInspection) -> None:
+    model = found.config.get("model", {})
+    search = found.config.get("search", {})
+    kind = model.get("type", "unknown") if isinstance(model, dict) else "unknown"
+    console.print(plain(f"{found.folder}: a GenAI folder of type {kind}\n", "bold"))
+    if isinstance(model, dict) and isinstance(search, dict):
+        keys = ("type", "vocab_size", "context_length", "bos_token_id", "eos_token_id", "pad_token_id")
+        rows = [(key, model.get(key)) for key in keys]
+        rows += [(key, search.get(key)) for key in ("max_length", "past_present_share_buffer", "do_sample")]
+        show_rows(console, "genai_config.json", ("key", "value"), rows)
+    for graph in found.graphs:
+        _show_graph(console, graph)
+
+
+def _show_graph(console: Console, found: Inspection) -> None:
+    opsets = ", ".join(f"{domain} {version}" for domain, version in found.opsets.items())
+    nodes = sum(found.operators.values())
+    head = f"{found.path.name}: IR {found.ir_version}, opset {opsets}, by {found.producer or 'an unnamed producer'}"
+    console.print(plain(head, "bold"))
+    console.print(plain(f"{nodes} nodes, {found.initializers} initializers, {size(found.inline_bytes)} inline\n"))
+    interface = [("input", *_grouped(name)) for name in _cache_groups(found.inputs)]
+    interface += [("output", *_grouped(name)) for name in _cache_groups(found.outputs)]
+    show_rows(console, "Interface", ("", "name", "type"), interface)
+    if found.layers:
+        show_rows(console, "Layers", LAYER_HEADS, [layer_cells(row) for row in found.layers], right=LAYER_NUMBERS)
+    operators = ", ".join(f"{count} {op}" for op, count in found.operators.items())
+    console.print(plain("Operators", "bold"))
+    console.print(plain(operators + "\n"))
+    if found.weight_files:
+        rows = [
+            (f.location, size(f.referenced), "missing" if f.size is None else size(f.size)) for f in found.weight_files
+        ]
+        show_rows(console, "External data", ("file", "referenced", "on disk"), rows, right="referenced,on disk")
+    if found.problem:
+        console.print(plain(f"problem: {found.problem}\n", "red"))
+
+
+LAYER_HEADS = ("layer", "attention", "head size", "KV heads", "window", "KV cache", "operator", "reads")
+LAYER_NUMBERS = "layer,head size,KV heads,window"
+
+
+def layer_cells(row: LayerRow) -> tuple[object, ...]:
+    layer: Layer = row.layer
+    cache = "owner" if layer.owns_cache else f"borrows {layer.owner}"
+    reads = row.present or row.past or "no cache"
+    return (
+        layer.index, layer.attention, layer.head_size, layer.kv_heads, layer.window, cache, row.operator, reads,
+    )  # fmt: skip
+
+
+def _cache_groups(values: Sequence[tuple[str, str]]) -> list[tuple[list[str], str]]:
+    """Neighbouring values of one type and one family of names, together: 35 pairs of caches are a few lines."""
+    groups: list[tuple[list[str], str]] = []
+    for name, kind in values:
+        if groups and groups[-1][1] == kind and _family(groups[-1][0][-1]) == _family(name) and _number(name):
+            groups[-1][0].append(name)
+        else:
+            groups.append(([name], kind))
+    return groups
+
+
+def _grouped(group: tuple[list[str], str]) -> tuple[str, str]:
+    names, kind = group
+    return (names[0] if len(names) == 1 else f"{names[0]} ... {names[-1]} ({len(names)})"), kind
+
+
+def _family(name: str) -> str:
+    return name.split(".")[0]
+
+
+def _number(name: str) -> bool:
+    return any(part.isdecimal() for part in name.split("."))
+
+
+def show_report(console: Console, report: Report, *, brief: bool = False) -> None:
+    """A validation: its gates by section, and one line that says how many passed.
+
+    `brief` gives a section whose gates all passed one line; a gate that failed is always shown.
+    """
+    sections: tuple[Section, ...] = ("manifest", "structure", "numbers", "parity", "activations", "runtime", "media")
+    for section in sections:
+        gates = report.section(section)
+        passed = all(gate.passed for gate in gates)
+        if brief and passed and gates:
+            line = plain("ok  ", "green")
+            line.append_text(plain(f"{section}: {_in_brief(section, report)}"))
+            console.print(line)
+        elif gates:
+            console.print(plain(section.capitalize(), "bold"))
+            for gate in gates:
+                console.print(_gate_line(gate))
+            console.print()
+    if report.peaks:
+        heads = ("layer", "max |x|", "headroom to 65504", "not finite", "value")
+        rows = [(p.layer_name, f"{p.max_abs:.4g}", f"{p.headroom:.4g}", p.not_finite, p.value) for p in report.peaks]
+        show_rows(console, "Residual stream", heads, rows, right="max |x|,headroom to 65504,not finite")
+    for case in report.skipped:
+        console.print(plain(f"left out {case.name}: {case.reason}", "dim"))
+    good = len(report.gates) - len(report.failed)
+    seconds = sum(report.seconds.values())
+    versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
+    console.print(plain(f"{good} of {len(report.gates)} gates passed in {seconds:.1f} s, with {versions}"))
+
+
+def _in_brief(section: Section, report: Report) -> str:
+    """What a section that passed has shown, in one line."""
+    gates = report.section(section)
+    if section == "parity" and report.parity is not None:
+        return str(report.parity)
+    if section == "numbers":
+        numbers = [gate.found for gate in gates if isinstance(gate.found, float)]
+        steps = sum(case.steps for case in report.cases)
+        largest = max(numbers, default=0.0)
+        return f"max |difference| {largest:.3g} from the source in {len(report.cases)} cases, {steps} steps"
+    if section == "runtime":
+        return "; ".join(gate.name + (f" ({gate.detail})" if "tokens" in gate.name else "") for gate in gates)
+    if section == "media":
+        return "; ".join(
+            gate.name
+            + (f" (max |difference| {gate.found:.3g}, {gate.detail})" if "tokens after" in gate.detail else "")
+            for gate in gates
+        )
+    return gates[0].name if len(gates) == 1 else f"{len(gates)} gates, from {gates[0].name!r} to {gates[-1].name!r}"
+
+
+def _gate_line(gate: Gate) -> Text:
+    line = plain("  ok    " if gate.passed else "  FAIL  ", "green" if gate.passed else "bold red")
+    line.append_text(plain(gate.name))
+    if gate.reading:
+        line.append_text(plain(f"  {gate.reading}", "bold"))
+    if gate.detail:
+        line.append_text(plain(f": {gate.detail}", "dim" if gate.passed else ""))
+    return line
+
+
+def show_benchmarks(console: Console, found: Sequence[Benchmark]) -> None:
+    """One row per side and context."""
+    rows = [
+        (
+            one.side,
+            timing.context,
+            f"{timing.first_token_seconds:.3f} s",
+            f"{timing.prefill_rate:.1f}",
+            f"{timing.decode_rate:.1f}",
+            f"{one.load_seconds:.1f} s",
+            size(one.peak_rss),
+        )
+        for one in found
+        for timing in one.timings
+    ]
+    heads = ("side", "context", "first token", "prefill tokens/s", "decode tokens/s", "load", "peak memory")
+    show_rows(console, "", heads, rows, right=",".join(heads[1:]))
+
+
+def show_prediction(console: Console, name: str, found: Prediction) -> None:
+    """Where nodes would go on CUDA: faults by operator, and what may stay on the CPU in one line a reason."""
+    counts = [f"{len(nodes)} on {where}" for where, nodes in (("CUDA", found.on("cuda")), ("the CPU", found.on("cpu")))]
+    if unknown := found.on("unknown"):
+        counts.append(f"{len(unknown)} unknown")
+    head = f"{name} on CUDA, predicted for onnxruntime-gpu {found.runtime}: {', '.join(counts)}"
+    console.print(plain(f"{head}; {len(found.copies)} copies a run", "bold"))
+    faults = [(g.operator, len(g.nodes), g.reason, g.nodes[0]) for g in found.groups if g.is_fault]
+    if faults:
+        show_rows(console, "", ("operator", "nodes", "why not on CUDA", "first node"), faults, right="nodes")
+    for reason in dict.fromkeys(g.reason for g in found.groups if not g.is_fault):
+        names = ", ".join(f"{len(g.nodes)} {g.operator}" for g in found.groups if g.reason == reason)
+        console.print(plain(f"{names}: {reason}"))
+    console.print(plain(found.advice, "red" if found.faults else ""))
+    console.print(plain(f"{found.capture}\n"))
+
+
+def show_passes(console: Console, described: Sequence[Mapping[str, Any]]) -> None:
+    """Each pass as passes.recipe.describe tells of it: a line, and a table of its options where it has any."""
+    for entry in described:
+        console.print(f"{entry['name']}: {entry['summary']}", markup=False, highlight=False)
+        if options := [(f"  {o['name']}", o["values"], o["default"]) for o in entry["options"]]:
+            show_rows(console, "", ("  option", "values", "default"), options)
+
+
+def show_download(console: Console, planned: Download) -> None:
+    """The files that one precision of a repository needs, and how many bytes are still to come."""
+    listing = planned.listing
+    rows = [
+        (entry.file.name, "?" if entry.file.size is None else size(entry.file.size), "yes" if entry.cached else "no")
+        for entry in planned.files
+    ]
+    title = f"{listing.source.repo_id} {planned.precision}, commit {listing.commit[:12]}"
+    show_rows(console, title, ("file", "size", "cached"), rows, right="size")
+    console.print(plain(f"{size(planned.total_bytes)} in all, {size(planned.missing_bytes)} to download"))
+
+
+def show_contents(console: Console, files: Mapping[str, int | None], destination: Destination | None) -> None:
+    """What would be written, None being the size of what is new, and where it would be uploaded."""
+    rows = [(name, "new" if count is None else size(count)) for name, count in files.items()]
+    show_rows(console, "would be written", ("file", "size"), rows, right="size")
+    if destination is not None:
+        kind = "the private repository " if destination.private else ""
+        console.print(plain(f"{len(files)} files would be uploaded to {kind}{destination.repo_id}"))
+
+
+def show_repacked(console: Console, result: Repacked[Report], layout: str) -> None:
+    """The passes graph by graph, the KV caches of both layouts with `layout` marked, the proof, the weight files."""
+    graphs = {"decoder_model_merged": result.outcomes, **result.others}
+    for role, outcomes in graphs.items():
+        if result.others:
+            console.print(plain(role, "bold underline"))
+        for outcome in outcomes:
+            show_outcome(console, outcome)
+    console.print()
+    for name, cost in result.costs.items():
+        mark = "*" if name == layout else " "
+        console.print(
+            plain(
+                f"{mark} KV caches {name}: {cost.pairs} pairs, {size(cost.bytes_per_token)} per token, "
+                f"{size(cost.bytes_at(8192))} at 8,192 tokens"
+            )
+        )
+    console.print()
+    _show_proof(console, result.proof)
+    _show_placed(console, result.placed)
+    console.print(plain(f"{result.folder} is ready", "bold green"))
+
+
+def show_stripped(console: Console, result: Stripped[Report]) -> None:
+    """The proof, the weight files, and what was left out."""
+    _show_proof(console, result.proof)
+    _show_placed(console, result.placed)
+    if result.left_out:
+        console.print(plain(f"left out: {len(result.left_out)} files, {size(sum(result.left_out.values()))}"))
+    console.print(plain(f"{result.folder} is ready", "bold green"))
+
+
+def _show_proof(console: Console, proof: Report | None) -> None:
+    if proof is not None:
+        show_report(console, proof, brief=True)
+        console.print()
+
+
+def _show_placed(console: Console, placed: Sequence[Placed]) -> None:
+    for file in placed:
+        shared = " (it shares its bytes with the source)" if file.how == "linked" else ""
+        console.print(plain(f"{file.location}: {size(file.size)} {file.how}{shared}"))

@@ -1,0 +1,215 @@
+"""Every model that differs between two commits, compared: what a pull request does to the models of a repository.
+
+A model is a GenAI folder (it has a genai_config.json) or an .onnx file outside of one. Both versions are taken out of
+git into a folder that is gone afterwards, so that the working copy is neither read nor touched; a data file in
+Git LFS stays a pointer.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from surgery.compare.comparing import compare
+from surgery.compare.comparison import ASPECTS, Aspect, Comparison
+from surgery.compare.git_objects import Repository
+from surgery.compare.markdown import MOST, escaped, to_markdown
+from surgery.compare.provenance import JSON_FILE
+from surgery.compare.sections import title
+from surgery.compare.subjects import Side, open_side
+from surgery.errors import SurgeryError
+from surgery.folder.genai_config import CONFIG_FILE
+from surgery.folder.manifest import NAME as MANIFEST_FILE
+
+WHICH = ("before", "after")
+ARCHITECTURE_FILE = "config.json"
+_READ = (CONFIG_FILE, MANIFEST_FILE, ARCHITECTURE_FILE, JSON_FILE)
+"""Files beside a graph whose content a comparison reads."""
+
+_NEVER_DATA = {
+    ".cfg",
+    ".gitattributes",
+    ".html",
+    ".ini",
+    ".jinja",
+    ".json",
+    ".md",
+    ".py",
+    ".toml",
+    ".txt",
+    ".yaml",
+    ".yml",
+}
+"""A graph's data file may have any name; with one of these suffixes it would be odd enough to be no such file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reviewed:
+    """One model, by its paths in the two commits; None where a commit does not have it.
+
+    `comparison` is there if both have it, unless `problem` says why they could not be compared.
+    """
+
+    before: str | None
+    after: str | None
+    comparison: Comparison | None = None
+    problem: str | None = None
+
+    @property
+    def name(self) -> str:
+        if self.before and self.after and self.before != self.after:
+            return f"{self.before} → {self.after}"
+        return self.after or self.before or ""
+
+    @property
+    def state(self) -> str:
+        """What there is to say where there is no comparison."""
+        if self.problem is not None:
+            return f"not compared: {self.problem}"
+        return "new" if self.before is None else "gone"
+
+    def fails(self, aspects: Collection[Aspect]) -> bool:
+        """Whether it differs in one of `aspects`. A model that is gone does in each, a new one in none of fewer than all."""
+        if self.comparison is not None:
+            return self.comparison.fails(aspects)
+        return set(ASPECTS) <= set(aspects) if self.before is None else bool(aspects)
+
+
+def review(folder: Path, base: str, head: str = "HEAD", ignore: Collection[Aspect] = ()) -> list[Reviewed]:
+    """The models of the repository that `folder` is in which differ between two commits, by path.
+
+    Raises RepositoryError where there is no repository, or one of the commits is not in the clone.
+    """
+    repository = Repository.at(folder)
+    commits = repository.commit(base), repository.commit(head)
+    trees = repository.tree(commits[0]), repository.tree(commits[1])
+    pairs: dict[tuple[str | None, str | None], None] = {}
+    for old, new in repository.changes(*commits):
+        pairs.update(dict.fromkeys(_pairs(old, new, *trees)))
+    found = [
+        _reviewed(repository, commits, trees, pair, ignore) for pair in sorted(pairs, key=lambda p: p[1] or p[0] or "")
+    ]
+    return [one for one in found if one.comparison is None or not one.comparison.same]
+
+
+def _pairs(
+    old: str | None, new: str | None, before: Collection[str], after: Collection[str]
+) -> Iterator[tuple[str | None, str | None]]:
+    """The models that a changed file belongs to, as each commit has them."""
+    ours, theirs = (_models(path, tree) if path else [] for path, tree in ((old, before), (new, after)))
+    if old != new and len(ours) == len(theirs) == 1:
+        yield ours[0], theirs[0]  # renamed
+        return
+    for model in dict.fromkeys((*ours, *theirs)):
+        yield model if _is_model(model, before) else None, model if _is_model(model, after) else None
+
+
+def _models(path: str, tree: Collection[str]) -> list[str]:
+    """The models that a file is of: its GenAI folder, itself, or the graphs whose data file it is or may be."""
+    folder = PurePosixPath(path).parent
+    if _in(str(folder), CONFIG_FILE) in tree:
+        return [str(folder)]
+    if path.endswith(".onnx"):
+        return [path]
+    graph, found, _ = path.partition(".onnx")
+    if found and f"{graph}.onnx" in tree:
+        return [f"{graph}.onnx"]
+    if PurePosixPath(path).suffix in _NEVER_DATA:
+        return []
+    return [other for other in tree if other.endswith(".onnx") and PurePosixPath(other).parent == folder]
+
+
+def _is_model(model: str, tree: Collection[str]) -> bool:
+    return model in tree or _in(model, CONFIG_FILE) in tree
+
+
+def _in(folder: str, name: str) -> str:
+    return name if folder == "." else f"{folder}/{name}"
+
+
+def _reviewed(
+    repository: Repository,
+    commits: tuple[str, str],
+    trees: tuple[dict[str, str], dict[str, str]],
+    pair: tuple[str | None, str | None],
+    ignore: Collection[Aspect],
+) -> Reviewed:
+    if None in pair:
+        return Reviewed(*pair)
+    with tempfile.TemporaryDirectory(prefix="gemma4-surgery-") as scratch:
+        try:
+            sides = [
+                _side(repository, commit, tree, str(model), Path(scratch) / which / "tree")
+                for which, commit, tree, model in zip(WHICH, commits, trees, pair, strict=True)
+            ]
+            return Reviewed(*pair, compare(sides[0], sides[1], ignore=ignore))
+        except SurgeryError as error:
+            return Reviewed(*pair, problem=_without_scratch(str(error), scratch))
+
+
+def _without_scratch(text: str, scratch: str) -> str:
+    for which in WHICH:
+        text = text.replace(f"{scratch}/{which}/tree/", "")
+    return text
+
+
+def _side(repository: Repository, commit: str, tree: dict[str, str], model: str, target: Path) -> Side:
+    """One version of a model, taken out of git with what a comparison reads of the files beside it."""
+    whole = model not in tree
+    folder = PurePosixPath(model) if whole else PurePosixPath(model).parent
+    for path in tree:
+        beside = PurePosixPath(path)
+        graph = path == model or (whole and beside.suffix == ".onnx" and beside.is_relative_to(folder))
+        if graph or (beside.name in _READ and beside.parent in (folder, folder.parent)):
+            repository.take_out(commit, path, target / path, filtered=True)
+        elif whole and beside.parent == folder:
+            repository.take_out(commit, path, target / path, filtered=False)
+    side = open_side(target / model, label=f"{model} ({target.parent.name})")
+    for part in side.parts:
+        for file in part.model.weight_files.values():
+            path = file.relative_to(target).as_posix()
+            if path in tree and not file.exists():
+                repository.take_out(commit, path, target / path, filtered=False)
+    return side
+
+
+def summary(found: Collection[Reviewed]) -> str:
+    """`2 models differ, 1 is new`; what a person reads first."""
+    if not found:
+        return "no model differs"
+    differ = sum(one.comparison is not None or one.problem is not None for one in found)
+    new = sum(one.before is None for one in found)
+    gone = sum(one.after is None for one in found)
+    parts = [f"{differ} model{' differs' if differ == 1 else 's differ'}"] if differ else []
+    parts += [f"{new} {'is' if new == 1 else 'are'} new"] if new else []
+    parts += [f"{gone} {'is' if gone == 1 else 'are'} gone"] if gone else []
+    return ", ".join(parts)
+
+
+def review_markdown(found: Collection[Reviewed], most: int = MOST) -> str:
+    """All reports as one text of at most `most` characters; each gets its share, and a verdict alone where that is little."""
+    head = f"## ONNX models: {summary(found)}\n"
+    blocks, left = [], most - len(head)
+    for count, one in zip(range(len(found), 0, -1), found, strict=True):
+        block = _block(one, left // count - 1)
+        if len(block) >= left - LAST_LINE:
+            blocks.append(f"*and {count} more, for which there is no room here*\n")
+            break
+        blocks.append(block)
+        left -= len(block) + 1
+    return "\n".join([head, *blocks])
+
+
+LAST_LINE = 80
+"""Characters that are kept for the line which says how many models are left out."""
+
+
+def _block(one: Reviewed, most: int) -> str:
+    if one.comparison is not None:
+        report = to_markdown(one.comparison, most)
+        if len(report) <= most:
+            return report
+        return f"### {escaped(title(one.comparison))}\n\n**{escaped(one.comparison.verdict)}**\n"
+    return f"### {escaped(one.name)}: {escaped(one.state)}\n"

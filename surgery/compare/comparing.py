@@ -1,0 +1,195 @@
+"""Comparing two sides: the one call that makes a Comparison."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Collection, Hashable, Iterable, Sequence
+from dataclasses import replace
+
+from surgery.compare.comparison import (
+    ASPECTS,
+    Aspect,
+    Comparison,
+    FieldChange,
+    GraphSummary,
+    InterfaceChange,
+    Layer,
+    NodeChange,
+    NodeGroup,
+    Nodes,
+    SideSummary,
+    WeightChange,
+)
+from surgery.compare.interface import interface_changes, renamed_dimensions
+from surgery.compare.kv_caches import layers
+from surgery.compare.metadata import config_changes, declaration_changes, metadata_changes
+from surgery.compare.node_changes import Compared, Differ, compare_scopes
+from surgery.compare.numbered_graph import Scope, of_function, of_graphs
+from surgery.compare.other_fields import leftover_changes
+from surgery.compare.provenance import Blame, Evidence, key, recorded
+from surgery.compare.side_files import side_file_changes
+from surgery.compare.subjects import Side
+from surgery.compare.tensor_contents import Choice, Contents
+from surgery.compare.weight_changes import weight_bytes, weights
+from surgery.graph.changes import Kind, Thing
+
+
+def compare(
+    before: Side,
+    after: Side,
+    *,
+    weights_by: Choice = "auto",
+    ignore: Collection[Aspect] = (),
+    evidence: Evidence | None = None,
+) -> Comparison:
+    """What differs between two sides. No weight is loaded; `weights_by="digest"` reads them in portions.
+
+    `evidence` says who made the changes and what was measured; without it, AFTER's folder may have that on record.
+    Near-linear in nodes: 1,400 take 0.3 s, 20,000 take 5 s. Raises WeightError for external data that no file can hold.
+    """
+    contents = Contents(before, after, weights_by)
+    scopes = _scope(before), _scope(after)
+    compared = compare_scopes(*scopes, contents.labels, outer=_undefined(*scopes))
+    compared.bodies += _functions(before, after, contents)
+    main = before.main.role, after.main.role
+    dims = renamed_dimensions(compared)
+    summaries = _summaries(before, after, weight_bytes(compared))
+    digests = [[graph.sha256 for graph in summary.graphs] for summary in summaries]
+    known = evidence or recorded(before, after, (digests[0], digests[1]))
+    blamed = _Blamed(known.blame)
+    found = weights(compared, contents)
+    comparison = Comparison(
+        before=summaries[0],
+        after=summaries[1],
+        interface=tuple(blamed.interface(change) for change in interface_changes(compared, dims, main)),
+        layers=tuple(blamed.layer(layer) for layer in layers(before, after)),
+        metadata=(
+            *(blamed.field(change) for change in metadata_changes(before, after)),
+            *declaration_changes(compared),
+        ),
+        nodes=_nodes(
+            compared,
+            [blamed.node(*change) for change in Differ(compared, dims, main).changes()],
+            [record.name for record in known.passes],
+        ),
+        weights=replace(
+            found,
+            changes=tuple(blamed.weight(change) for change in found.changes),
+            files=(*found.files, *side_file_changes(before, after)),
+        ),
+        config=config_changes(before, after),
+        numbers=known.numbers,
+        passes=known.passes,
+        ignored=tuple(aspect for aspect in ASPECTS if aspect in ignore),
+    )
+    if comparison.interface or comparison.metadata or comparison.nodes.groups or found.changes:
+        return comparison
+    return replace(comparison, metadata=leftover_changes(before, after))
+
+
+class _Blamed:
+    """Changes with their reasons: each is asked for by the names that it has on both sides."""
+
+    def __init__(self, blame: Blame) -> None:
+        self._blame = blame
+
+    def interface(self, change: InterfaceChange) -> InterfaceChange:
+        if change.kind == "dimension":
+            return change
+        kind: Kind = change.kind
+        things: list[Thing] = [(kind, side.name) for side in (change.before, change.after) if side is not None]
+        return replace(change, reasons=self._blame.reasons("interface", key("interface", change), things))
+
+    def layer(self, layer: Layer) -> Layer:
+        if not layer.changed:
+            return layer
+        names = {edit.what: (edit.before, edit.after) for edit in layer.edits}
+        things: list[Thing] = []
+        for what, kind in (("past", "input"), ("present", "output"), ("alias", "output")):
+            things += [(kind, name) for name in names.get(what, ()) if name is not None]  # type: ignore[misc]
+        return replace(layer, reasons=self._blame.reasons("layers", key("layers", layer), things))
+
+    def field(self, change: FieldChange) -> FieldChange:
+        reasons = self._blame.reasons("metadata", key("metadata", change), [("field", change.key)])
+        return replace(change, reasons=reasons)
+
+    def node(self, change: NodeChange, things: Sequence[Thing]) -> NodeChange:
+        return replace(change, reasons=self._blame.reasons("nodes", key("nodes", change), things))
+
+    def weight(self, change: WeightChange) -> WeightChange:
+        things: list[Thing] = [("weight", side.name) for side in (change.before, change.after) if side is not None]
+        return replace(change, reasons=self._blame.reasons("weights", key("weights", change), things))
+
+
+def _scope(side: Side) -> Scope:
+    return of_graphs([(part.role, part.model.graph) for part in side.parts])
+
+
+def _undefined(before: Scope, after: Scope) -> dict[int, int]:
+    """Values that nodes read before anything defines them, as broken graphs have: the same where the name is."""
+    return {value: after.captured[name] for name, value in before.captured.items() if name in after.captured}
+
+
+def _functions(before: Side, after: Side, contents: Contents) -> list[Compared]:
+    """The functions that both sides have, by domain, name and overload."""
+    found = []
+    ours, theirs = (_scopes_of_functions(side) for side in (before, after))
+    for name, scope in ours.items():
+        if name in theirs:
+            found.append(compare_scopes(scope, theirs[name], contents.labels, f"function {name}"))
+    return found
+
+
+def _scopes_of_functions(side: Side) -> dict[str, Scope]:
+    return {
+        "::".join(part for part in (function.domain, function.name, function.overload) if part): of_function(
+            part.role, function
+        )
+        for part in side.parts
+        for function in part.model.proto.functions
+    }
+
+
+def _summaries(before: Side, after: Side, sizes: tuple[int, int]) -> tuple[SideSummary, SideSummary]:
+    return _summary(before, sizes[0]), _summary(after, sizes[1])
+
+
+def _summary(side: Side, weight_bytes: int) -> SideSummary:
+    graphs = tuple(
+        GraphSummary(
+            role=part.role,
+            file=part.file,
+            sha256=hashlib.sha256(part.model.to_bytes()).hexdigest(),
+            nodes=len(part.model.graph.node),
+            initializers=len(part.model.graph.initializer),
+            functions=len(part.model.proto.functions),
+        )
+        for part in side.parts
+    )
+    return SideSummary(side.label, side.kind, graphs, weight_bytes)
+
+
+def _nodes(compared: Compared, changes: list[NodeChange], passes: Sequence[str]) -> Nodes:
+    total = sum(len(scopes.after.items) for scopes in compared.all())
+    return Nodes(_groups(changes, passes), total - sum(change.after is not None for change in changes))
+
+
+def _groups(changes: Iterable[NodeChange], passes: Sequence[str]) -> tuple[NodeGroup, ...]:
+    """Changes by pass, in the order of `passes`, and layer; layers in which the same happened share a group."""
+    by_layer: dict[tuple[Hashable, int | None], list[NodeChange]] = {}
+    for change in changes:
+        kind: Hashable = (tuple(reason.by for reason in change.reasons), change.verb == "moved", change.scope)
+        by_layer.setdefault((kind, change.layer), []).append(change)
+    joined: dict[Hashable, list[NodeChange]] = {}
+    for (kind, layer), found in by_layer.items():
+        what = Counter((c.verb, c.operator, tuple(edit.what for edit in c.edits)) for c in found)
+        joined.setdefault((kind, frozenset(what.items()) if layer is not None else None), []).extend(found)
+    order = {name: index for index, name in enumerate(passes)}
+    groups = [_group(found) for found in joined.values()]
+    return tuple(sorted(groups, key=lambda group: ([order.get(name, len(order)) for name in group.by], group.layers)))
+
+
+def _group(changes: list[NodeChange]) -> NodeGroup:
+    layers = sorted({change.layer for change in changes if change.layer is not None})
+    return NodeGroup(tuple(reason.by for reason in changes[0].reasons), tuple(layers), tuple(changes))

@@ -1,0 +1,102 @@
+"""The report as Markdown, for a comment on a pull request: the verdict open, the sections collapsed, never too long."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from surgery.compare.comparison import Comparison
+from surgery.compare.sections import LEGEND, NONE, Row, Section, outline, title
+from surgery.errors import printable
+
+MOST = 65_000
+"""Characters of a report. GitHub refuses a comment of more than 65,536, and whoever posts it adds a line or two."""
+
+LONGEST_CELL = 400
+"""Characters of one cell; a name in a model may be megabytes long."""
+
+
+def to_markdown(comparison: Comparison, most: int = MOST) -> str:
+    """The report in at most `most` characters: details go first, the longest before the others, then whole sections."""
+    blocks = [_Block(section) for section in outline(comparison)]
+    head = f"### {escaped(title(comparison))}\n\n**{escaped(comparison.verdict)}**\n"
+    while len(report := _report(head, blocks)) > most:
+        longest = max(blocks, key=lambda block: block.can_lose)
+        if not longest.can_lose:
+            break
+        longest.cut()
+    return report
+
+
+def _report(head: str, blocks: Sequence[_Block]) -> str:
+    return "\n".join([head, *(block.text for block in blocks), f"<sub>{LEGEND}</sub>\n"])
+
+
+class _Block:
+    """One section as text, from which its details and then its rows can be cut."""
+
+    def __init__(self, section: Section) -> None:
+        self._title = section.title
+        self._lead = f"{escaped(section.lead)}\n\n" if section.lead else ""
+        self._rows = _table(section.rows) if section.rows else f"{NONE}\n"
+        self._details = _collapsed("all of it", _table(section.details)) if section.details else ""
+        self._empty = not section.rows
+
+    @property
+    def can_lose(self) -> int:
+        """Characters that the next cut would save; details go before any section's rows do."""
+        if self._details:
+            return len(self._details) + MOST
+        return len(self._rows) if len(self._rows) > 200 else 0
+
+    def cut(self) -> None:
+        if self._details:
+            self._details = ""
+            self._lead += (
+                "*The details of this section were cut: the report would be too long. `--format json` has them.*\n\n"
+            )
+        else:
+            self._rows = "*This section was cut: the report would be too long. `--format json` has it.*\n"
+
+    @property
+    def text(self) -> str:
+        if self._empty and not self._lead:
+            return f"**{self._title}**: {NONE}\n"
+        if self._empty:
+            return f"**{self._title}**: {self._lead.strip()}\n"
+        return _collapsed(f"<b>{self._title}</b>", f"{self._lead}{self._rows}\n{self._details}")
+
+
+def _collapsed(summary: str, body: str) -> str:
+    return f"<details><summary>{summary}</summary>\n\n{body}\n</details>\n"
+
+
+def _table(rows: Sequence[Row]) -> str:
+    """A table of the columns that any row fills."""
+    cells = [
+        (row.mark.strip(), escaped(row.kind), _code(row.name), _code(row.change), escaped(row.note)) for row in rows
+    ]
+    heads = ("", "what", "name", "change", "by")
+    used = [index for index in range(len(heads)) if any(row[index] for row in cells)]
+    lines = [heads, tuple("---" for _ in heads), *cells]
+    return "".join(f"| {' | '.join(line[index] for index in used)} |\n" for line in lines)
+
+
+def _code(text: str) -> str:
+    """A code span, whatever is in it."""
+    text = _clipped(text)
+    if not text:
+        return ""
+    ticks = "`" * (max((len(run) for run in re.findall("`+", text)), default=0) + 1)
+    pad = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{ticks}{pad}{text}{pad}{ticks}".replace("|", "\\|")
+
+
+def escaped(text: str) -> str:
+    """Text that Markdown and HTML take as it is."""
+    return re.sub(r"([\\`*_\[\]<>&|#@])", r"\\\1", _clipped(text)).replace("\\<", "&lt;").replace("\\&", "&amp;")
+
+
+def _clipped(text: str) -> str:
+    text = printable(text).replace("\n", " ")
+    return text if len(text) <= LONGEST_CELL else f"{text[: LONGEST_CELL - 60]} ... {text[-40:]}"

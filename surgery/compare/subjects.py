@@ -1,0 +1,165 @@
+"""What can be compared: an .onnx file, an export (one precision's pair of graphs), a GenAI folder."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from surgery.architecture import Architecture, read_config
+from surgery.errors import ExportError, FolderError, SurgeryError
+from surgery.folder.genai_config import CONFIG_FILE, MODEL_FILE
+from surgery.folder.inspection import nearby_architecture
+from surgery.folder.manifest import NAME as MANIFEST_FILE
+from surgery.graph.model import Model
+from surgery.source.export import ENCODERS, Export, Pair, open_export
+
+MODEL, EMBED, DECODER = "model", "embed_tokens", "decoder"
+"""Roles of graphs: of a single one, and of the two of a pair. Encoders have the names of `surgery.source.export.ENCODERS`."""
+
+_BESIDE = {"vision": ENCODERS["image"], "speech": ENCODERS["audio"], "embedding": EMBED}
+"""Section of genai_config.json -> role of the graph that it names, in the order in which one feeds the next."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One graph of a side. `file` is its name as the report gives it, without a path of the machine."""
+
+    role: str
+    file: str
+    model: Model
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of two things to compare. The last part's interface is the side's.
+
+    `root` is the folder whose manifest names the side's files; `config` is genai_config.json, `manifest` is
+    manifest.json, both None where there is none. `complete` unless it is a plan, whose other files are not written yet.
+    """
+
+    label: str
+    kind: Literal["file", "pair", "folder"]
+    parts: tuple[Part, ...]
+    root: Path
+    architecture: Architecture | None = None
+    config: Mapping[str, Any] | None = None
+    manifest: Mapping[str, Any] | None = None
+    complete: bool = True
+
+    @property
+    def main(self) -> Part:
+        return self.parts[-1]
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return tuple(part.role for part in self.parts)
+
+
+def open_side(path: Path, precision: str | None = None, *, label: str | None = None) -> Side:
+    """Open an .onnx file, a GenAI folder, or one precision of an export (its best for the CPU, if none is named).
+
+    Raises SurgeryError where it is none of them. No weight is read, and none need be there.
+    """
+    if path.is_file():
+        arch = nearby_architecture(path)
+        part = Part(MODEL, path.name, Model.open(path, arch))
+        return Side(label or _label((part,)), "file", (part,), path.parent, arch)
+    if (path / CONFIG_FILE).is_file():
+        return _folder(path, label)
+    if not path.is_dir():
+        raise ExportError(f"{path} does not exist", hint="an .onnx file, an export or a GenAI folder can be compared")
+    export = open_export(path)
+    return of_pair(export, export.pair(precision) if precision else export.best("cpu")[0], label)
+
+
+def open_sides(before: Path, after: Path, precision: str | None = None) -> tuple[Side, Side]:
+    """Two sides. Of an export beside a folder: the precision that the folder was made from, as its manifest says, and
+    the encoders that the folder has.
+    """
+    folders = [path for path in (before, after) if (path / CONFIG_FILE).is_file()]
+    if len(folders) != 1:
+        return open_side(before, precision), open_side(after, precision)
+    folder = open_side(folders[0])
+    other = after if folders[0] is before else before
+    if other.is_dir():
+        export = open_export(other)
+        wanted = precision or recorded_precision(folders[0])
+        pair = export.pair(wanted) if wanted else export.best("cpu")[0]
+        against = of_pair(export, pair, encoders=folder.roles)
+    else:
+        against = open_side(other)
+    return (folder, against) if folders[0] is before else (against, folder)
+
+
+def of_pair(export: Export, pair: Pair, label: str | None = None, *, encoders: Collection[str] = ()) -> Side:
+    """The two graphs of one precision of an export, as one model; with those `encoders`, by role, that it has."""
+    graphs = {ENCODERS[modality]: path for modality, path in pair.encoders.items() if ENCODERS[modality] in encoders}
+    graphs |= {EMBED: pair.embed, DECODER: pair.decoder}
+    parts = tuple(
+        Part(role, _relative(graph, export.root), Model.open(graph, export.architecture))
+        for role, graph in graphs.items()
+    )
+    return Side(label or _label(parts), "pair", parts, export.root, export.architecture)
+
+
+def of_plan(model: Model, config: Mapping[str, Any], root: Path, others: Mapping[str, Model] | None = None) -> Side:
+    """The folder that a repack would write: its graphs in memory, their weights where the source has them.
+
+    `others` are the graphs beside the decoder, by role.
+    """
+    models = {**(others or {}), DECODER if others else MODEL: model}
+    parts = tuple(Part(role, name, models[role]) for role, name in _graph_files(config).items())
+    return Side(_label(parts), "folder", parts, root, model.architecture, config, complete=False)
+
+
+def _folder(path: Path, label: str | None) -> Side:
+    """A folder's decoder, and what stands beside it where the folder takes images or sound."""
+    config = read_config(path / CONFIG_FILE)
+    graphs = _graph_files(config)
+    arch = nearby_architecture(path / MODEL_FILE)
+    for name in graphs.values():
+        if not (path / name).resolve().is_relative_to(path.resolve()):
+            raise FolderError(f"{path / CONFIG_FILE} names a graph outside of the folder: {name!r}")
+    parts = tuple(Part(role, name, Model.open(path / name, arch)) for role, name in graphs.items())
+    return Side(label or _label(parts), "folder", parts, path, arch, config, _manifest(path / MANIFEST_FILE))
+
+
+def _graph_files(config: Mapping[str, Any]) -> dict[str, str]:
+    """Role -> file of each graph of a configuration, the decoder's last: it takes what the others give."""
+    graphs = {role: name for section, role in _BESIDE.items() if (name := _named(config, section))}
+    graphs[DECODER if graphs else MODEL] = _named(config, "decoder") or MODEL_FILE
+    return graphs
+
+
+def _named(config: Mapping[str, Any], section: str) -> str | None:
+    """The graph that a section of genai_config.json names."""
+    model = config.get("model")
+    found = model.get(section) if isinstance(model, dict) else None
+    name = found.get("filename") if isinstance(found, dict) else None
+    return name if isinstance(name, str) else None
+
+
+def _manifest(path: Path) -> Mapping[str, Any] | None:
+    """manifest.json, or None where there is none that can be read: a comparison does not depend on it."""
+    try:
+        return read_config(path)
+    except SurgeryError:
+        return None
+
+
+def recorded_precision(folder: Path) -> str | None:
+    """The precision that a folder was made from, as its manifest says."""
+    source = (_manifest(folder / MANIFEST_FILE) or {}).get("source")
+    found = source.get("precision") if isinstance(source, dict) else None
+    return found if isinstance(found, str) else None
+
+
+def _label(parts: tuple[Part, ...]) -> str:
+    """The names of the graphs. A folder's own name is no part of it: it would make the report depend on the machine."""
+    return " + ".join(part.file for part in parts)
+
+
+def _relative(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name

@@ -1,0 +1,227 @@
+"""What a tensor holds, without its weights in memory: by the digest of its file, offset and length, or by reading it.
+
+    method      equal if                                                      known to differ if
+    reference   the same extent of one file, or of files of equal digests     inline, and other bytes
+    digest      the same SHA-256, read in portions                            another SHA-256
+
+A file's digest is known from manifest.json, from the Hub's cache, which names large files by it, from a Git LFS pointer
+in its place, or because both sides refer to one file. Where none of them tells, a tensor is not compared, and the report says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Collection, Hashable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from surgery.compare.comparison import Method
+from surgery.compare.numbered_graph import Label, Stored, inline_content
+from surgery.compare.subjects import Side
+from surgery.files.safe_reading import read_pointer
+from surgery.folder.manifest import blob_digest
+from surgery.graph.external_data import WeightReference, is_external, reference
+
+Held = tuple[str, Hashable] | None
+"""What a tensor holds: its bytes or their digest, or the extent of a known file; None where nothing is known."""
+
+Choice = Literal["auto", "reference", "digest"]
+
+QUICK_BYTES = 64 * 1024 * 1024
+"""Data files of so many bytes, both sides together, are read where nobody chose: that takes a tenth of a second."""
+
+_CHUNK = 1024 * 1024
+_SHORT = 64
+"""Bytes that are compared as they are; of more, their SHA-256 is."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileContent:
+    """What a data file holds as a whole, and how that is known. Equal keys, equal bytes."""
+
+    key: Hashable
+    basis: str
+
+
+class Contents:
+    """What the tensors of both sides hold, as far as the method tells. `labels` serve the alignment, one a side."""
+
+    def __init__(self, before: Side, after: Side, choice: Choice = "auto") -> None:
+        self.sides = (before, after)
+        self.files = _file_contents(before, after)
+        self.method: Method = _method(before, after) if choice == "auto" else choice
+        self._models = tuple([{part.role: part.model for part in side.parts} for side in self.sides])
+        self._held: dict[int, tuple[Stored, Held]] = {}  # with the key, so that its id stays its own
+        self._read: dict[tuple[Path, int, int], str | bytes | None] = {}
+
+    @property
+    def labels(self) -> tuple[Label, Label]:
+        return (lambda stored: self.held(0, stored)), (lambda stored: self.held(1, stored))
+
+    def held(self, side: int, stored: Stored) -> Held:
+        """What a tensor holds. Raises WeightError for an extent that no file can have."""
+        if id(stored) not in self._held:
+            self._held[id(stored)] = stored, self._find(side, stored)
+        return self._held[id(stored)][1]
+
+    def _find(self, side: int, stored: Stored) -> Held:
+        if not is_external(stored.tensor):
+            data = inline_content(stored.tensor)
+            return "bytes", hashlib.sha256(data).hexdigest() if len(data) > _SHORT else data
+        ref = self._reference(side, stored)
+        if self.method == "digest":
+            digest = self._digest(ref)
+            held: Held = ("bytes", digest) if digest is not None else None
+        else:
+            content = self.files.get(ref.file)
+            held = ("extent", (content.key, ref.offset, ref.length)) if content is not None else None
+        conversion = self._models[side][stored.role].conversion(stored.tensor)
+        if held is None or conversion is None or conversion.unchanged is not None:
+            return held
+        if len(conversion.parts) > 1:
+            return None
+        return "converted", (held, conversion.parts[0].columns, conversion.half, conversion.clip)
+
+    def comparable(self, one: Held, other: Held) -> bool:
+        """Whether two that are unequal are known to differ: two extents of different files may hold the same."""
+        return (one is not None and one == other) or (
+            one is not None and other is not None and one[0] == other[0] == "bytes"
+        )
+
+    def place(self, side: int, stored: Stored) -> tuple[str, int] | None:
+        """The data file and the offset of an external tensor; None for an inline one."""
+        if not is_external(stored.tensor):
+            return None
+        ref = self._reference(side, stored)
+        return ref.location, ref.offset
+
+    def same_file(self, one: Path, other: Path) -> bool | None:
+        """Whether two data files hold the same as wholes; None where that is not known."""
+        ours, theirs = self.files.get(one), self.files.get(other)
+        if ours is not None and theirs is not None:
+            if ours.key == theirs.key:
+                return True
+            if isinstance(ours.key, str) and isinstance(theirs.key, str):
+                return False
+        sizes = file_size(one), file_size(other)
+        return False if None not in sizes and sizes[0] != sizes[1] else None
+
+    def basis(self) -> tuple[str, ...]:
+        """What equality was concluded from, in words."""
+        if self.method == "digest":
+            read = sum(ref[2] for ref, digest in self._read.items() if digest is not None)
+            return (f"{read:,} bytes of data files were read, and compared tensor by tensor",)
+        counts = Counter(content.basis for content in self.files.values())
+        return tuple(f"{n} data file{'s' if n > 1 else ''} {basis}" for basis, n in sorted(counts.items()))
+
+    def _reference(self, side: int, stored: Stored) -> WeightReference:
+        model = self._models[side][stored.role]
+        conversion = model.conversion(stored.tensor)
+        return conversion.parts[0].source if conversion else reference(stored.tensor, model.weight_files)
+
+    def _digest(self, ref: WeightReference) -> str | bytes | None:
+        """SHA-256 of an extent (short ones as they are, like inline tensors); None where the file is not there."""
+        place = (ref.file, ref.offset, ref.length)
+        if place not in self._read:
+            self._read[place] = None if read_pointer(ref.file) else _read_digest(ref)
+        return self._read[place]
+
+
+def _read_digest(ref: WeightReference) -> str | bytes | None:
+    digest, left = hashlib.sha256(), ref.length
+    try:
+        with ref.file.open("rb") as reader:
+            reader.seek(ref.offset)
+            if ref.length <= _SHORT:
+                data = reader.read(ref.length)
+                return data if len(data) == ref.length else None
+            while left and (chunk := reader.read(min(_CHUNK, left))):
+                digest.update(chunk)
+                left -= len(chunk)
+    except OSError:
+        return None
+    return digest.hexdigest() if not left else None
+
+
+def _method(before: Side, after: Side) -> Method:
+    """`digest` where that is quick: the data files are there, and small."""
+    files = [file for side in (before, after) for file in data_files(side)]
+    sizes = [None if read_pointer(file) else file_size(file) for file in files]
+    known = [size for size in sizes if size is not None]
+    return "digest" if len(known) == len(sizes) and sum(known) <= QUICK_BYTES else "reference"
+
+
+def data_files(side: Side) -> dict[Path, str]:
+    """Every data file that the side's tensors refer to, and its name in the report."""
+    found: dict[Path, str] = {}
+    for part in side.parts:
+        for location, file in part.model.weight_files.items():
+            found.setdefault(file, location)
+    return found
+
+
+def _file_contents(before: Side, after: Side) -> dict[Path, FileContent]:
+    """What is known of each data file. A manifest speaks of its folder's files, and of the source's it was made from."""
+    found: dict[Path, FileContent] = {}
+    for side, other in ((before, after), (after, before)):
+        files = data_files(side)
+        recorded = _recorded(other, "source", side.root, files) | _recorded(side, "files", side.root, files)
+        for file in files:
+            if (blob := blob_digest(file)) is not None:
+                found[file] = FileContent(blob, "known by the SHA-256 that the Hub's cache names it by")
+            elif (pointer := read_pointer(file)) is not None:
+                found[file] = FileContent(pointer.sha256, "known by the SHA-256 in its Git LFS pointer")
+            elif (digest := recorded.get(file)) is not None:
+                found[file] = FileContent(digest, "known by the SHA-256 in manifest.json")
+    _same_files(before, after, found)
+    return found
+
+
+def _recorded(side: Side, key: Literal["source", "files"], root: Path, wanted: Collection[Path]) -> dict[Path, str]:
+    """File -> SHA-256 of those `wanted` files that a manifest lists and that still have the size it says."""
+    entries: Any = (side.manifest or {}).get(key)
+    if key == "source" and isinstance(entries, Mapping):
+        entries = entries.get("files")
+    if not isinstance(entries, Mapping):
+        return {}
+    return {
+        root / str(name): entry["sha256"]
+        for name, entry in entries.items()
+        if root / str(name) in wanted
+        and isinstance(entry, Mapping)
+        and isinstance(entry.get("sha256"), str)
+        and file_size(root / str(name)) == entry.get("size")
+    }
+
+
+def _same_files(before: Side, after: Side, found: dict[Path, FileContent]) -> None:
+    """Files of which both sides refer to the same one, by a link say, are equal whatever they hold."""
+    ours = {_identity(file): file for file in data_files(before)}
+    for file in data_files(after):
+        twin = ours.get(_identity(file))
+        if twin is not None:
+            content = found.get(twin) or found.get(file)
+            key = content.key if content else _identity(file)
+            same = FileContent(key, "shared: one file, which both sides refer to")
+            found[twin] = found[file] = same
+
+
+def _identity(file: Path) -> Hashable:
+    """Which file it is: device and inode, or its path where it is not there."""
+    try:
+        status = file.stat()
+    except OSError:
+        return file.absolute()
+    return status.st_dev, status.st_ino
+
+
+def file_size(file: Path) -> int | None:
+    """Bytes of a file, or of the one that a Git LFS pointer stands for; None where it is not there."""
+    if (pointer := read_pointer(file)) is not None:
+        return pointer.size
+    try:
+        return file.stat().st_size
+    except OSError:
+        return None

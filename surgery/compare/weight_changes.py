@@ -1,0 +1,112 @@
+"""The weights section: tensors by what they hold, and the files beside the graphs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from surgery.compare.comparison import FileChange, Weight, WeightChange, Weights
+from surgery.compare.node_changes import Compared
+from surgery.compare.numbered_graph import Stored, inline_content
+from surgery.compare.tensor_contents import Contents, Held, data_files, file_size
+from surgery.graph.external_data import BITS, byte_size
+from surgery.graph.protos import initializer_type
+
+
+def weights(compared: Compared, contents: Contents) -> Weights:
+    """Changed tensors, the largest difference first; raises WeightError for an extent that no file can have."""
+    tally: Counter[str] = Counter()
+    changes = []
+    for scopes in compared.all():
+        changes += list(_pairs(scopes, contents, tally))
+        changes += list(_unpaired(scopes, contents))
+    changes.sort(key=lambda change: (-abs(change.delta), -_size(change), _name(change)))
+    files, why = _files(contents)
+    return Weights(
+        method=contents.method,
+        changes=tuple(changes),
+        files=files,
+        unchanged=tally["same"],
+        relocated=tally["relocated"],
+        uncompared=tally["unknown"],
+        basis=contents.basis() if tally["same"] or tally["unknown"] or changes else (),
+        why=why if tally["unknown"] else (),
+    )
+
+
+def _pairs(scopes: Compared, contents: Contents, tally: Counter[str]) -> Iterator[WeightChange]:
+    for ours, theirs in scopes.alignment.stored.items():
+        one, other = scopes.before.stored[ours], scopes.after.stored[theirs]
+        before, after = _weight(contents, 0, one), _weight(contents, 1, other)
+        held: tuple[Held, Held] = contents.held(0, one), contents.held(1, other)
+        if before.type != after.type:
+            yield WeightChange("changed", before, after)
+        elif contents.comparable(*held):
+            if held[0] != held[1]:
+                yield WeightChange("changed", before, after)
+            elif before.name != after.name:
+                yield WeightChange("renamed", before, after)
+            else:
+                tally["same"] += 1
+                tally["relocated"] += (before.file, before.offset) != (after.file, after.offset)
+        else:
+            tally["unknown"] += 1
+
+
+def _unpaired(scopes: Compared, contents: Contents) -> Iterator[WeightChange]:
+    kept = set(scopes.alignment.stored.values())
+    for index, stored in enumerate(scopes.after.stored):
+        if index not in kept:
+            yield WeightChange("added", None, _weight(contents, 1, stored))
+    for index, stored in enumerate(scopes.before.stored):
+        if index not in scopes.alignment.stored:
+            yield WeightChange("removed", _weight(contents, 0, stored), None)
+
+
+def _weight(contents: Contents, side: int, stored: Stored) -> Weight:
+    found = contents.place(side, stored)
+    return Weight(stored.tensor.name, str(initializer_type(stored.tensor)), _bytes(stored), *(found or (None, None)))
+
+
+def _bytes(stored: Stored) -> int:
+    """Bytes of a tensor by its dtype and shape; of one whose dtype has no size on disk, by its content."""
+    declared = initializer_type(stored.tensor)
+    if declared.dtype in BITS and all(isinstance(dim, int) and dim >= 0 for dim in declared.shape or ()):
+        return byte_size(declared.dtype, stored.tensor.dims)
+    return len(inline_content(stored.tensor))
+
+
+def weight_bytes(scopes: Compared) -> tuple[int, int]:
+    """Bytes of the main graph's tensors, on each side."""
+    return sum(map(_bytes, scopes.before.stored)), sum(map(_bytes, scopes.after.stored))
+
+
+def _files(contents: Contents) -> tuple[tuple[FileChange, ...], tuple[str, ...]]:
+    """Data files by name, the largest difference first, and why some of them could not be compared."""
+    sides = [{name: file for file, name in data_files(side).items()} for side in contents.sides]
+    found, why = [], []
+    for name in dict.fromkeys((*sides[0], *sides[1])):
+        pair = [side.get(name) for side in sides]
+        before, after = (file_size(path) if path is not None else None for path in pair)
+        same: bool | None = False
+        if pair[0] is not None and pair[1] is not None:
+            same = contents.same_file(pair[0], pair[1])
+        found.append(FileChange(name, before, after, same))
+        if same is None:
+            why.append(_why(name, before is None or after is None))
+    found.sort(key=lambda change: (-abs(change.delta), change.name))
+    return tuple(found), tuple(why)
+
+
+def _why(name: str, missing: bool) -> str:
+    if missing:
+        return f"{name} is not there"
+    return f"no digest of {name} is known on both sides; --weights digest reads it"
+
+
+def _size(change: WeightChange) -> int:
+    return max(side.size for side in (change.before, change.after) if side is not None)
+
+
+def _name(change: WeightChange) -> str:
+    return (change.after or change.before).name  # type: ignore[union-attr]

@@ -1,0 +1,224 @@
+"""The main job: a community export in, a folder out that ONNX Runtime GenAI loads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from passes.base import Outcome, Pass, apply
+from surgery.cuda.prediction import require_cuda
+from surgery.errors import SurgeryError
+from surgery.files.atomic import ToDict, refuse_existing, refuse_holding, require_space, staged_folder
+from surgery.folder.genai_config import (
+    CONFIG_FILE,
+    COPIED,
+    MODEL_FILE,
+    CacheCost,
+    Target,
+    cache_costs,
+    check_side_files,
+    genai_config,
+    write_json,
+    write_side_files,
+    write_text,
+)
+from surgery.folder.manifest import NAME as MANIFEST_FILE
+from surgery.folder.manifest import manifest, refuse_foreign, sha256
+from surgery.folder.minimum_versions import oldest_runtimes
+from surgery.folder.model_card import CARD_FILE, model_card
+from surgery.folder.multimodal import EMBED, PROCESSORS, Part, check_export, media_config, usage, write_media_files
+from surgery.graph.model import Model
+from surgery.graph.weight_writing import CopiesAhead, Placed, Placement, Progress, consolidated_size, unlinkable
+from surgery.source.export import ENCODERS, MEDIA_FILES, Export, Pair
+
+Proof = TypeVar("Proof")
+Proof_co = TypeVar("Proof_co", covariant=True)
+
+
+@dataclass(frozen=True)
+class Repacked(Generic[Proof_co]):
+    """What a repack came to. `proof` is what the check returned; `others` are the passes of the graphs beside the
+    decoder, by role."""
+
+    folder: Path
+    precision: str
+    outcomes: tuple[Outcome, ...]
+    placed: tuple[Placed, ...]
+    costs: dict[str, CacheCost]
+    proof: Proof_co | None
+    others: Mapping[str, tuple[Outcome, ...]] = field(default_factory=dict)
+
+    def to_dict(self: Repacked[ToDict]) -> dict[str, Any]:
+        """Plain values for JSON, keys in a fixed order; the passes of the other graphs are keyed by their roles."""
+        return {
+            "folder": str(self.folder),
+            "precision": self.precision,
+            "weights": [file.to_dict() for file in self.placed],
+            "kv_caches": {
+                layout: {"pairs": cost.pairs, "bytes_per_token": cost.bytes_per_token}
+                for layout, cost in self.costs.items()
+            },
+            "passes": [outcome.to_dict() for outcome in self.outcomes],
+            **{role: [outcome.to_dict() for outcome in found] for role, found in self.others.items()},
+            "proof": self.proof.to_dict() if self.proof is not None else None,
+        }
+
+
+def plan(
+    pair: Pair, export: Export, recipe: Sequence[Pass], observe: Callable[[Outcome], None] | None = None
+) -> tuple[Model, list[Outcome]]:
+    """Apply the recipe to the decoder of a pair, in memory. Every extent of every weight is checked first."""
+    decoder = Model.open(pair.decoder, export.architecture)
+    decoder.check_weights()
+    Model.open(pair.embed).check_weights()
+    return apply(decoder, recipe, observe)
+
+
+def repack(
+    export: Export,
+    pair: Pair,
+    recipe: Sequence[Pass],
+    target: Path,
+    *,
+    media: Sequence[Part] = (),
+    recipe_text: str | Mapping[str, str] = "",
+    provider: str = "cpu",
+    runtime: Target = "genai-0.14",
+    weights: Placement = "copy",
+    force: bool = False,
+    observe: Callable[[Outcome], None] | None = None,
+    started: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
+    check: Callable[[Path], Proof] | None = None,
+    describe: Callable[[Path, Sequence[Outcome], Proof | None], Mapping[str, str]] | None = None,
+) -> Repacked[Proof]:
+    """Write `target`: it appears complete and checked, or not at all.
+
+    `media` are the graphs of a folder that takes images or sound too: its embeddings and its encoders. `recipe` is
+    then the decoder's alone. `runtime` is the oldest GenAI that must load it; the recipe has to suit it.
+    `recipe_text` is the recipe as the manifest is to record it, with paths relative to the export.
+    `started` is told the number of weight bytes, `progress` each portion placed. `check` is called with the staged
+    folder; what it raises keeps the target from appearing. `describe` is called last, with the staged folder, the
+    outcomes of all passes and what the check returned: it gives the names and texts of reports to add.
+    Raises SurgeryError for everything that a user can mend.
+    """
+    refuse_existing(target, force=force)
+    refuse_foreign(target)
+    encoders = [part.source for part in media if part.role != EMBED]
+    modalities = [modality for modality, role in ENCODERS.items() if any(part.role == role for part in media)]
+    refuse_holding(target, (export.root, pair.embed, pair.decoder, *encoders))
+    check_side_files(export)
+    if media:
+        check_export(export, modalities)
+    ahead_of_passes = weights == "copy" and not any(getattr(step, "moves_weights", False) for step in recipe)
+    sources = _weight_files((pair.decoder, pair.embed, *encoders)) if ahead_of_passes else []
+    require_space(target.absolute().parent, sum(file.stat().st_size for file in sources))
+    with staged_folder(target, force=force) as stage, CopiesAhead(sources, stage, progress) as ahead:
+        if started is not None and sources:
+            started(sum(file.stat().st_size for file in sources))
+        model, outcomes = plan(pair, export, recipe, observe)
+        if provider == "cuda":
+            require_cuda(model)
+        others = {part: _apply_named(part, observe) for part in media}
+        models = {MODEL_FILE: model, **{part.file: other for part, (other, _) in others.items()}}
+        config = (
+            media_config(model, export, modalities, provider, runtime)
+            if media
+            else genai_config(model, export, provider, runtime)
+        )
+        data_files = [file for one in models.values() for file in one.source_files()]
+        refuse_holding(target, data_files)
+        if not sources:
+            _announce(models.values(), weights, target.absolute().parent, started)
+        rewritten = any(one.converted_files() for one in models.values())
+        placed = [
+            place
+            for name, one in models.items()
+            for place in one.save(stage / name, weights=weights, progress=progress, ahead=ahead)
+        ]
+        write_json(stage / CONFIG_FILE, config)
+        write_side_files(export, stage, multimodal=bool(media))
+        if media:
+            write_media_files(export, stage, modalities)
+        card = model_card(
+            export, pair, "genai", placed,
+            recipe=recipe_text, rewritten=rewritten, modalities=modalities, further=usage(modalities) if media else "",
+            needs=str(oldest_runtimes(model, runtime, multimodal=bool(media))),
+        )  # fmt: skip
+        write_text(stage / CARD_FILE, card)
+        ahead.close()
+        described = manifest(stage, export, pair, recipe_text, weights, placed, data_files, encoders)
+        write_json(stage / MANIFEST_FILE, described)
+        proof = check(stage) if check is not None else None
+        if describe is not None:
+            everything = [*outcomes, *(outcome for _, found in others.values() for outcome in found)]
+            _add(stage, describe(stage, everything, proof), described)
+    passed = {part.role: tuple(found) for part, (_, found) in others.items()}
+    return Repacked(target, pair.precision, tuple(outcomes), tuple(placed), cache_costs(model), proof, passed)
+
+
+def contents(
+    export: Export, pair: Pair, recipe: Sequence[Pass], parts: Sequence[Part], weights: Placement
+) -> dict[str, int | None]:
+    """The files of the folder and their bytes; None for what is written anew, or is not there yet to be measured."""
+    models = {MODEL_FILE: apply(Model.open(pair.decoder, export.architecture), recipe)[0]}
+    models |= {part.file: Model.open(part.source) for part in parts}
+    new = [*models, CONFIG_FILE, "config.json", "tokenizer_config.json", CARD_FILE, MANIFEST_FILE]
+    found: dict[str, int | None] = dict.fromkeys(new)
+    modalities = [modality for modality, role in ENCODERS.items() if any(part.role == role for part in parts)]
+    found |= dict.fromkeys(PROCESSORS[modality] for modality in modalities)
+    copied = (*COPIED, *MEDIA_FILES) if parts else COPIED
+    found |= {name: path.stat().st_size for name in copied if (path := export.file(name))}
+    for name, model in models.items():
+        kept = {at: file.stat().st_size if file.is_file() else None for at, file in model.used_weight_files().items()}
+        placed = {**kept, **model.converted_files()}
+        found |= placed if weights != "consolidate" else dict.fromkeys([f"{name}.data"] if placed else [])
+    return dict(sorted(found.items()))
+
+
+def _add(stage: Path, texts: Mapping[str, str], manifest: dict[str, Any]) -> None:
+    """Write reports into a folder whose manifest is written already, and have the manifest name them too."""
+    for name, text in texts.items():
+        write_text(stage / name, text)
+        manifest["files"][name] = {"size": (stage / name).stat().st_size, "sha256": sha256(stage / name)}
+    manifest["files"] = dict(sorted(manifest["files"].items()))
+    (stage / MANIFEST_FILE).unlink()
+    write_json(stage / MANIFEST_FILE, manifest)
+
+
+def _apply_named(part: Part, observe: Callable[[Outcome], None] | None) -> tuple[Model, list[Outcome]]:
+    """Apply a part's recipe; an error names the graph."""
+    model = Model.open(part.source)
+    model.check_weights()
+    try:
+        return apply(model, part.recipe, observe)
+    except SurgeryError as error:
+        raise type(error)(f"{part.source}: {error}", hint=error.hint) from error
+
+
+def _weight_files(graphs: Iterable[Path]) -> list[Path]:
+    """The data files of the graphs, each checked to hold what its graph says."""
+    files: dict[Path, None] = {}
+    for path in graphs:
+        graph = Model.open(path)
+        graph.check_weights()
+        files.update(dict.fromkeys(graph.used_weight_files().values()))
+    return list(files)
+
+
+def _announce(
+    models: Collection[Model], weights: Placement, parent: Path, started: Callable[[int], None] | None
+) -> None:
+    """Check the space for what is to be written, and say how many bytes that is."""
+    kept = [file for model in models for file in model.used_weight_files().values()]
+    new = sum(size for model in models for size in model.converted_files().values())
+    total = (
+        sum(consolidated_size(model) for model in models)
+        if weights == "consolidate"
+        else sum(file.stat().st_size for file in kept) + new
+    )
+    require_space(parent, total if weights != "link" else unlinkable(kept, parent) + new)
+    if started is not None:
+        started(total)

@@ -1,0 +1,309 @@
+"""What ONNX Runtime GenAI needs beside the graph: genai_config.json, the tokenizer's files, the text model's config.
+
+Every key written here loads in onnxruntime-genai 0.12.2 to 0.18.0; each rule below was measured on these versions.
+An unknown key anywhere but at the root is a load error ("Unknown value ..."), so none is written for information.
+
+    type                        gemma4_text: the class `gemma4` is multimodal and never loads a text-only folder.
+                                0.12 and 0.13 know neither: gemma3_text is the same class there, for caches of one size
+    sliding_window              never: from 0.16 it sizes the caches to the window, and the first run past it fails
+    layer_types                 never: from 0.16 it selects another cache class, which asks for conv states
+    num_logits_to_keep          never: `Unknown value "num_logits_to_keep"`
+    intra_op_num_threads        0, ONNX Runtime's own choice: GenAI's default is half the processors, which on 2 cores
+                                without hyper-threading is 28 tokens a second in place of 53 (full-size E2B q4f16)
+    past_present_share_buffer   true only if GroupQueryAttention alone touches the caches: any other operator would
+                                see the whole buffer, max_length long, instead of the tokens so far
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from surgery.architecture import Architecture, read_config, text_config
+from surgery.attention.cache_padding import declared_sizes
+from surgery.attention.kv_rows import SCOPE as ROWS
+from surgery.cuda.layering import OPTION, SETTING, has_layers
+from surgery.errors import ArchitectureError, ExportError, ModelError
+from surgery.graph.model import Model
+from surgery.graph.protos import declare
+from surgery.source.export import LICENSES, Export
+
+Target = Literal["genai-0.14", "genai-0.12"]
+"""The oldest onnxruntime-genai that must load the folder; every later one does too."""
+
+MODEL_FILE = "model.onnx"
+CONFIG_FILE = "genai_config.json"
+MAX_LENGTH = 8192
+"""Default of search.max_length: with a shared buffer every cache is allocated at this many tokens when generation starts."""
+
+_TYPES = {"gemma4": "gemma4_text", "gemma3": "gemma3_text", "gemma3n": "gemma3_text"}
+"""Family -> GenAI's class. Gemma 3n has none of its own ("Unsupported model_type in config.json: gemma3n_text"); every
+text class drives a merged graph alike."""
+_TEXT_TYPES = {**_TYPES, "gemma3n": "gemma3n_text"}
+"""Family -> model_type of the text model's config.json."""
+_OLD_TYPE = "gemma3_text"
+_CLASSES = {"gemma4": "Gemma4ForCausalLM", "gemma3": "Gemma3ForCausalLM", "gemma3n": "Gemma3nForCausalLM"}
+COPIED = ("tokenizer.json", "chat_template.jinja", "generation_config.json", *LICENSES)
+"""Files that go into every folder as they are, where the source has them."""
+_SAMPLING = {"do_sample": bool, "temperature": float, "top_k": int, "top_p": float, "repetition_penalty": float}
+_TOKENIZER_CLASS = "GemmaTokenizer"
+"""The one class that every GenAI version tokenizes exactly as Hugging Face does; `Gemma4Tokenizer` is refused by all."""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheCost:
+    """Memory of the KV caches of one layout. `bytes_per_token` counts keys and values of every pair."""
+
+    pairs: int
+    bytes_per_token: int
+
+    def bytes_at(self, tokens: int) -> int:
+        return self.bytes_per_token * tokens
+
+
+def cache_costs(model: Model) -> dict[str, CacheCost]:
+    """What the KV caches take in each layout: `aliased`, a pair for every layer, and `unique`, the owners' pairs.
+
+    The sizes are those of the interface, padding included; config.json's where it has no numbers.
+    """
+    arch = model.require_architecture()
+    dtypes = {declared.dtype for name, declared in declare(model.graph).items() if name.startswith("past_key_values.")}
+    element = 2 if "FLOAT16" in dtypes else 4
+    layouts = {"aliased": arch.layers, "unique": arch.owners}
+    elements = {owner: math.prod(size) for owner, size in _cache_sizes(model).items()}
+    return {
+        layout: CacheCost(len(layers), sum(2 * elements[layer.owner] * element for layer in layers))
+        for layout, layers in layouts.items()
+    }
+
+
+def _cache_sizes(model: Model) -> dict[int, tuple[int, int]]:
+    """KV owner -> KV heads and head size of its cache in the interface."""
+    declared, sizes = declared_sizes(model.graph), {}
+    for owner in model.require_architecture().owners:
+        heads, size = declared.get(f"past_key_values.{owner.index}.key", (None, None))
+        sizes[owner.index] = (
+            heads if isinstance(heads, int) else owner.kv_heads,
+            size if isinstance(size, int) else owner.head_size,
+        )
+    return sizes
+
+
+def cache_pairs(model: Model) -> int:
+    """Pairs of past and present in the interface."""
+    names = {value.name for value in model.graph.input}
+    return sum(name.startswith("past_key_values.") and name.endswith(".key") for name in names)
+
+
+def shares_buffer(model: Model) -> bool:
+    """Whether past and present may be one buffer, longer than the tokens so far.
+
+    GroupQueryAttention knows where they end; ScatterND writes rows of a past in place; a Slice that ends with the mask
+    reads no further. Any other operator on a cache sees the whole buffer.
+    """
+    caches = {value.name for value in model.graph.output if value.name.startswith("present.")}
+    caches |= {value.name for value in model.graph.input if value.name.startswith("past_key_values.")}
+    for node in model.graph.node:
+        ends_with_mask = node.op_type == "Slice" and len(node.input) > 2 and node.input[2].startswith(ROWS)
+        known = node.op_type in ("GroupQueryAttention", "ScatterND") or ends_with_mask
+        if not known and (caches & set(node.input) or caches & set(node.output)):
+            return False
+    return bool(caches)
+
+
+def genai_config(model: Model, export: Export, provider: str = "cpu", target: Target = "genai-0.14") -> dict[str, Any]:
+    """genai_config.json for a repacked model, its token ids and sampling values from the export.
+
+    Raises ArchitectureError where the logits do not have config.json's vocabulary, or a token id is outside of it,
+    and ModelError where the caches are not as `target` allocates them.
+    """
+    arch = model.require_architecture()
+    generation = generation_settings(export)
+    ids = {key: _one_or_all(key, found) for key, found in token_ids(export).items()}
+    inputs = {value.name for value in model.graph.input}
+    _check_vocabulary(model, arch)
+    tokens = {name: name for name in ("input_ids", "attention_mask", "position_ids") if name in inputs}
+    if target == "genai-0.12":
+        _check_uniform(model)
+    kv_heads, head_size = _cache_sizes(model)[0]
+    return {
+        "model": {
+            "type": _OLD_TYPE if target == "genai-0.12" else _TYPES[arch.family],
+            "vocab_size": arch.vocab_size,
+            "context_length": arch.context_length,
+            **ids,
+            "decoder": {
+                "filename": MODEL_FILE,
+                "session_options": {
+                    "log_id": "onnxruntime-genai",
+                    "intra_op_num_threads": 0,
+                    "provider_options": [] if provider == "cpu" else [{provider: {}}],
+                    **({OPTION: SETTING} if provider != "cpu" and has_layers(model.graph) else {}),
+                },
+                "head_size": head_size,
+                "hidden_size": arch.hidden_size,
+                "num_attention_heads": arch.attention_heads,
+                "num_key_value_heads": kv_heads,
+                "num_hidden_layers": cache_pairs(model),
+                "inputs": {
+                    **tokens,
+                    "past_key_names": "past_key_values.%d.key",
+                    "past_value_names": "past_key_values.%d.value",
+                },
+                "outputs": {
+                    "logits": "logits",
+                    "present_key_names": "present.%d.key",
+                    "present_value_names": "present.%d.value",
+                },
+            },
+        },
+        "search": {
+            **_sampling(generation),
+            "max_length": min(MAX_LENGTH, arch.context_length),
+            "min_length": 0,
+            "num_beams": 1,
+            "num_return_sequences": 1,
+            "past_present_share_buffer": shares_buffer(model),
+        },
+    }
+
+
+def _check_uniform(model: Model) -> None:
+    """0.12 and 0.13 allocate every cache with one size, and 0.12 counts the layers from 0 without a gap."""
+    pasts = {name: size for name, size in declared_sizes(model.graph).items() if name.startswith("past_key_values.")}
+    if len(set(pasts.values())) > 1:
+        small, large = (choose(pasts, key=lambda name: str(pasts[name])) for choose in (min, max))
+        raise ModelError(
+            f"GenAI 0.12 and 0.13 have one size for all caches, but {small} is {pasts[small]} and {large} {pasts[large]}",
+            hint="run uniform-heads",
+        )
+    for index in range(cache_pairs(model)):
+        if f"past_key_values.{index}.key" not in pasts:
+            raise ModelError(f"GenAI 0.12 counts the caches from 0, but there is no past_key_values.{index}.key")
+
+
+def _check_vocabulary(model: Model, arch: Architecture) -> None:
+    """`Got invalid dimensions for output: logits ... index: 2` is what a wrong vocab_size comes to at the first run."""
+    logits = declare(model.graph).get("logits")
+    size = logits.shape[-1] if logits and logits.shape else None
+    if isinstance(size, int) and size != arch.vocab_size:
+        raise ArchitectureError(f"config.json has vocab_size {arch.vocab_size}, but the logits are {logits}")
+
+
+def generation_settings(export: Export) -> dict[str, Any]:
+    """generation_config.json, or nothing where there is none."""
+    path = export.file("generation_config.json")
+    return read_config(path) if path else {}
+
+
+def token_ids(export: Export) -> dict[str, tuple[int, ...]]:
+    """bos, eos (all of them) and pad; generation_config.json first: config.json's eos lacks ids that end a turn.
+
+    Raises ArchitectureError where one is outside of the vocabulary.
+    """
+    sources = (generation_settings(export), export.config, text_config(export.config))
+    found: dict[str, tuple[int, ...]] = {}
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        for source in sources:
+            if (value := source.get(key)) is not None:
+                found[key] = _checked_ids(key, value, export.architecture.vocab_size)
+                break
+    return found
+
+
+def _checked_ids(key: str, value: Any, vocab_size: int) -> tuple[int, ...]:
+    ids = value if isinstance(value, list) else [value]
+    for token in ids:
+        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocab_size:
+            raise ArchitectureError(f"{key} is {token!r}; a token id from 0 to {vocab_size - 1} is expected")
+    if not ids:
+        raise ArchitectureError(f"{key} is an empty list")
+    return tuple(ids)
+
+
+def _one_or_all(key: str, ids: tuple[int, ...]) -> int | list[int]:
+    return list(ids) if key == "eos_token_id" and len(ids) > 1 else ids[0]
+
+
+def _sampling(generation: Mapping[str, Any]) -> dict[str, Any]:
+    """Sampling values with the JSON types that the runtime insists on; others are left to its defaults."""
+    values = {}
+    for key, kind in _SAMPLING.items():
+        value = generation.get(key)
+        numeric = isinstance(value, int | float) and not isinstance(value, bool)
+        if (kind is bool and isinstance(value, bool)) or (kind is not bool and numeric):
+            values[key] = kind(value)
+    return values
+
+
+def check_side_files(export: Export) -> None:
+    """Raise SurgeryError where a file that og.Tokenizer needs is missing or damaged: before any weight is copied."""
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        path = export.file(name)
+        if path is None:
+            raise ExportError(f"{export.root} has no {name}, which GenAI's tokenizer needs")
+        read_config(path)
+
+
+def write_side_files(export: Export, folder: Path, *, multimodal: bool = False) -> list[str]:
+    """`write_text_files`, and config.json: the text model's, unless the folder is of the whole, multimodal one."""
+    write_json(folder / "config.json", export.config if multimodal else promoted_config(export))
+    return [*write_text_files(export, folder), "config.json"]
+
+
+def write_text_files(export: Export, folder: Path) -> list[str]:
+    """Tokenizer, chat template, generation settings and licence, as `check_side_files` found them."""
+    written = []
+    for name in COPIED:
+        if source := export.file(name):
+            _refuse_taken(folder / name)
+            shutil.copyfile(source, folder / name)
+            written.append(name)
+    write_json(folder / "tokenizer_config.json", _tokenizer_config(export))
+    return [*written, "tokenizer_config.json"]
+
+
+def _tokenizer_config(export: Export) -> dict[str, Any]:
+    config = read_config(export.root / "tokenizer_config.json")
+    config.pop("processor_class", None)  # it names the multimodal processor, whose files are left out
+    return {**config, "tokenizer_class": _TOKENIZER_CLASS}
+
+
+def promoted_config(export: Export) -> dict[str, Any]:
+    """config.json of the text model: `text_config` one level up, the multimodal parts left out."""
+    arch = export.architecture
+    config = text_config(export.config)
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings"):
+        if key in export.config:
+            config[key] = export.config[key]
+    for key in ("vision_config", "audio_config", "text_config", "transformers.js_config"):
+        config.pop(key, None)
+    return {**config, "architectures": [_CLASSES[arch.family]], "model_type": _TEXT_TYPES[arch.family]}
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a new file. Raises ExportError for text that is not Unicode: JSON can spell half a surrogate pair."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a new file as UTF-8. Raises ExportError for text that is not Unicode, or a name that is taken."""
+    _refuse_taken(path)
+    try:
+        data = text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ExportError(
+            f"{path.name} would hold {error.object[error.start : error.end]!r}, which is not Unicode"
+        ) from None
+    path.write_bytes(data)
+
+
+def _refuse_taken(path: Path) -> None:
+    """A data file of the graph may have any name. Where it is a link, to write over it would damage the source."""
+    if path.exists():
+        raise ExportError(f"the graph has a data file named {path.name!r}, but the folder needs that name itself")

@@ -1,0 +1,154 @@
+"""manifest.json: what a folder was made from, how, and the SHA-256 of every file in it.
+
+    {"version": 1,
+     "made_by": {"gemma4-surgery": "0.1.0", "onnx": "1.23.2", "onnx-graphsurgeon": "0.6.1"},
+     "source": {"repo": "onnx-community/...", "revision": "9f4bef82...", "precision": "q4",
+                "files": {"onnx/embed_tokens_q4.onnx": {"size": 5142, "sha256": "..."}, ...}},
+     "recipe": "merge-embeddings{embed=onnx/embed_tokens_q4.onnx},...",
+     "weights": "copy",
+     "files": {"model.onnx": {"size": 652311, "sha256": "..."}, ...}}
+
+A folder of several graphs has a recipe for each, by the graph's role. It holds no time and no path of a machine: the same input, recipe and versions give the same bytes. `repo` and
+`revision` are null for a local source. A linked weight file has `"sha256": null`, unless the Hub's cache, which names
+its blobs by their SHA-256, tells it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from surgery.architecture import read_config
+from surgery.errors import FolderError
+from surgery.folder.genai_config import CONFIG_FILE
+from surgery.graph.weight_writing import Placed
+from surgery.source.export import Export, Pair
+
+NAME = "manifest.json"
+VERSION = 1
+_PACKAGES = ("gemma4-surgery", "onnx", "onnx-graphsurgeon")
+_CHUNK = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class FileFault:
+    """A file of a folder that is not as its manifest says."""
+
+    name: str
+    fault: str
+
+
+def manifest(
+    folder: Path,
+    export: Export,
+    pair: Pair,
+    recipe: str | Mapping[str, str],
+    weights: str,
+    placed: Iterable[Placed],
+    data_files: Iterable[Path],
+    encoders: Iterable[Path] = (),
+) -> dict[str, Any]:
+    """The manifest of a complete folder. Weight files are not read again: `placed` knows their digests.
+
+    `data_files` are the source's, in the order of the graphs' references; `encoders` its graphs beside the pair.
+    """
+    known = {entry.location: entry for entry in placed}
+    files = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = path.relative_to(folder).as_posix()
+        entry = known.get(name)
+        digest = (entry.sha256 or blob_digest(path)) if entry else sha256(path)
+        files[name] = {"size": path.stat().st_size, "sha256": digest}
+    return {
+        "version": VERSION,
+        "made_by": made_by(),
+        "source": {
+            "repo": export.repo,
+            "revision": export.revision,
+            "precision": pair.precision,
+            "files": _source_files(export, (pair.embed, pair.decoder, *encoders), data_files, known),
+        },
+        "recipe": recipe if isinstance(recipe, str) else dict(recipe),
+        "weights": weights,
+        "files": files,
+    }
+
+
+def made_by() -> dict[str, str | None]:
+    """Versions of what writes a folder; None for a package that is not installed."""
+    return {package: _version(package) for package in _PACKAGES}
+
+
+def _source_files(
+    export: Export, graphs: Iterable[Path], data_files: Iterable[Path], known: Mapping[str, Placed]
+) -> dict[str, dict[str, Any]]:
+    """Graphs by their digest; a data file by its copy's, which was taken from the very bytes that were written."""
+    copies = {PurePosixPath(location).name: entry for location, entry in known.items()}
+    found: dict[str, dict[str, Any]] = {}
+    for path in graphs:
+        found[_relative(path, export.root)] = {"size": path.stat().st_size, "sha256": sha256(path)}
+    for path in data_files:
+        copy = copies.get(path.name)
+        same = copy is not None and copy.how == "copied" and copy.size == path.stat().st_size
+        digest = copy.sha256 if copy is not None and same else blob_digest(path)
+        found[_relative(path, export.root)] = {"size": path.stat().st_size, "sha256": digest}
+    return found
+
+
+def _relative(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
+
+
+def blob_digest(path: Path) -> str | None:
+    """The SHA-256 that the Hub's cache names a large file by, or None for any other file."""
+    real = path.resolve()
+    return real.name if real.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", real.name) else None
+
+
+def sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as reader:
+        while chunk := reader.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def refuse_foreign(target: Path) -> None:
+    """Raise FolderError where replacing `target` would remove what this program did not write."""
+    if target.exists() and any(target.iterdir()) and not any((target / name).is_file() for name in (NAME, CONFIG_FILE)):
+        raise FolderError(
+            f"{target} holds neither {NAME} nor {CONFIG_FILE}; --force replaces folders that have one, and empty ones",
+            hint="choose another name, or remove the folder yourself",
+        )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def faults(folder: Path) -> Iterator[FileFault]:
+    """Files that are missing, of another size or of other content than the manifest says.
+
+    Raises FolderError where there is no manifest of a version that is known.
+    """
+    found = read_config(folder / NAME)
+    if found.get("version") != VERSION or not isinstance(found.get("files"), dict):
+        raise FolderError(f"{folder / NAME} has version {found.get('version')!r}; {VERSION} is known")
+    for name, entry in found["files"].items():
+        path = folder / str(name)
+        if not isinstance(entry, dict) or not path.resolve().is_relative_to(folder.resolve()):
+            yield FileFault(str(name), "its entry cannot be read")
+        elif not path.is_file():
+            yield FileFault(name, "it is missing")
+        elif path.stat().st_size != entry.get("size"):
+            yield FileFault(name, f"it has {path.stat().st_size} bytes, the manifest says {entry.get('size')}")
+        elif entry.get("sha256") is not None and sha256(path) != entry["sha256"]:
+            yield FileFault(name, "its content is not what was written")

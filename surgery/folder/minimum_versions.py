@@ -1,0 +1,42 @@
+"""The oldest runtimes that run a folder, read from its graph: what its model card asks for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from surgery.attention.gqa import OPERATOR, PAST_KEY
+from surgery.folder.genai_config import Target
+from surgery.graph.model import Model
+
+
+@dataclass(frozen=True, slots=True)
+class Oldest:
+    """Versions as people write them. `onnxruntime` is None where every one that such a GenAI admits will do."""
+
+    genai: str
+    onnxruntime: str | None
+
+    def __str__(self) -> str:
+        if self.onnxruntime is None:
+            return f"It needs onnxruntime-genai {self.genai} or later."
+        return f"It needs onnxruntime-genai {self.genai} and onnxruntime {self.onnxruntime}, or later versions of both."
+
+
+def oldest_runtimes(model: Model, target: Target, *, multimodal: bool) -> Oldest:
+    """What `model`, made for `target`, can run on; `docs/validation/runtimes.md` has every cell behind it.
+
+    GenAI reads the head size of each cache from 0.14 on, the number of KV heads from 0.15 on, which also has the
+    multimodal class. A borrower without present outputs needs ONNX Runtime 1.31: 1.27 to 1.30 die of it.
+    """
+    kv_heads = {layer.kv_heads for layer in model.require_architecture().owners}
+    reading = "0.15" if multimodal or len(kv_heads) > 1 else "0.14"
+    genai = "0.12" if target == "genai-0.12" else reading
+    inputs = {value.name for value in model.graph.input}
+    borrowers = [
+        node
+        for node in model.graph.node
+        if node.op_type == OPERATOR and len(node.input) > PAST_KEY and node.input[PAST_KEY] not in inputs
+    ]
+    if not borrowers:
+        return Oldest(genai, None)
+    return Oldest(genai, "1.31" if any(len(node.output) == 1 for node in borrowers) else "1.27")

@@ -1,0 +1,265 @@
+"""The folder that takes images and sound beside text: four graphs, and the files of GenAI's own processor.
+
+    input_ids -----------------> embed_tokens -> inputs_embeds, per_layer_inputs -> model -> logits, caches
+    pixel_values,                     ^   ^
+    pixel_position_ids -> vision_encoder  |
+    input_features,                       |
+    input_features_mask ----------> audio_encoder
+
+GenAI's class `gemma4` (0.15 and later) runs it. What was measured on 0.15.2 to 0.18.0, and why a key is written:
+
+    vision                  always there: without it the load ends in `The model path is a directory ...`
+    speech.config_filename  "" where there is no sound: its default is a file name, and the load ends in
+                            `speech.config_filename is set but speech.filename is missing`
+    per_layer_inputs        named on both sides: the default is no name, and the first run lacks the input
+    hidden_size             the width of inputs_embeds and of features for a prompt of text
+    config_filename         never processor_config.json: a Hugging Face file of another form has that name
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from passes.base import Pass
+from surgery.architecture import read_config, text_config
+from surgery.errors import ExportError
+from surgery.folder.genai_config import Target, genai_config, write_json
+from surgery.graph.model import Model
+from surgery.source.export import ENCODERS, MEDIA_FILES, Export, Modality
+
+if TYPE_CHECKING:
+    pass
+
+TYPE = "gemma4"
+EMBED = "embed_tokens"
+PROCESSORS: dict[Modality, str] = {"image": "image_processor.json", "audio": "audio_processor.json"}
+"""Modality -> the file that tells GenAI how to prepare it."""
+
+SECTIONS: dict[Modality, tuple[str, dict[str, str], dict[str, str]]] = {
+    "image": (
+        "vision",
+        {"pixel_values": "pixel_values", "pixel_position_ids": "pixel_position_ids"},
+        {"image_features": "image_features"},
+    ),
+    "audio": (
+        "speech",
+        {"audio_embeds": "input_features", "attention_mask": "input_features_mask"},
+        {"audio_features": "audio_features"},
+    ),
+}
+"""Modality -> section of genai_config.json, and the names in the graph for the runtime's roles of inputs and outputs."""
+
+LIMITS: Mapping[Modality, tuple[str, ...]] = {
+    "image": (
+        "several images in one prompt need onnxruntime-genai 0.18; 0.15 to 0.17 take one",
+        "a Generator takes images once: a later turn with an image needs a new Generator and the whole conversation",
+        "there is no video",
+    ),
+    "audio": ("a prompt has at most one sound, of which 30 seconds are heard",),
+}
+"""What onnxruntime-genai 0.15 to 0.18 does not do, whatever the folder."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A graph of the folder beside its decoder: its role, which is its name there, its source, and what is done to it."""
+
+    role: str
+    source: Path
+    recipe: Sequence[Pass]
+
+    @property
+    def file(self) -> str:
+        return f"{self.role}.onnx"
+
+
+def read_modalities(text: str) -> tuple[Modality, ...]:
+    """What a model takes beside text, from `text,image,audio`. Raises ExportError for what no folder can be."""
+    given = [word.strip() for word in text.split(",")]
+    known = ("text", *ENCODERS)
+    if unknown := [word for word in given if word not in known]:
+        raise ExportError(f"--modalities has {unknown[0]!r}; {', '.join(known)} are known")
+    if "text" not in given:
+        raise ExportError("--modalities has no text, which every model takes")
+    if "audio" in given and "image" not in given:
+        raise ExportError(
+            "GenAI's multimodal class loads no folder without a vision encoder", hint="--modalities text,image,audio"
+        )
+    return tuple(modality for modality in ENCODERS if modality in given)
+
+
+def check_export(export: Export, modalities: Sequence[Modality]) -> None:
+    """Raise ExportError where the export's model, or its processor, is none that GenAI runs in this form."""
+    seen = text_config(export.config).get("use_bidirectional_attention")
+    if seen is not None:
+        raise ExportError(
+            f"{export.root / 'config.json'}: use_bidirectional_attention is {seen!r}: tokens of an image see each other, "
+            "which this decoder's graph does not know of",
+            hint="--modalities text repacks it for text",
+        )
+    for modality in modalities:
+        _PROCESSOR[modality](export)
+
+
+def most_patches(export: Export) -> int:
+    """Patches of the largest image that the processor makes."""
+    attributes = _image_attributes(export)
+    return attributes["max_soft_tokens"] * attributes["pooling_kernel_size"] ** 2
+
+
+def media_config(
+    model: Model, export: Export, modalities: Sequence[Modality], provider: str = "cpu", target: Target = "genai-0.14"
+) -> dict[str, Any]:
+    """genai_config.json of a folder of four graphs, `model` being its decoder; as `genai_config` otherwise."""
+    config = genai_config(model, export, provider, target)
+    body = config["model"]
+    between = [v.name for v in model.graph.input if v.name in ("inputs_embeds", "per_layer_inputs")]
+    decoder = body["decoder"]
+    decoder["inputs"] = {**{name: name for name in between}, **decoder["inputs"]}
+    features = {f"{modality}_features": f"{modality}_features" for modality in modalities}
+    body["type"] = TYPE
+    body |= {f"{modality}_token_id": export.placeholder(modality) for modality in modalities}
+    body["embedding"] = {
+        "filename": f"{EMBED}.onnx",
+        "inputs": {"input_ids": "input_ids", **features},
+        "outputs": {name: name for name in between},
+    }
+    body["speech"] = {"config_filename": ""}
+    for modality in modalities:
+        section, inputs, outputs = SECTIONS[modality]
+        body[section] = {
+            "filename": f"{ENCODERS[modality]}.onnx",
+            "config_filename": PROCESSORS[modality],
+            "inputs": dict(inputs),
+            "outputs": dict(outputs),
+        }
+    return config
+
+
+def write_media_files(export: Export, folder: Path, modalities: Sequence[Modality]) -> None:
+    """GenAI's processor files, and Hugging Face's own."""
+    for modality in modalities:
+        write_json(folder / PROCESSORS[modality], _PROCESSOR[modality](export))
+    for name in MEDIA_FILES:
+        if source := export.file(name):
+            shutil.copyfile(source, folder / name)
+
+
+def _image_processor(export: Export) -> dict[str, Any]:
+    return {
+        "processor": {
+            "name": "gemma4_image_processor",
+            "transforms": [
+                _operation("decode_image", "DecodeImage", {"color_space": "RGB"}),
+                _operation("gemma4_image_transform", "Gemma4ImageTransform", _image_attributes(export)),
+            ],
+        }
+    }
+
+
+def _image_attributes(export: Export) -> dict[str, int]:
+    section = _section(export, "image_processor")
+    keys = ("patch_size", "max_soft_tokens", "pooling_kernel_size")
+    return {key: _whole(section, key, "image_processor") for key in keys}
+
+
+def _audio_processor(export: Export) -> dict[str, Any]:
+    """Raises ExportError for what GenAI's log-mel does not do: noise, scaling, means of bins."""
+    section = _section(export, "feature_extractor")
+    for key, nothing in (("dither", 0), ("input_scale_factor", 1), ("per_bin_mean", None), ("per_bin_stddev", None)):
+        if section.get(key, nothing) != nothing:
+            raise ExportError(
+                f"processor_config.json: feature_extractor.{key} is {section[key]!r}, which GenAI's log-mel has no form "
+                f"for; {nothing} is expected",
+                hint="leave audio out of --modalities",
+            )
+    rate = _whole(section, "sampling_rate", "feature_extractor")
+    attributes = {
+        "feature_size": _whole(section, "feature_size", "feature_extractor"),
+        "sampling_rate": rate,
+        "frame_length_ms": _whole(section, "frame_length", "feature_extractor") * 1000 / rate,
+        "hop_length_ms": _whole(section, "hop_length", "feature_extractor") * 1000 / rate,
+        "min_frequency": float(section.get("min_frequency", 0.0)),
+        "max_frequency": float(section.get("max_frequency", 8000.0)),
+        "preemphasis": float(section.get("preemphasis", 0.0)),
+        "preemphasis_htk_flavor": int(section.get("preemphasis_htk_flavor", True)),
+        "fft_overdrive": int(section.get("fft_overdrive", False)),
+        "mel_floor": float(section.get("mel_floor", 0.001)),
+    }
+    return {
+        "feature_extraction": {
+            "sequence": [
+                _operation("audio_decoder", "AudioDecoder"),
+                _operation("gemma4_log_mel", "Gemma4LogMel", attributes),
+            ]
+        }
+    }
+
+
+_PROCESSOR = {"image": _image_processor, "audio": _audio_processor}
+
+
+def _operation(name: str, kind: str, attributes: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    operation: dict[str, Any] = {"name": name, "type": kind}
+    return {"operation": {**operation, "attrs": dict(attributes)} if attributes else operation}
+
+
+def _section(export: Export, name: str) -> Mapping[str, Any]:
+    path = export.file("processor_config.json")
+    section = read_config(path).get(name) if path else None
+    if not isinstance(section, Mapping):
+        raise ExportError(
+            f"{export.root} has no processor_config.json with {name!r}, which says how the model's input is prepared",
+            hint="fetch the file from the repository that the export came from",
+        )
+    return section
+
+
+def _whole(section: Mapping[str, Any], key: str, name: str) -> int:
+    value = section.get(key)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ExportError(f"processor_config.json: {name}.{key} is {value!r}; a whole number >= 1 is expected")
+    return value
+
+
+def usage(modalities: Sequence[Modality]) -> str:
+    """How to give a folder images and sound, and what the runtime does not do: a section of its model card."""
+    limits = "\n".join(f"- {limit}" for modality in modalities for limit in LIMITS[modality])
+    markers = " and ".join(f"`<|{modality}|>`" for modality in modalities)
+    pieces = {
+        "image": 'images=og.Images.open("a.png")',
+        "audio": 'audios=og.Audios.open("b.wav")',
+    }
+    given = ", ".join(pieces[modality] for modality in modalities)
+    prompt = "".join(f"<|{modality}|>" for modality in modalities)
+    return f"""## With {" and ".join(modalities)}
+
+From onnxruntime-genai 0.15 on:
+
+```python
+import onnxruntime_genai as og
+
+model = og.Model(".")
+processor = model.create_multimodal_processor()
+prompt = "<bos><|turn>user\\n{prompt}What is this?<turn|>\\n<|turn>model\\n"
+inputs = processor(prompt, {given})
+
+params = og.GeneratorParams(model)
+params.set_search_options(max_length=1024)
+generator = og.Generator(model, params)
+generator.set_inputs(inputs)
+while not generator.is_done():
+    generator.generate_next_token()
+print(processor.decode(generator.get_sequence(0)))
+```
+
+{markers} stand where the input is to be read, one for each. The processor puts no `<bos>` in front; the chat template
+does.
+
+What the runtime does not do:
+
+{limits}"""

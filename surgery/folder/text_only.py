@@ -1,0 +1,160 @@
+"""The text-only repack that people publish: two graphs of one precision, and nothing of images and sound.
+
+    config.json                               the text model's settings one level up, and as `text_config` too
+    generation_config.json, tokenizer.json, tokenizer_config.json, chat_template.jinja, LICENSE ...
+    onnx/embed_tokens{_PRECISION}.onnx        as the source has them, with their data files
+    onnx/decoder_model_merged{_PRECISION}.onnx
+    README.md, manifest.json
+
+What reads it: a loop of two sessions (surgery.runtime.two_graphs), and transformers.js. The latter finds `gemma4` alone among its
+models, takes the layers from `text_config`, and opens two graphs, not one named `model`, where the architecture ends in
+`ForConditionalGeneration`; `gemma4_text` with `Gemma4ForCausalLM` is `Unsupported model type` there (4.3.1, each form
+tried; python -m validation.transformers_js tries this one). transformers reads it as a Gemma4Config without towers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+from surgery.architecture import text_config
+from surgery.files.atomic import ToDict, refuse_existing, refuse_holding, require_space, staged_folder
+from surgery.folder.genai_config import COPIED, check_side_files, write_json, write_text, write_text_files
+from surgery.folder.manifest import NAME as MANIFEST_FILE
+from surgery.folder.manifest import manifest, refuse_foreign
+from surgery.folder.model_card import CARD_FILE, model_card
+from surgery.graph.model import Model
+from surgery.graph.weight_writing import Placed, Progress, unlinkable
+from surgery.source.export import Export, Pair
+
+GRAPHS = "onnx"
+"""The folder of the graphs, where transformers.js looks for them."""
+
+Proof = TypeVar("Proof")
+Proof_co = TypeVar("Proof_co", covariant=True)
+
+_LEFT_OUT = ("vision_config", "audio_config", "text_config", "transformers.js_config")
+_CLASSES = {
+    "gemma4": "Gemma4ForConditionalGeneration",
+    "gemma3": "Gemma3ForConditionalGeneration",
+    "gemma3n": "Gemma3nForConditionalGeneration",
+}
+_DTYPES = {"quantized": "q8"}
+"""What transformers.js calls a precision, where it has another name for it."""
+
+
+@dataclass(frozen=True)
+class Stripped(Generic[Proof_co]):
+    """What a strip came to. `left_out` are files of a local source and their bytes; `proof` is what the check returned."""
+
+    folder: Path
+    precision: str
+    placed: tuple[Placed, ...]
+    left_out: Mapping[str, int]
+    proof: Proof_co | None
+
+    def to_dict(self: Stripped[ToDict]) -> dict[str, Any]:
+        """Plain values for JSON, keys in a fixed order."""
+        return {
+            "folder": str(self.folder),
+            "precision": self.precision,
+            "weights": [file.to_dict() for file in self.placed],
+            "left_out": dict(self.left_out),
+            "proof": self.proof.to_dict() if self.proof is not None else None,
+        }
+
+
+def strip(
+    export: Export,
+    pair: Pair,
+    target: Path,
+    *,
+    weights: Literal["copy", "link"] = "copy",
+    force: bool = False,
+    started: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
+    check: Callable[[Path], Proof] | None = None,
+) -> Stripped[Proof]:
+    """Write `target`: it appears complete and checked, or not at all.
+
+    `started` is told the number of weight bytes, `progress` each portion placed. `check` is called with the staged
+    folder; what it raises keeps the target from appearing. Raises SurgeryError for everything that a user can mend.
+    """
+    refuse_existing(target, force=force)
+    refuse_foreign(target)
+    graphs = [Model.open(path) for path in (pair.embed, pair.decoder)]
+    data_files = [file for graph in graphs for file in graph.source_files()]
+    refuse_holding(target, (export.root, pair.embed, pair.decoder, *data_files))
+    check_side_files(export)
+    total = sum(file.stat().st_size for file in data_files)
+    parent = target.absolute().parent
+    require_space(parent, unlinkable(data_files, parent) if weights == "link" else total)
+    if started is not None:
+        started(total)
+    with staged_folder(target, force=force) as stage:
+        (stage / GRAPHS).mkdir()
+        placed = {
+            graph.path.name: graph.save(stage / GRAPHS / graph.path.name, weights=weights, progress=progress)
+            for graph in graphs
+        }
+        counts = {name: len(files) for name, files in placed.items()}
+        write_json(stage / "config.json", two_graph_config(export, pair.precision, counts))
+        write_text_files(export, stage)
+        below = [replace(file, location=f"{GRAPHS}/{file.location}") for files in placed.values() for file in files]
+        write_text(stage / CARD_FILE, model_card(export, pair, "two-graph", below))
+        write_json(stage / MANIFEST_FILE, manifest(stage, export, pair, "", weights, below, data_files))
+        left_out = _left_out(export, stage)
+        proof = check(stage) if check is not None else None
+    return Stripped(target, pair.precision, tuple(below), left_out, proof)
+
+
+def contents(export: Export, pair: Pair) -> dict[str, int | None]:
+    """The files of the folder and their bytes; None for what is written anew, or is not there yet to be measured."""
+    found: dict[str, int | None] = dict.fromkeys(("config.json", "tokenizer_config.json", CARD_FILE, MANIFEST_FILE))
+    found |= {name: _size(export.root / name) for name in COPIED if export.file(name)}
+    for path in (pair.embed, pair.decoder):
+        graph = Model.open(path)
+        found[f"{GRAPHS}/{path.name}"] = _size(path)
+        found |= {f"{GRAPHS}/{location}": _size(file) for location, file in graph.weight_files.items()}
+    return dict(sorted(found.items()))
+
+
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None
+
+
+def two_graph_config(export: Export, precision: str, data_files: Mapping[str, int]) -> dict[str, Any]:
+    """config.json of the text model in two graphs. `data_files` is the number of them by the name of the graph."""
+    text = {key: value for key, value in text_config(export.config).items() if key not in _LEFT_OUT}
+    config = {**text, **{key: value for key, value in export.config.items() if key not in _LEFT_OUT}}
+    family = export.architecture.family
+    if not isinstance(export.config.get("text_config"), Mapping):  # a text model's own: the names are another class's
+        config |= {"architectures": [_CLASSES[family]], "model_type": family}
+        text["model_type"] = f"{family}_text"
+    return {
+        **config,
+        "text_config": text,
+        "transformers.js_config": _transformers_js(export.config.get("transformers.js_config"), precision, data_files),
+    }
+
+
+def _transformers_js(found: object, precision: str, data_files: Mapping[str, int]) -> dict[str, Any]:
+    """The source's settings, cut down to the precision that is there, which becomes the default."""
+    settings = dict(found) if isinstance(found, Mapping) else {}
+    dtype = _DTYPES.get(precision, precision)
+    caches = settings.get("kv_cache_dtype")
+    if isinstance(caches, Mapping):
+        settings["kv_cache_dtype"] = {key: value for key, value in caches.items() if key == dtype}
+    return {**settings, "dtype": dtype, "use_external_data_format": dict(sorted(data_files.items()))}
+
+
+def _left_out(export: Export, stage: Path) -> dict[str, int]:
+    """Files of a local source that have no namesake in the folder. Of a repository nothing else was fetched."""
+    if export.repo is not None:
+        return {}
+    files = sorted(path for path in export.root.rglob("*") if path.is_file())
+    names = {path.relative_to(export.root): path.stat().st_size for path in files}
+    here = {path.name for path in stage.rglob("*")}
+    return {name.as_posix(): size for name, size in names.items() if name.name not in here}

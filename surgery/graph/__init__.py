@@ -1,0 +1,1 @@
+"""One ONNX graph without its weights in memory: reading, editing, comparing and writing it."""

@@ -1,0 +1,1 @@
+"""Running a model: sessions, the two-graph model, decoding and sampling."""

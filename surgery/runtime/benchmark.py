@@ -1,0 +1,165 @@
+"""How fast a folder is: time to first token, prefill and decode rates, peak memory; beside its source's two graphs.
+
+Each side runs in a process of its own, so that its peak memory is its own and neither warms anything up for the
+other. The prompts are random ids of given lengths, the same for both; decoding is greedy and does not stop at an eos.
+"""
+
+from __future__ import annotations
+
+import random
+import resource
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Literal
+
+from surgery.architecture import architecture, read_config
+from surgery.errors import FolderError
+from surgery.runtime.sessions import Provider
+from surgery.source.export import Pair
+
+CONTEXTS = (128, 1024, 4096)
+"""Lengths of prompts, in tokens."""
+
+NEW_TOKENS = 16
+SEED = 20261120
+Side = Literal["folder", "source"]
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """One prompt. Rates are in tokens per second; the first token's time includes the whole prefill."""
+
+    context: int
+    first_token_seconds: float
+    prefill_rate: float
+    decode_rate: float
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """One side: `folder` in onnxruntime-genai, or `source` as two sessions in a loop. Memory in bytes."""
+
+    side: Side
+    load_seconds: float
+    timings: tuple[Timing, ...]
+    peak_rss: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def bench(
+    folder: Path,
+    source: Pair | None,
+    *,
+    provider: Provider = "cpu",
+    contexts: Sequence[int] = CONTEXTS,
+    new_tokens: int = NEW_TOKENS,
+    sides: Collection[Side] = ("folder", "source"),
+    progress: Callable[[str], None] | None = None,
+) -> list[Benchmark]:
+    """Measure a folder, and its source where one is given. Contexts that do not fit the model are left out.
+
+    Raises FolderError where a side ends without a result, with the reason where there is one.
+    """
+    config = read_config(folder / "config.json")
+    arch = architecture(config)
+    fitting = [context for context in contexts if context + new_tokens <= arch.context_length]
+    if not fitting:
+        raise FolderError(f"{folder} takes {arch.context_length} tokens: no context of {list(contexts)} fits")
+    prompts = [_prompt(context, arch.vocab_size) for context in fitting]
+    found = []
+    for side, measure, what in (("folder", _measure_folder, folder), ("source", _measure_source, source)):
+        if what is not None and side in sides:
+            if progress is not None:
+                progress(f"measuring the {side}")
+            found.append(_in_own_process(measure, what, prompts, new_tokens, provider))
+    return found
+
+
+def _prompt(length: int, vocab_size: int) -> list[int]:
+    numbers = random.Random(SEED + length)
+    return [numbers.randrange(4, vocab_size) for _ in range(length)]
+
+
+def _in_own_process(measure: Callable[..., Benchmark], *arguments: object) -> Benchmark:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        try:
+            return pool.submit(measure, *arguments).result()
+        except BrokenProcessPool:
+            raise FolderError("the measuring process was killed; the model may not fit into memory") from None
+
+
+def _measure_folder(folder: Path, prompts: list[list[int]], new_tokens: int, provider: Provider) -> Benchmark:
+    import numpy as np
+
+    from surgery.verify.genai_proof import load_genai
+
+    og = load_genai(provider)
+    started = time.perf_counter()
+    try:
+        config = og.Config(str(folder))
+        config.clear_providers()
+        if provider != "cpu":
+            config.append_provider(provider)
+        model = og.Model(config)
+        loaded = time.perf_counter() - started
+        timings = []
+        for prompt in prompts:
+            params = og.GeneratorParams(model)
+            # min_length keeps an eos from ending the run early
+            length = len(prompt) + new_tokens
+            params.set_search_options(do_sample=False, min_length=length, max_length=length)
+            generator = og.Generator(model, params)
+            ids = np.array(prompt, np.int32)
+
+            def first(generator: Any = generator, ids: Any = ids) -> None:
+                generator.append_tokens(ids)
+                generator.generate_next_token()
+
+            timings.append(_timed(len(prompt), new_tokens, first, generator.generate_next_token))
+    except RuntimeError as error:
+        raise FolderError(f"{folder}: the runtime says: {error}") from None
+    return Benchmark("folder", loaded, tuple(timings), _peak_rss())
+
+
+def _measure_source(pair: Pair, prompts: list[list[int]], new_tokens: int, provider: Provider) -> Benchmark:
+    from surgery.runtime.decoding import generate
+    from surgery.runtime.sessions import Settings
+    from surgery.runtime.two_graphs import PairModel
+
+    started = time.perf_counter()
+    source = PairModel.open(pair, Settings(provider))
+    loaded = time.perf_counter() - started
+    timings = []
+    for prompt in prompts:
+        tokens = generate(source, [prompt], new_tokens=new_tokens)
+
+        def step(tokens: Iterator[object] = tokens) -> None:
+            next(tokens)
+
+        timings.append(_timed(len(prompt), new_tokens, step, step))
+    return Benchmark("source", loaded, tuple(timings), _peak_rss())
+
+
+def _timed(context: int, new_tokens: int, first: Callable[[], None], following: Callable[[], None]) -> Timing:
+    started = time.perf_counter()
+    first()
+    first_done = time.perf_counter()
+    for _ in range(new_tokens - 1):
+        following()
+    ended = time.perf_counter()
+    seconds = first_done - started
+    return Timing(context, seconds, context / seconds, (new_tokens - 1) / (ended - first_done))
+
+
+def _peak_rss() -> int:
+    """Peak resident memory of this process; the kernel counts in KiB on Linux and in bytes on macOS."""
+    import sys
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,0 +1,113 @@
+"""Text to token ids and back, for a folder that onnxruntime-genai does not read.
+
+tokenizer.json is read by `tokenizers`, the chat template by `jinja2` in its sandbox, both as transformers does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any, NoReturn
+
+from surgery.architecture import read_config
+from surgery.errors import ExportError, RuntimeMissing
+from surgery.source.export import Export
+
+
+class Tokenizer:
+    """The tokenizer and the chat template of an export.
+
+    Raises ExportError where a file of it is missing or damaged, RuntimeMissing without tokenizers or jinja2.
+    """
+
+    def __init__(self, export: Export) -> None:
+        path = export.file("tokenizer.json")
+        if path is None:
+            raise ExportError(f"{export.root} has no tokenizer.json")
+        with _needs("tokenizers"), _blamed(path):
+            import tokenizers
+
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        settings = export.file("tokenizer_config.json")
+        self._config = read_config(settings) if settings else {}
+        self._template = _template(export, self._config)
+        self._root = export.root
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text as it is: none is put before or behind it."""
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+
+    def stream(self) -> Callable[[int], str]:
+        """A function that takes tokens one by one, and gives the text that each one completes."""
+        from tokenizers.decoders import DecodeStream
+
+        stream = DecodeStream(skip_special_tokens=True)
+        return lambda token: stream.step(self._tokenizer, token) or ""
+
+    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """A conversation, as the chat template writes it, up to where the model is to answer."""
+        if self._template is None:
+            raise ExportError(f"{self._root} has no chat template", hint="give the prompt raw, without the template")
+        with _needs("jinja2"), _blamed(f"{self._root}: the chat template"):
+            rendered: str = _compiled(self._template).render(
+                messages=messages, add_generation_prompt=True, tools=None, **_special_tokens(self._config)
+            )
+            return rendered
+
+
+def _template(export: Export, config: Mapping[str, Any]) -> str | None:
+    if path := export.file("chat_template.jinja"):
+        return path.read_text(encoding="utf-8")
+    template = config.get("chat_template")
+    return template if isinstance(template, str) else None
+
+
+def _compiled(template: str) -> Any:
+    """As transformers sets jinja2 up."""
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
+    environment.globals["raise_exception"] = _refuse
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return environment.from_string(template)
+
+
+def _refuse(message: str) -> NoReturn:
+    raise ValueError(message)
+
+
+def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
+    """bos_token and its like: a text, or an object with the text as `content`."""
+    found = {}
+    for name, value in config.items():
+        text = value.get("content") if isinstance(value, Mapping) else value
+        if name.endswith("_token") and isinstance(text, str):
+            found[name] = text
+    return found
+
+
+@contextlib.contextmanager
+def _needs(package: str) -> Iterator[None]:
+    try:
+        yield
+    except ImportError:
+        raise RuntimeMissing(f"{package} is not installed: pip install {package}") from None
+
+
+@contextlib.contextmanager
+def _blamed(what: object) -> Iterator[None]:
+    """Neither library has a base class for what it raises of a damaged file."""
+    try:
+        yield
+    except ImportError:
+        raise
+    except Exception as error:
+        raise ExportError(f"{what} cannot be used: {error}") from None

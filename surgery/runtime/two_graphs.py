@@ -1,0 +1,167 @@
+"""Two graphs as one model: embed_tokens makes embeddings of tokens, decoder_model_merged makes logits of those.
+
+    input_ids -> embed_tokens -> inputs_embeds [B, S, hidden]
+                                 per_layer_inputs [B, S, layers, size], where the model has them
+                                   |  <- a change between the graphs: features of an image, say
+                                   v
+    caches ------------> decoder_model_merged -> logits, caches
+
+The outputs of the first graph feed the inputs of the second by name, so that any further one goes along.
+
+    from surgery.runtime.two_graphs import open_folder
+
+    folder = open_folder(Path("out"))
+    for piece in folder.answer("Hello"):
+        print(piece, end="", flush=True)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from surgery.errors import RequestError
+from surgery.folder.genai_config import generation_settings, token_ids
+from surgery.runtime.decoding import generate
+from surgery.runtime.sampling import Sampler, Sampling, read_sampling
+from surgery.runtime.sessions import Array, Cache, Feed, OpenGraph, Settings, Value
+from surgery.runtime.tokenizer import Tokenizer
+from surgery.source.export import Pair, open_export
+
+Embeddings: TypeAlias = "Mapping[str, Array | Value]"
+"""What goes from the first graph to the second, by name: numpy arrays, or values on the device."""
+Change: TypeAlias = "Callable[[Feed, Embeddings], Embeddings]"
+"""Puts other embeddings in place; `feed` tells which tokens they are of."""
+
+
+class PairModel:
+    """A Runner of two sessions. `step` is `embed`, the change between the graphs if there is one, and `decode`.
+
+    `also` is what the first graph takes beside token ids.
+    """
+
+    def __init__(
+        self,
+        embed: OpenGraph,
+        decoder: OpenGraph,
+        change: Change | None = None,
+        also: Mapping[str, Array] | None = None,
+    ) -> None:
+        self._embed = embed
+        self._decoder = decoder
+        self._change = change
+        self._also = also or {}
+
+    @classmethod
+    def open(cls, pair: Pair, settings: Settings) -> PairModel:
+        """Raises ModelError where ONNX Runtime cannot load a graph, RuntimeMissing where it is not there."""
+        return cls(OpenGraph(pair.embed, settings), OpenGraph(pair.decoder, settings))
+
+    def changing(self, change: Change) -> PairModel:
+        """The same two sessions with a change between them."""
+        return PairModel(self._embed, self._decoder, change, self._also)
+
+    def start(self, batch: int) -> Cache:
+        return self._decoder.empty_cache(batch)
+
+    def step(self, feed: Feed, cache: Cache, keep: int) -> tuple[Array, Cache]:
+        embedded = self.embed(feed.ids)
+        return self.decode(embedded if self._change is None else self._change(feed, embedded), feed, cache, keep)
+
+    def embed(self, ids: Array) -> dict[str, Value]:
+        """The embeddings of token ids, int64 [B, S]."""
+        return self._embed.run({"input_ids": ids, **self._also}, {})[0]
+
+    def decode(self, embedded: Embeddings, feed: Feed, cache: Cache, keep: int) -> tuple[Array, Cache]:
+        """Logits and caches, as Runner.step gives them; of `feed`, the mask and the positions are read."""
+        outputs, presents = self.outputs(embedded, feed, cache, keep)
+        return self._decoder.logits(outputs), presents
+
+    def outputs(self, embedded: Embeddings, feed: Feed, cache: Cache, keep: int) -> tuple[dict[str, Value], Cache]:
+        """Everything that the decoder gives beside its caches; more than logits where its session exposes more."""
+        return self._decoder.run({**embedded, **self._decoder.steering(feed, keep)}, cache)
+
+
+@dataclass(frozen=True)
+class PairFolder:
+    """A two-graph folder that is ready to answer.
+
+    `stop`, `pad` and `sampling` are generation_config.json's; `context_length` is in tokens.
+    """
+
+    pair: Pair
+    model: PairModel
+    tokenizer: Tokenizer
+    sampling: Sampling
+    stop: tuple[int, ...]
+    pad: int
+    context_length: int
+
+    def answer(
+        self,
+        prompt: str | Sequence[Mapping[str, Any]],
+        *,
+        new_tokens: int = 128,
+        sampling: Sampling | None = None,
+        template: bool = True,
+        chunk: int | None = None,
+    ) -> Iterator[str]:
+        """Yield the pieces of the answer to a text, or to a conversation of messages with `role` and `content`.
+
+        `sampling` takes the place of the folder's; `template` is whether a text goes through the chat template.
+        """
+        if isinstance(prompt, str):
+            ids = self.tokenizer.encode(self._asked(prompt) if template else prompt)
+        else:
+            ids = self.tokenizer.encode(self.tokenizer.render(prompt))
+        piece_of = self.tokenizer.stream()
+        for (token,) in self.generate([ids], new_tokens=new_tokens, sampling=sampling, chunk=chunk):
+            if token is not None and (piece := piece_of(token)):
+                yield piece
+
+    def generate(
+        self,
+        rows: Sequence[Sequence[int]],
+        *,
+        new_tokens: int = 128,
+        sampling: Sampling | None = None,
+        chunk: int | None = None,
+    ) -> Iterator[tuple[int | None, ...]]:
+        """Yield a token for each row of token ids, None for a row that has ended; the prompt in chunks of `chunk`.
+
+        Raises RequestError for rows that cannot be fed, ModelError where the graph fails.
+        """
+        room = self.context_length - max((len(row) for row in rows), default=0)
+        if room < 1:
+            raise RequestError(
+                f"the prompt has {self.context_length - room} tokens, and the context {self.context_length}"
+            )
+        chooser = Sampler(sampling or self.sampling, rows)
+        most = min(new_tokens, room)
+        return generate(self.model, rows, new_tokens=most, choose=chooser, stop=self.stop, pad=self.pad, chunk=chunk)
+
+    def _asked(self, prompt: str) -> str:
+        return self.tokenizer.render([{"role": "user", "content": prompt}])
+
+
+def open_folder(folder: Path, precision: str | None = None, settings: Settings | None = None) -> PairFolder:
+    """Open a two-graph folder: an export, or what `strip` wrote. Without `precision`, the best for the provider.
+
+    Raises SurgeryError for a folder that is not one, RuntimeMissing without onnxruntime, tokenizers or jinja2.
+    """
+    settings = settings or Settings()
+    export = open_export(folder)
+    pair = export.pair(precision) if precision else export.best(settings.provider)[0]
+    ids = token_ids(export)
+    tokenizer = Tokenizer(export)  # before gigabytes are loaded
+    return PairFolder(
+        pair=pair,
+        model=PairModel.open(pair, settings),
+        tokenizer=tokenizer,
+        sampling=read_sampling(generation_settings(export)),
+        stop=ids.get("eos_token_id", ()),
+        pad=next(iter(ids.get("pad_token_id", ())), 0),
+        context_length=export.architecture.context_length,
+    )

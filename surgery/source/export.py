@@ -1,0 +1,255 @@
+"""The source: which graphs, precisions and side files a folder in the community's layout holds.
+
+    FOLDER/config.json, generation_config.json, tokenizer.json, tokenizer_config.json, chat_template.jinja, ...
+    FOLDER/onnx/embed_tokens{_PRECISION}.onnx            input_ids -> inputs_embeds [, per_layer_inputs]
+    FOLDER/onnx/decoder_model_merged{_PRECISION}.onnx    inputs_embeds, ... -> logits, present.*
+
+    FOLDER/onnx/vision_encoder{_PRECISION}.onnx          pixel_values, pixel_position_ids -> image_features
+    FOLDER/onnx/audio_encoder{_PRECISION}.onnx           input_features, input_features_mask -> audio_features
+    FOLDER/onnx/*.onnx_data, *.onnx_data_1, ...          their weights
+
+A flat folder, with the graphs beside config.json, is read as well; and so is the split form of mobius:
+
+    FOLDER/embedding/model.onnx, FOLDER/decoder/model.onnx, or FOLDER/embedding.onnx, FOLDER/decoder.onnx
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from surgery.architecture import Architecture, architecture, read_config
+from surgery.errors import ExportError, nearest
+from surgery.files.safe_reading import stays_inside
+
+PRECISIONS = {"fp32": "", "fp16": "_fp16", "q4": "_q4", "q4f16": "_q4f16", "quantized": "_quantized"}
+"""Precision -> suffix of the community's file names."""
+
+BEST = {
+    "cpu": ("q4", "q4f16", "quantized", "fp32", "fp16"),
+    "cuda": ("q4f16", "fp16"),
+}
+"""Provider -> precisions, best first. On CUDA, float32 attention has no GroupQueryAttention kernel (onnxruntime-gpu
+1.31.1's kernel list), so only float16 activations are taken."""
+
+LICENSES = ("LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE", "NOTICE.md", "NOTICE.txt")
+"""Names under which a repository has the words that go along with its weights."""
+MEDIA_FILES = ("processor_config.json", "preprocessor_config.json")
+"""Hugging Face's own processor files. GenAI does not read them; what it reads is made of the first."""
+
+Modality = Literal["image", "audio"]
+"""What a model takes beside text."""
+ENCODERS: dict[Modality, str] = {"image": "vision_encoder", "audio": "audio_encoder"}
+"""Modality -> name of the graph that turns it into features, without precision."""
+
+_GRAPH = re.compile(
+    r"(?P<role>embed_tokens|decoder_model_merged|vision_encoder|audio_encoder)(?P<suffix>_[A-Za-z0-9]+)?\.onnx"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """The two graphs of one precision, and the encoders that are there in the same one."""
+
+    precision: str
+    embed: Path
+    decoder: Path
+    encoders: Mapping[Modality, Path] = field(default_factory=dict, hash=False)
+
+    def encoder(self, modality: Modality) -> Path:
+        """Raises ExportError where the precision has none."""
+        if modality in self.encoders:
+            return self.encoders[modality]
+        raise ExportError(
+            f"there is no {ENCODERS[modality]} of precision {self.precision!r} beside {self.decoder}",
+            hint=f"leave {modality} out of --modalities, or take a precision that has one",
+        )
+
+
+@dataclass(frozen=True)
+class Export:
+    """A source folder. `pairs` is keyed by precision, in the order of PRECISIONS.
+
+    `repo` and `revision` (a commit) say where on the Hub it came from; None for a local folder.
+    """
+
+    root: Path
+    config: Mapping[str, Any]
+    architecture: Architecture
+    pairs: Mapping[str, Pair]
+    repo: str | None = None
+    revision: str | None = None
+
+    def file(self, name: str) -> Path | None:
+        """A side file of the export, or None where it has none. Raises ExportError for a link that leads out of it."""
+        path = self.root / name
+        if not path.is_file():
+            return None
+        _refuse_outside(path, self.root)
+        return path
+
+    def below(self, path: Path) -> Path:
+        """A path as manifests record it: relative to the export, so that it does not depend on the machine."""
+        return path.relative_to(self.root) if path.is_relative_to(self.root) else Path(path.name)
+
+    def pair(self, precision: str) -> Pair:
+        """Raises ExportError naming the precisions that exist."""
+        if precision in self.pairs:
+            return self.pairs[precision]
+        known = list(self.pairs)
+        raise ExportError(
+            f"{self.root} has no precision {precision!r}{nearest(precision, known)}; it holds {', '.join(known)}"
+        )
+
+    def placeholder(self, modality: Modality) -> int:
+        """The id of the token that features of a modality replace. Raises ExportError where config.json has none."""
+        token = self.config.get(f"{modality}_token_id")
+        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < self.architecture.vocab_size:
+            raise ExportError(
+                f"{self.root / 'config.json'}: {modality}_token_id is {token!r}; a token id from 0 to "
+                f"{self.architecture.vocab_size - 1} is expected"
+            )
+        return token
+
+    def best(self, provider: str) -> tuple[Pair, str]:
+        """The best precision for a provider, and the reason in words. Raises ExportError where none can run."""
+        precision, reason = best_precision(list(self.pairs), provider, str(self.root))
+        return self.pairs[precision], reason
+
+    def matching(self, locations: Iterable[str]) -> Pair:
+        """The pair whose decoder's data files have these names. Raises ExportError where none does."""
+        names = list(locations)
+        for pair in self.pairs.values():
+            if any(re.fullmatch(re.escape(pair.decoder.name) + r"_data(_\d+)?", name) for name in names):
+                return pair
+        raise ExportError(
+            f"{self.root} holds {', '.join(self.pairs)}, and none of them has data files named {', '.join(names)}",
+            hint="name it with --precision",
+        )
+
+
+def open_export(folder: Path, given: Pair | None = None) -> Export:
+    """Read a source folder. `given` names the two graphs where they do not lie in the community's layout.
+
+    Raises ExportError, with what was expected and what was found, if it is not an export.
+    """
+    if not folder.exists():
+        raise ExportError(f"{folder} does not exist")
+    if not folder.is_dir():
+        raise ExportError(f"{folder} is a file; the folder of an export is expected")
+    pairs = find_pairs(folder) if given is None else {given.precision: given}
+    _refuse_outside(folder / "config.json", folder)
+    config = read_config(folder / "config.json")
+    return Export(folder, config, architecture(config), pairs)
+
+
+def _refuse_outside(path: Path, root: Path) -> None:
+    if not stays_inside(path, root):
+        raise ExportError(
+            f"{path} is a link to {os.path.realpath(path)}, outside of the export",
+            hint="put a copy in its place if you trust it",
+        )
+
+
+def best_precision(held: Sequence[str], provider: str, where: str) -> tuple[str, str]:
+    """The best of the precisions that `where` holds, and the reason in words. Raises ExportError where none can run."""
+    order = BEST[provider]
+    found = next((precision for precision in order if precision in held), None)
+    if found is not None:
+        better = order[: order.index(found)]
+        absent = f" ({', '.join(better)} would be better, but the export does not hold it)" if better else ""
+        return found, f"{found}: the best of {', '.join(held)} for {provider}{absent}"
+    if provider == "cuda":
+        raise ExportError(
+            f"{where} holds {', '.join(held)}; CUDA needs {' or '.join(order)}, "
+            "because its GroupQueryAttention takes float16 only"
+        )
+    return held[0], f"{held[0]}: the only kind that the export holds"
+
+
+def holds_pair(folder: Path) -> bool:
+    """Whether there are two graphs of one precision."""
+    graphs = _graph_folder(folder)
+    return graphs.is_dir() and bool(named_pairs(path.name for path in graphs.iterdir()))
+
+
+def _graph_folder(folder: Path) -> Path:
+    return folder / "onnx" if (folder / "onnx").is_dir() else folder
+
+
+def find_pairs(folder: Path) -> dict[str, Pair]:
+    """The complete pairs in `folder/onnx`, or in `folder` itself, with their encoders."""
+    graphs = _graph_folder(folder)
+    names = [path.name for path in sorted(graphs.iterdir())]
+    encoders = named_encoders(names)
+    pairs = {
+        p: Pair(p, graphs / embed, graphs / decoder, {m: graphs / name for m, name in encoders.get(p, {}).items()})
+        for p, (embed, decoder) in named_pairs(names).items()
+    }
+    if not pairs and (split := _split_form(folder)) is not None:
+        return {split.precision: split}
+    if not pairs:
+        raise ExportError(_no_pair(graphs))
+    return pairs
+
+
+def named_encoders(names: Iterable[str]) -> dict[str, dict[Modality, str]]:
+    """Precision -> modality -> name of its encoder, from the names of one folder's files."""
+    roles = _roles(names)
+    found: dict[str, dict[Modality, str]] = {}
+    for modality, stem in ENCODERS.items():
+        for precision, name in roles[stem].items():
+            found.setdefault(precision, {})[modality] = name
+    return found
+
+
+def _split_form(folder: Path) -> Pair | None:
+    """The two graphs of a package by mobius; their one precision is called `split`."""
+    for name in ("{}/model.onnx", "{}.onnx"):
+        embed, decoder = folder / name.format("embedding"), folder / name.format("decoder")
+        if embed.is_file() and decoder.is_file():
+            return Pair("split", embed, decoder)
+    return None
+
+
+def named_pairs(names: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Precision -> names of embed_tokens and decoder_model_merged, from the names of one folder's files."""
+    embeds, decoders = _pair_roles(names)
+    order = dict.fromkeys((*PRECISIONS, *sorted(embeds)))
+    return {p: (embeds[p], decoders[p]) for p in order if p in embeds and p in decoders}
+
+
+def _pair_roles(names: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
+    roles = _roles(names)
+    return roles["embed_tokens"], roles["decoder_model_merged"]
+
+
+def _roles(names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Role -> precision -> name."""
+    found: dict[str, dict[str, str]] = {
+        role: {} for role in ("embed_tokens", "decoder_model_merged", *ENCODERS.values())
+    }
+    for name in names:
+        if match := _GRAPH.fullmatch(name):
+            found[match["role"]][_precision(match["suffix"])] = name
+    return found
+
+
+def _precision(suffix: str | None) -> str:
+    by_suffix = {suffix: precision for precision, suffix in PRECISIONS.items()}
+    return by_suffix.get(suffix or "", (suffix or "").lstrip("_"))
+
+
+def _no_pair(graphs: Path) -> str:
+    embeds, decoders = _pair_roles(path.name for path in graphs.iterdir())
+    expected = "an export holds embed_tokens*.onnx and decoder_model_merged*.onnx of the same precision"
+    if embeds or decoders:
+        one = "embed_tokens" if embeds else "decoder_model_merged"
+        both = f"embed_tokens of {', '.join(embeds)} but decoder_model_merged of {', '.join(decoders)}"
+        return f"{graphs} has {both if embeds and decoders else f'only {one} graphs'}; {expected}"
+    others = sorted(path.name for path in graphs.glob("*.onnx"))[:3]
+    return f"{graphs} has {', '.join(others) if others else 'no .onnx file'}; {expected}"

@@ -1,0 +1,454 @@
+"""Exports on the Hugging Face Hub: what a repository holds, what one precision needs, and fetching just that.
+
+    hub_source("owner/name") -> list_files -> plan(listing, precision) -> fetch -> a folder for open_export
+
+Everything goes through huggingface_hub: its cache (HF_HOME, HF_HUB_CACHE), token, mirrors (HF_ENDPOINT) and
+HF_HUB_OFFLINE. All files come from the one commit that the revision stood for when the listing was made.
+A file is asked for only if it is one of SIDE_FILES, a graph that surgery.source.export knows, or an external data
+location that surgery.graph.external_data accepted: no other name of a stranger's becomes a path.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from surgery.errors import ExportError, nearest
+from surgery.source.export import ENCODERS, LICENSES, MEDIA_FILES, Modality, named_encoders, named_pairs
+
+if TYPE_CHECKING:
+    from huggingface_hub.errors import HfHubHTTPError
+
+SIDE_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "README.md",
+    *LICENSES,
+)
+"""What a repack reads beside the graphs; for images and sound it reads MEDIA_FILES as well."""
+
+PARALLEL = 4
+"""Files fetched at a time; hf-xet fetches the chunks of each in parallel besides."""
+
+_AGAIN = "run it again later: files that are complete are kept"
+
+
+class HubUnreachable(ExportError):
+    """The Hub gave no answer, or none for now. What the cache holds can still be used."""
+
+
+@dataclass(frozen=True, slots=True)
+class HubSource:
+    """A repository; `revision` is a branch, tag or commit. The environment gives `endpoint` and `cache`."""
+
+    repo_id: str
+    revision: str | None = None
+    endpoint: str | None = None
+    cache: Path | None = None
+
+    def __str__(self) -> str:
+        return self.repo_id if self.revision is None else f"{self.repo_id} at {self.revision}"
+
+
+@dataclass(frozen=True, slots=True)
+class HubFile:
+    """A file of a repository. `size` is None where a mirror hides it; `blob` is its hash in the cache."""
+
+    name: str
+    size: int | None
+    blob: str | None = None
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files of one commit, and `root`, the folder of the cache in which they are or will be.
+
+    `unreachable` is the reason where the Hub did not answer: `files` are then those that the cache holds.
+    """
+
+    source: HubSource
+    commit: str
+    root: Path
+    files: Mapping[str, HubFile]
+    unreachable: HubUnreachable | None = None
+
+    @property
+    def pairs(self) -> dict[str, tuple[str, str]]:
+        """Precision -> the names of its two graphs, in the order of PRECISIONS."""
+        return _pairs(self.files)
+
+    def pair(self, precision: str) -> tuple[str, str]:
+        """Raises ExportError naming the precisions that exist."""
+        pairs = self.pairs
+        if precision in pairs:
+            return pairs[precision]
+        if not pairs:
+            raise self.no_pair()
+        known = list(pairs)
+        raise self.lacks(f"precision {precision!r}{nearest(precision, known)}; it holds {', '.join(known)}")
+
+    def encoder(self, modality: Modality, precision: str) -> str:
+        """The name of an encoder. Raises ExportError naming the precisions that exist."""
+        held = {p: names[modality] for p, names in _encoders(self.files).items() if modality in names}
+        if precision in held:
+            return held[precision]
+        raise self.lacks(f"{ENCODERS[modality]} of precision {precision!r}; it holds {', '.join(held) or 'none'}")
+
+    def no_pair(self) -> ExportError:
+        """The error where `pairs` is empty."""
+        return self.lacks("embed_tokens*.onnx and decoder_model_merged*.onnx of the same precision")
+
+    def lacks(self, what: str) -> ExportError:
+        """The error for something that is not listed; with the reason where only the cache could be read."""
+        if (reason := self.unreachable) is None:
+            return ExportError(f"{self.source} has no {what}")
+        return HubUnreachable(f"{reason}, and the cache of {self.source} has no {what}", hint=reason.hint)
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedFile:
+    """A file that a precision needs, and whether its bytes are in the cache already."""
+
+    file: HubFile
+    cached: bool
+
+
+@dataclass(frozen=True)
+class Download:
+    """What one precision needs. config.json and the graphs are in the cache already: the plan reads them."""
+
+    listing: Listing
+    precision: str
+    files: tuple[PlannedFile, ...]
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(planned.file.size or 0 for planned in self.files)
+
+    @property
+    def missing_bytes(self) -> int:
+        return sum(planned.file.size or 0 for planned in self.files if not planned.cached)
+
+    def sized(self, files: Mapping[str, int | None]) -> dict[str, int | None]:
+        """`files` with the listed sizes of those whose own is None, because they are not here yet."""
+        listed = {PurePosixPath(entry.file.name).name: entry.file.size for entry in self.files}
+        return {name: listed.get(PurePosixPath(name).name) if size is None else size for name, size in files.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, keys in a fixed order; a size that a mirror hides is None."""
+        return {
+            "repository": self.listing.source.repo_id,
+            "commit": self.listing.commit,
+            "precision": self.precision,
+            "files": [{"file": f.file.name, "size": f.file.size, "cached": f.cached} for f in self.files],
+            "total_bytes": self.total_bytes,
+            "missing_bytes": self.missing_bytes,
+        }
+
+
+def hub_source(source: str, revision: str | None = None) -> HubSource | None:
+    """The repository that `source` names, or None where it names a local path. A path that exists wins.
+
+    Raises ExportError where a revision is given for a local path.
+    """
+    if _is_repo_id(source):
+        return HubSource(source, revision)
+    if revision is not None:
+        raise ExportError(f"{source} is a local path, and a revision is of a repository on the Hub")
+    return None
+
+
+def list_files(source: HubSource) -> Listing:
+    """Resolve the revision to a commit and list its files: two small requests, one of them for config.json.
+
+    Where the Hub gives no answer, lists what the cache holds of the revision.
+    Raises ExportError: no such repository or revision, no access, nothing in the cache, not an export.
+    """
+    try:
+        return _hub_listing(source)
+    except HubUnreachable as reason:
+        return _cached_listing(source, reason)
+
+
+def plan(listing: Listing, precision: str, modalities: Sequence[Modality] = ()) -> Download:
+    """The files that a precision needs, with the encoders of `modalities`. Fetches config.json and the graphs, which
+    name their data files.
+
+    Raises ExportError for a precision or a data file that is not there, ArchitectureError for another family,
+    ModelError or WeightError for a graph that cannot be read or that names a file outside of its folder.
+    """
+    from surgery.architecture import architecture, read_config
+
+    graphs = [*listing.pair(precision), *(listing.encoder(modality, precision) for modality in modalities)]
+    # Before gigabytes are fetched: exports of other families have graphs of the same names.
+    architecture(read_config(_get(listing, listing.files["config.json"])))
+    wanted = (*SIDE_FILES, *MEDIA_FILES) if modalities else SIDE_FILES
+    names = [name for name in wanted if name in listing.files]
+    for graph in graphs:
+        names += [graph, *_data_files(listing, graph)]
+    files = (listing.files[name] for name in dict.fromkeys(names))
+    return Download(listing, precision, tuple(PlannedFile(file, _is_cached(listing, file)) for file in files))
+
+
+def fetch(download: Download) -> Path:
+    """Fetch what is missing. Returns the folder for surgery.source.export.open_export; it may hold other precisions.
+
+    PARALLEL files at a time. Raises ExportError at the first fault: files not begun are not fetched, those under way
+    go on in the background, and complete files stay.
+    """
+    _require_space(download)
+    pool = ThreadPoolExecutor(PARALLEL)
+    try:
+        for future in as_completed([pool.submit(_get, download.listing, planned.file) for planned in download.files]):
+            future.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+    return download.listing.root
+
+
+def _is_repo_id(source: str) -> bool:
+    if source.count("/") != 1 or source.startswith("~") or Path(source).exists():
+        return False
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(source)
+    except HFValidationError:
+        return False
+    return True
+
+
+def _pairs(names: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Precision -> names of its graphs."""
+    folder, graphs = _graphs(names)
+    return {p: (str(folder / embed), str(folder / decoder)) for p, (embed, decoder) in named_pairs(graphs).items()}
+
+
+def _encoders(names: Iterable[str]) -> dict[str, dict[Modality, str]]:
+    """Precision -> modality -> name of the encoder."""
+    folder, graphs = _graphs(names)
+    return {p: {m: str(folder / name) for m, name in held.items()} for p, held in named_encoders(graphs).items()}
+
+
+def _graphs(names: Iterable[str]) -> tuple[PurePosixPath, list[str]]:
+    """The folder of the graphs, `onnx` or the top where there is none, and the names in it."""
+    paths = [path for name in names if str(path := PurePosixPath(name)) == name]
+    folder = PurePosixPath("onnx" if any(path.parts[:1] == ("onnx",) for path in paths) else ".")
+    return folder, [path.name for path in paths if path.parent == folder]
+
+
+def _hub_listing(source: HubSource) -> Listing:
+    """Ask for the listing first: huggingface_hub retries every other request for 23 s if nothing answers."""
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.constants import HF_HUB_ETAG_TIMEOUT
+
+    with _explained(source):
+        info = HfApi(endpoint=source.endpoint).model_info(
+            source.repo_id,
+            revision=source.revision or "main",
+            files_metadata=True,
+            timeout=HF_HUB_ETAG_TIMEOUT,
+        )
+        files = {}
+        for entry in info.siblings or []:
+            blob = entry.lfs.sha256 if entry.lfs else entry.blob_id
+            files[entry.rfilename] = HubFile(entry.rfilename, entry.size, blob)
+    if "config.json" not in files:
+        raise ExportError(f"{source} has no config.json: it is not an export of a model")
+    with _explained(source):
+        # By the revision's name, not its commit: the cache then knows which commit an offline run means.
+        config = hf_hub_download(
+            source.repo_id,
+            "config.json",
+            revision=source.revision,
+            endpoint=source.endpoint,
+            cache_dir=source.cache,
+        )
+    root = Path(config).parent
+    if root.name != info.sha:
+        raise ExportError(f"{source} was changed while it was read", hint="run it again")
+    return Listing(source, root.name, root, files)
+
+
+def _cached_listing(source: HubSource, reason: HubUnreachable) -> Listing:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        # With no pattern to match this fetches and checks nothing: it only finds the folder of a revision.
+        found = snapshot_download(
+            source.repo_id,
+            revision=source.revision,
+            cache_dir=source.cache,
+            local_files_only=True,
+            allow_patterns=[],
+        )
+    except LocalEntryNotFoundError:
+        raise HubUnreachable(f"{reason}, and the cache holds nothing of {source}", hint=reason.hint) from reason
+    root = Path(found)
+    paths = {path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*")) if path.is_file()}
+    files = {name: HubFile(name, path.stat().st_size) for name, path in paths.items()}
+    if "config.json" not in files:
+        raise HubUnreachable(f"{reason}, and the cache holds no config.json of {source}", hint=reason.hint) from reason
+    return Listing(source, root.name, root, files, unreachable=reason)
+
+
+def _data_files(listing: Listing, graph: str) -> list[str]:
+    """The data files of a graph, which is fetched for it. Raises ExportError where one is not listed."""
+    from surgery.graph.model import Model
+
+    names = []
+    for location in Model.open(_get(listing, listing.files[graph])).weight_files:
+        name = str(PurePosixPath(graph).parent / location)
+        if name not in listing.files:
+            raise listing.lacks(f"{name}, where {PurePosixPath(graph).name} stores weights")
+        names.append(name)
+    return names
+
+
+def _get(listing: Listing, file: HubFile) -> Path:
+    """The path of a file in the snapshot folder; fetched where it is not there with its listed size."""
+    from huggingface_hub import hf_hub_download
+
+    source, path = listing.source, listing.root / file.name
+    if _is_complete(path, file):
+        return path
+    with _explained(source):
+        hf_hub_download(
+            source.repo_id,
+            file.name,
+            revision=listing.commit,
+            endpoint=source.endpoint,
+            cache_dir=source.cache,
+            force_download=path.exists(),  # of another size: huggingface_hub takes whatever is there
+        )
+    if not _is_complete(path, file):
+        raise ExportError(
+            f"{source} lists {file.name} with {file.size:,} bytes, but {path.stat().st_size:,} came",
+            hint="run it again; if it stays so, tell the owner of the repository",
+        )
+    return path
+
+
+def _is_cached(listing: Listing, file: HubFile) -> bool:
+    """Whether the bytes of a file are in the cache: for this commit, or by their hash for another one."""
+    places = [listing.root / file.name]
+    if file.blob is not None:
+        places.append(listing.root.parent.parent / "blobs" / file.blob)
+    return any(_is_complete(place, file) for place in places)
+
+
+def _is_complete(path: Path, file: HubFile) -> bool:
+    return path.is_file() and file.size in (None, path.stat().st_size)
+
+
+def _require_space(download: Download) -> None:
+    root, missing = download.listing.root, download.missing_bytes
+    free = shutil.disk_usage(root).free
+    if missing > free:
+        raise ExportError(
+            f"{download.listing.source} needs {missing:,} more bytes, and the disk of {root} has {free:,}",
+            hint="free some space, or set HF_HOME to a folder on another disk",
+        )
+
+
+@contextlib.contextmanager
+def _explained(source: HubSource) -> Iterator[None]:
+    """Turn what huggingface_hub and the libraries under it raise into one sentence."""
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # httpx's in 1.x, httpx2's in 2.x
+
+    try:
+        yield
+    except (HTTPError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise explain(error, source) from error
+
+
+def explain(error: BaseException, source: HubSource) -> ExportError:
+    """What huggingface_hub and the libraries under it raise, as one sentence."""
+    from huggingface_hub import constants, errors
+
+    endpoint = (source.endpoint or constants.ENDPOINT).rstrip("/")
+    login = "run `hf auth login`, or set HF_TOKEN"
+    if isinstance(error, errors.GatedRepoError):
+        return ExportError(
+            f"{source.repo_id} is gated, and {endpoint} does not give it to this login",
+            hint=f"accept its licence at {endpoint}/{source.repo_id}, then {login}",
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return ExportError(f"{source.repo_id} has no branch, tag or commit {source.revision!r}")
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return ExportError(
+            f"there is no folder {source.repo_id}, and {endpoint} has no repository of this name for you",
+            hint=f"check the spelling; for a private repository {login}",
+        )
+    if isinstance(error, errors.HfHubHTTPError):
+        return _explain_status(error, source, endpoint, login)
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return HubUnreachable("HF_HUB_OFFLINE is set", hint="run once without HF_HUB_OFFLINE to fill the cache")
+    if isinstance(error, errors.LocalEntryNotFoundError | ValueError) and error.__cause__ is not None:
+        return explain(error.__cause__, source)  # both wrap the error of the request
+    if isinstance(error, errors.HTTPError):  # type: ignore[attr-defined]
+        return HubUnreachable(
+            f"the connection to {endpoint} failed ({_first_sentence(error)})",
+            hint="check the network, proxies and HF_ENDPOINT",
+        )
+    if isinstance(error, OSError):
+        return _explain_os_error(error, source)
+    if isinstance(error, RuntimeError):
+        return ExportError(  # hf-xet's, where Python has no class for it
+            f"{source} cannot be fetched: {_first_sentence(error)}",
+            hint=f"{_AGAIN}; HF_HUB_DISABLE_XET=1 may help",
+        )
+    return ExportError(
+        f"{endpoint} does not answer as the Hub does ({_first_sentence(error)})",
+        hint="check HF_ENDPOINT, proxies and login pages",
+    )
+
+
+def _explain_status(error: HfHubHTTPError, source: HubSource, endpoint: str, login: str) -> ExportError:
+    status = error.response.status_code
+    if status == 401:
+        return ExportError(f"{endpoint} does not accept the token that was sent for {source.repo_id}", hint=login)
+    if status == 403:
+        return ExportError(f"the token that was sent gives no access to {source.repo_id}", hint=login)
+    if status == 429:
+        wait = error.response.headers.get("Retry-After")
+        after = f" for {wait} seconds" if wait else ""
+        return HubUnreachable(
+            f"{endpoint} takes no more requests{after} (HTTP 429)", hint=f"a login raises the limit: {login}"
+        )
+    if status >= 500:
+        return HubUnreachable(f"{endpoint} is in trouble (HTTP {status})", hint=_AGAIN)
+    reason = f"HTTP {status} {error.response.reason_phrase}".rstrip()
+    return ExportError(f"{endpoint} refuses {source} ({reason})", hint="check HF_ENDPOINT and proxies")
+
+
+def _explain_os_error(error: OSError, source: HubSource) -> ExportError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ExportError(
+            f"the disk is full: {source} does not fit in the cache",
+            hint="set HF_HOME to a folder on another disk",
+        )
+    if error.errno is not None:
+        where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else "the cache"
+        return ExportError(
+            f"{where} cannot be written: {error.strerror}", hint="set HF_HOME to a folder that can be written"
+        )
+    return ExportError(f"{source} cannot be fetched: {_first_sentence(error)}", hint=_AGAIN)
+
+
+def _first_sentence(error: BaseException) -> str:
+    sentence = re.split(r"\.\s|\n", str(error).strip(), maxsplit=1)[0].rstrip(".")
+    return sentence or type(error).__name__

@@ -1,0 +1,44 @@
+"""The proof that a job ends with: the check of a staged folder, which appears only if every gate passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from surgery.errors import GateFailed, RuntimeMissing
+from surgery.runtime.sessions import Provider
+from surgery.source.export import Pair
+from surgery.verify.report import Report
+from surgery.verify.two_graph_proof import validate_two_graphs
+from surgery.verify.validation import Progress, Request, validate
+
+Check = Callable[[Path], Report]
+"""Takes a staged folder. Raises GateFailed where a gate fails, RuntimeMissing where a runtime is not installed."""
+
+
+def closing(pair: Pair, provider: Provider, progress: Progress | None = None) -> Check:
+    """The check of a GenAI folder that is made of `pair`. `progress` is told the stages."""
+    request = Request(scope="closing")
+    return _passing(lambda folder: validate(folder, pair, provider=provider, request=request, progress=progress))
+
+
+def closing_two_graphs(pair: Pair, provider: Provider, progress: Progress | None = None) -> Check:
+    """The check of a two-graph folder that is made of `pair`. `progress` is told the stages."""
+    return _passing(lambda folder: validate_two_graphs(folder, pair, provider=provider, progress=progress))
+
+
+def _passing(prove: Check) -> Check:
+    """The same proof, but raising with the report where a gate fails."""
+
+    def check(folder: Path) -> Report:
+        try:
+            report = prove(folder)
+        except RuntimeMissing as error:
+            raise RuntimeMissing(
+                str(error), hint="--no-validate writes the folder unproven, for another machine"
+            ) from None
+        if not report.passed:
+            raise GateFailed(report)
+        return report
+
+    return check

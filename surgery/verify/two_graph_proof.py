@@ -1,0 +1,109 @@
+"""Proof that a two-graph folder is its source: both answer every prompt through surgery.runtime.two_graphs, and bit for bit alike."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from surgery.errors import SurgeryError
+from surgery.folder.genai_config import token_ids
+from surgery.runtime.sessions import Provider, Settings, versions
+from surgery.runtime.tokenizer import Tokenizer
+from surgery.runtime.two_graphs import PairModel
+from surgery.source.export import Export, Pair, open_export
+from surgery.verify.agreement import coarsest, compare
+from surgery.verify.gates import number_gates
+from surgery.verify.parity import parity
+from surgery.verify.prompt_file import cases_of, shipped
+from surgery.verify.prompts import Case, Scope, Skipped, Vocabulary, admissible, of_ids, within
+from surgery.verify.recording import Recording, record
+from surgery.verify.report import Gate, Report
+from surgery.verify.thresholds import default_thresholds
+from surgery.verify.validation import TOKENS, manifest_gate
+
+Progress = Callable[[str], None]
+
+
+def validate_two_graphs(
+    folder: Path,
+    source: Pair,
+    *,
+    provider: Provider = "cpu",
+    scope: Scope = "closing",
+    progress: Progress | None = None,
+) -> Report:
+    """Check a two-graph folder against its source. Both are held one after the other, never together.
+
+    Raises RuntimeMissing without onnxruntime, tokenizers or jinja2; every other fault is a failed gate.
+    """
+    told = progress or (lambda _: None)
+    settings, started = Settings(provider), time.perf_counter()
+    gates = [manifest_gate(folder)]
+    cases: Sequence[Case] = ()
+    skipped: list[Skipped] = []
+    found = None
+    try:
+        export = open_export(folder)
+        gates.append(_one_pair(export))
+        cases, skipped = _cases(export, scope, TOKENS[scope])
+        gates.append(Gate("structure", "prompts can be made", bool(cases), 1, len(cases), f"{len(cases)} cases"))
+        told("source")
+        theirs = _record(source, settings, cases, None, TOKENS[scope] - 1, lambda case: told(f"source: {case}"))
+        told("folder")
+        pair = next(iter(export.pairs.values()))
+        ours = _record(pair, settings, cases, theirs, TOKENS[scope] - 1, lambda case: told(f"folder: {case}"))
+        found = compare(theirs, ours, {layer.index: layer.owner for layer in export.architecture.layers})
+        gates += number_gates(found, default_thresholds(coarsest(theirs, ours), "same"))
+    except SurgeryError as error:
+        gates.append(Gate("structure", "folder answers", False, detail=str(error)))
+    return Report(
+        gates=tuple(gates),
+        cases=found.cases if found else (),
+        skipped=tuple(skipped),
+        seconds={"all": time.perf_counter() - started},
+        versions=versions(),
+        settings={**settings.to_dict(), "scope": scope, "tokens": TOKENS[scope]},
+        parity=parity(found) if found else None,
+    )
+
+
+def _one_pair(export: Export) -> Gate:
+    held = ", ".join(export.pairs)
+    return Gate("structure", "two graphs of one precision", len(export.pairs) == 1, 1, len(export.pairs), held)
+
+
+def _cases(export: Export, scope: Scope, tokens: int) -> tuple[list[Case], list[Skipped]]:
+    tokenizer, ids, arch = Tokenizer(export), token_ids(export), export.architecture
+    vocabulary = Vocabulary(
+        size=arch.vocab_size,
+        context=arch.context_length,
+        bos=next(iter(ids.get("bos_token_id", ())), None),
+        pad=next(iter(ids.get("pad_token_id", ())), None),
+        eos=ids.get("eos_token_id", ()),
+        image=_placeholder(export, "image_token_id"),
+        audio=_placeholder(export, "audio_token_id"),
+        window=max((layer.window or 0 for layer in arch.layers), default=0) or None,
+    )
+    prompts = cases_of(
+        shipped(),
+        vocabulary,
+        tokenizer.encode,
+        lambda messages: tokenizer.encode(tokenizer.render([{"role": r, "content": c} for r, c in messages])),
+    )
+    return admissible(within(scope, [*of_ids(vocabulary), *prompts]), vocabulary, tokens)
+
+
+def _placeholder(export: Export, key: str) -> int | None:
+    value = export.config.get(key)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _record(
+    pair: Pair, settings: Settings, cases: Sequence[Case], follow: Recording | None, steps: int, told: Progress
+) -> Recording:
+    try:
+        return record(PairModel.open(pair, settings), cases, steps=steps, follow=follow, progress=told)
+    finally:
+        gc.collect()

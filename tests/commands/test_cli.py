@@ -1,0 +1,159 @@
+"""The command line as a user meets it: what goes to stdout and stderr, exit codes, and sentences for mistakes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TINY = ROOT / "fixtures" / "tiny-e2b"
+
+
+def run(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "cli.py"), *words]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("repacked") / "out"
+    done = run("repack", str(TINY), str(out), "--precision", "q4f16", "--ep", "cpu")
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_repack_talks_on_stderr_and_answers_on_stdout(tmp_path: Path) -> None:
+    done = run("repack", str(TINY), "out", "--ep", "cpu", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["precision"] == "q4" and answer["proof"]["passed"] is True
+    assert answer["passes"][0]["pass"] == "merge-embeddings"
+    assert "precision  q4: the best of fp32, fp16, q4, q4f16, quantized for cpu" in done.stderr
+
+
+def test_repack_says_what_each_layout_costs(tmp_path: Path) -> None:
+    done = run("repack", str(TINY), "out", "--kv-layout", "unique", "--no-validate", "--ep", "cpu", cwd=tmp_path)
+    assert "  KV caches aliased: 10 pairs, 1.54 kB per token" in done.stdout
+    assert "* KV caches unique: 5 pairs, 768 bytes per token" in done.stdout
+
+
+def test_two_explicit_files_are_repacked(tmp_path: Path) -> None:
+    graphs = TINY / "onnx"
+    embed, decoder = graphs / "embed_tokens_fp16.onnx", graphs / "decoder_model_merged_fp16.onnx"
+    given = ("--embed", str(embed), "--decoder", str(decoder))
+    done = run("repack", str(TINY), "out", *given, "--ep", "cpu", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "decoder_model_merged_fp16.onnx_data").is_file()
+
+
+def test_validate_finds_the_source_precision_and_passes(folder: Path) -> None:
+    done = run("validate", str(folder), "--against", str(TINY), "--ep", "cpu")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "max |difference| 0, at most 0: 31 cases" in done.stdout
+
+
+def test_validate_fails_with_exit_code_one(folder: Path, tmp_path: Path) -> None:
+    broken = Path(shutil.copytree(folder, tmp_path / "broken"))
+    data = bytearray((broken / "embed_tokens_q4f16.onnx_data").read_bytes())
+    data[:64] = bytes(64)
+    (broken / "embed_tokens_q4f16.onnx_data").write_bytes(data)
+    done = run("validate", str(broken), "--against", str(TINY), "--ep", "cpu", "--json")
+    assert done.returncode == 1
+    failed = {gate["name"] for gate in json.loads(done.stdout)["gates"] if not gate["passed"]}
+    assert {"files are what was written", "logits"} <= failed
+
+
+def test_a_failing_proof_keeps_the_folder_from_appearing(tmp_path: Path) -> None:
+    source = Path(shutil.copytree(TINY, tmp_path / "source"))
+    (source / "chat_template.jinja").write_text("{{ raise_exception('no') }}")
+    done = run("repack", str(source), "out", "--ep", "cpu", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "FAIL" in done.stdout and "a gate failed, so the folder was not written" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+@pytest.mark.parametrize("what", ["export", "folder", "file"])
+def test_inspect_shows_layers_and_bytes(what: str, folder: Path) -> None:
+    path = {"export": TINY, "folder": folder, "file": folder / "model.onnx"}[what]
+    shown = run("inspect", str(path))
+    assert shown.returncode == 0, shown.stderr
+    assert "borrows 3" in shown.stdout and "External data" in shown.stdout
+    assert json.loads(run("inspect", str(path), "--json").stdout)
+
+
+def test_apply_runs_single_passes(tmp_path: Path) -> None:
+    source = TINY / "onnx" / "decoder_model_merged_q4.onnx"
+    done = run("apply", "fold-logits-to-keep{keep=all},annotate-head-sizes", str(source), "out.onnx", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "- num_logits_to_keep" in done.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["decoder_model_merged_q4.onnx_data", "out.onnx"]
+
+
+def test_generate_prints_the_answer(folder: Path) -> None:
+    done = run("generate", str(folder), "hello", "--new-tokens", "5")
+    assert done.returncode == 0 and done.stdout.strip()
+    assert done.stderr == f"runs       {folder} in onnxruntime-genai\n"
+
+
+def test_generate_takes_two_graphs_too() -> None:
+    done = run("generate", str(TINY), "hello", "--new-tokens", "5", "--precision", "fp16")
+    assert done.returncode == 0 and done.stdout.strip()
+    names = "embed_tokens_fp16.onnx and decoder_model_merged_fp16.onnx"
+    assert done.stderr == f"runs       {TINY} in two sessions of onnxruntime: {names}\n"
+
+
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (("repack", "nowhere", "out"), "nowhere does not exist"),
+        (("repack", str(TINY), "out", "--precision", "q4f61"), "did you mean 'q4f16'?"),
+        (("repack", str(TINY), "."), "exists"),
+        (("repack", str(TINY), "out", "--embed", "x.onnx"), "--embed and --decoder belong together"),
+        (("repack", str(ROOT / "tests"), "out"), "has no .onnx file"),
+        (("validate", "nowhere"), "nowhere has no genai_config.json"),
+        (("inspect", "nowhere"), "nowhere does not exist"),
+        (("apply", "rename-oi", "a.onnx", "b.onnx"), "no pass is named 'rename-oi' (did you mean 'rename-io'?)"),
+        (("apply", "rename-io", "a.onnx", "b.onnx"), "a.onnx does not exist"),
+        (("apply", "merge-embeddings", "a.onnx", "b.onnx"), "merge-embeddings needs the option embed=VALUE"),
+        (("generate", "nowhere", "hello"), "nowhere does not exist"),
+        (("generate", str(ROOT / "tests"), "hello"), "has neither genai_config.json nor two graphs"),
+    ],
+    ids=lambda value: " ".join(value[:2]) if isinstance(value, tuple) else None,
+)
+def test_a_mistake_is_one_sentence_and_exit_code_two(words: tuple[str, ...], sentence: str, tmp_path: Path) -> None:
+    done = run(*words, cwd=tmp_path)
+    told = done.stderr + done.stdout
+    assert done.returncode == 2, told
+    assert sentence in told and "Traceback" not in told
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_provider_that_is_not_here_is_one_sentence_and_the_way_round_it(tmp_path: Path) -> None:
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has the CUDA provider")
+    refused = run("repack", str(TINY), "out", "--ep", "cuda", cwd=tmp_path)
+    assert refused.returncode == 2 and list(tmp_path.iterdir()) == []
+    assert "has no CUDA provider" in refused.stderr and "--no-validate writes the folder unproven" in refused.stderr
+    written = run("repack", str(TINY), "out", "--ep", "cuda", "--no-validate", cwd=tmp_path)
+    assert written.returncode == 0, written.stderr
+    settings = json.loads((tmp_path / "out" / "genai_config.json").read_text())["model"]["decoder"]["session_options"]
+    assert settings["provider_options"] == [{"cuda": {}}]
+
+
+def test_usage_errors_are_exit_code_two() -> None:
+    assert run("repack").returncode == 2
+    assert run("--no-such-option").returncode == 2
+
+
+def test_help_is_quick_and_imports_nothing_heavy() -> None:
+    heavy = "onnx", "onnxruntime", "onnx_graphsurgeon", "onnxruntime_genai", "huggingface_hub"
+    code = f"import sys, cli; print(sorted(set(sys.modules) & set({heavy!r})))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,123 @@
+"""The report as people read it: every section always there, never too long, and no name can break out of it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from onnx import ModelProto
+from onnx.helper import make_node
+from rich.console import Console
+
+from surgery.compare import Comparison, Side, compare, open_side
+from surgery.compare.comparison import NodeGroup, Reason
+from surgery.compare.markdown import to_markdown
+from surgery.compare.sections import outline, ranges, signed
+from surgery.compare.subjects import Part
+from surgery.compare.terminal import show_comparison
+from surgery.graph.model import Model
+
+ONNX = Path(__file__).parents[2] / "fixtures" / "tiny-e2b" / "onnx"
+SECTIONS = [
+    "Interface",
+    "KV caches",
+    "Opsets and metadata",
+    "Nodes",
+    "Weights and files",
+    "genai_config.json",
+    "Numbers",
+]
+HOSTILE = "`</summary><script>alert(1)</script> | @somebody \x1b[31m ``` \n # head"
+
+
+def side(proto: ModelProto) -> Side:
+    files = {name: ONNX / name for name in ("decoder_model_merged_q4.onnx_data",)}
+    return Side("a", "file", (Part("model", "a.onnx", Model(proto, Path("a.onnx"), files)),), ONNX)
+
+
+def of_nodes(*nodes: object) -> ModelProto:
+    proto = ModelProto(ir_version=10)
+    proto.graph.node.extend(nodes)
+    return proto
+
+
+@pytest.fixture(scope="module")
+def different() -> Comparison:
+    return compare(open_side(ONNX / "decoder_model_merged_q4.onnx"), open_side(ONNX / "decoder_model_merged_fp16.onnx"))
+
+
+def printed(comparison: Comparison, *, full: bool = False) -> str:
+    console = Console(file=StringIO(), width=120, highlight=False)
+    show_comparison(console, comparison, full=full)
+    assert isinstance(console.file, StringIO)
+    return console.file.getvalue()
+
+
+def test_every_section_is_there_even_where_nothing_differs(different: Comparison) -> None:
+    same = compare(side(of_nodes()), side(of_nodes()))
+    for found in (same, different):
+        assert [section.title for section in outline(found)] == SECTIONS
+        text = to_markdown(found)
+        places = [text.index(title) for title in SECTIONS]
+        assert places == sorted(places)
+    lines = printed(same).splitlines()
+    assert lines[0] == "a -> a: same" and "Interface  (none)" in lines and "KV caches  (none)" in lines
+    assert "**Interface**: (none)" in to_markdown(same)
+
+
+def test_full_shows_every_node(different: Comparison) -> None:
+    names = {change.name for change in different.nodes if change.verb == "added"}
+    text = printed(different, full=True).replace("\n", "")
+    assert names and all(name in text for name in names)
+
+
+@pytest.mark.parametrize("most", [65_000, 20_000, 6_000])
+def test_markdown_is_cut_by_whole_parts_and_says_so(different: Comparison, most: int) -> None:
+    many = replace(different, nodes=replace(different.nodes, groups=different.nodes.groups * 4))
+    text = to_markdown(many, most)
+    assert len(text) <= most < len(to_markdown(many, 10**7))
+    assert "cut: the report would be too long" in text
+    assert text.count("<details>") == text.count("</details>")
+    assert all(title in text for title in SECTIONS) and different.verdict.split(" · ")[0] in text
+
+
+def test_no_name_breaks_out_of_the_markdown() -> None:
+    found = compare(side(of_nodes()), side(of_nodes(make_node("Abs", [], [HOSTILE], name=HOSTILE))))
+    assert found.nodes.groups
+    text = to_markdown(found)
+    outside = re.sub(r"(`+)(?!`).*?(?<!`)\1(?!`)", "", text)
+    assert "<script>" not in outside and "@somebody" not in outside and "\x1b" not in text
+    rows = [line for line in text.splitlines() if line.startswith("| + ")]
+    assert all(len(re.findall(r"(?<!\\)\|", row)) in (4, 5) for row in rows), rows
+    assert "\x1b" not in printed(found, full=True)
+
+
+def test_like_caches_share_a_row() -> None:
+    found = compare(open_side(ONNX / "decoder_model_merged_q4.onnx"), side(of_nodes()))
+    rows = next(section for section in outline(found) if section.title == "Interface").rows
+    caches = [row for row in rows if "key_values" in row.name]
+    assert [(row.kind, row.name) for row in caches] == [("10 inputs", "past_key_values.{0-4}.{key,value}")]
+    assert caches[0].change == "FLOAT [batch_size, 1, past_sequence_length, 16|32]"
+
+
+def test_layers_with_the_same_changes_share_a_group() -> None:
+    def half(proto: ModelProto) -> None:
+        for node in proto.graph.node:
+            if node.op_type == "Gelu":
+                node.op_type = "Erf"
+
+    before = Model.open(ONNX / "decoder_model_merged_q4.onnx").proto
+    after = ModelProto()
+    after.CopyFrom(before)
+    half(after)
+    groups: tuple[NodeGroup, ...] = compare(side(before), side(after)).nodes.groups
+    assert [group.layers for group in groups if ("added", "Erf") in group.counts] == [tuple(range(10))]
+
+
+def test_words() -> None:
+    assert ranges([0, 1, 2, 5, 7, 8]) == "0-2, 5, 7-8"
+    assert [signed(count) for count in (0, 1500, -8)] == ["±0 bytes", "+1.5 kB", "-8 bytes"]
+    assert str(Reason("rename-io")) == "rename-io" and str(Reason("rename-io", "why")) == "rename-io: why"

@@ -1,0 +1,176 @@
+"""Weights are compared without being loaded: what is concluded from what, and what is said where nothing is known."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from onnx import ModelProto
+from torture import TRAPS
+
+from passes.recipe import compatible
+from surgery.compare import Side, compare, open_side
+from surgery.compare.comparison import Weights
+from surgery.compare.subjects import Part
+from surgery.compare.tensor_contents import Choice
+from surgery.errors import SurgeryError
+from surgery.folder.building import repack
+from surgery.graph.model import Model, Placement
+from surgery.source.export import open_export
+
+TINY = Path(__file__).parents[2] / "fixtures" / "tiny-e2b"
+DATA = "decoder_model_merged_q4.onnx_data"
+
+
+def repacked(target: Path, weights: Placement = "copy", source: Path = TINY) -> Path:
+    export = open_export(source)
+    pair = export.pair("q4")
+    repack(export, pair, compatible(pair.embed), target, weights=weights)
+    return target
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return repacked(tmp_path_factory.mktemp("weights") / "out")
+
+
+def compared(before: Path, after: Path, by: Choice) -> Weights:
+    return compare(open_side(before, "q4"), open_side(after, "q4"), weights_by=by).weights
+
+
+def test_by_the_digests_of_the_manifest_no_data_file_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    really = Path.open
+
+    def watched(path: Path, *words: Any, **options: Any) -> Any:
+        opened.append(path.name)
+        return really(path, *words, **options)
+
+    sides = open_side(TINY, "q4"), open_side(folder)
+    monkeypatch.setattr(Path, "open", watched)
+    found = compare(*sides, weights_by="reference").weights
+    assert (found.unchanged, found.uncompared, found.method) == (345, 0, "reference")
+    assert not [name for name in opened if name.endswith("_data")]
+    assert found.basis == ("4 data files known by the SHA-256 in manifest.json",)
+
+
+def test_without_a_digest_weights_are_not_compared_and_that_is_no_equality(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "out")
+    (tmp_path / "out" / "manifest.json").unlink()
+    found = compare(open_side(TINY, "q4"), open_side(tmp_path / "out"), weights_by="reference")
+    assert found.weights.uncompared == 93 and not any(c.verb == "changed" for c in found.weights.changes)
+    assert found.weights.why[0] == (
+        "no digest of embed_tokens_q4.onnx_data is known on both sides; --weights digest reads it"
+    )
+    assert "93 not compared" in found.verdict and "weights" in found.differing
+
+
+@pytest.mark.parametrize("by", ["auto", "digest"])
+def test_read_in_portions_one_other_byte_is_one_changed_tensor(folder: Path, tmp_path: Path, by: Choice) -> None:
+    shutil.copytree(folder, tmp_path / "out")
+    with (tmp_path / "out" / DATA).open("r+b") as file:
+        file.seek(20_000)
+        byte = file.read(1)
+        file.seek(20_000)
+        file.write(bytes([byte[0] ^ 1]))
+    (changed,) = [change for change in compared(folder, tmp_path / "out", by).changes if change.verb == "changed"]
+    assert changed.before and changed.before.offset is not None
+    assert changed.before.offset <= 20_000 < changed.before.offset + changed.before.size
+
+
+def test_weights_in_another_place_are_the_same(folder: Path, tmp_path: Path) -> None:
+    together = compared(folder, repacked(tmp_path / "out", "consolidate"), "digest")
+    assert (together.changes, together.uncompared, together.relocated) == ((), 0, 93)
+
+
+def test_one_file_under_two_names_needs_no_digest(tmp_path: Path) -> None:
+    source = shutil.copytree(TINY, tmp_path / "source")  # onnx loads no data file that has a second hard link
+    linked = compared(source, repacked(tmp_path / "out", "link", source), "reference")
+    assert linked.uncompared == 0
+    assert linked.basis == ("4 data files shared: one file, which both sides refer to",)
+
+
+def test_what_the_hub_names_by_its_digest_is_known(tmp_path: Path) -> None:
+    for name, content in (("one", "0" * 64), ("other", "0" * 64), ("third", "1" * 64)):
+        snapshot = tmp_path / name / "models--a--b" / "snapshots" / "c" / "onnx"
+        blobs = snapshot.parents[2] / "blobs"
+        blobs.mkdir(parents=True)
+        shutil.copytree(TINY / "onnx", snapshot, ignore=shutil.ignore_patterns("*_data"))
+        shutil.copy(TINY / "config.json", snapshot.parent)
+        for graph in ("embed_tokens_q4.onnx_data", DATA):
+            shutil.copy(TINY / "onnx" / graph, blobs / content)
+            (snapshot / graph).symlink_to(blobs / content)
+    roots = {name: tmp_path / name / "models--a--b" / "snapshots" / "c" for name in ("one", "other", "third")}
+    assert compared(roots["one"], roots["other"], "reference").uncompared == 0
+    assert compared(roots["one"], roots["third"], "reference").uncompared > 0
+
+
+# ---- nothing goes unseen
+
+
+def side(proto: ModelProto) -> Side:
+    path = Path("/nowhere/model.onnx")
+    files = {entry.value: path.with_name(entry.value) for entry in _locations(proto)}
+    return Side("a", "file", (Part("model", "model.onnx", Model(proto, path, files)),), path.parent)
+
+
+def _locations(message: Any) -> Iterator[Any]:
+    for field, value in message.ListFields():
+        for each in value if hasattr(value, "extend") else [value]:
+            if field.name == "external_data" and each.key == "location":
+                yield each
+            elif hasattr(each, "ListFields"):
+                yield from _locations(each)
+
+
+SMALL_TRAPS = [name for name, build in TRAPS.items() if len(build().graph.node) < 100]
+
+
+@pytest.mark.parametrize("name", SMALL_TRAPS)
+def test_every_odd_model_is_the_same_as_itself_and_no_field_of_it_goes_unseen(name: str) -> None:
+    proto = TRAPS[name]()
+    assert compare(side(proto), side(proto)).same
+    rng = random.Random(name)
+    drops = list(_drops(proto, ()))
+    for path in rng.sample(drops, min(5, len(drops))):
+        twin = ModelProto()
+        twin.CopyFrom(proto)
+        *inner, last = path
+        target: Any = twin
+        for step in inner:
+            target = target[step] if isinstance(step, int) else getattr(target, step)
+        target.ClearField(last)
+        with contextlib.suppress(SurgeryError):  # the field was what made it readable
+            assert not compare(side(proto), side(twin)).same, path
+
+
+def _drops(message: Any, path: tuple[str | int, ...]) -> Iterator[tuple[str | int, ...]]:
+    """Every field that is there, but for those that say where a tensor's content is."""
+    for field, value in message.ListFields():
+        if field.name in ("external_data", "segment"):
+            continue
+        yield (*path, field.name)
+        if hasattr(value, "extend"):
+            for index, each in enumerate(value):
+                if hasattr(each, "ListFields"):
+                    yield from _drops(each, (*path, field.name, index))
+        elif hasattr(value, "ListFields"):
+            yield from _drops(value, (*path, field.name))
+
+
+def test_another_tokenizer_is_a_difference_of_folders(folder: Path, tmp_path: Path) -> None:
+    assert compare(open_side(folder), open_side(folder)).same
+    shutil.copytree(folder, tmp_path / "out")
+    (tmp_path / "out" / "tokenizer.json").write_text("{}")
+    (tmp_path / "out" / "chat_template.jinja").unlink()
+    found = compare(open_side(folder), open_side(tmp_path / "out"))
+    assert found.differing == ("files",) and "files: 2 differ" in found.verdict
+    assert [(file.name, file.after) for file in found.weights.files if file.kind == "side"] == [
+        ("chat_template.jinja", None),
+        ("tokenizer.json", 2),
+    ]

@@ -1,0 +1,137 @@
+"""The repacked fixture on a CUDA device: the numbers of the CPU, every node where it was predicted, the real runtime.
+
+Skipped, with the reason, where there is no device. GEMMA4_SURGERY_GPU_TESTS=cpu runs the same code on the CPU
+provider instead, to see that the tests themselves work; it proves nothing about CUDA.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from passes.recipe import KVLayout, compatible
+from surgery.cuda.kernels import cuda_kernels
+from surgery.cuda.prediction import predict
+from surgery.errors import RuntimeMissing
+from surgery.folder.building import repack
+from surgery.graph.model import Model
+from surgery.runtime.sessions import MergedModel, Provider, Settings, load_onnxruntime, machine_provider
+from surgery.runtime.two_graphs import PairModel
+from surgery.source.export import Export, Pair, open_export
+from surgery.verify.agreement import compare
+from surgery.verify.execution_profile import trace, trace_gates
+from surgery.verify.genai_proof import GenAI, check_generation
+from surgery.verify.prompts import Case
+from surgery.verify.recording import Recording, record
+
+pytestmark = pytest.mark.gpu
+
+TINY = Path(__file__).parents[2] / "fixtures" / "tiny-e2b"
+PRECISIONS = ("fp16", "q4f16")
+LAYOUTS: tuple[KVLayout, ...] = ("aliased", "unique")
+OWNERS = {**{layer: layer for layer in range(5)}, 5: 3, 6: 3, 7: 3, 8: 3, 9: 4}
+EOS = (1, 50, 106)
+TOLERANCE = 0.1
+"""Largest difference of a logit or a cache value between the providers: six float16 steps at 30, where logits are
+capped. A token may differ where the CPU prefers its own by no more than twice that."""
+STEPS = 8
+CASES = (
+    Case("short", "a short prompt", ((2, 10, 77, 31),)),
+    Case("long", "a prompt beyond the sliding window", (tuple(2 + 7 * n % 120 for n in range(48)),)),
+    Case("batch", "two rows of equal length", ((2, 10, 77, 31), (2, 9, 33, 61))),
+)
+
+
+def absent() -> str | None:
+    """Why nothing can run on CUDA here; None where it can."""
+    try:
+        if machine_provider() != "cuda":
+            return "needs a CUDA device: there is no GPU, or the installed onnxruntime has no CUDA provider"
+        runtime = load_onnxruntime("cuda")
+        runtime.preload_dlls()
+        PairModel.open(open_export(TINY).pair("fp16"), Settings("cuda"))
+    except RuntimeMissing as error:
+        return f"needs a CUDA device: {error}"
+    return None
+
+
+@pytest.fixture(scope="module")
+def provider() -> Provider:
+    if os.environ.get("GEMMA4_SURGERY_GPU_TESTS") == "cpu":
+        return "cpu"
+    if reason := absent():
+        pytest.skip(reason)
+    return "cuda"
+
+
+@pytest.fixture(scope="module")
+def export() -> Export:
+    return open_export(TINY)
+
+
+@pytest.fixture(scope="module", params=[(p, layout) for p in PRECISIONS for layout in LAYOUTS], ids="-".join)
+def repacked(
+    request: pytest.FixtureRequest, provider: Provider, export: Export, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Pair, Path]:
+    """The source pair and the folder made of it for the provider."""
+    precision, layout = request.param
+    pair = export.pair(precision)
+    target = tmp_path_factory.mktemp("gpu") / "out"
+    return pair, repack(export, pair, compatible(pair.embed, layout), target, provider=provider).folder
+
+
+@pytest.fixture(scope="module")
+def references(provider: Provider, export: Export) -> Iterator[dict[str, Recording]]:
+    """Precision -> what the source pair answers on the CPU."""
+    yield {p: record(PairModel.open(export.pair(p), Settings("cpu")), CASES, steps=STEPS) for p in PRECISIONS}
+
+
+def test_logits_caches_and_tokens_are_those_of_the_cpu(
+    provider: Provider, repacked: tuple[Pair, Path], references: dict[str, Recording]
+) -> None:
+    pair, folder = repacked
+    reference = references[pair.precision]
+    found = record(MergedModel(folder / "model.onnx", Settings(provider)), CASES, steps=STEPS, follow=reference)
+    compared = compare(reference, found, OWNERS, TOLERANCE)
+    assert max(compared.max_abs, compared.regrouped_max_abs) <= TOLERANCE
+    assert compared.cache_max_abs <= TOLERANCE
+    for case in compared.cases:
+        assert case.merged_not_finite == case.token_faults == 0, case.name
+        assert not case.alias_faults, case.name
+        assert case.cosine > 0.999, case.name
+
+
+def test_every_node_runs_where_it_was_predicted(provider: Provider, repacked: tuple[Pair, Path]) -> None:
+    path = repacked[1] / "model.onnx"
+    expected, found = predict(Model.open(path)), trace(path, provider)
+    known = {each.node: each.provider for each in expected.assignments}
+    ran = {each.node: each.provider for each in found.nodes if each.node in known}
+    assert len(ran) > len(known) / 2  # the optimizers fuse the others, and name what they make
+    if provider == "cpu":
+        assert set(ran.values()) == {"cpu"} and not found.copies
+        return
+    if load_onnxruntime("cuda").__version__ == cuda_kernels().onnxruntime:
+        assert {node: where for node, where in ran.items() if where != known[node]} == {}
+        assert len(found.copies) == len(expected.copies)
+    gates = trace_gates(found, expected)
+    assert [gate.detail for gate in gates if not gate.passed] == []
+
+
+def test_genai_generates_what_the_source_does_on_the_cpu(
+    provider: Provider, repacked: tuple[Pair, Path], references: dict[str, Recording]
+) -> None:
+    pair, folder = repacked
+    gates = check_generation(GenAI(folder, provider), references[pair.precision].answers, EOS, TOLERANCE)
+    assert gates and [gate.detail for gate in gates if not gate.passed] == []
+
+
+@pytest.mark.parametrize("precision", ["fp32", "q4"])
+def test_float32_attention_falls_to_the_cpu_as_predicted(provider: Provider, export: Export, precision: str) -> None:
+    path = export.pair(precision).decoder
+    expected = predict(Model.open(path))
+    fallen = {each.node for each in trace(path, provider).fallen(expected)}
+    faults = {each.node for each in expected.faults}
+    assert faults <= fallen if provider == "cpu" else faults == fallen

@@ -1,0 +1,417 @@
+"""The fast preset: attention fused, rows counted in the mask, caches in one buffer, and the source's numbers."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime_genai as og
+import pytest
+from onnx import ModelProto, NodeProto
+from onnx.numpy_helper import from_array, to_array
+from typer.testing import CliRunner
+
+import fixtures
+from cli import app
+from passes import DropAttentionBias, ExpandSharedKV, FuseAttention, SliceCaches
+from passes.base import Outcome, Pass, apply
+from passes.recipe import fast, parse, text
+from surgery.attention.kv_wiring import attentions
+from surgery.errors import PassError, RequestError
+from surgery.folder.building import repack
+from surgery.folder.genai_config import shares_buffer
+from surgery.graph.model import Model
+from surgery.graph.protos import declare
+from surgery.runtime.decoding import Loop, prompt_feeds
+from surgery.runtime.sessions import MergedModel, OpenGraph, Settings, host
+from surgery.runtime.two_graphs import PairModel
+from surgery.source.export import Export, open_export
+from surgery.verify import Request, validate
+from surgery.verify.structure import check_structure, open_folder
+
+DATA = Path(__file__).parents[2] / "fixtures" / "data"
+TINY = Path(__file__).parents[2] / "fixtures" / "tiny-e2b"
+REFERENCES = {"tiny-e2b": "tiny_e2b", "tiny-e4b": "tiny_e4b", "tiny-31b": "tiny_31b"}
+EOS = (1, 50, 106)
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Export]:
+    root = tmp_path_factory.mktemp("exports")
+    for name in REFERENCES:
+        fixtures.build(name, "fp32", root / name)
+    fixtures.build("tiny-e4b", "q4f16", root / "tiny-e4b", force=True)
+    return {name: open_export(root / name) for name in REFERENCES}
+
+
+@pytest.fixture(scope="module")
+def folders(exports: dict[str, Export], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("folders")
+    for name, export in exports.items():
+        repacked(export, "fp32", root / name)
+    return {name: root / name for name in exports}
+
+
+def repacked(export: Export, precision: str, target: Path) -> None:
+    pair = export.pair(precision)
+    recipe = fast(pair.embed)
+    repack(export, pair, recipe, target, recipe_text=text(fast(Path(pair.embed.name))))
+
+
+def decoder(exports: dict[str, Export], name: str) -> Model:
+    export = exports[name]
+    return Model.open(export.pair("fp32").decoder, export.architecture)
+
+
+def fused(model: Model, *steps: FuseAttention | DropAttentionBias) -> tuple[Model, list[Outcome]]:
+    return apply(model, steps or (FuseAttention(), DropAttentionBias()))
+
+
+def said(outcome: Outcome) -> str:
+    return "\n".join(map(str, outcome.findings))
+
+
+def operators(model: Model) -> set[str]:
+    return {node.op_type for node in model.graph.node}
+
+
+# The folder
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_runtime_generates_the_tokens_of_transformers(name: str, folders: dict[str, Path]) -> None:
+    expected = np.load(DATA / f"{REFERENCES[name]}_ref.npz")
+    model = og.Model(str(folders[name]))
+    for prompt in range(6):
+        ids = expected[f"p{prompt}_ids"].reshape(-1)
+        wanted = [int(token) for token in expected[f"p{prompt}_tokens"].reshape(-1)]
+        params = og.GeneratorParams(model)
+        params.set_search_options(do_sample=False, max_length=len(ids) + len(wanted))
+        generator = og.Generator(model, params)
+        generator.append_tokens(ids.astype(np.int32))
+        while not generator.is_done():
+            generator.generate_next_token()
+        ends = next((i for i, token in enumerate(wanted) if token in EOS), len(wanted))
+        assert [int(t) for t in generator.get_sequence(0)[len(ids) :]] == wanted[:ends]
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_logits_are_those_of_transformers(name: str, folders: dict[str, Path]) -> None:
+    expected = np.load(DATA / f"{REFERENCES[name]}_ref.npz")
+    runner = MergedModel(folders[name] / "model.onnx", Settings())
+    for prompt in range(6):
+        loop = Loop(runner, 1)
+        prefill, tokens = (expected[f"p{prompt}_{part}"] for part in ("prefill_logits", "tokens"))
+        wanted = [
+            prefill.reshape(-1, prefill.shape[-1])[-1],
+            *expected[f"p{prompt}_decode_logits"].reshape(-1, prefill.shape[-1]),
+        ]
+        (step,) = loop.prompt(expected[f"p{prompt}_ids"].reshape(1, -1).tolist())
+        found = [step.logits[0], *(loop.append(tokens.reshape(-1)[[i]]).logits[0] for i in range(len(wanted) - 1))]
+        assert np.abs(np.array(found) - np.array(wanted)).max() < 1e-4
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_every_gate_passes_within_the_tolerance_of_another_order(
+    name: str, folders: dict[str, Path], exports: dict[str, Export]
+) -> None:
+    report = validate(folders[name], exports[name].pair("fp32"), request=Request(scope="closing"))
+    assert report.passed, [gate for gate in report.gates if not gate.passed]
+    assert report.settings["thresholds"]["logits"] == 1e-4
+    assert report.parity is not None and report.parity.exact == report.parity.continuations
+
+
+def test_float16_keeps_to_its_own_tolerance(exports: dict[str, Export], tmp_path: Path) -> None:
+    repacked(exports["tiny-e4b"], "q4f16", tmp_path / "out")
+    report = validate(tmp_path / "out", exports["tiny-e4b"].pair("q4f16"), request=Request(scope="closing"))
+    assert report.passed, [gate for gate in report.gates if not gate.passed]
+    assert 0 < report.settings["thresholds"]["logits"] < 1
+
+
+def test_a_window_of_one_token_less_fails_the_gates(
+    folders: dict[str, Path], exports: dict[str, Export], tmp_path: Path
+) -> None:
+    """The tolerance of another order still tells a wrong window."""
+    repacked(exports["tiny-e2b"], "fp32", tmp_path / "out")
+    model = Model.open(tmp_path / "out" / "model.onnx")
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "local_window_size" and attribute.i == 8 and "layers.5/" in node.name:
+                attribute.i = 7
+    (tmp_path / "out" / "model.onnx").write_bytes(model.to_bytes())
+    report = validate(tmp_path / "out", exports["tiny-e2b"].pair("fp32"), request=Request(scope="light"))
+    failed = {gate.name for gate in report.gates if not gate.passed}
+    assert "logits" in failed and "greedy tokens" in failed
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_past_and_present_share_a_buffer(name: str, folders: dict[str, Path]) -> None:
+    assert json.loads((folders[name] / "genai_config.json").read_text())["search"]["past_present_share_buffer"] is True
+    model = Model.open(folders[name] / "model.onnx")
+    assert not operators(model) & {"Softmax", "Trilu"}
+
+
+def test_buffer_is_not_shared_by_aliases(exports: dict[str, Export]) -> None:
+    model, _ = apply(decoder(exports, "tiny-e2b"), [FuseAttention(), ExpandSharedKV()])
+    assert not shares_buffer(model)
+
+
+# Padding
+
+
+def test_a_padded_row_is_what_it_is_alone(folders: dict[str, Path], exports: dict[str, Export]) -> None:
+    """The shorter row's padding is longer than the window: the source's own graphs lose its prompt there."""
+    numbers = np.random.default_rng(5)
+    rows = [tuple(numbers.integers(4, 100, size).tolist()) for size in (3, 15)]
+    source, merged = PairModel.open(exports["tiny-e2b"].pair("fp32"), Settings()), folders["tiny-e2b"] / "model.onnx"
+    together, wrong = Loop(MergedModel(merged, Settings()), 2), Loop(source, 2)
+    alone = [Loop(source, 1) for _ in rows]
+    steps = [next(iter(loop.prompt(given))) for loop, given in ((together, rows), (wrong, rows))]
+    wanted = np.concatenate([next(iter(loop.prompt([row]))).logits for loop, row in zip(alone, rows, strict=True)])
+    for _ in range(10):
+        assert np.abs(steps[0].logits - wanted).max() < 1e-4
+        chosen = wanted.argmax(1)
+        steps = [together.append(chosen), wrong.append(chosen)]
+        wanted = np.concatenate([loop.append(chosen[[i]]).logits for i, loop in enumerate(alone)])
+    assert np.abs(steps[1].logits - wanted).max() > 1, "the source's graphs take padding for tokens"
+
+
+# fuse-attention
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_each_unrolled_layer_is_fused_and_keeps_its_cache(name: str, exports: dict[str, Export]) -> None:
+    before = decoder(exports, name)
+    after, (outcome,) = fused(before, FuseAttention())
+    cores = attentions(after.graph)
+    assert {core.operator for core in cores} == {"GroupQueryAttention"}
+    assert [(c.key, c.value) for c in cores] == [(c.key, c.value) for c in attentions(before.graph)]
+    assert outcome.operators["Softmax"] == -outcome.operators["GroupQueryAttention"]
+    scales = [
+        a.f for n in after.graph.node if n.op_type == "GroupQueryAttention" for a in n.attribute if a.name == "scale"
+    ]
+    assert set(scales) == {1.0}
+
+
+def test_a_second_run_finds_nothing_to_do(exports: dict[str, Export]) -> None:
+    model, _ = fused(decoder(exports, "tiny-e2b"))
+    _, (again, lengths) = fused(model)
+    assert not again.changed and said(again) == "skipped attention: each of 10 layers is fused already"
+    assert not lengths.changed and "counted in the mask already" in said(lengths)
+
+
+def test_fused_alone_it_keeps_the_owners_bias_for_its_borrowers(exports: dict[str, Export]) -> None:
+    """Row by row as the source has it: an owner and its borrowers must agree on where a row's tokens are."""
+    model, _ = fused(decoder(exports, "tiny-e2b"), FuseAttention())
+    nodes = [node for node in model.graph.node if node.op_type == "GroupQueryAttention"]
+    assert [len(node.input) for node in nodes] == [11] * 4 + [7] + [11] * 4 + [7]
+    assert len({tuple(node.input[5:7]) for node in nodes if len(node.input) == 11}) == 1
+
+
+def test_older_runtimes_get_presents_by_name(exports: dict[str, Export]) -> None:
+    for version, outputs in (("1.31", 1), ("1.27", 3)):
+        (step,) = parse(f"fuse-attention{{onnxruntime={version}}}")
+        model, _ = apply(decoder(exports, "tiny-e2b"), [step])
+        borrowers = [n for n in model.graph.node if n.op_type == "GroupQueryAttention" and "no_rows" in n.input[1]]
+        assert {len(node.output) for node in borrowers} == {outputs}
+        read = {name for node in model.graph.node for name in node.input}
+        assert not any(set(node.output[1:]) & read for node in borrowers)
+
+
+def constant(proto: ModelProto, node: NodeProto, index: int, value: float) -> None:
+    """Give one input of one node another value, in a constant of its own."""
+    old = next(tensor for tensor in proto.graph.initializer if tensor.name == node.input[index])
+    new = np.full_like(to_array(old), value)
+    node.input[index] = f"{old.name}/other"
+    proto.graph.initializer.append(from_array(new, node.input[index]))
+
+
+def find(proto: ModelProto, name: str) -> NodeProto:
+    return next(node for node in proto.graph.node if node.name == name)
+
+
+def another_window(proto: ModelProto) -> None:
+    constant(proto, find(proto, "/model/shared_donor.3/mask/slide"), 1, 7)
+
+
+def another_scale(proto: ModelProto) -> None:
+    constant(proto, find(proto, "/model/layers.4/attn/manual/scores/Mul"), 1, 0.5)
+
+
+def no_padding(proto: ModelProto) -> None:
+    constant(proto, find(proto, "/model/layers.4/attn/manual/scores/Where"), 2, 0.0)
+
+
+def keys_swapped(proto: ModelProto) -> None:
+    node = find(proto, "/model/layers.4/attn/manual/k_concat/Concat")
+    node.input[0], node.input[1] = node.input[1], node.input[0]
+
+
+def another_way(proto: ModelProto) -> None:
+    node = find(proto, "/model/layers.7/attn/shared/q_reshape")
+    node.op_type = "Softplus"
+    del node.input[1:]
+
+
+@pytest.mark.parametrize(
+    ("damage", "layers", "sentence"),
+    [
+        (another_window, (5, 6, 7, 8), "layer 5: it is not attention over 8 tokens, with one more token: up to"),
+        (another_scale, (4, 9), "layer 4: it is not attention over all tokens, with a padded prompt: up to"),
+        (no_padding, (4, 9), "layer 9: layer 4, which reads the same cache, stays unrolled"),
+        (keys_swapped, (4, 9), "a Concat of its past and the new rows is expected"),
+        (another_way, (7,), r"Softplus node '.*' is met where a value \[batch, tokens, 64\] is expected"),
+    ],
+)
+def test_what_is_not_causal_attention_stays_with_the_reason(
+    damage: Callable[[ModelProto], None], layers: tuple[int, ...], sentence: str, exports: dict[str, Export]
+) -> None:
+    model = decoder(exports, "tiny-e2b")
+    damage(model.proto)
+    after, (outcome,) = fused(model, FuseAttention())
+    assert re.search(sentence, said(outcome)), said(outcome)
+    unrolled = [i for i, core in enumerate(attentions(after.graph)) if core.operator == "Softmax"]
+    assert tuple(unrolled) == layers
+    with pytest.raises(PassError, match=f"layer {layers[0]}'s attention is unrolled"):
+        fused(after, DropAttentionBias())
+
+
+def test_a_graph_without_a_mask_is_refused(exports: dict[str, Export]) -> None:
+    model = decoder(exports, "tiny-e2b")
+    (mask,) = [value for value in model.graph.input if value.name == "attention_mask"]
+    mask.name = "mask"
+    with pytest.raises(PassError, match="the graph takes no attention_mask"):
+        fused(model, FuseAttention())
+
+
+# drop-attention-bias
+
+
+def test_a_bias_that_hides_more_than_padding_stays(exports: dict[str, Export]) -> None:
+    model, _ = fused(decoder(exports, "tiny-e2b"), FuseAttention())
+    constant(model.proto, find(model.proto, "/model/gqa_attention_bias/Sub"), 0, 2.0)
+    after, (outcome,) = fused(model, DropAttentionBias())
+    assert not outcome.changed and "is no mask of padding alone" in said(outcome)
+    assert sum(len(node.input) == 11 for node in after.graph.node) == 8
+
+
+def test_lengths_of_another_kind_stay(exports: dict[str, Export]) -> None:
+    model, _ = fused(decoder(exports, "tiny-e2b"), FuseAttention())
+    constant(model.proto, find(model.proto, "/model/attn_mask_reformat/attn_mask_subgraph/Sub"), 1, 2)
+    _, (outcome,) = fused(model, DropAttentionBias())
+    assert "are neither the mask's length nor its rows'" in said(outcome)
+
+
+# slice-caches
+
+
+FUSED = (FuseAttention(), DropAttentionBias())
+
+
+def sliced(model: Model, *before: Pass, step: SliceCaches | None = None) -> tuple[Model, Outcome]:
+    after, outcomes = apply(model, [*(before or FUSED), step or SliceCaches()])
+    return after, outcomes[-1]
+
+
+def test_windowed_layers_read_the_rows_in_view(exports: dict[str, Export], folders: dict[str, Path]) -> None:
+    """One slice for an owner and its borrowers; 40 tokens on, it still has the window's 8 rows."""
+    cut = [f"/model/layers.{layer}/attn/cache/key/Slice/output_0" for layer in range(4)]
+    graph = OpenGraph(folders["tiny-e2b"] / "model.onnx", Settings(), cut)
+    cache = graph.empty_cache(1)
+    before: np.ndarray = np.zeros((1, 0), np.int64)
+    for tokens, rows in ((40, 40), (1, 8), (3, 10), (1, 8)):
+        feed = next(prompt_feeds([list(range(4, 4 + tokens))], before=before))
+        outputs, cache = graph.run({"input_ids": feed.ids, **graph.steering(feed, 1)}, cache)
+        assert {host(outputs[name]).shape for name in cut} == {(1, 1, rows, 16)}
+        before = feed.mask
+
+
+def test_float16_is_read_as_float32_and_converted_once_for_a_cache(exports: dict[str, Export]) -> None:
+    export = exports["tiny-e4b"]
+    model, outcome = sliced(Model.open(export.pair("q4f16").decoder, export.architecture))
+    assert outcome.operators["ScatterND"] == 2 * len(model.require_architecture().owners)
+    types = declare(model.graph)
+    fused = [node for node in model.graph.node if node.op_type == "GroupQueryAttention"]
+    assert {types[node.input[3]].dtype for node in fused} == {"FLOAT"}
+    assert len({node.input[3] for node in fused}) == len(model.require_architecture().owners)
+    assert types["present.0.key"].dtype == "FLOAT16"
+
+
+def test_a_second_slicing_finds_nothing_to_do(exports: dict[str, Export]) -> None:
+    model, first = sliced(decoder(exports, "tiny-e2b"))
+    assert "skipped layer 4, 9: it sees all rows, in float32" in said(first)
+    _, (again,) = apply(model, [SliceCaches()])
+    assert not again.changed and "its cache is sliced already" in said(again)
+
+
+def turning(model: Model) -> None:
+    node = next(node for node in model.graph.node if node.op_type == "GroupQueryAttention")
+    next(attribute for attribute in node.attribute if attribute.name == "do_rotary").i = 1
+
+
+def test_what_cannot_be_sliced_stays_with_the_reason(exports: dict[str, Export]) -> None:
+    _, outcome = sliced(decoder(exports, "tiny-31b"), FuseAttention())
+    assert not outcome.changed and "drop-attention-bias comes first" in said(outcome)
+    _, outcome = sliced(decoder(exports, "tiny-e2b"), FuseAttention())
+    assert "skipped layer 0, 1, 2, 3, 5, 6, 7, 8: its lengths are not the mask's alone" in said(outcome)
+    model, _ = fused(decoder(exports, "tiny-e2b"))
+    turning(model)
+    _, (outcome,) = apply(model, [SliceCaches()])
+    assert "skipped layer 0: it rotates by itself" in said(outcome) and "changed layer 1" in said(outcome)
+
+
+def test_older_runtimes_get_presents_of_slices_by_name(exports: dict[str, Export]) -> None:
+    for version, outputs in (("1.31", 1), ("1.27", 3)):
+        (step,) = parse(f"slice-caches{{onnxruntime={version}}}")
+        assert isinstance(step, SliceCaches)
+        model, _ = sliced(decoder(exports, "tiny-e2b"), step=step)
+        reading = [n for n in model.graph.node if n.op_type == "GroupQueryAttention" and "/Slice/" in n.input[3]]
+        assert len(reading) == 8 and {len(node.output) for node in reading} == {outputs}
+
+
+def test_caches_in_place_need_a_shared_buffer(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(folders["tiny-e2b"], tmp_path / "out"))
+    config = json.loads((folder / "genai_config.json").read_text())
+    config["search"]["past_present_share_buffer"] = False
+    (folder / "genai_config.json").write_text(json.dumps(config))
+    failed = [gate for gate in check_structure(open_folder(folder)) if not gate.passed]
+    assert [gate.detail for gate in failed] == [
+        "past_present_share_buffer is not true, but the graph updates its caches in place"
+    ]
+
+
+def test_cuda_keeps_whole_caches_for_its_own_operator() -> None:
+    assert "slice-caches" in text(fast(Path("e.onnx"))) and "slice-caches" not in text(fast(Path("e.onnx"), "cuda"))
+
+
+# The command
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--kv-layout", "aliased"], "an alias is a copy of one each step"),
+        (["--target", "genai-0.12"], "which genai-0.12 cannot allocate"),
+    ],
+)
+def test_command_refuses_what_fast_cannot_meet(arguments: list[str], sentence: str, tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["repack", str(TINY), str(tmp_path / "out"), "--preset", "fast", *arguments])
+    assert isinstance(done.exception, RequestError) and sentence in str(done.exception)
+    assert not (tmp_path / "out").exists()
+
+
+def test_command_writes_the_form_that_suits_the_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["repack", str(TINY), "--precision", "q4", "--preset", "fast", "--ep", "cpu"]
+    done = CliRunner().invoke(app, [*arguments, str(tmp_path / "new")])
+    assert done.exit_code == 0, done.output
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "1.28.0")
+    done = CliRunner().invoke(app, [*arguments, str(tmp_path / "old")])
+    assert done.exit_code == 0, done.output
+    recipes = {name: json.loads((tmp_path / name / "manifest.json").read_text())["recipe"] for name in ("new", "old")}
+    assert "1.27" not in recipes["new"] and recipes["old"].count("{onnxruntime=1.27}") == 2
+    done = CliRunner().invoke(app, [*arguments, "--onnxruntime", "1.31", str(tmp_path / "bad")])
+    assert isinstance(done.exception, RequestError) and "crashes onnxruntime 1.28.0" in str(done.exception)

@@ -1,0 +1,568 @@
+"""A repack that is killed, told to stop, starved of space or run twice: the target is complete or absent, never between.
+
+Children are forked from this process, which has everything imported: a kill costs milliseconds. Copying is slowed in
+them, and the passes' work is done beforehand, so that a kill at a random moment meets every stage of the writing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from passes.recipe import compatible
+from surgery.errors import FolderError
+from surgery.files import atomic as staging
+from surgery.files.atomic import require_space, staged_folder, unwind_when_told_to_stop
+from surgery.folder.building import plan, repack
+from surgery.graph import weight_writing as placement
+from surgery.graph.model import Model
+from surgery.source.export import open_export
+
+ROOT = Path(__file__).parents[2]
+TINY = ROOT / "fixtures" / "tiny-e2b"
+KILLS = 60
+SLOW = 0.1
+"""Seconds that a child spends longer on the writing."""
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+needs_root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs root, to mount a disk")
+not_root = pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may write anywhere")
+
+
+def run(source: Path, target: Path, precision: str = "q4", **options: object) -> None:
+    export = open_export(source)
+    pair = export.pair(precision)
+    recipe = compatible(pair.embed)
+    repack(export, pair, recipe, target, recipe_text="", **options)  # type: ignore[arg-type]
+
+
+def digests(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(shutil.copytree(TINY, tmp_path_factory.mktemp("export") / "source"))
+
+
+@pytest.fixture(scope="module")
+def references(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
+    """What complete folders hold, by precision."""
+    found = {}
+    for precision in ("q4", "q4f16"):
+        folder = tmp_path_factory.mktemp("reference") / precision
+        run(source, folder, precision)
+        found[precision] = digests(folder)
+    return found
+
+
+# Children
+
+
+def child(work: Callable[[], None], slow: float = 0.0) -> int:
+    """Fork; the child does `work` and exits with 0, 2 for a SurgeryError, 3 for anything else."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 3
+    try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        _slow_down(slow)
+        work()
+        code = 0
+    except FolderError as error:
+        sys.stderr.write(f"{error}\n")
+        code = 2
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else 3
+    except KeyboardInterrupt:
+        code = 130
+    finally:
+        os._exit(code)
+
+
+def _slow_down(seconds: float) -> None:
+    """Spread `seconds` over the copying, the flushing and the renaming."""
+    if not seconds:
+        return
+    copy, sync, exchange, rename = os.copy_file_range, os.fsync, staging._exchange, os.rename
+
+    def wait(part: float) -> None:
+        time.sleep(seconds * part)
+
+    def slow_copy(*args: int) -> int:
+        wait(1 / 40)
+        return copy(*args)
+
+    def slow_sync(handle: int) -> None:
+        wait(1 / 40)
+        sync(handle)
+
+    def slow_exchange(one: Path, other: Path) -> bool:
+        wait(1 / 10)
+        found = exchange(one, other)
+        wait(1 / 10)
+        return found
+
+    def slow_rename(one: Path, other: Path) -> None:
+        wait(1 / 10)
+        rename(one, other)
+        wait(1 / 10)
+
+    placement.CHUNK = 32 * 1024
+    os.copy_file_range, os.fsync, staging._exchange = slow_copy, slow_sync, slow_exchange
+    os.rename = slow_rename
+
+
+def ended(pid: int, within: float = 20.0) -> int:
+    """Wait for a child: its exit code, or minus the signal that ended it."""
+    limit = time.monotonic() + within
+    while time.monotonic() < limit:
+        found, status = os.waitpid(pid, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.002)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    raise AssertionError("the child hangs")
+
+
+def seen(path: Path, pid: int, within: float = 20.0) -> None:
+    limit = time.monotonic() + within
+    while not path.exists():
+        assert time.monotonic() < limit, f"{path} never appeared"
+        assert os.waitpid(pid, os.WNOHANG) == (0, 0), "the child has ended"
+        time.sleep(0.001)
+
+
+def times_to_kill(source: Path, folder: Path, count: int, force: bool = False) -> Iterator[float]:
+    """Random moments in the life of a slowed run, its end included."""
+    folder.mkdir()
+    if force:
+        run(source, folder / "out")
+    started = time.monotonic()
+    assert ended(child(lambda: run(source, folder / "out", "q4f16", force=force), slow=SLOW)) == 0
+    whole = time.monotonic() - started
+    rng = random.Random(20 + force)
+    for _ in range(count):
+        yield rng.uniform(0, 1.05 * whole)
+
+
+@pytest.fixture
+def planned(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The passes' work, done once for each precision: it writes nothing."""
+    export, done = open_export(source), {}
+    for precision in ("q4", "q4f16"):
+        pair = export.pair(precision)
+        done[precision] = plan(pair, export, compatible(pair.embed))
+    monkeypatch.setattr("surgery.folder.building.plan", lambda pair, *_: done[pair.precision])
+
+
+@needs_fork
+def test_a_killed_run_leaves_a_complete_target_or_none(
+    source: Path, planned: None, references: dict[str, dict[str, str]], tmp_path: Path
+) -> None:
+    before, complete, staged = digests(source), 0, 0
+    out = tmp_path / "killed" / "out"
+    out.parent.mkdir()
+    for moment in times_to_kill(source, tmp_path / "timed", KILLS):
+        pid = child(lambda: run(source, out, "q4f16"), slow=SLOW)
+        time.sleep(moment)
+        os.kill(pid, signal.SIGKILL)
+        ended(pid)
+        staged += (out.parent / ".out.staging").exists()
+        if out.exists():
+            assert digests(out) == references["q4f16"]
+            complete += 1
+            shutil.rmtree(out)
+    assert digests(source) == before
+    assert 5 < staged < KILLS, "the kills must meet the writing, and other moments too"
+    run(source, out)
+    assert names(out.parent) == ["out"] and digests(out) == references["q4"]
+    Model.open(out / "model.onnx").check_weights()
+
+
+@needs_fork
+@pytest.mark.parametrize("at_once", [True, False], ids=["exchange", "two renames"])
+def test_a_killed_replacement_leaves_the_old_folder_or_the_new_one(
+    at_once: bool,
+    source: Path,
+    planned: None,
+    references: dict[str, dict[str, str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where two renames are needed, a kill between them leaves neither until the next run, which puts the old one back."""
+    if not at_once:
+        monkeypatch.setattr(staging, "_exchange", lambda one, other: False)
+    before, found, between = digests(source), {"q4": 0, "q4f16": 0}, 0
+    out = tmp_path / "killed" / "out"
+    out.parent.mkdir()
+    run(source, out)
+    precision = "q4"
+    for moment in times_to_kill(source, tmp_path / "timed", KILLS if at_once else KILLS // 2, force=True):
+        wanted = "q4f16" if precision == "q4" else "q4"
+        pid = child(lambda wanted=wanted: run(source, out, wanted, force=True), slow=SLOW)
+        time.sleep(moment)
+        os.kill(pid, signal.SIGKILL)
+        ended(pid)
+        if not out.exists():
+            assert not at_once
+            between += 1
+            with pytest.raises(FolderError, match="exists"):
+                run(source, out)
+        (precision,) = (name for name, reference in references.items() if digests(out) == reference)
+        found[precision] += 1
+    assert digests(source) == before
+    assert min(found.values()) > 0 and (at_once or between > 0)
+    run(source, out, force=True)
+    assert names(out.parent) == ["out"] and digests(out) == references["q4"]
+
+
+@needs_fork
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=["INT", "TERM", "HUP"])
+def test_a_run_that_is_told_to_stop_cleans_up(number: signal.Signals, source: Path, tmp_path: Path) -> None:
+    """And an impatient second signal does not cut the cleaning short."""
+    remove = shutil.rmtree
+
+    def slow_remove(path: Path, ignore_errors: bool) -> None:
+        (tmp_path / "cleaning").touch()
+        time.sleep(0.3)
+        (tmp_path / "cleaning").unlink()
+        remove(path, ignore_errors=ignore_errors)
+
+    def work() -> None:
+        signal.signal(number, signal.SIG_DFL)  # a shell's background job starts with some that are ignored
+        unwind_when_told_to_stop()
+        shutil.rmtree = slow_remove  # type: ignore[assignment]
+        run(source, tmp_path / "made" / "out")
+
+    pid = child(work, slow=2.0)
+    seen(tmp_path / "made" / ".out.staging", pid)
+    os.kill(pid, number)
+    seen(tmp_path / "cleaning", pid)
+    os.kill(pid, number)
+    assert ended(pid) == 128 + number
+    assert names(tmp_path) == []
+
+
+@needs_fork
+def test_a_signal_whose_exception_is_dropped_still_counts(source: Path, tmp_path: Path) -> None:
+    """Python prints and drops what is raised inside a callback, a destructor's for one."""
+
+    class Careless:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0)
+
+    def work() -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        unwind_when_told_to_stop()
+        with staged_folder(tmp_path / "out") as stage:
+            (stage / "file").touch()
+            careless = Careless()
+            del careless
+
+    assert ended(child(work)) == 128 + signal.SIGTERM
+    assert names(tmp_path) == []
+
+
+@needs_fork
+def test_an_ignored_signal_stays_ignored(tmp_path: Path) -> None:
+    """As nohup starts it."""
+
+    def work() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        unwind_when_told_to_stop()
+        os.kill(os.getpid(), signal.SIGHUP)
+
+    assert ended(child(work)) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["INT", "TERM"])
+def test_the_command_cleans_up_and_says_by_its_exit_code_that_it_was_stopped(
+    number: signal.Signals, source: Path, tmp_path: Path
+) -> None:
+    heard = f"import signal; signal.signal({int(number)}, signal.SIG_DFL)"
+    wait = f"{heard}; from surgery.graph import weight_writing as p; import time, sys, cli; p._moved = lambda *a: (time.sleep(0.2) or 0 for _ in range(20))"
+    command = [sys.executable, "-c", f"{wait}; cli.main()"]
+    arguments = ["repack", str(source), str(tmp_path / "out"), "--no-validate", "--ep", "cpu"]
+    process = subprocess.Popen(
+        [*command, *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    limit = time.monotonic() + 30
+    while not (tmp_path / ".out.staging").exists():
+        assert process.poll() is None and time.monotonic() < limit, process.communicate()[1]
+        time.sleep(0.01)
+    time.sleep(0.2)
+    process.send_signal(number)
+    _, talk = process.communicate(timeout=20)
+    assert names(tmp_path) == []
+    assert process.returncode == 128 + number, talk
+    assert "Traceback" not in talk
+
+
+# Two runs at once
+
+
+@needs_fork
+@pytest.mark.parametrize("force", [False, True])
+def test_of_two_runs_at_once_one_wins_and_the_other_says_so(
+    force: bool, source: Path, planned: None, references: dict[str, dict[str, str]], tmp_path: Path
+) -> None:
+    for attempt in range(5):
+        out = tmp_path / str(attempt) / "out"
+        out.parent.mkdir()
+        if force:
+            run(source, out, "q4f16")
+        pids = [child(lambda out=out: run(source, out, force=force), slow=0.3) for _ in range(3)]
+        assert sorted(ended(pid) for pid in pids) == [0, 2, 2]
+        assert names(out.parent) == ["out"] and digests(out) == references["q4"]
+
+
+def test_a_second_run_is_refused_in_one_sentence_and_the_first_goes_on(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with staged_folder(out) as stage:
+        (stage / "file").write_text("first")
+        with pytest.raises(FolderError, match=f"^another run is writing {out}$"), staged_folder(out):
+            raise AssertionError("the second run got in")
+    assert (out / "file").read_text() == "first" and names(tmp_path) == ["out"]
+
+
+def test_what_appears_meanwhile_is_left_as_it_is(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(FolderError, match="appeared while it was being written"), staged_folder(out):
+        out.mkdir()
+        (out / "mine").write_text("keep")
+    assert (out / "mine").read_text() == "keep" and names(tmp_path) == ["out"]
+
+
+def test_where_folders_cannot_be_locked_a_leftover_is_not_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(staging, "_lock", lambda folder: None)
+    with staged_folder(tmp_path / "out"):
+        pass
+    (tmp_path / ".out2.staging").mkdir()
+    with (
+        pytest.raises(FolderError, match=r"another run is writing .*, or one was killed"),
+        staged_folder(tmp_path / "out2"),
+    ):
+        pass
+    assert names(tmp_path) == [".out2.staging", "out"]
+
+
+def test_a_link_under_the_staging_name_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "file").write_text("keep")
+    (tmp_path / ".out.staging").symlink_to("precious")
+    with pytest.raises(FolderError, match="cannot be written"), staged_folder(tmp_path / "out"):
+        pass
+    assert (tmp_path / "precious" / "file").read_text() == "keep"
+
+
+# Targets that cannot be written
+
+
+def no_space(*_: object) -> int:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("call", ["copy_file_range", "write", "fsync", "rename"])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EDQUOT], ids=["ENOSPC", "EIO", "EDQUOT"])
+def test_a_disk_that_fails_is_one_sentence_and_nothing_stays(
+    call: str, code: int, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, call, fail)
+    if call == "copy_file_range":  # a kernel that cannot copy is no failure: the buffer's writes are
+        monkeypatch.setattr(os, "write", fail)
+    with pytest.raises(FolderError) as caught:
+        if call == "write":
+            monkeypatch.setattr(os, "copy_file_range", fail)
+        run(source, tmp_path / "made" / "out")
+    assert os.strerror(code) in str(caught.value) and "\n" not in str(caught.value)
+    assert names(tmp_path) == []
+
+
+def test_a_failing_flush_of_the_new_name_does_not_say_that_the_folder_is_absent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, real = tmp_path / "out", os.fsync
+
+    def fail_late(handle: int) -> None:
+        if out.exists():
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fail_late)
+    with (
+        pytest.raises(FolderError, match="out is complete, but the disk does not confirm its name"),
+        staged_folder(out),
+    ):
+        pass
+    assert names(tmp_path) == ["out"]
+
+
+def test_a_filesystem_that_cannot_flush_folders_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.fsync
+
+    def files_only(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", files_only)
+    with staged_folder(tmp_path / "out") as stage:
+        (stage / "file").touch()
+    assert names(tmp_path) == ["out"]
+
+
+@contextlib.contextmanager
+def small_disk(at: Path, options: str) -> Iterator[Path]:
+    at.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", str(at)], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("no disk can be mounted here")
+    try:
+        yield at
+    finally:
+        subprocess.run(["umount", str(at)], check=True)
+
+
+@needs_root
+def test_a_disk_that_fills_up_while_it_is_written(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with small_disk(tmp_path / "disk", "size=300k") as disk:
+        with pytest.raises(FolderError, match=r"has [\d,]+ bytes free, but [\d,]+ are needed"):
+            run(source, disk / "out")
+        monkeypatch.setattr("surgery.folder.building.require_space", lambda *_: None)
+        with pytest.raises(FolderError, match="No space left on device"):
+            run(source, disk / "out")
+        assert names(disk) == []
+
+
+@needs_root
+def test_a_link_to_another_disk_becomes_a_copy_and_needs_space(source: Path, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "size=300k") as disk, pytest.raises(FolderError, match="bytes free"):
+        run(source, disk / "out", weights="link")
+    with small_disk(tmp_path / "larger", "size=4m") as disk:
+        run(source, disk / "out", weights="link")
+        manifest = json.loads((disk / "out" / "manifest.json").read_text())
+        assert manifest["files"]["decoder_model_merged_q4.onnx_data"]["sha256"]
+
+
+@needs_root
+def test_a_read_only_disk(source: Path, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "size=4m,ro") as disk, pytest.raises(FolderError, match="Read-only file system"):
+        run(source, disk / "out")
+
+
+@not_root
+def test_a_folder_that_may_not_be_written(source: Path, tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(FolderError, match="Permission denied"):
+        run(source, tmp_path / "out")
+    tmp_path.chmod(0o700)
+
+
+def test_a_file_limit_is_one_sentence(source: Path, tmp_path: Path) -> None:
+    import resource
+
+    def work() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        run(source, tmp_path / "out")
+
+    assert ended(child(work)) == 2
+    assert names(tmp_path) == []
+
+
+def test_a_missing_parent_is_made(source: Path, tmp_path: Path) -> None:
+    run(source, tmp_path / "a" / "b" / "out")
+    assert (tmp_path / "a" / "b" / "out" / "model.onnx").is_file()
+
+
+def test_a_parent_that_is_a_file(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("keep")
+    with pytest.raises(FolderError, match="cannot be written"):
+        run(source, tmp_path / "file" / "out")
+    assert names(tmp_path) == ["file"]
+
+
+def test_a_name_that_is_too_long(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(FolderError, match="File name too long"):
+        run(source, tmp_path / ("n" * 300))
+    with pytest.raises(FolderError, match="File name too long"):
+        run(source, tmp_path / ("n" * 250))  # the folder's own name fits, its staging name does not
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("to", ["folder", "nowhere"])
+@pytest.mark.parametrize("force", [False, True])
+def test_a_link_at_the_target_is_left_as_it_is(force: bool, to: str, source: Path, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "out").symlink_to(to)
+    with pytest.raises(FolderError, match="is not a folder; --force" if force else "exists"):
+        run(source, tmp_path / "out", force=force)
+    assert names(tmp_path) == ["folder", "out"] and names(tmp_path / "folder") == []
+
+
+@pytest.mark.parametrize("name", ["source", "source/onnx", "."])
+def test_a_target_that_holds_the_source_is_refused_even_with_force(name: str, tmp_path: Path) -> None:
+    shutil.copytree(TINY, tmp_path / "source")
+    for place in (tmp_path, tmp_path / "source", tmp_path / "source" / "onnx"):
+        (place / "genai_config.json").write_text("{}")  # even if a repack seems to have written it
+    before = digests(tmp_path)
+    with pytest.raises(FolderError, match="holds the source"):
+        run(tmp_path / "source", tmp_path / name, force=True)
+    assert digests(tmp_path) == before
+
+
+def test_a_target_inside_the_source_adds_a_folder_and_changes_no_file(tmp_path: Path) -> None:
+    shutil.copytree(TINY, tmp_path / "source")
+    before = digests(tmp_path / "source")
+    run(tmp_path / "source", tmp_path / "source" / "out")
+    after = digests(tmp_path / "source")
+    assert {name: digest for name, digest in after.items() if not name.startswith("out/")} == before
+    assert names(tmp_path) == ["source"]
+
+
+def test_force_replaces_nothing_that_a_repack_did_not_write(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.txt").write_text("keep")
+    with pytest.raises(
+        FolderError, match=r"holds neither manifest\.json nor genai_config\.json; --force replaces folders"
+    ):
+        run(source, tmp_path / "home", force=True)
+    assert names(tmp_path / "home") == ["thesis.txt"]
+    (tmp_path / "empty").mkdir()
+    run(source, tmp_path / "empty", force=True)
+
+
+def test_space_is_asked_of_the_nearest_folder_that_exists(tmp_path: Path) -> None:
+    require_space(tmp_path / "a" / "b", 1)
+    with pytest.raises(FolderError, match="bytes free, but 1,000,000,000,000,000,000 are needed"):
+        require_space(tmp_path / "a" / "b", 10**18)

@@ -1,0 +1,180 @@
+"""The model card: metadata that the Hub reads, provenance, licence; and its Python example is run."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+
+import fixtures
+from passes.recipe import Recipe, compatible, fast, text
+from surgery.folder.building import plan, repack
+from surgery.folder.genai_config import Target
+from surgery.folder.manifest import sha256
+from surgery.folder.minimum_versions import oldest_runtimes
+from surgery.folder.model_card import model_card
+from surgery.folder.text_only import strip
+from surgery.graph.weight_writing import Placed
+from surgery.source.export import Export, open_export
+
+ROOT = Path(__file__).parents[2]
+TINY = ROOT / "fixtures" / "tiny-e2b"
+REPO, COMMIT = "onnx-community/gemma-4-E2B-it-ONNX", "9f4bef82" + "0" * 32
+PLACED = [Placed("model.onnx_data", 12345, "copied", "ab" * 32), Placed("other.onnx_data", 7, "linked", None)]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    export = replace(open_export(TINY), repo=REPO, revision=COMMIT)
+    pair, out = export.pair("q4"), tmp_path_factory.mktemp("cards")
+    recipe = compatible(pair.embed)
+    repack(export, pair, recipe, out / "genai", recipe_text=text(recipe))
+    strip(export, pair, out / "two-graph")
+    return {"genai": out / "genai", "two-graph": out / "two-graph"}
+
+
+def of(export: Export, **changed: object) -> ModelCard:
+    return ModelCard(model_card(export, export.pair("q4"), "genai", PLACED, **changed))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind, library", [("genai", "onnxruntime-genai"), ("two-graph", "transformers.js")])
+def test_the_hub_reads_the_metadata(folders: dict[str, Path], kind: str, library: str) -> None:
+    data = ModelCard.load(folders[kind] / "README.md").data
+    assert (data.base_model, data.base_model_relation) == (REPO, "quantized")
+    assert (data.library_name, data.pipeline_tag) == (library, "text-generation")
+    assert data.tags == ["onnx", "gemma4", "gemma4-surgery"]
+
+
+@pytest.mark.parametrize("kind", ["genai", "two-graph"])
+def test_the_provenance_is_in_it(folders: dict[str, Path], kind: str) -> None:
+    card = (folders[kind] / "README.md").read_text()
+    for words in (f"| source | {REPO} |", f"| revision | {COMMIT} |", "| precision | q4 |", "| onnx "[2:]):
+        assert words in card
+    for data in folders[kind].rglob("*_data"):
+        assert f"| {data.relative_to(folders[kind]).as_posix()} | {data.stat().st_size:,} | `{sha256(data)}` |" in card
+    assert ("| recipe | `merge-embeddings{embed=" in card) == (kind == "genai")
+    assert "No weight was changed." in card
+
+
+@pytest.mark.parametrize("kind", ["genai", "two-graph"])
+def test_the_python_example_runs_in_the_folder(folders: dict[str, Path], kind: str) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", (folders[kind] / "README.md").read_text(), re.S)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", example], cwd=folders[kind], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    "made, target, multimodal, needs",
+    [
+        (compatible, "genai-0.14", False, "onnxruntime-genai 0.14 or later."),
+        (compatible, "genai-0.12", False, "onnxruntime-genai 0.12 or later."),
+        (compatible, "genai-0.14", True, "onnxruntime-genai 0.15 or later."),
+        (fast, "genai-0.14", False, "onnxruntime-genai 0.14 and onnxruntime 1.31, or later versions of both."),
+        (partial(fast, onnxruntime="1.27"), "genai-0.14", False, "onnxruntime 1.27, or later versions of both."),
+        (partial(fast, provider="cuda"), "genai-0.14", False, "onnxruntime 1.31, or later versions of both."),
+    ],
+)
+def test_the_oldest_runtimes_are_read_from_the_graph(
+    made: Callable[[Path], Recipe], target: Target, multimodal: bool, needs: str
+) -> None:
+    export = open_export(TINY)
+    pair = export.pair("q4")
+    model, _ = plan(pair, export, made(pair.embed))
+    assert str(oldest_runtimes(model, target, multimodal=multimodal)).endswith(needs)
+
+
+def test_kv_heads_that_differ_need_a_newer_runtime(tmp_path: Path) -> None:
+    fixtures.build("tiny-31b", "q4", tmp_path / "export")
+    export = open_export(tmp_path / "export")
+    pair = export.pair("q4")
+    model, _ = plan(pair, export, compatible(pair.embed))
+    assert oldest_runtimes(model, "genai-0.14", multimodal=False).genai == "0.15"
+
+
+def test_the_card_says_which_runtimes(folders: dict[str, Path]) -> None:
+    assert "It needs onnxruntime-genai 0.14 or later." in (folders["genai"] / "README.md").read_text()
+
+
+def test_the_csharp_example_calls_what_the_python_one_does(folders: dict[str, Path]) -> None:
+    card = (folders["genai"] / "README.md").read_text()
+    (example,) = re.findall(r"```csharp\n(.*?)```", card, re.S)
+    calls = re.findall(
+        r"\b(?:new )?(Model|Tokenizer|CreateStream|ApplyChatTemplate|Encode|GeneratorParams|Generator)\(", example
+    )
+    assert calls == [
+        "Model",
+        "Tokenizer",
+        "CreateStream",
+        "ApplyChatTemplate",
+        "Encode",
+        "GeneratorParams",
+        "Generator",
+    ]
+    assert example.count("{") == example.count("}") and '"max_length", 256' in example
+
+
+def test_it_is_the_manifest_s_and_does_not_depend_on_the_place(folders: dict[str, Path], tmp_path: Path) -> None:
+    export = replace(open_export(Path(shutil.copytree(TINY, tmp_path / "elsewhere"))), repo=REPO, revision=COMMIT)
+    strip(export, export.pair("q4"), tmp_path / "out")
+    assert (tmp_path / "out" / "README.md").read_bytes() == (folders["two-graph"] / "README.md").read_bytes()
+    assert str(tmp_path) not in (tmp_path / "out" / "README.md").read_text()
+
+
+def source_with(tmp_path: Path, **files: str) -> Export:
+    folder = Path(shutil.copytree(TINY, tmp_path / "source", ignore=shutil.ignore_patterns("*fp16*")))
+    for name, content in files.items():
+        (folder / name.replace("_", ".", 1)).write_text(content)
+    return open_export(folder)
+
+
+def test_the_source_s_own_card_tells_licence_and_origin(tmp_path: Path) -> None:
+    told = "---\nlicense: gemma\nlicense_link: https://ai.google.dev/gemma/terms\nbase_model: google/gemma-4-E2B-it\n---\n# x\n"
+    export = source_with(tmp_path, README_md=told)
+    data = of(export).data
+    assert (data.license, data.license_link) == ("gemma", "https://ai.google.dev/gemma/terms")
+    assert data.base_model == "google/gemma-4-E2B-it", "of a local source"
+    assert of(replace(export, repo=REPO)).data.base_model == REPO
+    assert "The source's: gemma" in of(export).text
+
+
+def test_a_licence_s_text_is_recognized_and_linked(tmp_path: Path) -> None:
+    card = of(source_with(tmp_path, LICENSE_txt=(ROOT / "LICENSE").read_text()))
+    assert card.data.license == "apache-2.0" and "apache-2.0, as the source's: [LICENSE.txt](LICENSE.txt)" in card.text
+    (tmp_path / "source" / "LICENSE.txt").write_text("All rights reserved")
+    card = of(open_export(tmp_path / "source"))
+    assert card.data.license is None and "The source's: [LICENSE.txt](LICENSE.txt)" in card.text
+
+
+@pytest.mark.parametrize(
+    "content", ["---\n: [\n---\n", "---\n- a\n- b\n---\n", "no metadata", "---\nlicense: [1]\n---\n", ""]
+)
+def test_a_damaged_card_of_the_source_says_nothing(tmp_path: Path, content: str) -> None:
+    card = of(source_with(tmp_path, README_md=content))
+    assert card.data.license is None and card.data.base_model is None
+    assert "The source names none." in card.text
+
+
+def test_rewritten_weights_are_told_and_links_have_no_digest() -> None:
+    card = of(open_export(TINY), rewritten=True).text
+    assert "Some weights were rewritten" in card
+    assert "| other.onnx_data | 7 | linked |" in card
+
+
+def test_a_folder_of_images_and_sound_is_another_task() -> None:
+    card = of(open_export(TINY), modalities=("image", "audio"), recipe={"text": "rename-io", "embedding": "x{y=z}"})
+    assert card.data.pipeline_tag == "any-to-any" and "It takes text and image and audio." in card.text
+    assert "| recipe of text | `rename-io` |" in card.text and "| recipe of embedding | `x{y=z}` |" in card.text
+    assert of(open_export(TINY), modalities=("image",)).data.pipeline_tag == "image-text-to-text"

@@ -1,0 +1,295 @@
+"""The main job: from the committed export to a folder that the real runtime loads and generates from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnxruntime_genai as og
+import pytest
+
+import fixtures
+from passes.recipe import KVLayout, compatible
+from surgery.errors import ArchitectureError, ExportError, FolderError, ModelError, PassError, SurgeryError, WeightError
+from surgery.folder.building import Repacked, plan, repack
+from surgery.folder.genai_config import genai_config, shares_buffer
+from surgery.graph.model import Model
+from surgery.source.export import Export, open_export
+
+ROOT = Path(__file__).parents[2]
+TINY = ROOT / "fixtures" / "tiny-e2b"
+DATA = ROOT / "fixtures" / "data"
+PRECISIONS = ("fp32", "fp16", "q4", "q4f16", "quantized")
+LAYOUTS: tuple[KVLayout, ...] = ("aliased", "unique")
+
+
+def run(export: Export, precision: str, layout: KVLayout, target: Path, **options: object) -> Repacked[object]:
+    pair = export.pair(precision)
+    return repack(export, pair, compatible(pair.embed, layout), target, **options)  # type: ignore[arg-type]
+
+
+def generated(folder: Path, prompt: np.ndarray, count: int) -> list[int]:
+    """Greedy tokens from the real runtime, after the prompt; it stops early at an eos."""
+    model = og.Model(str(folder))
+    params = og.GeneratorParams(model)
+    params.set_search_options(do_sample=False, max_length=len(prompt) + count)
+    generator = og.Generator(model, params)
+    generator.append_tokens(prompt.astype(np.int32))
+    while not generator.is_done():
+        generator.generate_next_token()
+    return [int(token) for token in generator.get_sequence(0)[len(prompt) :]]
+
+
+def before_end(tokens: list[int]) -> list[int]:
+    """The tokens before the first eos: the runtime stops there, and does not append it."""
+    return tokens[: next((i for i, token in enumerate(tokens) if token in (1, 50, 106)), len(tokens))]
+
+
+def digests(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A copy of the committed export that a test may damage."""
+    return Path(shutil.copytree(TINY, tmp_path / "source"))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("fixture", ["tiny-e2b", "tiny-e4b", "tiny-31b", "tiny-12b", "tiny-26b-a4b"])
+def test_runtime_generates_the_tokens_of_transformers(fixture: str, layout: KVLayout, tmp_path: Path) -> None:
+    fixtures.build(fixture, "fp32", tmp_path / "source")
+    run(open_export(tmp_path / "source"), "fp32", layout, tmp_path / "out")
+    expected = np.load(DATA / f"{fixture.replace('-', '_')}_ref.npz")
+    for prompt in range(6):
+        wanted = [int(token) for token in expected[f"p{prompt}_tokens"].reshape(-1)]
+        found = generated(tmp_path / "out", expected[f"p{prompt}_ids"].reshape(-1), len(wanted))
+        assert found == before_end(wanted)
+
+
+def test_steps_with_nothing_to_do_say_so(tmp_path: Path) -> None:
+    """26B-A4B has neither per-layer inputs nor borrowers, and its experts are none of our business."""
+    fixtures.build("tiny-26b-a4b", "q4f16", tmp_path / "source")
+    export = open_export(tmp_path / "source")
+    pair = export.pair("q4f16")
+    model, outcomes = plan(pair, export, compatible(pair.embed))
+    said = {outcome.name: [str(finding) for finding in outcome.findings] for outcome in outcomes}
+    assert said["expand-shared-kv"] == ["skipped borrowers: every layer owns its cache"]
+    assert not [line for line in said["merge-embeddings"] if "per_layer_inputs" in line]
+    experts = [node for node in Model.open(pair.decoder).graph.node if "/moe/" in node.name]
+    assert experts and [node for node in model.graph.node if "/moe/" in node.name] == experts
+
+
+def test_fused_experts_are_left_as_they_are(tmp_path: Path) -> None:
+    """No CPU kernel computes Gemma's QMoE (activation geglu, onnxruntime 1.31.1), so this compares the graph alone."""
+    fixtures.build("tiny-26b-a4b", "q4", tmp_path / "source")
+    export = open_export(tmp_path / "source")
+    pair = export.pair("q4")
+    decoder = Model.open(pair.decoder)
+    for node in decoder.graph.node:
+        if node.name.endswith("/moe/ReduceSum"):
+            scope = node.name.removesuffix("/ReduceSum")
+            node.op_type, node.domain, node.name = "QMoE", "com.microsoft", f"{scope}/QMoE"
+            node.input[:] = [f"{scope}/experts/Reshape/output_0", f"{scope}/router/proj/MatMul/output_0"]
+    fused = [node for node in decoder.graph.node if node.op_type == "QMoE"]
+    decoder.save(pair.decoder, force=True)
+    model, _ = plan(pair, export, compatible(pair.embed))
+    assert len(fused) == 6 and [node for node in model.graph.node if node.op_type == "QMoE"] == fused
+
+
+def test_runtime_generates_the_tokens_of_transformers_on_the_quantised_weights(tmp_path: Path) -> None:
+    run(open_export(TINY), "q4", "aliased", tmp_path / "out")
+    expected = np.load(DATA / "tiny_e2b_q4_ref.npz")
+    for prompt in range(6):
+        wanted = [int(token) for token in expected[f"p{prompt}_tokens"].reshape(-1)]
+        found = generated(tmp_path / "out", expected[f"p{prompt}_ids"].reshape(-1), len(wanted))
+        assert found == before_end(wanted)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_interface_is_what_the_runtime_expects(precision: str, layout: KVLayout, tmp_path: Path) -> None:
+    result = run(open_export(TINY), precision, layout, tmp_path / "out")
+    model = Model.open(tmp_path / "out" / "model.onnx")
+    layers = 10 if layout == "aliased" else 5
+    caches = [f"{n}.{kind}" for n in range(layers) for kind in ("key", "value")]
+    assert [value.name for value in model.graph.input] == [
+        "input_ids", "attention_mask", "position_ids", *(f"past_key_values.{cache}" for cache in caches)
+    ]  # fmt: skip
+    assert [value.name for value in model.graph.output] == ["logits", *(f"present.{cache}" for cache in caches)]
+    assert model.check_weights() == sum(placed.size for placed in result.placed)
+    assert result.costs[layout].pairs == layers
+
+
+def test_source_is_untouched_and_no_weight_changes(source: Path, tmp_path: Path) -> None:
+    before = digests(source)
+    run(open_export(source), "q4", "aliased", tmp_path / "out")
+    assert digests(source) == before
+    written = digests(tmp_path / "out")
+    for name in ("decoder_model_merged_q4.onnx_data", "embed_tokens_q4.onnx_data"):
+        assert written[name] == before[f"onnx/{name}"]
+
+
+def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
+    run(open_export(TINY), "q4f16", "aliased", tmp_path / "one")
+    run(open_export(TINY), "q4f16", "aliased", tmp_path / "two")
+    assert digests(tmp_path / "one") == digests(tmp_path / "two")
+
+
+def test_link_shares_the_bytes(source: Path, tmp_path: Path) -> None:
+    run(open_export(source), "q4", "aliased", tmp_path / "out", weights="link")
+    name = "decoder_model_merged_q4.onnx_data"
+    assert (tmp_path / "out" / name).samefile(source / "onnx" / name)
+
+
+def test_folder_holds_the_text_model_and_the_tokenizer(tmp_path: Path) -> None:
+    run(open_export(TINY), "q4", "aliased", tmp_path / "out")
+    out = tmp_path / "out"
+    config = json.loads((out / "config.json").read_text())
+    assert config["model_type"] == "gemma4_text" and "vision_config" not in config and "text_config" not in config
+    assert json.loads((out / "tokenizer_config.json").read_text())["tokenizer_class"] == "GemmaTokenizer"
+    settings = json.loads((out / "genai_config.json").read_text())
+    assert settings["model"]["type"] == "gemma4_text"
+    assert settings["model"]["eos_token_id"] == [1, 106, 50]
+    assert settings["model"]["decoder"]["num_hidden_layers"] == 10
+    assert not {"sliding_window", "layer_types"} & settings["model"]["decoder"].keys()
+    assert settings["search"]["top_k"] == 64 and settings["search"]["past_present_share_buffer"] is False
+
+
+def test_tokenizer_and_chat_template_work_in_the_runtime(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer
+
+    run(open_export(TINY), "q4", "aliased", tmp_path / "out")
+    tokenizer = og.Tokenizer(og.Model(str(tmp_path / "out")))
+    reference = Tokenizer.from_file(str(TINY / "tokenizer.json"))
+    for text in ("hello world", "  two  spaces", "привет", "<|turn>user\nhi<turn|>"):
+        assert list(tokenizer.encode(text)) == reference.encode(text, add_special_tokens=False).ids
+    templated = tokenizer.apply_chat_template('[{"role": "user", "content": "hi"}]', add_generation_prompt=True)
+    assert templated.startswith("<bos><|turn>user\nhi<turn|>") and templated.endswith("<|turn>model\n")
+
+
+def test_buffer_is_shared_only_where_grouped_query_attention_touches_every_cache(tmp_path: Path) -> None:
+    fixtures.build("tiny-31b", "fp32", tmp_path / "source")
+    export = open_export(tmp_path / "source")
+    pair = export.pair("fp32")
+    model, _ = plan(pair, export, compatible(pair.embed))
+    assert not shares_buffer(model), "the full layers' attention is unrolled"
+    for node in list(model.graph.node):
+        if node.op_type != "GroupQueryAttention":
+            model.graph.node.remove(node)
+    assert shares_buffer(model)
+
+
+def test_existing_folder_is_refused_and_replaced_with_force(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine.txt").write_text("keep")
+    (out / "genai_config.json").write_text("{}")
+    with pytest.raises(FolderError, match="exists"):
+        run(open_export(TINY), "q4", "aliased", out)
+    assert (out / "mine.txt").read_text() == "keep"
+    run(open_export(TINY), "q4", "aliased", out, force=True)
+    assert (out / "model.onnx").is_file() and not (out / "mine.txt").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_failing_check_leaves_nothing(tmp_path: Path) -> None:
+    def check(folder: Path) -> None:
+        assert (folder / "genai_config.json").is_file()
+        raise FolderError("it does not generate")
+
+    with pytest.raises(FolderError, match="does not generate"):
+        run(open_export(TINY), "q4", "aliased", tmp_path / "out", check=check)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_disk_too_small_is_noticed_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 99, 1))  # type: ignore[attr-defined]
+    with pytest.raises(FolderError, match="1 bytes free, but 342,528 are needed"):
+        run(open_export(TINY), "q4", "aliased", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "damage, error, sentence",
+    [
+        (lambda s: (s / "config.json").unlink(), ArchitectureError, "config.json is missing"),
+        (lambda s: (s / "config.json").write_text("{"), ArchitectureError, "config.json is not JSON"),
+        (lambda s: (s / "config.json").write_text('{"model_type": "llama"}'), ArchitectureError, "model_type is llama"),
+        (lambda s: (s / "tokenizer.json").unlink(), ExportError, "has no tokenizer.json"),
+        (lambda s: (s / "onnx" / "decoder_model_merged_q4.onnx_data").unlink(), WeightError, "is missing"),
+        (lambda s: truncate(s / "onnx" / "decoder_model_merged_q4.onnx_data", 1000), WeightError, "has 1000 bytes"),
+        (lambda s: truncate(s / "onnx" / "embed_tokens_q4.onnx_data", 10), WeightError, "has 10 bytes"),
+        (lambda s: truncate(s / "onnx" / "decoder_model_merged_q4.onnx", 50_000), ModelError, "cut short"),
+        (lambda s: truncate(s / "onnx" / "embed_tokens_q4.onnx", 0), ModelError, "0 bytes"),
+        (lambda s: swap_layer_types(s / "config.json"), PassError, "layer 5 borrows from layer 2 by config.json"),
+    ],
+    ids=[
+        "no config", "broken config", "other model", "no tokenizer", "no sidecar", "short sidecar", "short embed sidecar",
+        "short decoder", "empty embed", "config against wiring",
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_sentence_and_writes_nothing(
+    damage: object, error: type[SurgeryError], sentence: str, source: Path, tmp_path: Path
+) -> None:
+    damage(source)  # type: ignore[operator]
+    with pytest.raises(error) as caught:
+        run(open_export(source), "q4", "aliased", tmp_path / "out")
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def truncate(path: Path, size: int) -> None:
+    with path.open("r+b") as handle:
+        handle.truncate(size)
+
+
+def swap_layer_types(path: Path) -> None:
+    """A config whose layer 3 is full attention: its head size, and who owns the borrowers' cache, contradict the graph."""
+    config = json.loads(path.read_text())
+    config["text_config"]["layer_types"][3] = "full_attention"
+    path.write_text(json.dumps(config))
+
+
+def test_missing_precision_names_those_that_exist() -> None:
+    with pytest.raises(ExportError, match=r"no precision 'q4f61' \(did you mean 'q4f16'\?\); it holds fp32, fp16, q4"):
+        open_export(TINY).pair("q4f61")
+
+
+@pytest.mark.parametrize("folder, sentence", [("nowhere", "does not exist"), ("fixtures/data", "has no .onnx file")])
+def test_folder_that_is_no_export_says_what_was_expected(folder: str, sentence: str) -> None:
+    with pytest.raises(ExportError, match=sentence):
+        open_export(ROOT / folder)
+
+
+def test_flat_folder_is_an_export(source: Path, tmp_path: Path) -> None:
+    for path in (source / "onnx").iterdir():
+        path.rename(source / path.name)
+    (source / "onnx").rmdir()
+    run(open_export(source), "fp16", "aliased", tmp_path / "out")
+    assert (tmp_path / "out" / "model.onnx").is_file()
+
+
+def test_best_precision_depends_on_the_provider(source: Path) -> None:
+    assert open_export(source).best("cpu")[0].precision == "q4"
+    assert open_export(source).best("cuda")[0].precision == "q4f16"
+    for path in (source / "onnx").glob("*f16*"):
+        path.unlink()
+    for path in (source / "onnx").glob("*fp16*"):
+        path.unlink()
+    with pytest.raises(ExportError, match="CUDA needs q4f16 or fp16"):
+        open_export(source).best("cuda")
+
+
+def test_token_id_outside_the_vocabulary_is_refused(source: Path) -> None:
+    (source / "generation_config.json").write_text('{"eos_token_id": [1, 128]}')
+    export = open_export(source)
+    pair = export.pair("q4")
+    model, _ = plan(pair, export, compatible(pair.embed))
+    with pytest.raises(ArchitectureError, match="eos_token_id is 128; a token id from 0 to 127 is expected"):
+        genai_config(model, export)

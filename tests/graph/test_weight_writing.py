@@ -1,0 +1,223 @@
+"""Where weights go: copied, linked or consolidated, with their digests, and the manifest that records them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from passes.recipe import compatible
+from surgery.folder.building import Repacked, repack
+from surgery.folder.manifest import blob_digest, faults
+from surgery.graph.model import Model
+from surgery.graph.weight_writing import ALIGNMENT, Placement, Trail
+from surgery.source.export import open_export
+
+ROOT = Path(__file__).parents[2]
+TINY = ROOT / "fixtures" / "tiny-e2b"
+
+
+def two_files(folder: Path) -> Model:
+    """y = x + a + b + a', with a in one data file, b in another, and a' sharing a's bytes; b is used first."""
+    folder.mkdir()
+    a, b = np.arange(5, dtype=np.float32), np.arange(5, dtype=np.float32) * 10
+    (folder / "a.data").write_bytes(b"head" + a.tobytes())
+    (folder / "b.data").write_bytes(b.tobytes())
+    nodes = [
+        helper.make_node("Add", ["x", "b"], ["1"]),
+        helper.make_node("Add", ["1", "a"], ["2"]),
+        helper.make_node("Add", ["2", "again"], ["y"]),
+    ]
+    vector = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [5]) for name in ("x", "y")]
+    tensors = [external("a", "a.data", 4), external("again", "a.data", 4), external("b", "b.data", 0)]
+    graph = helper.make_graph(nodes, "sum", vector[:1], vector[1:], tensors)
+    model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 21)])
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    return Model.open(folder / "model.onnx")
+
+
+def external(name: str, location: str, offset: int) -> TensorProto:
+    tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=[5], data_location=TensorProto.EXTERNAL)
+    for key, value in (("location", location), ("offset", str(offset)), ("length", "20")):
+        tensor.external_data.add(key=key, value=value)
+    return tensor
+
+
+def sums(path: Path) -> list[float]:
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return [float(value) for value in session.run(None, {"x": np.ones(5, np.float32)})[0]]
+
+
+@pytest.mark.parametrize("placement", ["copy", "link", "consolidate"])
+def test_placed_weights_are_the_weights(placement: Placement, tmp_path: Path) -> None:
+    model = two_files(tmp_path / "in")
+    (tmp_path / "out").mkdir()
+    placed = model.save(tmp_path / "out" / "model.onnx", weights=placement)
+    assert sums(tmp_path / "out" / "model.onnx") == sums(tmp_path / "in" / "model.onnx") == [1, 13, 25, 37, 49]
+    for entry in placed:
+        content = (tmp_path / "out" / entry.location).read_bytes()
+        assert entry.size == len(content)
+        assert entry.sha256 == (None if placement == "link" else hashlib.sha256(content).hexdigest())
+
+
+def test_consolidated_tensors_are_aligned_in_order_of_use_and_shared(tmp_path: Path) -> None:
+    model = two_files(tmp_path / "in")
+    before = model.fingerprint()
+    (tmp_path / "out").mkdir()
+    model.save(tmp_path / "out" / "model.onnx", weights="consolidate")
+    assert model.fingerprint() == before, "the model that was saved still refers to its own files"
+    references = {ref.name: ref for ref in Model.open(tmp_path / "out" / "model.onnx").weight_references()}
+    assert {name: ref.offset for name, ref in references.items()} == {"b": 0, "a": ALIGNMENT, "again": ALIGNMENT}
+    assert (tmp_path / "out" / "model.onnx.data").stat().st_size == ALIGNMENT + 20
+    assert (
+        onnx.load(tmp_path / "out" / "model.onnx").graph.initializer[2].raw_data
+        == np.float32([0, 10, 20, 30, 40]).tobytes()
+    )
+
+
+def test_a_copy_that_cannot_be_made_in_the_kernel_is_made_through_a_buffer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> int:
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr("os.copy_file_range", refused, raising=False)
+    test_placed_weights_are_the_weights("copy", tmp_path)
+
+
+def test_a_link_that_cannot_be_made_is_a_copy_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr("os.link", refused)
+    (tmp_path / "out").mkdir()
+    placed = two_files(tmp_path / "in").save(tmp_path / "out" / "model.onnx", weights="link")
+    assert {entry.how for entry in placed} == {"copied"} and all(entry.sha256 for entry in placed)
+
+
+@pytest.mark.skipif(onnx.__version__ < "1.21", reason="onnx before 1.21 loads a linked data file")
+def test_onnx_refuses_what_a_link_was_made_to(tmp_path: Path) -> None:
+    """Why copying is the default: onnx 1.21 and later take a second hard link for an attack, in the source as well."""
+    (tmp_path / "out").mkdir()
+    two_files(tmp_path / "in").save(tmp_path / "out" / "model.onnx", weights="link")
+    for folder in ("in", "out"):
+        with pytest.raises(onnx.checker.ValidationError, match="multiple hard links"):
+            onnx.load(tmp_path / folder / "model.onnx")
+    assert sums(tmp_path / "out" / "model.onnx"), "ONNX Runtime does not mind"
+
+
+def test_a_digest_follows_its_writer(tmp_path: Path) -> None:
+    path = tmp_path / "growing"
+    with path.open("wb", buffering=0) as writer:
+        digest = Trail(path)
+        for portion in (b"one", b"", b"two" * 100_000):
+            writer.write(portion)
+            digest.written(len(portion))
+        assert digest.sha256() == hashlib.sha256(b"one" + b"two" * 100_000).hexdigest()
+
+
+def repacked(target: Path, placement: Placement = "copy", source: Path = TINY) -> Repacked[None]:
+    export = open_export(source)
+    pair = export.pair("q4")
+    return repack(export, pair, compatible(pair.embed), target, recipe_text="a recipe", weights=placement)
+
+
+def test_the_manifest_names_every_file_and_its_source(tmp_path: Path) -> None:
+    repacked(tmp_path / "out")
+    found = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    names = {path.name for path in (tmp_path / "out").iterdir()} - {"manifest.json"}
+    assert found["files"].keys() == names
+    assert found["recipe"] == "a recipe" and found["source"]["precision"] == "q4"
+    for folder, entries in ((tmp_path / "out", found["files"]), (TINY, found["source"]["files"])):
+        for name, entry in entries.items():
+            content = (folder / name).read_bytes()
+            assert entry == {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    assert list(faults(tmp_path / "out")) == []
+
+
+@pytest.mark.parametrize("placement", ["copy", "link", "consolidate"])
+def test_the_manifest_does_not_depend_on_place_or_time(placement: Placement, tmp_path: Path) -> None:
+    source = shutil.copytree(TINY, tmp_path / "source")  # onnx refuses a data file that a link was made to
+    first = repacked(tmp_path / "one", placement, source)
+    second = repacked(tmp_path / "another" / "place", placement, source)
+    assert [entry.how for entry in first.placed] == [entry.how for entry in second.placed]
+    for path in (tmp_path / "one").iterdir():
+        assert path.read_bytes() == (tmp_path / "another" / "place" / path.name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "damage, fault",
+    [
+        (lambda folder: (folder / "tokenizer.json").unlink(), "it is missing"),
+        (lambda folder: (folder / "config.json").write_text("{}"), "it has 2 bytes, the manifest says"),
+        (lambda folder: flip(folder / "embed_tokens_q4.onnx_data"), "its content is not what was written"),
+    ],
+    ids=["missing", "other size", "one byte"],
+)
+def test_the_manifest_finds_what_changed(damage: object, fault: str, tmp_path: Path) -> None:
+    repacked(tmp_path / "out")
+    damage(tmp_path / "out")  # type: ignore[operator]
+    found = list(faults(tmp_path / "out"))
+    assert len(found) == 1 and fault in found[0].fault
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[100] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_blob_of_the_hubs_cache_tells_its_digest(tmp_path: Path) -> None:
+    content = b"weights"
+    digest = hashlib.sha256(content).hexdigest()
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / digest).write_bytes(content)
+    (tmp_path / "snapshots").mkdir()
+    (tmp_path / "snapshots" / "a.onnx_data").symlink_to(tmp_path / "blobs" / digest)
+    assert blob_digest(tmp_path / "snapshots" / "a.onnx_data") == digest
+    assert blob_digest(tmp_path / "blobs") is None
+
+
+def test_the_runtime_loads_a_consolidated_folder(tmp_path: Path) -> None:
+    import onnxruntime_genai as og
+
+    repacked(tmp_path / "copied")
+    repacked(tmp_path / "one", "consolidate")
+    assert {path.name for path in (tmp_path / "one").glob("*data*")} == {"model.onnx.data"}
+    generated = []
+    for name in ("copied", "one"):
+        model = og.Model(str(tmp_path / name))
+        params = og.GeneratorParams(model)
+        params.set_search_options(do_sample=False, max_length=20)
+        generator = og.Generator(model, params)
+        generator.append_tokens(np.array([2, 5, 9], np.int32))
+        while not generator.is_done():
+            generator.generate_next_token()
+        generated.append(list(generator.get_sequence(0)))
+    assert generated[0] == generated[1] and len(generated[0]) == 20
+
+
+def test_weights_of_an_attribute_are_consolidated_too(tmp_path: Path) -> None:
+    """A Constant node's tensor can be external as well; it comes after the initializers."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "c.data").write_bytes(np.ones(5, np.float32).tobytes())
+    constant = helper.make_node("Constant", [], ["c"], value=external("c", "c.data", 0))
+    vector = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [5]) for name in ("x", "y")]
+    nodes = [constant, helper.make_node("Add", ["x", "c"], ["y"])]
+    inline = numpy_helper.from_array(np.zeros(1, np.float32), "unused")
+    graph = helper.make_graph(nodes, "g", vector[:1], vector[1:], [inline])
+    proto = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 21)])
+    (folder / "model.onnx").write_bytes(proto.SerializeToString())
+    (tmp_path / "out").mkdir()
+    Model.open(folder / "model.onnx").save(tmp_path / "out" / "model.onnx", weights="consolidate")
+    shutil.rmtree(folder)
+    moved = Model.open(tmp_path / "out" / "model.onnx")
+    assert moved.check_weights() == 20 and list(moved.weight_files) == ["model.onnx.data"]

@@ -1,0 +1,70 @@
+"""flatten-per-layer-inputs: rank 3 in the interface of both graphs, the same bytes between them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import ModelProto
+from onnx.helper import make_tensor_value_info
+from small import FLOAT, LAYERS, PER_LAYER, decoder, embed_tokens, feeds, opened, run, run_pair
+
+from passes import FlattenPerLayerInputs
+from passes.base import Outcome, apply
+from surgery.errors import PassError
+from surgery.graph.model import Model
+from surgery.graph.protos import tensor_type
+
+
+def flattened(folder: Path, proto: ModelProto) -> tuple[Model, Outcome]:
+    result, (outcome,) = apply(opened(folder, proto), [FlattenPerLayerInputs()])
+    return result, outcome
+
+
+@pytest.mark.parametrize("batch, total, past", [(1, 6, 0), (1, 5, 2), (2, 4, 3)], ids=["prefill", "chunk", "decode"])
+def test_the_pair_computes_what_it_did(batch: int, total: int, past: int, tmp_path: Path) -> None:
+    embed, decode = flattened(tmp_path / "e", embed_tokens())[0], flattened(tmp_path / "d", decoder())[0]
+    given = feeds(np.ones((batch, total), np.int64), past)
+    truth, found = run_pair(embed_tokens(), decoder(), given), run_pair(embed.proto, decode.proto, given)
+    between = run(embed.proto, given)["per_layer_inputs"]
+    assert between.shape == (batch, total - past, LAYERS * PER_LAYER)
+    assert between.tobytes() == run(embed_tokens(), given)["per_layer_inputs"].tobytes()
+    for name, values in truth.items():
+        np.testing.assert_array_equal(found[name], values, strict=True, err_msg=name)
+
+
+def test_both_interfaces_declare_it_with_a_number_last_and_in_its_place(tmp_path: Path) -> None:
+    embed, outcome = flattened(tmp_path / "e", embed_tokens())
+    decode, _ = flattened(tmp_path / "d", decoder())
+    flat = LAYERS * PER_LAYER
+    assert str(tensor_type(embed.graph.output[1])) == f"FLOAT [batch, tokens, {flat}]"
+    places = [value.name for value in decode.graph.input]
+    assert places == [value.name for value in decoder().graph.input]
+    assert str(tensor_type(decode.graph.input[places.index("per_layer_inputs")])) == (
+        f"FLOAT [batch_size, sequence_length, {flat}]"
+    )
+    assert [str(finding) for finding in outcome.findings] == [
+        f"changed per_layer_inputs: graph output, FLOAT [batch, tokens, {LAYERS}, {PER_LAYER}]; "
+        f"it is [batch, tokens, {flat}] now"
+    ]
+
+
+@pytest.mark.parametrize("proto", [embed_tokens, decoder])
+def test_a_second_run_finds_nothing_to_do(proto: object, tmp_path: Path) -> None:
+    model, _ = flattened(tmp_path, proto())  # type: ignore[operator]
+    again, (outcome,) = apply(model, [FlattenPerLayerInputs()])
+    assert not outcome.changed and again.proto == model.proto
+
+
+def test_a_model_without_per_layer_inputs_is_left_alone(tmp_path: Path) -> None:
+    _, outcome = flattened(tmp_path, decoder(per_layer=False))
+    assert not outcome.changed and outcome.findings[0].reason == "the graph neither takes nor gives it"
+
+
+@pytest.mark.parametrize("shape", [["b", "s", LAYERS, "size"], ["b", "s", "layers", PER_LAYER], ["b", "s"], None])
+def test_unknown_sizes_are_refused(shape: list[str | int] | None, tmp_path: Path) -> None:
+    proto = embed_tokens()
+    proto.graph.output[1].CopyFrom(make_tensor_value_info("per_layer_inputs", FLOAT, shape))
+    with pytest.raises(PassError, match=r"\[batch, sequence, layers, size\] with numbers for layers and size"):
+        flattened(tmp_path, proto)

@@ -1,0 +1,392 @@
+"""merge-embeddings: one graph computes what the two computed, bit for bit, and no name is lost or mixed up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import ModelProto, TensorProto
+from onnx.helper import make_function, make_graph, make_node, make_operatorsetid, make_tensor_value_info
+from onnx.numpy_helper import from_array
+from small import FLOAT, INT32, INT64, Array, decoder, embed_tokens, feeds, opened, run, run_pair
+
+from passes import MergeEmbeddings
+from passes.base import Outcome, apply
+from surgery.errors import PassError
+from surgery.graph.model import Model
+from surgery.graph.protos import rename
+
+
+def merged(folder: Path, embed: ModelProto, decode: ModelProto) -> tuple[Model, Outcome]:
+    model = opened(folder, decode)
+    before = model.fingerprint()
+    try:
+        result, (outcome,) = apply(model, [MergeEmbeddings(opened(folder, embed, "embed.onnx").path)])
+    finally:
+        assert model.fingerprint() == before, "the model that was given changed"
+    return result, outcome
+
+
+def refused(folder: Path, embed: ModelProto, decode: ModelProto, sentence: str) -> None:
+    with pytest.raises(PassError, match=sentence) as raised:
+        merged(folder, embed, decode)
+    assert "\n" not in str(raised.value)
+
+
+def assert_same_numbers(
+    model: Model, embed: ModelProto, decode: ModelProto, given: dict[str, Array] | None = None
+) -> None:
+    given = given or feeds(np.ones((1, 6), np.int64), 2)
+    truth, found = run_pair(embed, decode, given), run(model.proto, given)
+    assert list(truth) == list(found)
+    for name, values in truth.items():
+        np.testing.assert_array_equal(found[name], values, strict=True, err_msg=name)
+
+
+@pytest.mark.parametrize("per_layer", [True, False])
+@pytest.mark.parametrize(
+    ("batch", "total", "past"), [(2, 5, 0), (1, 6, 2), (2, 4, 3)], ids=["prefill", "chunk", "decode"]
+)
+def test_the_merged_graph_computes_what_the_pair_computes(
+    per_layer: bool, batch: int, total: int, past: int, tmp_path: Path
+) -> None:
+    embed, decode = embed_tokens(per_layer=per_layer), decoder(per_layer=per_layer)
+    model, outcome = merged(tmp_path, embed, decode)
+    assert outcome.changed
+    assert_same_numbers(model, embed, decode, feeds(np.ones((batch, total), np.int64), past))
+
+
+def test_the_interface_takes_token_ids_in_place_of_embeddings(tmp_path: Path) -> None:
+    model, outcome = merged(tmp_path, embed_tokens(), decoder())
+    assert [value.name for value in model.graph.input][:5] == [
+        "input_ids", "attention_mask", "position_ids", "num_logits_to_keep", "past_key_values.0.key",
+    ]  # fmt: skip
+    inner = {value.name for value in model.graph.value_info}
+    assert {"inputs_embeds", "per_layer_inputs"} <= inner
+    assert [str(finding) for finding in outcome.findings[:3]] == [
+        "added input_ids: graph input, INT64 [batch_size, sequence_length]",
+        "removed inputs_embeds: graph input; embed_tokens computes it now",
+        "removed per_layer_inputs: graph input; embed_tokens computes it now",
+    ]
+
+
+def test_embedding_nodes_stand_before_their_first_consumer_and_the_rest_keeps_its_order(tmp_path: Path) -> None:
+    decode = decoder()
+    order = [node.name for node in decode.graph.node]
+    first = next(i for i, node in enumerate(decode.graph.node) if "inputs_embeds" in node.input)
+    assert first > 0, "the decoder begins with something else, or this test tests nothing"
+    model, _ = merged(tmp_path, embed_tokens(), decode)
+    names = [node.name for node in model.graph.node]
+    added = [node.name for node in embed_tokens().graph.node]
+    assert names == order[:first] + added + order[first:]
+
+
+def test_symbolic_sizes_get_the_decoders_names(tmp_path: Path) -> None:
+    embed = embed_tokens()
+    embed.graph.value_info.append(
+        make_tensor_value_info("/model/embed_tokens/Gather/output_0", FLOAT, ["batch", "tokens", 16])
+    )
+    model, _ = merged(tmp_path, embed, decoder())
+    dims = {
+        dim.dim_param
+        for value in (*model.graph.input, *model.graph.value_info)
+        for dim in value.type.tensor_type.shape.dim
+    }
+    assert not dims & {"batch", "tokens"}
+
+
+def test_a_second_run_finds_nothing_to_do_and_does_not_need_the_file(tmp_path: Path) -> None:
+    model, _ = merged(tmp_path, embed_tokens(), decoder())
+    (tmp_path / "embed.onnx").unlink()
+    again, (outcome,) = apply(model, [MergeEmbeddings(tmp_path / "embed.onnx")])
+    assert not outcome.changed and again.proto == model.proto
+    assert [str(finding) for finding in outcome.findings] == [
+        "skipped input_ids: the graph takes token ids already and no embeddings"
+    ]
+
+
+def test_a_decoder_with_oddly_named_positions_is_not_taken_for_merged(tmp_path: Path) -> None:
+    decode = decoder()
+    rename(decode.graph, {"position_ids": "pos", "inputs_embeds": "embeds"})
+    refused(
+        tmp_path, embed_tokens(), decode, "gives 'inputs_embeds', which the decoder does not take; it takes embeds, "
+    )
+
+
+def test_what_the_decoder_had_is_as_it_was(tmp_path: Path) -> None:
+    decode = decoder()
+    for node in decode.graph.node:
+        node.metadata_props.add(key="k", value=node.name)
+    decode.graph.doc_string = "kept"
+    model, _ = merged(tmp_path, embed_tokens(), decode)
+    own = {node.name: node for node in model.graph.node}
+    assert all(own[node.name] == node for node in decode.graph.node)
+    assert list(model.graph.initializer)[: len(decode.graph.initializer)] == list(decode.graph.initializer)
+    assert model.graph.doc_string == "kept"
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    "taken",
+    [
+        "attention_mask",
+        "logits",
+        "present.0.key",
+        "past_key_values.1.value",
+        "/model/masks/Bias/output_0",
+        "lm_head.weight",
+    ],
+)
+def test_an_inner_value_of_the_embedding_that_the_decoder_knows_as_something_else(taken: str, tmp_path: Path) -> None:
+    embed, decode = embed_tokens(), decoder()
+    rename(embed.graph, {"/model/embed_tokens/Gather/output_0": taken})
+    model, outcome = merged(tmp_path, embed, decode)
+    assert any(
+        finding.subject == taken and "renamed to embed_tokens/" in finding.reason for finding in outcome.findings
+    )
+    assert_same_numbers(model, embed, decode)
+
+
+def test_initializers_of_one_name_stay_two(tmp_path: Path) -> None:
+    embed, decode = embed_tokens(), decoder()
+    rename(embed.graph, {"model.embed_tokens.weight": "lm_head.weight", "embed_scale": "lowest"})
+    model, _ = merged(tmp_path, embed, decode)
+    names = [tensor.name for tensor in model.graph.initializer]
+    assert len(set(names)) == len(names) and {"embed_tokens/lm_head.weight", "embed_tokens/lowest"} <= set(names)
+    assert_same_numbers(model, embed, decode)
+
+
+def test_nodes_of_one_name_stay_two_and_the_prefix_is_free(tmp_path: Path) -> None:
+    embed, decode = embed_tokens(), decoder()
+    embed.graph.node[0].name = embed.graph.node[1].name = "/lm_head/MatMul"
+    decode.graph.node[0].name = "embed_tokens/lm_head/MatMul"
+    model, _ = merged(tmp_path, embed, decode)
+    names = [node.name for node in model.graph.node]
+    assert names.count("/lm_head/MatMul") == 1 and names.count("embed_tokens/lm_head/MatMul_2") == 2
+
+
+def embedding_with_an_if(taken: str, own: str) -> ModelProto:
+    """inputs_embeds = If(true): scaled table rows; the branch captures `taken` and defines `own`."""
+    embed = embed_tokens()
+    scale = embed.graph.node[1]
+    rename(embed.graph, {"/model/embed_tokens/Gather/output_0": taken})
+    result = [make_tensor_value_info(own, FLOAT, None)]
+    then = make_graph([make_node("Mul", [taken, "embed_scale"], [own], name="/lm_head/MatMul")], "then", [], result)
+    other = make_graph([make_node("Neg", [taken], [own])], "else", [], result)
+    choice = make_node("If", ["always"], ["inputs_embeds"], "if", then_branch=then, else_branch=other)
+    scale.CopyFrom(choice)
+    embed.graph.initializer.append(from_array(np.array(True), "always"))
+    return embed
+
+
+@pytest.mark.parametrize("own", ["attention_mask", "result", "logits"])
+def test_names_inside_if_bodies_are_renamed_with_the_rest(own: str, tmp_path: Path) -> None:
+    embed, decode = embedding_with_an_if("/model/masks/Bias/output_0", own), decoder()
+    model, _ = merged(tmp_path, embed, decode)
+    assert_same_numbers(model, embed, decode)
+
+
+def test_a_shadowing_value_in_an_if_body_still_shadows(tmp_path: Path) -> None:
+    """The branch has an initializer of the name that the outer graph and the decoder use, too."""
+    embed, decode = embedding_with_an_if("logits", "result"), decoder()
+    body = next(attribute.g for attribute in embed.graph.node[1].attribute if attribute.name == "then_branch")
+    body.initializer.append(from_array(np.full((1, 1, 16), 2, np.float32), "logits"))
+    body.node.insert(0, make_node("Expand", ["logits", "shape"], ["wide"]))
+    body.node[1].input[0] = "wide"
+    body.initializer.append(from_array(np.array([1, 4, 16]), "shape"))
+    model, _ = merged(tmp_path, embed, decode)
+    given = feeds(np.ones((1, 6), np.int64), 2)
+    body.initializer[0].name, body.node[0].input[0] = "hidden", "hidden"  # for the truth: ORT refuses shadowing
+    inner = next(
+        a.g for node in model.graph.node if node.op_type == "If" for a in node.attribute if a.name == "then_branch"
+    )
+    assert inner.initializer[0].name == inner.node[0].input[0] == "embed_tokens/logits"
+    inner.initializer[0].name = inner.node[0].input[0] = "hidden"
+    assert_same_numbers(model, embed, decode, given)
+
+
+def test_a_sparse_initializer_and_annotations_come_along(tmp_path: Path) -> None:
+    embed = embed_tokens()
+    sparse = embed.graph.sparse_initializer.add()
+    sparse.values.CopyFrom(from_array(np.ones(1, np.float32), "lm_head.weight"))
+    embed.graph.quantization_annotation.add(tensor_name="lm_head.weight")
+    model, _ = merged(tmp_path, embed, decoder())
+    assert [entry.values.name for entry in model.graph.sparse_initializer] == ["embed_tokens/lm_head.weight"]
+    assert model.graph.quantization_annotation[0].tensor_name == "embed_tokens/lm_head.weight"
+
+
+# Weight files
+
+
+def outsource(proto: ModelProto, name: str, path: Path, location: str) -> None:
+    tensor = next(tensor for tensor in proto.graph.initializer if tensor.name == name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(tensor.raw_data)
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=location)
+
+
+def with_files(folder: Path, embed_location: str, decoder_location: str, *, apart: bool) -> tuple[Model, Outcome]:
+    embed, decode = embed_tokens(), decoder()
+    other = folder / "other" if apart else folder
+    outsource(decode, "lm_head.weight", folder / decoder_location, decoder_location)
+    if apart:
+        outsource(embed, "model.embed_tokens.weight", other / embed_location, embed_location)
+    else:
+        (tensor,) = (t for t in embed.graph.initializer if t.name == "model.embed_tokens.weight")
+        shape = [int(d) for d in tensor.dims]
+        tensor.CopyFrom(TensorProto(name=tensor.name, data_type=FLOAT, dims=shape, data_location=TensorProto.EXTERNAL))
+        tensor.external_data.add(key="location", value=embed_location)
+    path = opened(other, embed, "embed.onnx").path
+    model, (outcome,) = apply(opened(folder, decode), [MergeEmbeddings(path)])
+    return model, outcome
+
+
+@pytest.mark.parametrize(("embed", "moved"), [("w.data", "embed_tokens.w.data"), ("./w.data", "embed_tokens.w.data")])
+def test_two_files_of_one_name_are_told_apart(embed: str, moved: str, tmp_path: Path) -> None:
+    model, outcome = with_files(tmp_path, embed, "w.data", apart=True)
+    assert model.used_weight_files() == {"w.data": tmp_path / "w.data", moved: tmp_path / "other" / embed}
+    assert any(finding.subject == embed and f"placed as {moved}" in finding.reason for finding in outcome.findings)
+    (tmp_path / "out").mkdir()
+    model.save(tmp_path / "out" / "model.onnx")
+    import onnxruntime as ort
+
+    session = ort.InferenceSession(str(tmp_path / "out" / "model.onnx"), providers=["CPUExecutionProvider"])
+    given = feeds(np.ones((1, 6), np.int64), 2)
+    truth = run_pair(embed_tokens(), decoder(), given)["logits"]
+    np.testing.assert_allclose(session.run(["logits"], given)[0], truth, atol=1e-5)
+
+
+def test_two_files_of_one_name_in_a_folder(tmp_path: Path) -> None:
+    model, _ = with_files(tmp_path, "data/w.data", "data/w.data", apart=True)
+    assert list(model.used_weight_files()) == ["data/w.data", "data/embed_tokens.w.data"]
+
+
+def test_one_file_of_both_graphs_stays_one(tmp_path: Path) -> None:
+    model, _ = with_files(tmp_path, "w.data", "w.data", apart=False)
+    assert model.used_weight_files() == {"w.data": tmp_path / "w.data"}
+
+
+def test_weights_are_not_read(tmp_path: Path) -> None:
+    embed, decode = embed_tokens(), decoder()
+    outsource(embed, "model.embed_tokens.weight", tmp_path / "gone.data", "gone.data")
+    (tmp_path / "gone.data").unlink()
+    model, _ = merged(tmp_path, embed, decode)
+    assert model.used_weight_files() == {"gone.data": tmp_path / "gone.data"}
+
+
+# Refusals
+
+
+def test_another_opset_is_refused(tmp_path: Path) -> None:
+    embed = embed_tokens()
+    embed.opset_import[0].version = 20
+    refused(
+        tmp_path, embed, decoder(), r"embed\.onnx uses opset ai\.onnx 20, the decoder 21; one graph can have only one"
+    )
+
+
+def test_ai_onnx_and_the_empty_domain_are_one(tmp_path: Path) -> None:
+    embed = embed_tokens()
+    embed.opset_import[0].domain = "ai.onnx"
+    model, _ = merged(tmp_path, embed, decoder())
+    assert [(entry.domain, entry.version) for entry in model.proto.opset_import] == [("", 21), ("com.microsoft", 1)]
+
+
+def test_a_domain_of_the_embedding_alone_is_imported(tmp_path: Path) -> None:
+    embed = embed_tokens()
+    embed.opset_import.append(make_operatorsetid("com.example", 3))
+    model, _ = merged(tmp_path, embed, decoder())
+    assert model.opset("com.example") == 3
+
+
+def test_another_dtype_rank_or_size_is_refused(tmp_path: Path) -> None:
+    for shape, dtype, found in (
+        (["batch", "tokens", 16], TensorProto.FLOAT16, r"FLOAT16 \[batch, tokens, 16\]"),
+        (["batch", "tokens"], FLOAT, r"FLOAT \[batch, tokens\]"),
+        (["batch", "tokens", 24], FLOAT, r"FLOAT \[batch, tokens, 24\]"),
+    ):
+        embed = embed_tokens()
+        embed.graph.output[0].CopyFrom(make_tensor_value_info("inputs_embeds", dtype, shape))
+        expected = (
+            rf"'inputs_embeds' is {found} in .*embed\.onnx but FLOAT \[batch_size, sequence_length, 16\] in the decoder"
+        )
+        refused(tmp_path, embed, decoder(), expected)
+
+
+def test_missing_per_layer_inputs_are_refused(tmp_path: Path) -> None:
+    sentence = r"the decoder takes 'per_layer_inputs', but .*embed\.onnx gives only inputs_embeds"
+    refused(tmp_path, embed_tokens(per_layer=False), decoder(), sentence)
+
+
+def test_unasked_per_layer_inputs_are_refused(tmp_path: Path) -> None:
+    refused(
+        tmp_path, embed_tokens(), decoder(per_layer=False), "gives 'per_layer_inputs', which the decoder does not take"
+    )
+
+
+def test_a_graph_that_is_no_embedding_is_refused(tmp_path: Path) -> None:
+    refused(tmp_path, decoder(), decoder(), "one input of token ids, INT64 .batch, sequence., is expected")
+
+
+def test_an_output_that_no_node_makes_is_refused(tmp_path: Path) -> None:
+    embed = embed_tokens()
+    del embed.graph.node[1]
+    embed.graph.initializer.append(from_array(np.zeros((1, 1, 16), np.float32), "inputs_embeds"))
+    refused(tmp_path, embed, decoder(), "output 'inputs_embeds' comes from no node")
+
+
+def test_an_ir_version_that_the_runtime_does_not_load_is_refused(tmp_path: Path) -> None:
+    embed = embed_tokens()
+    embed.ir_version = 14
+    refused(tmp_path, embed, decoder(), r"IR version 14 is newer than ONNX Runtime loads \(13\)")
+
+
+def test_a_missing_embedding_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PassError, match=r"merge-embeddings: .*none\.onnx does not exist"):
+        apply(opened(tmp_path, decoder()), [MergeEmbeddings(tmp_path / "none.onnx")])
+
+
+# Model fields
+
+
+def test_functions_come_along_once_and_differing_ones_are_refused(tmp_path: Path) -> None:
+    def function(op: str) -> object:
+        return make_function(
+            "com.example", "F", ["a"], ["b"], [make_node(op, ["a"], ["b"])], [make_operatorsetid("", 21)]
+        )
+
+    embed, decode = embed_tokens(), decoder()
+    embed.functions.append(function("Neg"))
+    model, _ = merged(tmp_path, embed, decode)
+    assert [f.name for f in model.proto.functions] == ["F"]
+    decode.functions.append(function("Neg"))
+    assert len(merged(tmp_path, embed, decode)[0].proto.functions) == 1
+    decode.functions[0].node[0].op_type = "Abs"
+    refused(tmp_path, embed, decode, "both graphs define a function com.example::F, and they differ")
+
+
+def test_metadata_is_joined_and_the_decoders_stays(tmp_path: Path) -> None:
+    embed, decode = embed_tokens(), decoder()
+    for proto, value in ((embed, "e"), (decode, "d")):
+        for place in (proto, proto.graph):
+            place.metadata_props.add(key="both", value=value)
+            place.metadata_props.add(key=f"only_{value}", value=value)
+    model, outcome = merged(tmp_path, embed, decode)
+    for place in (model.proto, model.graph):
+        assert {entry.key: entry.value for entry in place.metadata_props} == {"both": "d", "only_d": "d", "only_e": "e"}
+    skipped = [str(finding) for finding in outcome.findings if finding.verb == "skipped"]
+    assert skipped == [
+        f"skipped {p} metadata 'both': both graphs have it; the decoder's stays" for p in ("model", "graph")
+    ]
+
+
+def test_token_ids_of_32_bits_are_taken(tmp_path: Path) -> None:
+    embed = embed_tokens()
+    embed.graph.input[0].type.tensor_type.elem_type = INT32
+    model, _ = merged(tmp_path, embed, decoder())
+    assert model.graph.input[0].type.tensor_type.elem_type == INT32 != INT64

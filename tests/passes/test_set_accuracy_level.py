@@ -1,0 +1,107 @@
+"""set-accuracy-level: the attribute and nothing else; int8 on the CPU, within what is stated, and back again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import fixtures
+from cli import app
+from passes import SetAccuracyLevel
+from passes.base import apply
+from passes.recipe import compatible, parse, text
+from surgery.errors import PassError
+from surgery.folder.building import repack
+from surgery.graph.model import Model
+from surgery.source.export import open_export
+from surgery.verify import Request, validate
+from surgery.verify.thresholds import arithmetic_of, default_thresholds
+
+TINY = Path(__file__).parents[2] / "fixtures" / "tiny-e2b"
+
+
+def decoder(precision: str = "q4") -> Model:
+    return Model.open(open_export(TINY).pair(precision).decoder)
+
+
+def levels(model: Model) -> set[int]:
+    found = [node for node in model.graph.node if node.op_type == "MatMulNBits"]
+    return {next((a.i for a in node.attribute if a.name == "accuracy_level"), 0) for node in found}
+
+
+def test_every_quantised_product_gets_the_level_and_loses_it_again() -> None:
+    source = decoder()
+    model, (outcome,) = apply(source, [SetAccuracyLevel()])
+    assert levels(model) == {4} and outcome.operators == {}
+    assert [str(f) for f in outcome.findings] == ["changed 72 MatMulNBits: accuracy_level is 4, int8"]
+    back, _ = apply(model, [SetAccuracyLevel("0")])
+    assert back.to_bytes() == source.to_bytes()
+
+
+def test_second_run_finds_nothing_to_do() -> None:
+    _, (_, again) = apply(decoder(), [SetAccuracyLevel(), SetAccuracyLevel()])
+    assert not again.changed and str(again.findings[0]) == "skipped MatMulNBits: each of 72 has level 4"
+
+
+def test_another_level_takes_the_place_of_one() -> None:
+    model, (_, outcome) = apply(decoder(), [SetAccuracyLevel(), SetAccuracyLevel("1")])
+    assert levels(model) == {1} and "accuracy_level is 1, float32" in str(outcome.findings[0])
+
+
+def test_plain_matrices_are_refused() -> None:
+    sentence = r"decoder_model_merged.onnx has no MatMulNBits, .* to be 4; its matrix products are MatMul"
+    with pytest.raises(PassError, match=sentence) as raised:
+        apply(decoder("fp32"), [SetAccuracyLevel()])
+    assert raised.value.hint == "take a quantised precision: q4, q4f16 or quantized"
+
+
+@pytest.mark.parametrize("target", ["tiny-e2b:q4", "tiny-e2b:q4f16", "tiny-e4b:q4"])
+def test_int8_is_within_what_is_stated_and_not_equal(target: str, tmp_path: Path) -> None:
+    """The report says by how much; the same folder fails where equality is asked for."""
+    name, precision = target.split(":")
+    fixtures.build(name, precision, tmp_path / "source")
+    export = open_export(tmp_path / "source")
+    pair = export.pair(precision)
+    recipe = compatible(pair.embed, accuracy_level="4")
+    repack(export, pair, recipe, tmp_path / "out", recipe_text=text(recipe), weights="link")
+    report = validate(tmp_path / "out", pair, request=Request(scope="light", tokens=24))
+    assert [f"{gate.name}: {gate.found}" for gate in report.failed] == []
+    assert report.parity is not None and report.parity.max_abs > 0.1
+    strict = default_thresholds("float32", "same").to_dict()
+    strict.pop("headroom")
+    again = validate(tmp_path / "out", pair, request=Request(scope="light", thresholds=strict))
+    assert {"logits", "mean difference"} <= {gate.name for gate in again.failed}
+
+
+def test_fault_is_outside_of_what_is_stated(tmp_path: Path) -> None:
+    """Query weights of one layer that are all zero codes, in a folder whose recipe is lossy, are no rounding."""
+    export = open_export(TINY)
+    pair = export.pair("q4")
+    recipe = compatible(pair.embed, accuracy_level="4")
+    repack(export, pair, recipe, tmp_path / "out", recipe_text=text(recipe))
+    model = Model.open(tmp_path / "out" / "model.onnx")
+    node = next(node for node in model.graph.node if node.name == "/model/layers.3/attn/q_proj/MatMul_Quant")
+    codes = next(ref for ref in model.weight_references() if ref.name == node.input[1])
+    with codes.file.open("r+b") as file:
+        file.seek(codes.offset)
+        file.write(bytes(codes.length))
+    report = validate(tmp_path / "out", pair, request=Request(scope="light"))
+    assert {"logits", "direction"} <= {gate.name for gate in report.failed}
+
+
+def test_recipe_of_the_option_parses_back_and_is_known_as_lossy(tmp_path: Path) -> None:
+    recipe = compatible(Path("e.onnx"), accuracy_level="1")
+    assert parse(text(recipe)) == recipe and text(recipe).endswith(",set-accuracy-level{level=1}")
+    assert arithmetic_of(tmp_path) == "same"
+    (tmp_path / "manifest.json").write_text('{"version": 1, "recipe": "rename-io,set-accuracy-level"}')
+    assert arithmetic_of(tmp_path) == "int8"
+
+
+def test_command_takes_the_level(tmp_path: Path) -> None:
+    arguments = ["repack", str(TINY), str(tmp_path / "out"), "--accuracy-level", "4", "--precision", "q4"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert levels(Model.open(tmp_path / "out" / "model.onnx")) == {4}
+    assert "accuracy_level is 4, int8" in result.output

@@ -1,0 +1,57 @@
+"""bench: a folder and its source, each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from passes.recipe import compatible
+from surgery.errors import FolderError
+from surgery.folder.building import repack
+from surgery.runtime.benchmark import bench
+from surgery.source.export import open_export
+
+ROOT = Path(__file__).parents[2]
+TINY = ROOT / "fixtures" / "tiny-e2b"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    export = open_export(TINY)
+    pair = export.pair("q4")
+    return repack(export, pair, compatible(pair.embed), tmp_path_factory.mktemp("bench") / "out").folder
+
+
+def test_both_sides_are_measured_at_each_context_that_fits(folder: Path) -> None:
+    options = ["--against", str(TINY), "--ep", "cpu", "--contexts", "16,64,4096", "--new-tokens", "4", "--json"]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "cli.py"), "bench", str(folder), *options],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert [one["side"] for one in found] == ["folder", "source"]
+    for one in found:
+        assert [timing["context"] for timing in one["timings"]] == [16, 64], "4096 does not fit a context of 256"
+        assert all(timing["decode_rate"] > 0 and timing["first_token_seconds"] > 0 for timing in one["timings"])
+        assert 20e6 < one["peak_rss"] < 2e9
+
+
+def test_a_context_that_does_not_fit_is_one_sentence(folder: Path) -> None:
+    with pytest.raises(FolderError, match=r"takes 256 tokens: no context of \[1024\] fits"):
+        bench(folder, None, contexts=[1024])
+
+
+def test_what_the_runtime_says_is_passed_on(folder: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for name in ("config.json", "genai_config.json"):
+        (broken / name).write_bytes((folder / name).read_bytes())
+    with pytest.raises(FolderError, match="the runtime says"):
+        bench(broken, None, contexts=[8], new_tokens=2)

@@ -1,0 +1,250 @@
+"""Golden recordings: two models are compared without being in memory together, and no file is taken on trust."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from passes.recipe import compatible
+from surgery.errors import RequestError
+from surgery.folder.building import repack
+from surgery.runtime.sessions import MergedModel, Settings
+from surgery.runtime.two_graphs import PairModel
+from surgery.source.export import Export, open_export
+from surgery.verify import Request, validate
+from surgery.verify.agreement import compare
+from surgery.verify.golden import Golden, load_golden, save_golden
+from surgery.verify.prompts import Case
+from surgery.verify.recording import Recording, record
+
+TINY = Path(__file__).parents[2] / "fixtures" / "tiny-e2b"
+SHORT = Case("short", "a short prompt", ((2, 10, 77, 31),))
+RAGGED = Case("ragged", "a padded batch", ((2, 10, 77), (2, 9, 33, 61, 17, 40)))
+CASES = [SHORT, RAGGED]
+OWNERS = {**{layer: layer for layer in range(5)}, 5: 3, 6: 3, 7: 3, 8: 3, 9: 4}
+
+
+@pytest.fixture(scope="module")
+def export() -> Export:
+    return open_export(TINY)
+
+
+@pytest.fixture(scope="module")
+def folder(export: Export, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pair = export.pair("fp16")
+    return repack(export, pair, compatible(pair.embed), tmp_path_factory.mktemp("folder") / "out").folder
+
+
+@pytest.fixture(scope="module")
+def recorded(export: Export) -> Recording:
+    return record(PairModel.open(export.pair("fp16"), Settings()), CASES, steps=2)
+
+
+@pytest.fixture
+def stored(recorded: Recording, tmp_path: Path) -> Path:
+    path = tmp_path / "golden.npz"
+    golden = Golden(recorded, "tiny", {"tiny.onnx": "0" * 64}, 3, Settings().to_dict(), {"numpy": np.__version__})
+    save_golden(golden, path)
+    return path
+
+
+def test_a_recording_survives_its_file(recorded: Recording, stored: Path, folder: Path) -> None:
+    golden = load_golden(stored)
+    assert [answer.case for answer in golden.recording.answers] == CASES
+    assert (golden.model, golden.tokens, golden.settings["provider"]) == ("tiny", 3, "cpu")
+    found = compare(recorded, golden.recording, OWNERS)
+    assert found.smallest_tolerance == found.regrouped_max_abs == 0 and found.dtype == "float16"
+    merged = record(MergedModel(folder / "model.onnx", Settings()), CASES, steps=2, follow=golden.recording)
+    assert compare(golden.recording, merged, OWNERS).max_abs == 0
+    assert [path.name for path in stored.parent.iterdir()] == ["golden.npz"]
+
+
+def test_a_source_is_recorded_and_compared_with_later(folder: Path, export: Export, tmp_path: Path) -> None:
+    path = tmp_path / "source.npz"
+    kept = Request(cases=CASES, tokens=3, save_golden=path)
+    assert validate(folder, export.pair("fp16"), request=kept).passed
+    report = validate(folder, None, request=Request(cases=CASES, tokens=3, golden=path))
+    assert report.passed, report.failed
+    assert report.parity and report.parity.exact == 3 and report.parity.max_abs == 0
+    assert set(load_golden(path).graphs) == {"embed_tokens_fp16.onnx", "decoder_model_merged_fp16.onnx"}
+
+
+def test_without_a_source_the_folder_itself_is_recorded(folder: Path, export: Export, tmp_path: Path) -> None:
+    path = tmp_path / "folder.npz"
+    report = validate(folder, None, request=Request(cases=CASES, tokens=3, save_golden=path))
+    assert report.passed and report.parity is None and path.is_file()
+    pair = export.pair("fp16")
+    unique = repack(export, pair, compatible(pair.embed, "unique"), tmp_path / "out").folder
+    report = validate(unique, None, request=Request(cases=CASES, tokens=3, golden=path))
+    assert report.passed, report.failed
+
+
+def test_another_model_fails(stored: Path, export: Export, tmp_path: Path) -> None:
+    pair = export.pair("q4f16")
+    other = repack(export, pair, compatible(pair.embed), tmp_path / "out").folder
+    report = validate(other, None, request=Request(cases=CASES, tokens=3, golden=stored))
+    assert {"logits", "owners' caches"} <= {gate.name for gate in report.failed}
+
+
+def test_a_recording_of_another_provider_is_held_to_wider_thresholds(
+    recorded: Recording, folder: Path, tmp_path: Path
+) -> None:
+    settings = {**Settings().to_dict(), "provider": "cuda"}
+    save_golden(Golden(recorded, "tiny", {}, 3, settings, {}), tmp_path / "cuda.npz")
+    report = validate(folder, None, request=Request(cases=CASES, tokens=3, golden=tmp_path / "cuda.npz"))
+    thresholds = report.settings["thresholds"]
+    assert report.passed and thresholds["logits"] > 0 and thresholds["exact"] < 1
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (Request(cases=CASES, tokens=4), "holds continuations of 3 tokens, 4 are asked for"),
+        (Request(cases=[SHORT], tokens=3), "was recorded with 2 prompts, not with these 1"),
+        (Request(cases=[replace(SHORT, rows=((2, 10),)), RAGGED], tokens=3), "'short' is not this 'short', id by id"),
+        (Request(cases=[replace(SHORT, chunk=2), RAGGED], tokens=3), "was recorded with other prompts"),
+    ],
+)
+def test_other_prompts_are_refused(request_: Request, message: str, stored: Path, folder: Path) -> None:
+    with pytest.raises(RequestError, match=message):
+        validate(folder, None, request=replace(request_, golden=stored))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"save_golden": "golden.npz"}, "golden.npz exists; a recording does not replace a file"),
+        ({"save_golden": "absent/golden.npz"}, "the folder .*absent does not exist"),
+        ({"golden": "absent.npz"}, "absent.npz is no file"),
+        ({"golden": "golden.npz", "save_golden": "new.npz"}, "read or written, not both"),
+    ],
+)
+def test_what_cannot_be_had_is_refused_before_anything_runs(
+    change: dict[str, str], message: str, stored: Path, folder: Path
+) -> None:
+    paths: dict[str, Any] = {key: stored.parent / name for key, name in change.items()}
+    with pytest.raises(RequestError, match=message):
+        validate(folder, None, request=Request(**paths))
+
+
+def test_golden_and_source_together_are_refused(stored: Path, folder: Path, export: Export) -> None:
+    with pytest.raises(RequestError, match="compared with one of them"):
+        validate(folder, export.pair("fp16"), request=Request(golden=stored))
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x93NUMPY", b"{}", b"PK\x05\x06" + bytes(18)])
+def test_what_is_no_archive_is_refused(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "golden.npz"
+    path.write_bytes(content)
+    with pytest.raises(RequestError, match="is not a golden recording: ") as found:
+        load_golden(path)
+    assert "\n" not in str(found.value)
+    with pytest.raises(RequestError, match="is no file"):
+        load_golden(tmp_path)
+
+
+def rewritten(path: Path, change: Callable[[dict[str, bytes]], None], how: int = zipfile.ZIP_STORED) -> None:
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    change(entries)
+    with zipfile.ZipFile(path, "w", how) as archive:
+        for name, data in entries.items():
+            archive.writestr(name, data)
+
+
+def npy(array: np.ndarray, **claims: Any) -> bytes:
+    """An array in .npy form, its header claiming something else where asked to."""
+    described = {"descr": array.dtype.str, "fortran_order": False, "shape": array.shape, **claims}
+    head = repr(described).encode().ljust(117) + b"\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(head)) + head + array.tobytes()
+
+
+def with_header(change: Callable[[dict[str, Any]], object]) -> Callable[[dict[str, bytes]], None]:
+    def apply(entries: dict[str, bytes]) -> None:
+        header = json.loads(entries["header.npy"][128:].strip(b"\0") or b"{}")
+        change(header)
+        entries["header.npy"] = npy(np.frombuffer(json.dumps(header).encode(), np.uint8))
+
+    return apply
+
+
+def huge(entries: dict[str, bytes]) -> None:
+    entries["0/step/0.npy"] = npy(np.zeros(4, np.float16), shape=(1, 10**15))
+
+
+def negative(entries: dict[str, bytes]) -> None:
+    entries["0/step/0.npy"] = npy(np.zeros(4, np.float16), shape=(-2, -2))
+
+
+def objects(entries: dict[str, bytes]) -> None:
+    entries["0/step/0.npy"] = npy(np.zeros(4, np.float16), descr="|O")
+
+
+def ranks(entries: dict[str, bytes]) -> None:
+    entries["0/step/0.npy"] = npy(np.zeros((1, 1, 128), np.float16))
+
+
+def absent(entries: dict[str, bytes]) -> None:
+    del entries["1/step/2.npy"]
+
+
+def deep(entries: dict[str, bytes]) -> None:
+    entries["header.npy"] = npy(np.frombuffer(b"[" * 200_000, np.uint8))
+
+
+def listed(entries: dict[str, bytes]) -> None:
+    entries["header.npy"] = npy(np.frombuffer(b"[]", np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (huge, "has 8 bytes, its shape is"),
+        (negative, "its shape is"),
+        (objects, "type"),
+        (ranks, "1 rows of logits are expected"),
+        (absent, "1/step/2"),
+        (deep, "nested too deeply|JSON|recursion"),
+        (listed, "its header is no object"),
+        (lambda entries: entries.clear(), "header"),
+        (with_header(lambda header: header.update(format=1)), "is a recording of format 1; 2 is known"),
+        (with_header(lambda header: header.update(answers=[])), "it holds no answer"),
+        (with_header(lambda header: header.update(answers=5)), "not a golden recording"),
+        (with_header(lambda header: header.update(tokens=2)), "has not 2 tokens"),
+        (with_header(lambda header: header.update(tokens="3")), "'3' is found where a whole number"),
+        (with_header(lambda header: header.update(prompts="0")), "its prompts are not those"),
+        (with_header(lambda header: header.update(versions=[])), "an object is expected"),
+        (with_header(lambda header: header["answers"][0]["case"].update(rows=[[]])), "a case has no tokens"),
+        (with_header(lambda header: header["answers"][0]["case"].update(rows=[[-1]])), "-1 is found"),
+        (with_header(lambda header: header["answers"][0].update(prefill=9)), "do not belong together"),
+        (with_header(lambda header: header["answers"][0]["caches"][0].update(slot="x")), "names no cache"),
+        (with_header(lambda header: header["answers"][0]["caches"][0].update(shape=[1])), "not what the header says"),
+    ],
+)
+def test_a_hostile_file_is_refused_in_one_sentence(
+    change: Callable[[dict[str, bytes]], None], message: str, stored: Path
+) -> None:
+    rewritten(stored, change)
+    with pytest.raises(RequestError, match=message) as found:
+        load_golden(stored)
+    assert "\n" not in str(found.value) and str(stored) in str(found.value)
+
+
+def test_a_compressed_file_is_refused_before_it_is_unpacked(stored: Path) -> None:
+    rewritten(stored, lambda entries: None, zipfile.ZIP_DEFLATED)
+    with pytest.raises(RequestError, match="header is compressed"):
+        load_golden(stored)
+
+
+def test_a_file_that_is_cut_short_is_refused(stored: Path) -> None:
+    stored.write_bytes(stored.read_bytes()[:-100])
+    with pytest.raises(RequestError, match="is not a golden recording"):
+        load_golden(stored)

@@ -23,13 +23,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from passes.recipe import Recipe
+    from surgery.choices import Modality
+    from surgery.choices import Provider as ProviderName
     from surgery.compare import Comparison
     from surgery.cuda.prediction import Prediction
     from surgery.folder.inspection import ExportInspection, FolderInspection, Inspection
     from surgery.folder.multimodal import Part
     from surgery.folder.publishing import Destination, Published
-    from surgery.runtime.sessions import Provider as ProviderName
-    from surgery.source.export import Export, Modality, Pair
+    from surgery.source.export import Export, Pair
     from surgery.source.hub import Download
 
 app = typer.Typer(

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from passes.base import Finding
+from surgery.choices import Modality
 from surgery.errors import PassError
 from surgery.graph.model import Model
 from surgery.graph.protos import TensorType, fresh, rename, tensor_type, value_names
 from surgery.source.encoders import encoder_inputs, encoder_output
-from surgery.source.export import Modality
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs

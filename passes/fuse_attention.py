@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, ClassVar
 from passes.base import Finding
 from passes.expand_shared_kv import check_owners
 from surgery.architecture import Architecture, Layer
-from surgery.attention.gqa import BIAS, DOMAIN, LAST, OPERATOR, NoRows, OnnxRuntime
+from surgery.attention.gqa import BIAS, DOMAIN, LAST, OPERATOR, NoRows
 from surgery.attention.kv_wiring import Core, cores
 from surgery.attention.sequence_lengths import MASK, row_lengths
 from surgery.attention.unfused import Unrolled, Unrolling
+from surgery.choices import OnnxRuntime
 from surgery.errors import ModelError, PassError
 from surgery.graph.editing import unread
 from surgery.graph.model import Model

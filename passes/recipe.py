@@ -44,15 +44,11 @@ from passes import (
     UniformHeads,
 )
 from passes.base import Pass
-from passes.set_accuracy_level import AccuracyLevel
-from surgery.attention.gqa import OnnxRuntime
+from surgery.choices import AccuracyLevel, KVLayout, Modality, OnnxRuntime, PerLayerTable, Target
 from surgery.errors import RecipeError, nearest
-from surgery.folder.genai_config import Target
-from surgery.source.export import ENCODERS, Modality
+from surgery.source.export import ENCODERS
 
 Recipe = tuple[Pass, ...]
-KVLayout = Literal["aliased", "unique"]
-PerLayerTable = Literal["keep", "split", "fused"]
 
 _TOKEN = re.compile(r'\s*(?:(?P<mark>[{},=])|(?P<quoted>"(?:[^"\\]|\\.)*")|(?P<word>[^\s{},="]+))')
 _PLAIN = re.compile(r'[^\s{},="]+')

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 from passes.base import Finding
+from surgery.choices import AccuracyLevel
 from surgery.errors import PassError
 from surgery.graph.model import Model
 from surgery.graph.protos import integer_attribute
@@ -13,7 +14,6 @@ from surgery.graph.protos import integer_attribute
 if TYPE_CHECKING:
     from onnx import NodeProto
 
-AccuracyLevel = Literal["0", "1", "4"]
 """Of MatMulNBits: 0 leaves the choice to the kernel, 1 is float32, 4 is int8. 2 and 3, float16 and bfloat16, are no
 levels of the CPU provider's kernels for float32."""
 

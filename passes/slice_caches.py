@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from passes.base import Finding
 from passes.expand_shared_kv import check_owners
 from surgery.architecture import Architecture, Layer
-from surgery.attention.gqa import BIAS, KEY, LAST, OPERATOR, PAST_KEY, QUERY, TOTAL, NoRows, OnnxRuntime
+from surgery.attention.gqa import BIAS, KEY, LAST, OPERATOR, PAST_KEY, QUERY, TOTAL, NoRows
 from surgery.attention.kv_rows import CacheRows
 from surgery.attention.kv_wiring import Core, cores
 from surgery.attention.sequence_lengths import SCOPE as LENGTHS
 from surgery.attention.shared_buffer import mark_in_place
+from surgery.choices import OnnxRuntime
 from surgery.graph.model import Model
 from surgery.graph.protos import all_names, declare, fresh
 

@@ -20,7 +20,8 @@ from typing import Any
 
 from fixtures.build import build
 from passes import HostEmbeddings
-from passes.recipe import KVLayout, compatible, fast
+from passes.recipe import compatible, fast
+from surgery.choices import KVLayout
 from surgery.cuda.kernels import cuda_kernels
 from surgery.cuda.prediction import Copy, Prediction, predict
 from surgery.folder.building import plan

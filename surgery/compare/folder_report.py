@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from passes.base import Outcome, Pass, apply
+from surgery.choices import Target
 from surgery.compare.comparing import compare
 from surgery.compare.comparison import Comparison
 from surgery.compare.formats import FORMATS
 from surgery.compare.provenance import JSON_FILE, MARKDOWN_FILE, of_validation, witnessed
 from surgery.compare.subjects import of_pair, of_plan, open_side
-from surgery.folder.genai_config import Target, genai_config
+from surgery.folder.genai_config import genai_config
 from surgery.folder.multimodal import Part, media_config
 from surgery.graph.model import Model
 from surgery.source.export import ENCODERS, Export, Pair

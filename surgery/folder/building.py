@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from passes.base import Outcome, Pass, apply
+from surgery.choices import Target, WeightMode
 from surgery.cuda.prediction import require_cuda
 from surgery.errors import SurgeryError
 from surgery.files.atomic import ToDict, refuse_existing, refuse_holding, require_space, staged_folder
@@ -16,7 +17,6 @@ from surgery.folder.genai_config import (
     COPIED,
     MODEL_FILE,
     CacheCost,
-    Target,
     cache_costs,
     check_side_files,
     genai_config,
@@ -30,7 +30,7 @@ from surgery.folder.minimum_versions import oldest_runtimes
 from surgery.folder.model_card import CARD_FILE, model_card
 from surgery.folder.multimodal import EMBED, PROCESSORS, Part, check_export, media_config, usage, write_media_files
 from surgery.graph.model import Model
-from surgery.graph.weight_writing import CopiesAhead, Placed, Placement, Progress, consolidated_size, unlinkable
+from surgery.graph.weight_writing import CopiesAhead, Placed, Progress, consolidated_size, unlinkable
 from surgery.source.export import ENCODERS, MEDIA_FILES, Export, Pair
 
 Proof = TypeVar("Proof")
@@ -86,7 +86,7 @@ def repack(
     recipe_text: str | Mapping[str, str] = "",
     provider: str = "cpu",
     runtime: Target = "genai-0.14",
-    weights: Placement = "copy",
+    weights: WeightMode = "copy",
     force: bool = False,
     observe: Callable[[Outcome], None] | None = None,
     started: Callable[[int], None] | None = None,
@@ -160,7 +160,7 @@ def repack(
 
 
 def contents(
-    export: Export, pair: Pair, recipe: Sequence[Pass], parts: Sequence[Part], weights: Placement
+    export: Export, pair: Pair, recipe: Sequence[Pass], parts: Sequence[Part], weights: WeightMode
 ) -> dict[str, int | None]:
     """The files of the folder and their bytes; None for what is written anew, or is not there yet to be measured."""
     models = {MODEL_FILE: apply(Model.open(pair.decoder, export.architecture), recipe)[0]}
@@ -209,7 +209,7 @@ def _weight_files(graphs: Iterable[Path]) -> list[Path]:
 
 
 def _announce(
-    models: Collection[Model], weights: Placement, parent: Path, started: Callable[[int], None] | None
+    models: Collection[Model], weights: WeightMode, parent: Path, started: Callable[[int], None] | None
 ) -> None:
     """Check the space for what is to be written, and say how many bytes that is."""
     kept = [file for model in models for file in model.used_weight_files().values()]

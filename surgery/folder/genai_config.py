@@ -22,19 +22,17 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from surgery.architecture import Architecture, read_config, text_config
 from surgery.attention.cache_padding import declared_sizes
 from surgery.attention.kv_rows import SCOPE as ROWS
+from surgery.choices import Target
 from surgery.cuda.layering import OPTION, SETTING, has_layers
 from surgery.errors import ArchitectureError, ExportError, ModelError
 from surgery.graph.model import Model
 from surgery.graph.protos import declare
 from surgery.source.export import LICENSES, Export
-
-Target = Literal["genai-0.14", "genai-0.12"]
-"""The oldest onnxruntime-genai that must load the folder; every later one does too."""
 
 MODEL_FILE = "model.onnx"
 CONFIG_FILE = "genai_config.json"

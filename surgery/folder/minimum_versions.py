@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from surgery.attention.gqa import OPERATOR, PAST_KEY
-from surgery.folder.genai_config import Target
+from surgery.choices import Target
 from surgery.graph.model import Model
 
 

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from surgery.choices import Modality
 from surgery.files.safe_reading import read_regular
 from surgery.folder.manifest import made_by
 from surgery.graph.weight_writing import Placed
-from surgery.source.export import LICENSES, Export, Modality, Pair
+from surgery.source.export import LICENSES, Export, Pair
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData

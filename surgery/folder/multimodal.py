@@ -26,10 +26,11 @@ from typing import TYPE_CHECKING, Any
 
 from passes.base import Pass
 from surgery.architecture import read_config, text_config
+from surgery.choices import Modality, Target
 from surgery.errors import ExportError
-from surgery.folder.genai_config import Target, genai_config, write_json
+from surgery.folder.genai_config import genai_config, write_json
 from surgery.graph.model import Model
-from surgery.source.export import ENCODERS, MEDIA_FILES, Export, Modality
+from surgery.source.export import ENCODERS, MEDIA_FILES, Export
 
 if TYPE_CHECKING:
     pass

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from surgery.architecture import Architecture
+from surgery.choices import WeightMode
 from surgery.errors import ArchitectureError, FolderError, ModelError, WeightError
 from surgery.files.safe_reading import read_regular
 from surgery.graph.external_data import (
@@ -26,7 +27,7 @@ from surgery.graph.external_data import (
 )
 from surgery.graph.protos import graphs
 from surgery.graph.weight_conversion import Conversion
-from surgery.graph.weight_writing import CopiesAhead, Placed, Placement, Progress, consolidate, convert, place
+from surgery.graph.weight_writing import CopiesAhead, Placed, Progress, consolidate, convert, place
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -177,7 +178,7 @@ class Model:
         self,
         path: str | os.PathLike[str],
         *,
-        weights: Placement = "copy",
+        weights: WeightMode = "copy",
         force: bool = False,
         progress: Progress | None = None,
         ahead: CopiesAhead | None = None,

@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol
 
+from surgery.choices import WeightMode
 from surgery.files.atomic import existing
 from surgery.graph.external_data import WeightReference, external_field, is_external, reference, set_extent, tensors
 from surgery.graph.weight_conversion import Conversion, write_converted
@@ -33,7 +34,6 @@ from surgery.graph.weight_conversion import Conversion, write_converted
 if TYPE_CHECKING:
     from onnx import ModelProto, TensorProto
 
-Placement = Literal["copy", "link", "consolidate"]
 Progress = Callable[[int], None]
 
 CHUNK = 16 * 1024 * 1024
@@ -209,7 +209,7 @@ def place(
     source: Path,
     target: Path,
     location: str,
-    placement: Placement,
+    placement: WeightMode,
     length: int,
     progress: Progress | None = None,
     ahead: CopiesAhead | None = None,

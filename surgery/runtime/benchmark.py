@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from surgery.architecture import architecture, read_config
+from surgery.choices import Provider
 from surgery.errors import FolderError
-from surgery.runtime.sessions import Provider
 from surgery.source.export import Pair
 
 CONTEXTS = (128, 1024, 4096)

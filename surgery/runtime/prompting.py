@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from surgery.architecture import read_config
+from surgery.choices import Modality
 from surgery.errors import FolderError, RequestError
 from surgery.folder.genai_config import CONFIG_FILE
 from surgery.folder.multimodal import SECTIONS
-from surgery.source.export import Modality, holds_pair
+from surgery.source.export import holds_pair
 from surgery.verify.genai_proof import load_genai, render
 
 

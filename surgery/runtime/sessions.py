@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from surgery.attention.kv_wiring import Slot, spelling
 from surgery.attention.shared_buffer import KEY as IN_PLACE
 from surgery.attention.shared_buffer import VALUE as IN_PLACE_VALUE
+from surgery.choices import Provider
 from surgery.cuda.layering import OPTION, SETTING
 from surgery.errors import ModelError, RuntimeMissing
 from surgery.graph.model import Model
@@ -25,7 +26,6 @@ from surgery.graph.model import Model
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-Provider = Literal["cpu", "cuda"]
 Array = NDArray[Any]
 Value: TypeAlias = "ort.OrtValue"
 """A tensor on the device of its session; `host` makes a numpy array of it."""

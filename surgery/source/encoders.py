@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from surgery.choices import Modality
 from surgery.errors import ModelError
 from surgery.graph.protos import tensor_type
-from surgery.source.export import Modality
 
 if TYPE_CHECKING:
     from onnx import GraphProto

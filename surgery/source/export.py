@@ -20,9 +20,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from surgery.architecture import Architecture, architecture, read_config
+from surgery.choices import Modality
 from surgery.errors import ExportError, nearest
 from surgery.files.safe_reading import stays_inside
 
@@ -41,8 +42,6 @@ LICENSES = ("LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE", "NOTICE.md", "NOTI
 MEDIA_FILES = ("processor_config.json", "preprocessor_config.json")
 """Hugging Face's own processor files. GenAI does not read them; what it reads is made of the first."""
 
-Modality = Literal["image", "audio"]
-"""What a model takes beside text."""
 ENCODERS: dict[Modality, str] = {"image": "vision_encoder", "audio": "audio_encoder"}
 """Modality -> name of the graph that turns it into features, without precision."""
 

@@ -21,8 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from surgery.choices import Modality
 from surgery.errors import ExportError, nearest
-from surgery.source.export import ENCODERS, LICENSES, MEDIA_FILES, Modality, named_encoders, named_pairs
+from surgery.source.export import ENCODERS, LICENSES, MEDIA_FILES, named_encoders, named_pairs
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError

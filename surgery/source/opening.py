@@ -10,10 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from surgery.choices import Modality
 from surgery.errors import ExportError
 from surgery.folder.genai_config import MODEL_FILE
 from surgery.graph.model import Model
-from surgery.source.export import Export, Modality, Pair, best_precision, open_export
+from surgery.source.export import Export, Pair, best_precision, open_export
 from surgery.source.hub import Download, HubSource, Listing, fetch, hub_source, list_files, plan
 
 Say = Callable[[str], None]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from surgery.choices import Provider
 from surgery.errors import GateFailed, RuntimeMissing
-from surgery.runtime.sessions import Provider
 from surgery.source.export import Pair
 from surgery.verify.report import Report
 from surgery.verify.two_graph_proof import validate_two_graphs

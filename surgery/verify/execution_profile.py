@@ -17,11 +17,12 @@ from typing import Any
 
 import numpy as np
 
+from surgery.choices import Provider
 from surgery.cuda.layering import OPTION, SETTING
 from surgery.cuda.prediction import SMALL, Prediction
 from surgery.errors import ModelError, RuntimeMissing, SurgeryError
 from surgery.files.safe_reading import read_regular
-from surgery.runtime.sessions import Array, Provider, load_onnxruntime, one_line
+from surgery.runtime.sessions import Array, load_onnxruntime, one_line
 from surgery.verify.report import Gate
 
 TOKENS = 4

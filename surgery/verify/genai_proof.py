@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from surgery.choices import Provider
 from surgery.errors import ModelError, RuntimeMissing
-from surgery.runtime.sessions import Array, Provider, one_line
+from surgery.runtime.sessions import Array, one_line
 from surgery.verify.agreement import margin
 from surgery.verify.prompt_file import Message, shipped_texts
 from surgery.verify.prompts import Case

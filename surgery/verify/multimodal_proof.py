@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 
+from surgery.choices import Modality
 from surgery.errors import ModelError
 from surgery.graph.model import Model
 from surgery.runtime.sessions import Array, Cache, Feed, OpenGraph, Settings, host
 from surgery.runtime.two_graphs import Embeddings, PairModel
 from surgery.source.encoders import encoder_inputs, encoder_output
-from surgery.source.export import ENCODERS, Modality, Pair
+from surgery.source.export import ENCODERS, Pair
 from surgery.verify.genai_proof import GenAI, first_fault, has_chat_template, render
 from surgery.verify.media_samples import picture, sound
 from surgery.verify.prompts import Case, Scope, Skipped

@@ -14,13 +14,13 @@ from surgery.architecture import Layer, read_config
 from surgery.attention.cache_padding import own_sizes
 from surgery.attention.kv_wiring import attentions
 from surgery.attention.shared_buffer import is_in_place
+from surgery.choices import Modality
 from surgery.errors import ArchitectureError, FolderError, SurgeryError
 from surgery.folder.genai_config import CONFIG_FILE, shares_buffer
 from surgery.folder.multimodal import SECTIONS
 from surgery.folder.multimodal import TYPE as MULTIMODAL
 from surgery.graph.model import Model
 from surgery.graph.protos import TensorType, producers, tensor_type
-from surgery.source.export import Modality
 from surgery.source.layer_table import read_layer_table
 from surgery.verify.report import Gate, Value
 

@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from surgery.choices import Provider
 from surgery.errors import SurgeryError
 from surgery.folder.genai_config import token_ids
-from surgery.runtime.sessions import Provider, Settings, versions
+from surgery.runtime.sessions import Settings, versions
 from surgery.runtime.tokenizer import Tokenizer
 from surgery.runtime.two_graphs import PairModel
 from surgery.source.export import Export, Pair, open_export

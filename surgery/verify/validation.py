@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 
 from surgery.architecture import read_config
+from surgery.choices import Provider
 from surgery.cuda.prediction import predict
 from surgery.errors import ArchitectureError, ModelError, RequestError, SurgeryError
 from surgery.folder.manifest import faults
-from surgery.runtime.sessions import MergedModel, OpenGraph, Provider, Runner, Settings, load_onnxruntime, versions
+from surgery.runtime.sessions import MergedModel, OpenGraph, Runner, Settings, load_onnxruntime, versions
 from surgery.runtime.two_graphs import PairModel
 from surgery.source.export import Pair
 from surgery.verify.agreement import CaseResult, coarsest, compare

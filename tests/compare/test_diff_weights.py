@@ -14,20 +14,21 @@ from onnx import ModelProto
 from torture import TRAPS
 
 from passes.recipe import compatible
+from surgery.choices import WeightMode
 from surgery.compare import Side, compare, open_side
 from surgery.compare.comparison import Weights
 from surgery.compare.subjects import Part
 from surgery.compare.tensor_contents import Choice
 from surgery.errors import SurgeryError
 from surgery.folder.building import repack
-from surgery.graph.model import Model, Placement
+from surgery.graph.model import Model
 from surgery.source.export import open_export
 
 TINY = Path(__file__).parents[2] / "fixtures" / "tiny-e2b"
 DATA = "decoder_model_merged_q4.onnx_data"
 
 
-def repacked(target: Path, weights: Placement = "copy", source: Path = TINY) -> Path:
+def repacked(target: Path, weights: WeightMode = "copy", source: Path = TINY) -> Path:
     export = open_export(source)
     pair = export.pair("q4")
     repack(export, pair, compatible(pair.embed), target, weights=weights)

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from passes.recipe import KVLayout, compatible
+from passes.recipe import compatible
+from surgery.choices import KVLayout, Provider
 from surgery.cuda.kernels import cuda_kernels
 from surgery.cuda.prediction import predict
 from surgery.errors import RuntimeMissing
 from surgery.folder.building import repack
 from surgery.graph.model import Model
-from surgery.runtime.sessions import MergedModel, Provider, Settings, load_onnxruntime, machine_provider
+from surgery.runtime.sessions import MergedModel, Settings, load_onnxruntime, machine_provider
 from surgery.runtime.two_graphs import PairModel
 from surgery.source.export import Export, Pair, open_export
 from surgery.verify.agreement import compare

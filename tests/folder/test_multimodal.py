@@ -16,6 +16,7 @@ from onnx.numpy_helper import from_array
 import fixtures
 from fixtures.precision import Reading
 from passes.recipe import Recipe, compatible, fast, multimodal, text
+from surgery.choices import Modality
 from surgery.compare import compare, open_sides
 from surgery.compare.folder_report import planned_report
 from surgery.errors import ExportError, FolderError, RequestError, SurgeryError
@@ -23,7 +24,7 @@ from surgery.folder.building import Repacked, repack
 from surgery.folder.inspection import FolderInspection, inspect
 from surgery.folder.multimodal import EMBED, Part, check_export, most_patches, read_modalities
 from surgery.runtime.prompting import Question, answer
-from surgery.source.export import ENCODERS, Export, Modality, Pair, open_export
+from surgery.source.export import ENCODERS, Export, Pair, open_export
 from surgery.verify import Request, validate
 from surgery.verify.genai_proof import GenAI
 from surgery.verify.media_samples import picture, sound

@@ -12,7 +12,8 @@ import onnxruntime_genai as og
 import pytest
 
 import fixtures
-from passes.recipe import KVLayout, compatible
+from passes.recipe import compatible
+from surgery.choices import KVLayout
 from surgery.errors import ArchitectureError, ExportError, FolderError, ModelError, PassError, SurgeryError, WeightError
 from surgery.folder.building import Repacked, plan, repack
 from surgery.folder.genai_config import genai_config, shares_buffer

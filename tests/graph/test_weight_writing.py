@@ -14,10 +14,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from passes.recipe import compatible
+from surgery.choices import WeightMode
 from surgery.folder.building import Repacked, repack
 from surgery.folder.manifest import blob_digest, faults
 from surgery.graph.model import Model
-from surgery.graph.weight_writing import ALIGNMENT, Placement, Trail
+from surgery.graph.weight_writing import ALIGNMENT, Trail
 from surgery.source.export import open_export
 
 ROOT = Path(__file__).parents[2]
@@ -56,7 +57,7 @@ def sums(path: Path) -> list[float]:
 
 
 @pytest.mark.parametrize("placement", ["copy", "link", "consolidate"])
-def test_placed_weights_are_the_weights(placement: Placement, tmp_path: Path) -> None:
+def test_placed_weights_are_the_weights(placement: WeightMode, tmp_path: Path) -> None:
     model = two_files(tmp_path / "in")
     (tmp_path / "out").mkdir()
     placed = model.save(tmp_path / "out" / "model.onnx", weights=placement)
@@ -123,7 +124,7 @@ def test_a_digest_follows_its_writer(tmp_path: Path) -> None:
         assert digest.sha256() == hashlib.sha256(b"one" + b"two" * 100_000).hexdigest()
 
 
-def repacked(target: Path, placement: Placement = "copy", source: Path = TINY) -> Repacked[None]:
+def repacked(target: Path, placement: WeightMode = "copy", source: Path = TINY) -> Repacked[None]:
     export = open_export(source)
     pair = export.pair("q4")
     return repack(export, pair, compatible(pair.embed), target, recipe_text="a recipe", weights=placement)
@@ -143,7 +144,7 @@ def test_the_manifest_names_every_file_and_its_source(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("placement", ["copy", "link", "consolidate"])
-def test_the_manifest_does_not_depend_on_place_or_time(placement: Placement, tmp_path: Path) -> None:
+def test_the_manifest_does_not_depend_on_place_or_time(placement: WeightMode, tmp_path: Path) -> None:
     source = shutil.copytree(TINY, tmp_path / "source")  # onnx refuses a data file that a link was made to
     first = repacked(tmp_path / "one", placement, source)
     second = repacked(tmp_path / "another" / "place", placement, source)

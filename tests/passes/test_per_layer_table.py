@@ -19,12 +19,12 @@ from small import FLOAT, INT64, arch, embed_tokens, opened
 from passes import FusePerLayerTable, SplitPerLayerTable, ToFp16
 from passes.base import apply
 from passes.recipe import compatible, parse, per_layer_tables
+from surgery.choices import WeightMode
 from surgery.errors import PassError
 from surgery.folder.building import repack
 from surgery.graph.external_data import external_field
 from surgery.graph.model import Model
 from surgery.graph.weight_conversion import Columns, NewFiles, side_by_side
-from surgery.graph.weight_writing import Placement
 from surgery.runtime.sessions import Feed, MergedModel, Settings, host
 from surgery.runtime.two_graphs import PairModel
 from surgery.source.export import open_export
@@ -149,7 +149,7 @@ def test_columns_of_less_than_a_byte() -> None:
 
 
 @pytest.mark.parametrize("weights", ["copy", "link", "consolidate"])
-def test_repack_with_a_split_table(weights: Placement, tmp_path: Path) -> None:
+def test_repack_with_a_split_table(weights: WeightMode, tmp_path: Path) -> None:
     shutil.copytree(TINY, tmp_path / "source")
     export = open_export(tmp_path / "source")
     pair = export.pair("q4f16")

@@ -14,12 +14,12 @@ from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_te
 from passes import MergeEmbeddings, TieLmHead, ToFp16
 from passes.base import Outcome, apply
 from passes.recipe import compatible
+from surgery.choices import WeightMode
 from surgery.errors import PassError
 from surgery.folder.building import repack
 from surgery.graph.external_data import WeightReference
 from surgery.graph.model import Model
 from surgery.graph.weight_comparison import first_difference, is_transpose
-from surgery.graph.weight_writing import Placement
 from surgery.runtime.sessions import MergedModel, Settings
 from surgery.runtime.two_graphs import PairModel
 from surgery.source.export import open_export
@@ -72,7 +72,7 @@ def change_byte(source: Path, precision: str, tensor: str) -> int:
 
 @pytest.mark.parametrize("precision", list(EXPECTED))
 @pytest.mark.parametrize("weights", ["copy", "consolidate"])
-def test_bytes_are_stored_once_and_every_number_stays(precision: str, weights: Placement, tmp_path: Path) -> None:
+def test_bytes_are_stored_once_and_every_number_stays(precision: str, weights: WeightMode, tmp_path: Path) -> None:
     export = open_export(TINY)
     pair = export.pair(precision)
     plain = repack(export, pair, compatible(pair.embed), tmp_path / "plain", weights=weights)

@@ -20,6 +20,7 @@ from fixtures.precision import Reading
 from passes import FoldLogitsToKeep, MergeEmbeddings, RenameIO, ToFp16, UniformHeads
 from passes.base import Outcome, apply
 from passes.recipe import compatible, parse, text
+from surgery.choices import WeightMode
 from surgery.errors import PassError, WeightError
 from surgery.folder.building import repack
 from surgery.folder.genai_config import cache_costs
@@ -27,7 +28,6 @@ from surgery.graph.external_data import WeightReference, is_external, tensors
 from surgery.graph.model import Model
 from surgery.graph.protos import declare
 from surgery.graph.weight_conversion import moved, write_converted
-from surgery.graph.weight_writing import Placement
 from surgery.runtime.sessions import MergedModel, Runner, Settings
 from surgery.runtime.two_graphs import PairModel
 from surgery.source.export import Pair, open_export
@@ -272,7 +272,7 @@ def with_weight(value: float, folder: Path | None) -> ModelProto:
 
 
 @pytest.mark.parametrize("placement", ["copy", "link", "consolidate"])
-def test_codes_stay_where_they_are_and_floats_are_written_once(placement: Placement, tmp_path: Path) -> None:
+def test_codes_stay_where_they_are_and_floats_are_written_once(placement: WeightMode, tmp_path: Path) -> None:
     export = open_export(TINY)
     pair = export.pair("q4")
     source = {path.name: path.read_bytes() for path in pair.decoder.parent.iterdir()}

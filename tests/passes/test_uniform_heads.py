@@ -16,12 +16,13 @@ from small import FLOAT, LAYERS, decoder, embed_tokens, feeds, opened, run
 import fixtures
 from passes import AnnotateHeadSizes, ExpandSharedKV, UniformHeads
 from passes.base import Outcome, apply
-from passes.recipe import KVLayout, compatible, parse, text
+from passes.recipe import compatible, parse, text
 from surgery.attention.cache_padding import declared_sizes, own_sizes
 from surgery.attention.kv_wiring import attentions
+from surgery.choices import KVLayout, Target
 from surgery.errors import ModelError, PassError
 from surgery.folder.building import plan, repack
-from surgery.folder.genai_config import Target, cache_costs, genai_config, shares_buffer
+from surgery.folder.genai_config import cache_costs, genai_config, shares_buffer
 from surgery.graph.model import Model
 from surgery.graph.protos import declare
 from surgery.runtime.sessions import MergedModel, Settings

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fixtures.build import build
-from passes.recipe import KVLayout, Recipe, compatible, fast, text
-from surgery.attention.gqa import OnnxRuntime
+from passes.recipe import Recipe, compatible, fast, text
+from surgery.choices import KVLayout, OnnxRuntime, Target
 from surgery.folder.building import repack
-from surgery.folder.genai_config import Target
 from surgery.source.export import Pair, open_export
 
 

@@ -63,7 +63,6 @@ class FusePerLayerTable:
 
     name: ClassVar[str] = "fuse-per-layer-table"
     summary: ClassVar[str] = "one table of per-layer inputs for all layers: the way back from split-per-layer-table"
-    moves_weights: ClassVar[bool] = True
 
     def requires(self, model: Model) -> None:
         for joint in _fusible(model.graph):

@@ -65,7 +65,6 @@ class SplitPerLayerTable:
 
     name: ClassVar[str] = "split-per-layer-table"
     summary: ClassVar[str] = "one table of per-layer inputs for each layer, for small buffers and 32-bit look-ups"
-    moves_weights: ClassVar[bool] = True
 
     def requires(self, model: Model) -> None:
         if (lookup := _per_layer_lookup(model)) is not None:

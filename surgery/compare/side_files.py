@@ -8,9 +8,9 @@ from surgery.compare.comparison import FileChange
 from surgery.compare.provenance import JSON_FILE, MARKDOWN_FILE
 from surgery.compare.subjects import Side
 from surgery.compare.tensor_contents import QUICK_BYTES, data_files, file_size
+from surgery.files.safe_reading import sha256
 from surgery.folder.genai_config import CONFIG_FILE
 from surgery.folder.manifest import NAME as MANIFEST_FILE
-from surgery.folder.manifest import sha256
 from surgery.folder.model_card import CARD_FILE
 from surgery.source.hub import SIDE_FILES
 

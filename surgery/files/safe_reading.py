@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import stat
@@ -38,6 +39,12 @@ def stays_inside(path: Path, folder: Path) -> bool:
         if above.name == "snapshots" and above.parent.name.startswith("models--"):
             return real.parent == above.parent / "blobs"
     return False
+
+
+def sha256(path: Path) -> str:
+    """The digest of a file that nobody writes any more."""
+    with path.open("rb") as reader:
+        return hashlib.file_digest(reader, "sha256").hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -12,6 +12,7 @@ from surgery.choices import Target, WeightMode
 from surgery.cuda.prediction import require_cuda
 from surgery.errors import SurgeryError
 from surgery.files.atomic import ToDict, refuse_existing, refuse_holding, require_space, staged_folder
+from surgery.files.safe_reading import sha256
 from surgery.folder.genai_config import (
     CONFIG_FILE,
     COPIED,
@@ -25,12 +26,12 @@ from surgery.folder.genai_config import (
     write_text,
 )
 from surgery.folder.manifest import NAME as MANIFEST_FILE
-from surgery.folder.manifest import manifest, refuse_foreign, sha256
+from surgery.folder.manifest import manifest, refuse_foreign
 from surgery.folder.minimum_versions import oldest_runtimes
 from surgery.folder.model_card import CARD_FILE, model_card
 from surgery.folder.multimodal import EMBED, PROCESSORS, Part, check_export, media_config, usage, write_media_files
 from surgery.graph.model import Model
-from surgery.graph.weight_writing import CopiesAhead, Placed, Progress, consolidated_size, unlinkable
+from surgery.graph.weight_writing import Placed, Progress, consolidated_size, unlinkable
 from surgery.source.export import ENCODERS, MEDIA_FILES, Export, Pair
 
 Proof = TypeVar("Proof")
@@ -112,12 +113,7 @@ def repack(
     check_side_files(export)
     if media:
         check_export(export, modalities)
-    ahead_of_passes = weights == "copy" and not any(getattr(step, "moves_weights", False) for step in recipe)
-    sources = _weight_files((pair.decoder, pair.embed, *encoders)) if ahead_of_passes else []
-    require_space(target.absolute().parent, sum(file.stat().st_size for file in sources))
-    with staged_folder(target, force=force) as stage, CopiesAhead(sources, stage, progress) as ahead:
-        if started is not None and sources:
-            started(sum(file.stat().st_size for file in sources))
+    with staged_folder(target, force=force) as stage:
         model, outcomes = plan(pair, export, recipe, observe)
         if provider == "cuda":
             require_cuda(model)
@@ -130,13 +126,12 @@ def repack(
         )
         data_files = [file for one in models.values() for file in one.source_files()]
         refuse_holding(target, data_files)
-        if not sources:
-            _announce(models.values(), weights, target.absolute().parent, started)
+        _announce(models.values(), weights, target.absolute().parent, started)
         rewritten = any(one.converted_files() for one in models.values())
         placed = [
             place
             for name, one in models.items()
-            for place in one.save(stage / name, weights=weights, progress=progress, ahead=ahead)
+            for place in one.save(stage / name, weights=weights, progress=progress)
         ]
         write_json(stage / CONFIG_FILE, config)
         write_side_files(export, stage, multimodal=bool(media))
@@ -148,7 +143,6 @@ def repack(
             needs=str(oldest_runtimes(model, runtime, multimodal=bool(media))),
         )  # fmt: skip
         write_text(stage / CARD_FILE, card)
-        ahead.close()
         described = manifest(stage, export, pair, recipe_text, weights, placed, data_files, encoders)
         write_json(stage / MANIFEST_FILE, described)
         proof = check(stage) if check is not None else None
@@ -196,16 +190,6 @@ def _apply_named(part: Part, observe: Callable[[Outcome], None] | None) -> tuple
         return apply(model, part.recipe, observe)
     except SurgeryError as error:
         raise type(error)(f"{part.source}: {error}", hint=error.hint) from error
-
-
-def _weight_files(graphs: Iterable[Path]) -> list[Path]:
-    """The data files of the graphs, each checked to hold what its graph says."""
-    files: dict[Path, None] = {}
-    for path in graphs:
-        graph = Model.open(path)
-        graph.check_weights()
-        files.update(dict.fromkeys(graph.used_weight_files().values()))
-    return list(files)
 
 
 def _announce(

@@ -15,7 +15,6 @@ its blobs by their SHA-256, tells it.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from typing import Any
 
 from surgery.architecture import read_config
 from surgery.errors import FolderError
+from surgery.files.safe_reading import sha256
 from surgery.folder.genai_config import CONFIG_FILE
 from surgery.graph.weight_writing import Placed
 from surgery.source.export import Export, Pair
@@ -32,7 +32,6 @@ from surgery.source.export import Export, Pair
 NAME = "manifest.json"
 VERSION = 1
 _PACKAGES = ("gemma4-surgery", "onnx", "onnx-graphsurgeon")
-_CHUNK = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,14 +107,6 @@ def blob_digest(path: Path) -> str | None:
     """The SHA-256 that the Hub's cache names a large file by, or None for any other file."""
     real = path.resolve()
     return real.name if real.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", real.name) else None
-
-
-def sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as reader:
-        while chunk := reader.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def refuse_foreign(target: Path) -> None:

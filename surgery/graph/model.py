@@ -27,7 +27,7 @@ from surgery.graph.external_data import (
 )
 from surgery.graph.protos import graphs
 from surgery.graph.weight_conversion import Conversion
-from surgery.graph.weight_writing import CopiesAhead, Placed, Progress, consolidate, convert, place
+from surgery.graph.weight_writing import Placed, Progress, consolidate, convert, place
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -181,7 +181,6 @@ class Model:
         weights: WeightMode = "copy",
         force: bool = False,
         progress: Progress | None = None,
-        ahead: CopiesAhead | None = None,
     ) -> list[Placed]:
         """Write the graph to `path` and place its weights beside it; see surgery.graph.weight_writing for the ways.
 
@@ -202,7 +201,7 @@ class Model:
         for file, target in moves:
             location = str(target.relative_to(path.parent))
             with _renamed_into_place(target) as staged:
-                placed.append(place(file, staged, location, weights, ends[target], progress, ahead))
+                placed.append(place(file, staged, location, weights, ends[target], progress))
         for location, target in new.items():
             with _renamed_into_place(target) as staged:
                 placed.append(convert(self, staged, location, progress))

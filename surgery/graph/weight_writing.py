@@ -16,18 +16,15 @@ change the source, or the Hub's cache.
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
-import shutil
-import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol
 
 from surgery.choices import WeightMode
 from surgery.files.atomic import existing
+from surgery.files.safe_reading import sha256
 from surgery.graph.external_data import WeightReference, external_field, is_external, reference, set_extent, tensors
 from surgery.graph.weight_conversion import Conversion, write_converted
 
@@ -38,11 +35,6 @@ Progress = Callable[[int], None]
 
 CHUNK = 16 * 1024 * 1024
 """Bytes moved between two progress reports."""
-
-HASH_CHUNK = 1024 * 1024
-
-FLUSH_STEP = 256 * 1024 * 1024
-"""Bytes written between two flushes: the disk is kept busy, and not asked to commit every small tensor."""
 
 ALIGNMENT = 4096
 """A page: each tensor of a consolidated file can be mapped into memory by itself, and suits every device's DMA."""
@@ -72,137 +64,10 @@ class Placed:
         return {"file": self.location, "size": self.size, "how": self.how, "sha256": self.sha256}
 
 
-class Trail:
-    """What follows the writer of a file: one thread takes its SHA-256, out of the page cache, another flushes it.
-
-    Copying, hashing and the disk then work at the same time, and when the writer is done little is left of either.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._written = 0
-        self._closed = False
-        self._changed = threading.Condition()
-        self._digest = hashlib.sha256()
-        self._fault: OSError | None = None
-        followers = ((self._hash, 1), (self._flush, FLUSH_STEP))
-        self._threads = [threading.Thread(target=self._follow, args=each, daemon=True) for each in followers]
-        for thread in self._threads:
-            thread.start()
-
-    def written(self, count: int) -> None:
-        with self._changed:
-            self._written += count
-            self._changed.notify_all()
-
-    def close(self) -> None:
-        """Say that nothing more will be written."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-
-    def sha256(self) -> str:
-        """The digest of everything written, once it is on disk. Raises OSError where it cannot be read back or flushed."""
-        self.close()
-        for thread in self._threads:
-            thread.join()
-        if self._fault is not None:
-            raise self._fault
-        return self._digest.hexdigest()
-
-    def _follow(self, do: Callable[[BinaryIO, int], None], step: int) -> None:
-        """Do something with what was written, `step` bytes or more at a time until the writer is done."""
-        try:
-            with self._path.open("rb") as reader:
-                done = 0
-                while (limit := self._wait_for(done + step)) > done:
-                    do(reader, limit - done)
-                    done = limit
-        except OSError as error:
-            self._fault = error
-
-    def _wait_for(self, count: int) -> int:
-        """Wait until so many bytes are written, or there will be no more; how many there are."""
-        with self._changed:
-            while self._written < count and not self._closed:
-                self._changed.wait()
-            return self._written
-
-    def _hash(self, reader: BinaryIO, count: int) -> None:
-        while count:
-            chunk = reader.read(min(HASH_CHUNK, count))
-            if not chunk:
-                raise OSError(errno.EIO, f"{reader.name} is {count} bytes shorter than what was written to it")
-            self._digest.update(chunk)
-            count -= len(chunk)
-
-    def _flush(self, reader: BinaryIO, _: int) -> None:
-        os.fsync(reader.fileno())
-
-
 def unlinkable(files: Iterable[Path], parent: Path) -> int:
     """Bytes that are copied although links are asked for, because they lie on another filesystem than `parent`."""
     device = existing(parent).stat().st_dev
     return sum(found.st_size for found in (file.stat() for file in files) if found.st_dev != device)
-
-
-class CopiesAhead:
-    """Copies that begin before it is known under which names they are wanted: while passes work on the graph.
-
-    They are made in `folder` under names of their own. `take` gives one its place; what nobody took goes with `close`.
-    The copying runs in one thread; digests and flushing trail behind it in others.
-    """
-
-    def __init__(self, sources: Iterable[Path], folder: Path, progress: Progress | None = None) -> None:
-        self._report = progress or (lambda _: None)
-        self._stop = threading.Event()
-        self._pool = ThreadPoolExecutor(1)
-        self._paths = {
-            real: folder / f".ahead-{n}" for n, real in enumerate(dict.fromkeys(s.resolve() for s in sources))
-        }
-        self._copies = {real: self._pool.submit(self._copy, real, path) for real, path in self._paths.items()}
-
-    def take(self, source: Path, target: Path, length: int) -> tuple[int, str] | None:
-        """Move the copy of `source`, cut to `length`, to `target`; its size and SHA-256.
-
-        None where it was not begun, or taken already.
-        """
-        copy = self._copies.pop(source.resolve(), None)
-        if copy is None:
-            return None
-        size, trail = copy.result()
-        sha256, path = trail.sha256(), self._paths[source.resolve()]
-        if length < size:
-            size, sha256 = length, _cut(path, length)
-        path.rename(target)
-        return size, sha256
-
-    def close(self) -> None:
-        self._stop.set()
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        for path in self._paths.values():
-            path.unlink(missing_ok=True)
-
-    def __enter__(self) -> CopiesAhead:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _copy(self, source: Path, target: Path) -> tuple[int, Trail]:
-        def report(count: int) -> None:
-            if self._stop.is_set():
-                raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
-            self._report(count)
-
-        return _copied(source, target, report)
-
-
-def _cut(path: Path, length: int) -> str:
-    """Shorten a file; the SHA-256 of what is left."""
-    os.truncate(path, length)
-    with path.open("rb") as reader:
-        return hashlib.file_digest(reader, "sha256").hexdigest()
 
 
 def place(
@@ -212,17 +77,13 @@ def place(
     placement: WeightMode,
     length: int,
     progress: Progress | None = None,
-    ahead: CopiesAhead | None = None,
 ) -> Placed:
     """Put one weight file at `target`, which must be free: a hard link where asked for and possible, else a copy.
 
     A copy has the first `length` bytes, which tensors refer to; a link has what the source has.
     A symlink (a Hub cache's) is followed to the file it stands for. `progress` is told the bytes since its last call.
-    A copy that `ahead` has made is taken.
     """
     report = progress or (lambda _: None)
-    if ahead is not None and (taken := ahead.take(source, target, length)):
-        return Placed(location, taken[0], "copied", taken[1])
     real = source.resolve()
     if placement == "link":
         size = real.stat().st_size
@@ -233,23 +94,10 @@ def place(
         else:
             report(size)
             return Placed(location, size, "linked", None)
-    size, trail = _copied(real, target, report, length)
-    return Placed(location, size, "copied", trail.sha256())
-
-
-def _copied(source: Path, target: Path, report: Progress, length: int | None = None) -> tuple[int, Trail]:
-    """Copy a file, or its first `length` bytes; the size, and the copy's trail, which may be behind still."""
-    with source.open("rb") as reader, target.open("xb", buffering=0) as writer:
-        size = os.fstat(reader.fileno()).st_size if length is None else length
-        trail = Trail(target)
-        try:
-            for moved in _moved(reader, writer, 0, size):
-                trail.written(moved)
-                report(moved)
-        finally:
-            trail.close()
-    shutil.copymode(source, target)
-    return size, trail
+    with real.open("rb") as reader, target.open("xb", buffering=0) as writer:
+        for moved in _moved(reader, writer, 0, length):
+            report(moved)
+    return Placed(location, length, "copied", sha256(target))
 
 
 def _moved(reader: BinaryIO, writer: BinaryIO, offset: int, length: int) -> Iterator[int]:
@@ -322,27 +170,20 @@ def _write(layout: dict[_Extent, int], target: Path, progress: Progress | None) 
     together = _made_together(layout)
     there: set[_Extent] = set()
     with target.open("xb", buffering=0) as writer:
-        trail = Trail(target)
-        try:
-            for extent, start in layout.items():
-                _pad(writer, start - size)
-                trail.written(start - size)
-                if extent.conversion is None:
-                    for moved in _transferred(extent, writer):
-                        trail.written(moved)
-                        report(moved)
-                else:
-                    if extent not in there:
-                        group = together[extent.conversion.reading]
-                        for made in write_converted({c: layout[one] for c, one in group.items()}, writer):
-                            report(made)
-                        there.update(group.values())
-                    os.lseek(writer.fileno(), extent.length, os.SEEK_CUR)
-                    trail.written(extent.length)
-                size = start + extent.length
-        finally:
-            sha256 = trail.sha256()
-    return size, sha256
+        for extent, start in layout.items():
+            _pad(writer, start - size)
+            if extent.conversion is None:
+                for moved in _transferred(extent, writer):
+                    report(moved)
+            else:
+                if extent not in there:
+                    group = together[extent.conversion.reading]
+                    for made in write_converted({c: layout[one] for c, one in group.items()}, writer):
+                        report(made)
+                    there.update(group.values())
+                os.lseek(writer.fileno(), extent.length, os.SEEK_CUR)
+            size = start + extent.length
+    return size, sha256(target)
 
 
 def _made_together(layout: Iterable[_Extent]) -> dict[object, dict[Conversion, _Extent]]:

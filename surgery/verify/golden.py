@@ -26,7 +26,7 @@ import numpy as np
 
 from surgery.attention.kv_wiring import Slot, spelling
 from surgery.errors import RequestError
-from surgery.folder.manifest import sha256
+from surgery.files.safe_reading import sha256
 from surgery.runtime.decoding import Step
 from surgery.runtime.sessions import Array
 from surgery.verify.prompts import Case

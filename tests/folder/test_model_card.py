@@ -18,8 +18,8 @@ from huggingface_hub import ModelCard
 import fixtures
 from passes.recipe import Recipe, compatible, fast, text
 from surgery.choices import Target
+from surgery.files.safe_reading import sha256
 from surgery.folder.building import plan, repack
-from surgery.folder.manifest import sha256
 from surgery.folder.minimum_versions import oldest_runtimes
 from surgery.folder.model_card import model_card
 from surgery.folder.text_only import strip

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 
 from surgery.commands.console import ByteProgress, beside_git, data, git_goes_on, print_json, say, say_data
-from surgery.errors import FolderError, GateFailed, RequestError, SurgeryError
+from surgery.errors import FolderError, GateFailed, RequestError, SurgeryError, defect
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -941,12 +941,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         _leave(2)
     except Exception as error:
-        if os.environ.get("GEMMA4_SURGERY_TRACEBACK"):
-            raise
-        sys.stderr.write(
-            f"error: a defect of gemma4-surgery: {type(error).__name__}: {error}\n"
-            "hint: set GEMMA4_SURGERY_TRACEBACK=1 to see where, and report it\n"
-        )
+        sys.stderr.write(f"error: {defect(error)}\nhint: set GEMMA4_SURGERY_TRACEBACK=1 to see where, and report it\n")
         _leave(2)
 
 

@@ -7,6 +7,7 @@ Anything else that escapes is a defect of ours.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -74,6 +75,13 @@ class GateFailed(Exception):
     def __init__(self, report: Report) -> None:
         super().__init__(f"a gate failed: {', '.join(gate.name for gate in report.failed)}")
         self.report = report
+
+
+def defect(error: Exception) -> str:
+    """What to say of an error that is nobody's mistake but ours, on one line; raises it where a traceback is asked for."""
+    if os.environ.get("GEMMA4_SURGERY_TRACEBACK"):
+        raise error
+    return _one_line(f"a defect of gemma4-surgery: {type(error).__name__}: {error}")
 
 
 def printable(text: str) -> str:

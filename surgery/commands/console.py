@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from surgery.errors import SurgeryError, printable
+from surgery.errors import SurgeryError, defect, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -82,9 +82,7 @@ def git_goes_on() -> Iterator[None]:
     except SurgeryError as error:
         say_data(str(error))
     except Exception as error:
-        if os.environ.get("GEMMA4_SURGERY_TRACEBACK"):
-            raise
-        say_data(f"a defect of gemma4-surgery: {type(error).__name__}: {error}")
+        say_data(defect(error))
 
 
 def beside_git() -> Console:

@@ -1,8 +1,8 @@
 """Every model that differs between two commits, compared: what a pull request does to the models of a repository.
 
 A model is a GenAI folder (it has a genai_config.json) or an .onnx file outside of one. Both versions are taken out of
-git into a folder that is gone afterwards, so that the working copy is neither read nor touched; a data file in
-Git LFS stays a pointer.
+git by their hashes into a folder that is gone afterwards, so that the working copy is neither read nor touched; a data
+file in Git LFS stays a pointer, and of one of more than QUICK_BYTES a pointer is made.
 """
 
 from __future__ import annotations
@@ -14,14 +14,16 @@ from pathlib import Path, PurePosixPath
 
 from surgery.compare.comparing import compare
 from surgery.compare.comparison import ASPECTS, Aspect, Comparison
-from surgery.compare.git_objects import Repository
+from surgery.compare.git_objects import Repository, is_plain
 from surgery.compare.markdown import MOST, escaped, to_markdown
 from surgery.compare.provenance import JSON_FILE
 from surgery.compare.sections import title
 from surgery.compare.subjects import Side, open_side
-from surgery.errors import SurgeryError
+from surgery.compare.tensor_contents import QUICK_BYTES
+from surgery.errors import SurgeryError, defect
 from surgery.folder.genai_config import CONFIG_FILE
 from surgery.folder.manifest import NAME as MANIFEST_FILE
+from surgery.graph.model import MAX_PROTO_BYTES
 
 WHICH = ("before", "after")
 ARCHITECTURE_FILE = "config.json"
@@ -82,15 +84,22 @@ def review(folder: Path, base: str, head: str = "HEAD", ignore: Collection[Aspec
 
     Raises RepositoryError where there is no repository, or one of the commits is not in the clone.
     """
-    repository = Repository.at(folder)
-    commits = repository.commit(base), repository.commit(head)
-    trees = repository.tree(commits[0]), repository.tree(commits[1])
-    pairs: dict[tuple[str | None, str | None], None] = {}
-    for old, new in repository.changes(*commits):
-        pairs.update(dict.fromkeys(_pairs(old, new, *trees)))
-    found = [
-        _reviewed(repository, commits, trees, pair, ignore) for pair in sorted(pairs, key=lambda p: p[1] or p[0] or "")
-    ]
+    with tempfile.TemporaryDirectory(prefix="gemma4-surgery-") as own:
+        repository = Repository.at(folder, Path(own))
+        commits = repository.commit(base), repository.commit(head)
+        trees = repository.tree(commits[0]), repository.tree(commits[1])
+        pairs: dict[tuple[str | None, str | None], None] = {}
+        found = []
+        for old, new in repository.changes(*commits):
+            if all(path is None or is_plain(path) for path in (old, new)):
+                pairs.update(dict.fromkeys(_pairs(old, new, *trees)))
+            else:
+                found.append(
+                    Reviewed(old, new, problem="no file can have this name; whoever committed it made it by hand")
+                )
+        found += [
+            _reviewed(repository, trees, pair, ignore) for pair in sorted(pairs, key=lambda p: p[1] or p[0] or "")
+        ]
     return [one for one in found if one.comparison is None or not one.comparison.same]
 
 
@@ -131,7 +140,6 @@ def _in(folder: str, name: str) -> str:
 
 def _reviewed(
     repository: Repository,
-    commits: tuple[str, str],
     trees: tuple[dict[str, str], dict[str, str]],
     pair: tuple[str | None, str | None],
     ignore: Collection[Aspect],
@@ -139,40 +147,76 @@ def _reviewed(
     if None in pair:
         return Reviewed(*pair)
     with tempfile.TemporaryDirectory(prefix="gemma4-surgery-") as scratch:
+        taken = [
+            _Taken(repository, tree, str(model), Path(scratch) / which, which)
+            for which, tree, model in zip(WHICH, trees, pair, strict=True)
+        ]
         try:
-            sides = [
-                _side(repository, commit, tree, str(model), Path(scratch) / which / "tree")
-                for which, commit, tree, model in zip(WHICH, commits, trees, pair, strict=True)
-            ]
-            return Reviewed(*pair, compare(sides[0], sides[1], ignore=ignore))
+            return Reviewed(*pair, compare(taken[0].side(), taken[1].side(), ignore=ignore))
         except SurgeryError as error:
-            return Reviewed(*pair, problem=_without_scratch(str(error), scratch))
+            problem = str(error)
+        except OSError as error:
+            problem = f"its files cannot be taken out of git: {error.strerror}"
+        except Exception as error:  # the other models are shown in any case
+            problem = defect(error)
+        return Reviewed(*pair, problem=taken[1].named(taken[0].named(problem)))
 
 
-def _without_scratch(text: str, scratch: str) -> str:
-    for which in WHICH:
-        text = text.replace(f"{scratch}/{which}/tree/", "")
-    return text
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """One version of a model, taken out of git with what a comparison reads of the files beside it.
 
+    target/model/...       the folder that the model is or lies in
+    target/config.json     the architecture, from one folder up
+    """
 
-def _side(repository: Repository, commit: str, tree: dict[str, str], model: str, target: Path) -> Side:
-    """One version of a model, taken out of git with what a comparison reads of the files beside it."""
-    whole = model not in tree
-    folder = PurePosixPath(model) if whole else PurePosixPath(model).parent
-    for path in tree:
-        beside = PurePosixPath(path)
-        graph = path == model or (whole and beside.suffix == ".onnx" and beside.is_relative_to(folder))
-        if graph or (beside.name in _READ and beside.parent in (folder, folder.parent)):
-            repository.take_out(commit, path, target / path, filtered=True)
-        elif whole and beside.parent == folder:
-            repository.take_out(commit, path, target / path, filtered=False)
-    side = open_side(target / model, label=f"{model} ({target.parent.name})")
-    for part in side.parts:
-        for file in part.model.weight_files.values():
-            path = file.relative_to(target).as_posix()
-            if path in tree and not file.exists():
-                repository.take_out(commit, path, target / path, filtered=False)
-    return side
+    repository: Repository
+    tree: dict[str, str]
+    model: str
+    target: Path
+    which: str
+
+    @property
+    def whole(self) -> bool:
+        return self.model not in self.tree
+
+    @property
+    def folder(self) -> PurePosixPath:
+        return PurePosixPath(self.model) if self.whole else PurePosixPath(self.model).parent
+
+    @property
+    def root(self) -> Path:
+        return self.target / "model"
+
+    def side(self) -> Side:
+        self._take(str(self.folder.parent / ARCHITECTURE_FILE), self.target / ARCHITECTURE_FILE)
+        for path in self.tree:
+            beside = PurePosixPath(path)
+            graph = path == self.model or (
+                self.whole and beside.suffix == ".onnx" and beside.is_relative_to(self.folder)
+            )
+            if graph or (beside.parent == self.folder and (self.whole or beside.name in _READ)):
+                target = self.root / beside.relative_to(self.folder)
+                self._take(path, target, MAX_PROTO_BYTES if graph else QUICK_BYTES)
+                if graph:
+                    self.repository.fetched(target, MAX_PROTO_BYTES)
+        side = open_side(
+            self.root if self.whole else self.root / PurePosixPath(self.model).name,
+            label=f"{self.model} ({self.which})",
+        )
+        for part in side.parts:
+            for file in part.model.weight_files.values():
+                self._take(str(self.folder / file.relative_to(self.root)), file)
+        return side
+
+    def _take(self, path: str, target: Path, most: int = QUICK_BYTES) -> None:
+        """Take out a file that the commit has, and that is not there yet; a pointer to one that is longer."""
+        if path in self.tree and not target.exists():
+            self.repository.take_out(self.tree[path], target, most)
+
+    def named(self, text: str) -> str:
+        """A message with the paths of the repository in place of ours."""
+        return text.replace(f"{self.root}/", "" if self.folder == PurePosixPath() else f"{self.folder}/")
 
 
 def summary(found: Collection[Reviewed]) -> str:

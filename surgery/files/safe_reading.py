@@ -47,6 +47,9 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(reader, "sha256").hexdigest()
 
 
+POINTER_HEAD = "version https://git-lfs.github.com/spec/"
+
+
 @dataclass(frozen=True, slots=True)
 class Pointer:
     """What Git LFS keeps in place of a large file: its SHA-256, and its size in bytes."""
@@ -64,7 +67,7 @@ def read_pointer(path: Path) -> Pointer | None:
         data = read_regular(path, 1023)
     except OSError:
         return None
-    if not data.startswith(b"version https://git-lfs.github.com/spec/"):
+    if not data.startswith(POINTER_HEAD.encode()):
         return None
     fields = dict(line.partition(" ")[::2] for line in data.decode("utf-8", "replace").splitlines())
     digest = re.fullmatch(r"sha256:([0-9a-f]{64})", fields.get("oid", ""))

@@ -49,6 +49,7 @@ def runner(tmp_path: Path, github: GitHub, monkeypatch: pytest.MonkeyPatch) -> P
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(folder / "summary"))
     monkeypatch.setenv("GITHUB_REPOSITORY", github.repository)
     monkeypatch.setenv("GITHUB_API_URL", github.api)
+    monkeypatch.setenv("GITHUB_SERVER_URL", "https://github.example")
     return folder
 
 
@@ -111,6 +112,21 @@ def test_two_models_that_are_named(repository: Path, runner: Path, github: GitHu
     done = report(repository, github, before=str(before), after=f"models/{GRAPH}", marker="named")
     assert done.returncode == 0, done.stderr
     assert github.bodies[0].startswith("<!-- gemma4-surgery: named -->\n###") and "nodes: 1 added" in github.bodies[0]
+
+
+def test_graphs_come_from_the_lfs_store_of_this_repository(repository: Path, runner: Path, github: GitHub) -> None:
+    """A stand-in for git-lfs: with its url on the command line, git-lfs does not ask .lfsconfig for one."""
+    lfs = runner / "bin" / "git-lfs"
+    lfs.write_text(f'#!/bin/sh\necho "$(git config lfs.url) $@" >> {runner}/lfs\n')
+    lfs.chmod(0o755)
+    (repository / ".lfsconfig").write_text("[lfs]\n\turl = https://example.org/\n")
+    done = report(repository, github)
+    assert done.returncode == 0, done.stderr
+    asked = (runner / "lfs").read_text().splitlines()[-1]
+    assert (
+        asked
+        == f"https://github.example/{github.repository}.git/info/lfs fetch --include=*.onnx --exclude= -- origin HEAD^1 HEAD"
+    )
 
 
 def test_a_fork_gets_a_warning_and_others_an_error(repository: Path, runner: Path, github: GitHub) -> None:

@@ -1,0 +1,123 @@
+"""review of repositories that mean harm: names that no checkout would make, and configuration that runs programs."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+from pathlib import Path
+
+import pytest
+from repositories import GRAPH, change, commit, git, pointer
+from test_cli import run
+
+
+def stored(folder: Path, kind: str, data: bytes) -> str:
+    """The hash of an object that git would not make by itself, but keeps, fetches and clones."""
+    done = subprocess.run(
+        ["git", "hash-object", "-t", kind, "-w", "--literally", "--stdin"],
+        cwd=folder, input=data, capture_output=True, check=True, timeout=60,
+    )  # fmt: skip
+    return done.stdout.decode().strip()
+
+
+def tree(folder: Path, entries: dict[str, tuple[str, str]]) -> str:
+    """A tree of `entries`, name -> (mode, hash), whatever the names are."""
+    lines = [f"{mode} {name}\0".encode() + bytes.fromhex(hash_) for name, (mode, hash_) in entries.items()]
+    return stored(folder, "tree", b"".join(lines))
+
+
+def committed(folder: Path, entries: dict[str, tuple[str, str]], parent: str = "") -> str:
+    words = ["commit-tree", tree(folder, entries), "-m", "by hand", *(("-p", parent) if parent else ())]
+    return git(folder, *words).strip()
+
+
+@pytest.mark.parametrize("name", ["..", ".git", ".GIT", ".", "", "/abs", "../..", "a/../../..", "..\\..", "C:"])
+def test_a_name_that_no_file_can_have_is_refused(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The folder of a model holds an entry by this name, and in that the file that the attack wants written."""
+    graph = (repository / "models" / GRAPH).read_bytes()
+    commits = []
+    for content in (b"one", b"two"):
+        blobs = {
+            "genai_config.json": ("100644", stored(repository, "blob", b"{}")),
+            "model.onnx": ("100644", stored(repository, "blob", graph)),
+        }
+        evil = {"planted.onnx": ("100644", stored(repository, "blob", content))}
+        folder = tree(repository, blobs | {name: ("40000", tree(repository, evil))})
+        commits.append(committed(repository, {"out": ("40000", folder)}, *commits[-1:]))
+    scratch = tmp_path / "a" / "b" / "c"
+    scratch.mkdir(parents=True)
+    monkeypatch.setenv("TMPDIR", str(scratch))
+    done = run("review", *commits, cwd=repository)
+    said = "not compared: no file can have this name" if name else "empty filename in tree entry"  # that is git's
+    assert done.returncode == 2 and said in done.stdout + done.stderr
+    assert [path for path in tmp_path.rglob("planted*")] == []
+    assert "Traceback" not in done.stderr
+
+
+def test_names_that_differ_in_case_alone_and_names_that_are_too_long(repository: Path) -> None:
+    (repository / "models" / ("x" * 200 + ".onnx_data")).write_bytes(b"1")
+    commit(repository, "long")
+    name = "y" * 5000 + ".onnx"
+    head = git(repository, "rev-parse", "HEAD").strip()
+    commits = [
+        committed(repository, {name: ("100644", stored(repository, "blob", content))}, head) for content in (b"1", b"2")
+    ]
+    done = run("review", *commits, cwd=repository)
+    assert done.returncode == 2 and "cannot be taken out of git: File name too long" in " ".join(done.stdout.split())
+
+
+def test_nothing_that_the_repository_configures_is_run(repository: Path, tmp_path: Path) -> None:
+    """A checkout that was unpacked from an archive: filters, monitors, hooks, pagers, transports."""
+    sign = tmp_path / "it-ran"
+    touch = f"touch {sign}"
+    (repository / ".gitattributes").write_text("* filter=evil diff=evil\n")
+    (repository / ".git" / "info").mkdir(exist_ok=True)
+    (repository / ".git" / "info" / "attributes").write_text("* filter=evil diff=evil\n")
+    (repository / ".lfsconfig").write_text("[lfs]\n\turl = https://user:secret@example.org/\n")
+    change(repository / "models" / GRAPH, "/again")
+    commit(repository, "changed")
+    for key in ("filter.evil.smudge", "filter.evil.process", "diff.evil.textconv", "diff.evil.command"):
+        git(repository, "config", key, touch)
+    for key in ("core.fsmonitor", "core.sshCommand", "core.pager", "diff.external", "alias.rev-parse", "alias.ls-tree"):
+        git(repository, "config", key, touch)
+    done = run("review", "HEAD~", cwd=repository)
+    assert done.returncode == 1 and "nodes: 1 added" in done.stdout, done.stdout + done.stderr
+    assert not sign.exists()
+
+
+def test_nothing_is_fetched_for_an_object_that_is_missing(repository: Path, tmp_path: Path) -> None:
+    sign = tmp_path / "it-ran"
+    blob = git(repository, "rev-parse", f"HEAD:models/{GRAPH}").strip()
+    (repository / ".git" / "objects" / blob[:2] / blob[2:]).unlink()
+    for key, value in (
+        ("core.repositoryFormatVersion", "1"),
+        ("extensions.partialClone", "origin"),
+        ("remote.origin.promisor", "true"),
+        ("remote.origin.url", f"ext::sh -c 'touch {sign}'"),
+        ("protocol.ext.allow", "always"),
+    ):
+        git(repository, "config", key, value)
+    done = run("review", "HEAD~", cwd=repository)
+    assert done.returncode == 2 and f"the clone does not hold blob {blob}" in " ".join(done.stdout.split())
+    missing = run("review", "0" * 39 + "1", cwd=repository)
+    assert missing.returncode == 2 and "is no commit of this clone" in missing.stderr
+    assert not sign.exists()
+
+
+def test_a_graph_of_lfs_that_is_not_what_its_pointer_says(repository: Path) -> None:
+    """.git/lfs is as much a stranger's as the rest: a file in it counts if it has the pointer's digest."""
+    graph = repository / "models" / GRAPH
+    content = graph.read_bytes()
+    graph.write_text(pointer(content))
+    commit(repository, "a pointer")
+    digest = hashlib.sha256(content).hexdigest()
+    place = repository / ".git" / "lfs" / "objects" / digest[:2] / digest[2:4] / digest
+    place.parent.mkdir(parents=True)
+    place.write_bytes(content + b" ")
+    done = run("review", "HEAD~", cwd=repository)
+    assert done.returncode == 2 and "models/" + GRAPH in done.stdout and "is not an ONNX model" in done.stdout
+    place.write_bytes(content)
+    done = run("review", "HEAD~", cwd=repository)
+    assert done.returncode == 0 and done.stdout == "no model differs\n", done.stdout

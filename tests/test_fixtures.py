@@ -25,7 +25,8 @@ from fixtures import FIXTURES, PRECISIONS, FixtureError, Reading, build, externa
 from fixtures.__main__ import main, parse_reading
 from fixtures.build import graphs
 from fixtures.embed import embedding_scale
-from fixtures.quantize import pack_nibbles, quantise
+from fixtures.precision import Codes
+from fixtures.quantize import dequantise, pack, quantise
 from fixtures.zoo import DATA
 
 ort = pytest.importorskip("onnxruntime")
@@ -305,19 +306,11 @@ def test_quantised_pair_equals_the_fp32_pair_of_its_dequantised_weights(
 def dequantised(path: Path, bits: int) -> dict[str, np.ndarray]:
     """The checkpoint with every matrix rounded to its codes."""
     with np.load(path) as stored:
-        return {name: round_trip(stored[name].astype(np.float32), bits) for name in stored.files}
+        return {name: round_trip(stored[name].astype(np.float32), Codes(bits)) for name in stored.files}
 
 
-def round_trip(array: np.ndarray, bits: int) -> np.ndarray:
-    if array.ndim != 2:
-        return array
-    packed = quantise(array, bits)
-    codes = packed.codes
-    if bits == 4:
-        codes = np.stack([codes & 15, codes >> 4], axis=-1).reshape(array.shape)
-    blocks = codes.reshape(len(array), -1, 32).astype(np.float32) - packed.zero_points[..., None]
-    rounded: np.ndarray = (blocks * packed.scales[..., None]).reshape(array.shape)
-    return rounded
+def round_trip(array: np.ndarray, codes: Codes) -> np.ndarray:
+    return dequantise(quantise(array, codes), codes, array.shape[1]) if array.ndim == 2 else array
 
 
 # Largest |difference| of a logit, logits up to 17: measured 0.045 .. 0.080 and 0.080 .. 0.104.
@@ -347,14 +340,14 @@ def test_quantiser_reproduces_the_reference_codes() -> None:
         names = {key.split("|")[0] for key in packed.files}
         assert len(names) == 5 * 9 + 5 * 7 + 3  # owners, borrowers, tables and projection
         for name in names:
-            found = quantise(weights[name], 4)
+            found = quantise(weights[name], Codes(4))
             np.testing.assert_array_equal(found.codes, packed[f"{name}|packed"])
             np.testing.assert_array_equal(found.scales, packed[f"{name}|scales"])
             np.testing.assert_array_equal(found.zero_points, packed[f"{name}|zp"])
 
 
 def test_an_odd_number_of_zero_points_is_filled_up() -> None:
-    np.testing.assert_array_equal(pack_nibbles(np.array([[1, 2, 3]], np.uint8)), [[0x21, 0x03]])
+    np.testing.assert_array_equal(pack(np.array([[1, 2, 3]], np.uint8), 4), [[0x21, 0x03]])
 
 
 # Readings
@@ -860,7 +853,7 @@ def test_command_adds_a_precision_and_refuses_the_rest(tmp_path: Path, capsys: p
         (["tiny-e4b", "q4", target], "holds something other than tiny-e4b"),
         (
             ["tiny", "q4", target],
-            "there is no fixture 'tiny'; there are tiny-e2b, tiny-e4b, tiny-31b, tiny-12b, tiny-26b-a4b, e2b, e4b",
+            "there is no fixture 'tiny'; there are tiny-e2b, tiny-e4b, tiny-31b, tiny-12b, tiny-26b-a4b, e2b, e4b, tiny-e2b-qat",
         ),
         (["tiny-e2b", "int4", target], "there is no precision 'int4'; there are fp32, fp16, q4, q4f16"),
         (["tiny-e2b", "fp16", target, "--reading", "x"], "there is no reading 'x'; there are norm-casts"),

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import yaml
+from command_line import ROOT, TINY
 from github_server import GitHub, serve
 from repositories import GRAPH, git
-from test_cli import ROOT, TINY
 
 MARKER = "<!-- gemma4-surgery: report -->\n"
 

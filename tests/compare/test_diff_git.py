@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from command_line import ROOT, TINY, run
 from repositories import GRAPH, change, commit, git, pointer
-from test_cli import ROOT, TINY, run
 
 from surgery.compare.git_setup import set_up
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from command_line import run
 from github_server import GitHub, serve
-from test_cli import run
 
 from surgery.compare.pull_request import LONGEST, PullRequest, Site, post
 from surgery.errors import RepositoryError

@@ -7,8 +7,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from command_line import run
 from repositories import GRAPH, change, commit, git, pointer
-from test_cli import run
 
 
 def stored(folder: Path, kind: str, data: bytes) -> str:

@@ -8,7 +8,7 @@ import neighbours
 import numpy as np
 import onnxruntime_genai as og
 import pytest
-from test_repack import before_end, generated
+from generating import before_end, generated
 
 from passes.recipe import compatible, per_layer_tables
 from surgery.architecture import architecture

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from passes.base import Finding, Verb
+from passes.base import Finding, Pass, Verb
 from surgery.architecture import Layer
 from surgery.attention.cache_padding import AXES, own_sizes
 from surgery.errors import PassError
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class AnnotateHeadSizes:
+class AnnotateHeadSizes(Pass):
     """Write concrete sizes where the runtime reads them, and the layer table where people and tools do.
 
         before                                            after

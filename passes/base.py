@@ -3,49 +3,70 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
 from surgery.errors import ModelError, PassError, SurgeryError
-from surgery.graph.changes import Snapshot, Thing, snapshot, touched
+from surgery.graph.changes import Finding, Snapshot, Thing, Verb, snapshot, touched
 from surgery.graph.model import Model
 from surgery.graph.protos import check_structure
 
-Verb = Literal["added", "removed", "changed", "skipped"]
+__all__ = ["EXACT", "LOSSY", "REORDERED", "Finding", "Numerics", "Outcome", "Pass", "Verb", "apply"]
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """What a pass did to one thing, or why it left it alone. `reason` is a sentence without a full stop."""
+class Numerics:
+    """What a pass does to the numbers that a model computes: the closing proof asks each pass of a recipe.
 
-    verb: Verb
-    subject: str
-    reason: str
+    exact      nothing: each number is the source's, bit by bit
+    reordered  the same sums and products, in another order
+    lossy      numbers are rounded where the source's are not; `bound` says how far the results may then be off, by
+               the names of surgery.verify.thresholds.Thresholds (`logits`, `kl`, ...). What it does not name may be as
+               far off as float16 in place of float32 is.
+    """
 
-    def __str__(self) -> str:
-        return f"{self.verb} {self.subject}: {self.reason}"
+    kind: Literal["exact", "reordered", "lossy"]
+    bound: Mapping[str, float] = field(default_factory=dict, hash=False)
 
 
-@runtime_checkable
-class Pass(Protocol):
-    """One change to a model: a frozen dataclass of options with a name, a summary and a contract.
+EXACT, REORDERED, LOSSY = Numerics("exact"), Numerics("reordered"), Numerics("lossy")
 
-    A pass is stateless and idempotent, never reads a weight that it does not change, and never renames what it
-    does not own. It fails with a PassError that names the tensor, what was expected and what was found.
+
+@dataclass(frozen=True)
+class Pass(ABC):
+    """One change to a model. A subclass is a frozen dataclass: its fields are the options of the pass.
+
+    A pass is stateless and idempotent: a second run finds nothing to do and says so. It never reads a weight that it
+    does not change, and never renames what it does not own. What a subclass says of itself is what the rest of
+    the program knows of it:
+
+    name              what recipes call it: small letters, digits and hyphens
+    summary           one line for lists of passes
+    numerics          what it does to numbers; a folder is held to equality unless a pass says otherwise
+    rewrites_weights  whether weights are written anew, in other data files than the source's
+    rows_stand_alone  whether a padded row of a batch computes, after it, what the row computes alone
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
+    numerics: ClassVar[Numerics] = EXACT
+    rewrites_weights: ClassVar[bool] = False
+    rows_stand_alone: ClassVar[bool] = False
 
-    def requires(self, model: Model) -> None:
-        """Raise PassError unless the pass can run on this model."""
+    def requires(self, model: Model) -> None:  # noqa: B027 - most passes have something to require, some have nothing
+        """Raise PassError, and change nothing, unless the pass can run on this model."""
 
+    @abstractmethod
     def run(self, model: Model) -> list[Finding]:
-        """Change the model in place, and say what was done to what."""
+        """Change the model in place; return what was done to what, or why nothing was.
 
-    def ensures(self, model: Model) -> None:
+        Raises PassError with the tensor's name, what was expected and what was found.
+        """
+
+    def ensures(self, model: Model) -> None:  # noqa: B027
         """Raise PassError unless the model is now as the pass promises."""
 
 
@@ -78,8 +99,11 @@ def apply(
 ) -> tuple[Model, list[Outcome]]:
     """Apply passes in order to a copy of `model`; the model that was given stays as it is, whatever happens.
 
-    `observe` is called after each pass. Raises PassError with the names of the passes that went before.
+    Returns the changed copy, and what each pass came to. `observe` is called with each outcome as it comes.
+    Raises PassError with the names of the passes that went before: where a pass cannot be applied, where the graph
+    that it leaves is broken, and where what it says of its change is not what is measured.
     """
+    _refuse_misuse(model, passes)
     current = model.copy()
     things = snapshot(current.proto)
     outcomes: list[Outcome] = []
@@ -95,11 +119,23 @@ def apply(
     return current, outcomes
 
 
+def _refuse_misuse(model: object, passes: object) -> None:
+    """Raise PassError for arguments of other types, with what to write in their place."""
+    if not isinstance(model, Model):
+        hint = "Model.from_proto(proto) takes a ModelProto, Model.open(path) a file"
+        raise PassError(f"apply takes a surgery.graph.model.Model; a {type(model).__name__} is given", hint=hint)
+    for step in passes if isinstance(passes, Sequence) else [passes]:
+        if not isinstance(passes, Sequence) or not isinstance(step, Pass):
+            found = f"the class {step.__name__}" if isinstance(step, type) else f"a {type(step).__name__}"
+            hint = "write [RenameIO()], or passes.recipe.parse('rename-io') for the text of a recipe"
+            raise PassError(f"apply takes a sequence of passes; {found} is given", hint=hint)
+
+
 def _apply_one(model: Model, step: Pass, before: Snapshot) -> tuple[Outcome, Snapshot]:
     """What one pass came to, and what is in the model afterwards."""
     started = time.perf_counter()
     fingerprint = model.fingerprint()
-    operators = _operators(model)
+    operators, converted = _operators(model), dict(model.converted)
     step.requires(model)
     findings = tuple(step.run(model))
     step.ensures(model)
@@ -112,6 +148,8 @@ def _apply_one(model: Model, step: Pass, before: Snapshot) -> tuple[Outcome, Sna
     if changed != claimed:
         said = "it reports a change" if claimed else "it reports no change"
         raise PassError(f"{said}, but the model {'changed' if changed else 'did not change'}")
+    if model.converted != converted and not step.rewrites_weights:
+        raise PassError("it has weights written anew, but does not say so: rewrites_weights is False")
     delta = _operators(model)
     delta.subtract(operators)
     counts = {op: n for op, n in sorted(delta.items()) if n}

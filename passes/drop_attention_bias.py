@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from passes.base import Finding
+from passes.base import REORDERED, Finding, Numerics, Pass
 from surgery.attention.gqa import BIAS, LAST, OPERATOR, TOTAL
 from surgery.attention.kv_wiring import cores
 from surgery.attention.sequence_lengths import MASK, SCOPE, row_lengths
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class DropAttentionBias:
+class DropAttentionBias(Pass):
     """Count each row's tokens in attention_mask, instead of adding the most negative number where the mask is 0.
 
         before                                               after
@@ -42,6 +42,8 @@ class DropAttentionBias:
 
     name: ClassVar[str] = "drop-attention-bias"
     summary: ClassVar[str] = "row lengths counted from the mask's values; the bias [batch, 1, tokens, all tokens] goes"
+    numerics: ClassVar[Numerics] = REORDERED
+    rows_stand_alone: ClassVar[bool] = True
 
     def requires(self, model: Model) -> None:
         declared = next((tensor_type(value) for value in model.graph.input if value.name == MASK), None)

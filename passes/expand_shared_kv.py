@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from passes.base import Finding
+from passes.base import Finding, Pass
 from surgery.architecture import Architecture, Layer
 from surgery.attention.cache_padding import own_sizes
 from surgery.attention.kv_wiring import Cache, attentions
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ExpandSharedKV:
+class ExpandSharedKV(Pass):
     """Give each borrower a pair in the interface: its present aliases its owner's, its past is declared and not read.
 
         before (layer 15 borrows from 13)              after

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from passes.base import Finding
+from passes.base import Finding, Pass
 from surgery.choices import Modality
 from surgery.errors import PassError
 from surgery.graph.model import Model
@@ -22,7 +22,7 @@ SCOPE = "/interface"
 
 
 @dataclass(frozen=True)
-class FitEncoder:
+class FitEncoder(Pass):
     """Check an encoder against what the runtime feeds and allocates, and adapt what differs.
 
         before                                      after

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from passes.base import Finding
+from passes.base import Finding, Pass
 from surgery.errors import PassError
 from surgery.graph.model import Model
 from surgery.graph.protos import TensorType, fresh, rename, tensor_type, value_names
@@ -20,7 +20,7 @@ SCOPE = "/model/per_layer_inputs"
 
 
 @dataclass(frozen=True)
-class FlattenPerLayerInputs:
+class FlattenPerLayerInputs(Pass):
     """Give per_layer_inputs rank 3 in the interface; inside the graph it keeps rank 4.
 
         before                                        after

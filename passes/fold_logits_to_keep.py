@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from passes.base import Finding
+from passes.base import Finding, Pass
 from surgery.errors import PassError
 from surgery.graph.model import Model
 from surgery.graph.protos import Dim, TensorType, declare, describe, initializer_type, integers, reads, tensor_type
@@ -22,7 +22,7 @@ _ON_THE_WAY = ("Neg", "Unsqueeze", "Reshape", "Cast", "Identity")
 
 
 @dataclass(frozen=True)
-class FoldLogitsToKeep:
+class FoldLogitsToKeep(Pass):
     """Decide in the graph which tokens get logits, instead of asking the caller.
 
         before                                          after, keep=last

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from passes.base import Finding
+from passes.base import REORDERED, Finding, Numerics, Pass
 from passes.expand_shared_kv import check_owners
 from surgery.architecture import Architecture, Layer
 from surgery.attention.gqa import BIAS, DOMAIN, LAST, OPERATOR, NoRows
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class FuseAttention:
+class FuseAttention(Pass):
     """Let one operator compute what the exporter wrote out for heads of 512 and for borrowed caches.
 
         before, an owner                                     after
@@ -62,6 +62,7 @@ class FuseAttention:
 
     name: ClassVar[str] = "fuse-attention"
     summary: ClassVar[str] = "unrolled attention becomes GroupQueryAttention, borrowed caches included"
+    numerics: ClassVar[Numerics] = REORDERED
 
     onnxruntime: OnnxRuntime = "1.31"
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from passes.base import Finding
+from passes.base import Finding, Pass
 from surgery.errors import PassError
 from surgery.graph.embedding_tables import (
     Lookup,
@@ -44,7 +44,7 @@ DATA_FILE = "per_layer_table.onnx_data"
 
 
 @dataclass(frozen=True)
-class FusePerLayerTable:
+class FusePerLayerTable(Pass):
     """One table for all layers in place of one for each: the way back from split-per-layer-table.
 
         before                                   after
@@ -63,6 +63,7 @@ class FusePerLayerTable:
 
     name: ClassVar[str] = "fuse-per-layer-table"
     summary: ClassVar[str] = "one table of per-layer inputs for all layers: the way back from split-per-layer-table"
+    rewrites_weights: ClassVar[bool] = True
 
     def requires(self, model: Model) -> None:
         for joint in _fusible(model.graph):

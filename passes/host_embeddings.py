@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from passes.base import Finding
+from passes.base import Finding, Pass
 from surgery.cuda.layering import keep_on_cpu, stays_on_cpu
 from surgery.errors import PassError
 from surgery.graph.embedding_tables import Lookup, lookups
@@ -25,7 +25,7 @@ _METADATA_IR = 10
 
 
 @dataclass(frozen=True)
-class HostEmbeddings:
+class HostEmbeddings(Pass):
     """Annotate the lookups of tokens, and what computes their row numbers, to stay on the CPU.
 
         before, on CUDA                                     after

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from passes.base import Finding
+from passes.base import Finding, Pass
 from surgery.errors import PassError
 from surgery.graph.external_data import is_external
 from surgery.graph.model import Model
@@ -24,7 +24,7 @@ _MOST_NODES = 64
 
 
 @dataclass(frozen=True)
-class MaskMediaIds:
+class MaskMediaIds(Pass):
     """Look placeholder tokens up in row 0, the pad token's, of the per-layer table.
 
         before                            after, image=258880, audio=258881

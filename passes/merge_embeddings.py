@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, ClassVar
 
-from passes.base import Finding
+from passes.base import Finding, Pass
 from surgery.errors import PassError
 from surgery.graph.external_data import external_field, is_external, set_location, tensors
 from surgery.graph.model import Model
@@ -39,7 +39,7 @@ MAX_IR_VERSION = 13
 
 
 @dataclass(frozen=True)
-class MergeEmbeddings:
+class MergeEmbeddings(Pass):
     """Join the embedding graph to the decoder.
 
         before                                            after

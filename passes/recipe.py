@@ -137,7 +137,7 @@ def text(recipe: Sequence[Pass]) -> str:
 
 def _pass_text(step: Pass) -> str:
     options = []
-    for option in dataclasses.fields(step):  # type: ignore[arg-type]
+    for option in dataclasses.fields(step):
         value = getattr(step, option.name)
         if value != option.default:
             options.append(f"{option.name}={_value_text(value)}")
@@ -151,13 +151,36 @@ def _value_text(value: Any) -> str:
 
 def parse(source: str) -> Recipe:
     """Read a recipe. Raises RecipeError for unknown passes and options, with the nearest known name."""
+    return tuple(build(_known(name), options) for name, options in _read(source))
+
+
+def known_passes(source: str) -> list[type[Pass]]:
+    """The passes that a text names and that are known here; others are left out, and so is a text that is no recipe.
+
+    For recipes out of a manifest, which another version may have written: options are not looked at.
+    """
+    try:
+        names = [name for name, _ in _read(source)]
+    except RecipeError:
+        return []
+    return [PASSES[name] for name in names if name in PASSES]
+
+
+def _read(source: str) -> list[tuple[str, dict[str, str]]]:
+    """The name of each pass and the text of its options, whether they are known or not."""
     tokens = _tokens(source)
-    recipe = [_read_pass(tokens)]
+    steps = [_read_pass(tokens)]
     while tokens.take(","):
-        recipe.append(_read_pass(tokens))
+        steps.append(_read_pass(tokens))
     if tokens.left:
-        raise RecipeError(f"recipe: {tokens.left[0]!r} is not expected after {recipe[-1].name}")
-    return tuple(recipe)
+        raise RecipeError(f"recipe: {tokens.left[0]!r} is not expected after {steps[-1][0]}")
+    return steps
+
+
+def _known(name: str) -> type[Pass]:
+    if name not in PASSES:
+        raise RecipeError(f"no pass is named {name!r}{nearest(name, list(PASSES))}; there are {', '.join(PASSES)}")
+    return PASSES[name]
 
 
 class _Tokens:
@@ -196,11 +219,8 @@ def _tokens(source: str) -> _Tokens:
     return _Tokens(tokens)
 
 
-def _read_pass(tokens: _Tokens) -> Pass:
+def _read_pass(tokens: _Tokens) -> tuple[str, dict[str, str]]:
     name = tokens.word("the name of a pass")
-    kind = PASSES.get(name)
-    if kind is None:
-        raise RecipeError(f"no pass is named {name!r}{nearest(name, list(PASSES))}; there are {', '.join(PASSES)}")
     given: dict[str, str] = {}
     if tokens.take("{") and not tokens.take("}"):
         while True:
@@ -214,12 +234,12 @@ def _read_pass(tokens: _Tokens) -> Pass:
                 break
             if not tokens.take(","):
                 raise RecipeError(f"recipe: the options of {name} do not end with '}}'")
-    return build(kind, given)
+    return name, given
 
 
 def build(kind: type[Pass], given: dict[str, str]) -> Pass:
     """A pass from the text of its options. Raises RecipeError for unknown, missing and unreadable ones."""
-    options = {option.name: option for option in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    options = {option.name: option for option in dataclasses.fields(kind)}
     hints = get_type_hints(kind)
     for option in given:
         if option not in options:
@@ -262,7 +282,7 @@ def describe(name: str) -> dict[str, Any]:
             "values": _values(hints[option.name]),
             "default": "required" if option.default is dataclasses.MISSING else _default_text(option.default),
         }
-        for option in dataclasses.fields(kind)  # type: ignore[arg-type]
+        for option in dataclasses.fields(kind)
     ]
     return {"name": name, "summary": kind.summary, "options": options}
 

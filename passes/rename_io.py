@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from passes.base import Finding
+from passes.base import Finding, Pass
 from surgery.attention.kv_wiring import KINDS, Kind, Slot, attentions, spelling
 from surgery.errors import PassError
 from surgery.graph.model import Model
@@ -27,7 +27,7 @@ _CACHE_WORDS = {"past", "present", "cache", "kv", *KINDS}
 
 
 @dataclass(frozen=True)
-class RenameIO:
+class RenameIO(Pass):
     """Give every input and output the name that the runtime looks for; nothing else is renamed.
 
         before                                     after

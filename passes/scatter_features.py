@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from passes.base import Finding
+from passes.base import Finding, Pass
 from surgery.errors import PassError
 from surgery.graph.model import Model
 from surgery.graph.protos import TensorType, fresh, rename, tensor_type, value_names
@@ -20,7 +20,7 @@ SCOPE = "/model/media"
 
 
 @dataclass(frozen=True)
-class ScatterFeatures:
+class ScatterFeatures(Pass):
     """Replace the embeddings of placeholder tokens by the features of an image or a sound.
 
             before                            after, image=258880

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from passes.base import Finding
+from passes.base import REORDERED, Finding, Numerics, Pass
 from passes.expand_shared_kv import check_owners
 from surgery.architecture import Architecture, Layer
 from surgery.attention.gqa import BIAS, KEY, LAST, OPERATOR, PAST_KEY, QUERY, TOTAL, NoRows
@@ -25,7 +25,7 @@ FLOAT, FLOAT16 = 1, 10
 
 
 @dataclass(frozen=True)
-class SliceCaches:
+class SliceCaches(Pass):
     """Hand attention only the rows of a cache that its window shows, and write an owner's new rows where they belong.
 
         before, an owner                             after
@@ -62,6 +62,7 @@ class SliceCaches:
 
     name: ClassVar[str] = "slice-caches"
     summary: ClassVar[str] = "for the CPU: attention reads the rows in view, in float32; new rows are written in place"
+    numerics: ClassVar[Numerics] = REORDERED
 
     onnxruntime: OnnxRuntime = "1.31"
 

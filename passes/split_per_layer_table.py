@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from passes.base import Finding
+from passes.base import Finding, Pass
 from surgery.errors import PassError
 from surgery.graph.embedding_tables import (
     Lookup,
@@ -36,7 +36,7 @@ _ON_THE_WAY = ("Mul", "Cast", "Reshape", "Identity", "Concat")
 
 
 @dataclass(frozen=True)
-class SplitPerLayerTable:
+class SplitPerLayerTable(Pass):
     """One table for each layer in place of one for all of them.
 
         before                                  after
@@ -65,6 +65,7 @@ class SplitPerLayerTable:
 
     name: ClassVar[str] = "split-per-layer-table"
     summary: ClassVar[str] = "one table of per-layer inputs for each layer, for small buffers and 32-bit look-ups"
+    rewrites_weights: ClassVar[bool] = True
 
     def requires(self, model: Model) -> None:
         if (lookup := _per_layer_lookup(model)) is not None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from passes.base import Finding
+from passes.base import Finding, Pass
 from surgery.graph.external_data import WeightReference, is_external, reference, set_extent
 from surgery.graph.model import Model
 from surgery.graph.protos import describe, integer_attribute, producers
@@ -23,7 +23,7 @@ _PARTS = (("codes", 0, 1), ("scales", 2, 2), ("zero points", 3, 3))
 
 
 @dataclass(frozen=True)
-class TieLmHead:
+class TieLmHead(Pass):
     """Store a tied embedding once.
 
         before                                           after

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from passes.base import Finding
+from passes.base import LOSSY, Finding, Numerics, Pass
 from surgery.attention.kv_wiring import spelling
 from surgery.errors import PassError
 from surgery.graph.external_data import is_external, reference
@@ -54,7 +54,7 @@ _UNTYPED = {"Shape", "Size", "Equal", "Less", "Greater", "LessOrEqual", "Greater
 
 
 @dataclass(frozen=True)
-class ToFp16:
+class ToFp16(Pass):
     """Compute in float16 instead of float32: a q4, quantized or fp32 graph becomes what q4f16 and fp16 are.
 
         before                                           after
@@ -87,6 +87,8 @@ class ToFp16:
 
     name: ClassVar[str] = "to-fp16"
     summary: ClassVar[str] = "activations, caches and float weights in float16, which CUDA's attention needs"
+    numerics: ClassVar[Numerics] = LOSSY
+    rewrites_weights: ClassVar[bool] = True
 
     norms: Norms = "float32"
     overflow: Overflow = "refuse"

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from passes.base import Finding
+from passes.base import Finding, Pass
 from surgery.attention.cache_padding import AXES, declared_sizes, own_sizes
 from surgery.errors import PassError
 from surgery.graph.model import Model
@@ -27,7 +27,7 @@ _CACHE = re.compile(r"(?:past_key_values|present)\.(\d+)\.(key|value)")
 
 
 @dataclass(frozen=True)
-class UniformHeads:
+class UniformHeads(Pass):
     """Pad every cache of the interface with zeros to one number of KV heads and one head size; cut the padding off inside.
 
         before                                             after

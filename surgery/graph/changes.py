@@ -1,14 +1,17 @@
-"""What a pass touched, measured: the things of a model before and after, each by its kind, its name and its content."""
+"""What a change to a model came to: what the one who made it says, and what is measured, thing by thing."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from surgery.graph.protos import graphs
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, StringStringEntryProto
+
+Verb = Literal["added", "removed", "changed", "skipped"]
 
 Kind = Literal["node", "input", "output", "type", "weight", "field"]
 
@@ -18,6 +21,18 @@ type of an inner value by the value's name."""
 
 Snapshot = dict[Thing, list[int]]
 """Thing -> a hash of each one of that name, valid in this process."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What was done to one thing, or why it was left alone. `reason` is a sentence without a full stop."""
+
+    verb: Verb
+    subject: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.verb} {self.subject}: {self.reason}"
 
 
 def snapshot(proto: ModelProto) -> Snapshot:

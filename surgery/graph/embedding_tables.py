@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from passes.base import Finding
 from surgery.errors import PassError
+from surgery.graph.changes import Finding
 from surgery.graph.external_data import BITS, external_field, is_external, reference, tensors
 from surgery.graph.model import Model
 from surgery.graph.protos import describe, initializer_type, reads

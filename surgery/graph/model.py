@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
     from onnx import GraphProto, ModelProto, TensorProto
 
+IN_MEMORY = Path("the model in memory")
+"""What messages call a model that comes from no file."""
+
 MAX_PROTO_BYTES = 2**31 - 1
 """The most that protobuf reads or writes as one message."""
 
@@ -80,6 +83,29 @@ class Model:
             raise ModelError(f"{path} ({len(data)} bytes) holds no ONNX graph")
         _refuse_binary_names(proto, path)
         return cls(proto, path, _weight_files(proto, path), architecture)
+
+    @classmethod
+    def from_proto(
+        cls, proto: ModelProto, path: str | os.PathLike[str] | None = None, architecture: Architecture | None = None
+    ) -> Model:
+        """A model from a ModelProto in memory; the proto is copied, and stays as it is.
+
+        `path` is the file that the graph was read from: its external data lies beside it. A graph that holds all of its
+        weights needs none. Raises ModelError for what is no graph, WeightError for external data without a path.
+        """
+        from onnx import ModelProto
+
+        where = Path(path) if path is not None else IN_MEMORY
+        if not isinstance(proto, ModelProto) or not proto.HasField("graph") or not proto.ir_version:
+            raise ModelError(
+                f"{where}: a ModelProto with a graph and an ir_version is expected, a {type(proto).__name__} is given"
+            )
+        _refuse_binary_names(proto, where)
+        files = _weight_files(proto, where)
+        if files and path is None:
+            hint = "give from_proto the path of the file that the graph was read from"
+            raise WeightError(f"the graph refers to the data file {min(files)!r}, which may be anywhere", hint=hint)
+        return cls(proto, where, files, architecture).copy()
 
     @property
     def graph(self) -> GraphProto:
@@ -152,7 +178,10 @@ class Model:
         external = [t for t in tensors(self.proto) if is_external(t) and self.conversion(t) is None]
         used = dict.fromkeys(external_field(tensor, "location") or "" for tensor in external)
         if unknown := used.keys() - self.weight_files.keys():
-            raise WeightError(f"{self.path}: no file is known for the external data location {min(unknown)!r}")
+            raise WeightError(
+                f"{self.path}: no file is known for the external data location {min(unknown)!r}",
+                hint="Model.open(path) and Model.from_proto(proto, path) look beside the path",
+            )
         return {location: self.weight_files[location] for location in used}
 
     def converted_files(self) -> dict[str, int]:

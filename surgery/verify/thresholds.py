@@ -7,38 +7,16 @@ and the coarser of the two sides' number types.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from passes.base import Numerics, Pass
+from passes.recipe import known_passes
 from surgery.architecture import read_config
 from surgery.errors import ArchitectureError, RequestError, nearest
 from surgery.folder.manifest import NAME as MANIFEST_FILE
-
-EXACT_PASSES = frozenset(
-    {
-        "merge-embeddings", "fold-logits-to-keep", "rename-io", "expand-shared-kv", "annotate-head-sizes",
-        "uniform-heads", "scatter-features", "mask-media-ids", "flatten-per-layer-inputs", "tie-lm-head",
-        "host-embeddings",
-        "fit-encoder",
-        "split-per-layer-table", "fuse-per-layer-table",
-    }
-)  # fmt: skip
-"""Passes that move and name values but compute none anew: what they make is its source bit by bit.
-mask-media-ids changes what a placeholder looks up; the source is run with that id too."""
-
-REORDERING_PASSES = frozenset({"fuse-attention", "drop-attention-bias", "slice-caches"})
-"""Passes that compute the same sums and products in another order."""
-
-ROW_PASSES = frozenset({"drop-attention-bias"})
-"""Passes after which a padded row is what it is alone: the source's graphs see padding between its tokens."""
-
-LOSSY_PASSES = frozenset({"set-accuracy-level"})
-"""Passes that round activations to fewer bits, for speed: greedy tokens change with them."""
-
-Arithmetic = Literal["same", "reordered", "other", "int8"]
-"""What is left of the source's arithmetic; `other` also where the two sides run on different providers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +59,19 @@ LEAST = frozenset({"cosine", "top1", "top10", "exact", "first", "headroom"})
 NAMES = tuple(field.name for field in fields(Thresholds))
 
 
-def default_thresholds(dtype: str, arithmetic: Arithmetic) -> Thresholds:
-    """The defaults for what is left of the source's arithmetic; `same` asks for equality."""
-    return _DEFAULTS[arithmetic][dtype == "float16"]
+def default_thresholds(dtype: str, numerics: Sequence[Numerics] = ()) -> Thresholds:
+    """The defaults for results of a dtype, after passes that do this to numbers; equality where each is exact.
+
+    The laxest of the passes decides; of two that state a bound, the wider. Raises RequestError for a bound that
+    names no gate.
+    """
+    worst = max((each.kind for each in numerics), key=list(_DEFAULTS).index, default="exact")
+    found = _DEFAULTS[worst][dtype == "float16"]
+    for name, bound in (entry for each in numerics for entry in each.bound.items()):
+        _refuse_unknown(name)
+        wider = min if name in LEAST else max
+        found = found.with_values({name: wider(bound, getattr(found, name))})
+    return found
 
 
 _REGROUPED_SINGLE = Thresholds(
@@ -125,64 +113,35 @@ short of 1 in the cosine; top-1 0.994, top-10 0.997, exact 31 of 35, first 34 of
 and another order besides. A fault is far outside: a doubled embedding scale is worth 11 in the logits, 8 in the KL."""
 
 
-_INT8 = Thresholds(
-    logits=3.0, regrouped=3.0, caches=1.5, mean=0.75, kl=0.25, cosine=0.97, top1=0.9, top10=0.9, exact=0.2, first=0.7
-)
-"""Activations in int8 (set-accuracy-level), five small models, 24 tokens: up to 1.4 in the logits, 0.57 in the caches,
-0.35 in the mean, 0.095 in the KL, 0.011 short of 1 in the cosine; top-1 0.957, top-10 0.959, exact 16 of 35, first 30 of
-35. Twice that passes; a fault, as above, is still outside."""
-
-
-_DEFAULTS: dict[Arithmetic, tuple[Thresholds, Thresholds]] = {
-    "same": (_REGROUPED_SINGLE, _REGROUPED_HALF),
+_DEFAULTS = {
+    "exact": (_REGROUPED_SINGLE, _REGROUPED_HALF),
     "reordered": (_REORDERED_SINGLE, _REORDERED_HALF),
-    "other": (_SINGLE, _HALF),
-    "int8": (_INT8, _INT8),
+    "lossy": (_SINGLE, _HALF),
 }
-"""For float32 and for float16."""
+"""For float32 and for float16, from the strictest to the laxest."""
 
 
-def arithmetic_of(folder: Path) -> Arithmetic:
-    """What the recipe in a folder's manifest makes of the arithmetic. Without a manifest it has to be the same."""
-    names = recipe_names(folder)
-    if names & LOSSY_PASSES:
-        return "int8"
-    if names <= EXACT_PASSES:
-        return "same"
-    return "reordered" if names <= EXACT_PASSES | REORDERING_PASSES else "other"
+def passes_of(folder: Path) -> list[type[Pass]]:
+    """The passes of the recipes in a folder's manifest; none without a manifest.
+
+    One that is not known here is left out, which is the strictest reading: nothing is forgiven for its sake.
+    """
+    try:
+        recipe = read_config(folder / MANIFEST_FILE).get("recipe")
+    except (ArchitectureError, OSError):
+        return []
+    recipes = recipe.values() if isinstance(recipe, dict) else [recipe]
+    return [step for one in recipes if isinstance(one, str) for step in known_passes(one)]
+
+
+def numerics_of(folder: Path) -> list[Numerics]:
+    """What each pass of the recipe in a folder's manifest does to the numbers."""
+    return [step.numerics for step in passes_of(folder)]
 
 
 def rows_stand_alone(folder: Path) -> bool:
     """Whether the recipe in a folder's manifest makes a padded row what it is alone."""
-    return bool(recipe_names(folder) & ROW_PASSES)
-
-
-def recipe_names(folder: Path) -> set[str]:
-    """The passes of the recipe in a folder's manifest; none without a manifest."""
-    try:
-        recipe = read_config(folder / MANIFEST_FILE).get("recipe")
-    except (ArchitectureError, OSError):
-        return set()
-    recipes = recipe.values() if isinstance(recipe, dict) else [recipe]
-    return {name for one in recipes if isinstance(one, str) for name in _pass_names(one)}
-
-
-def _pass_names(recipe: str) -> set[str]:
-    """The names in `a,b{x=1,y=2},c`; a quoted value may hold any of these marks."""
-    names, depth, quoted, word = set(), 0, False, ""
-    for mark in recipe.replace("\\\\", "").replace('\\"', "") + ",":
-        if mark == '"':
-            quoted = not quoted
-        elif quoted:
-            continue
-        elif mark in "{}":
-            depth += 1 if mark == "{" else -1
-        elif mark == "," and depth == 0:
-            names.add(word.strip())
-            word = ""
-        elif depth == 0:
-            word += mark
-    return names - {""}
+    return any(step.rows_stand_alone for step in passes_of(folder))
 
 
 def read_thresholds(given: Iterable[str]) -> dict[str, float]:
@@ -190,13 +149,16 @@ def read_thresholds(given: Iterable[str]) -> dict[str, float]:
     found: dict[str, float] = {}
     for text in given:
         name, mark, value = text.partition("=")
-        if name not in NAMES:
-            known = ", ".join(NAMES)
-            raise RequestError(f"no gate is named {name!r}{nearest(name, list(NAMES))}; there are {known}")
+        _refuse_unknown(name)
         if not mark:
             raise RequestError(f"gate {name} has no value; write {name}=NUMBER")
         found[name] = _number(name, value)
     return found
+
+
+def _refuse_unknown(name: str) -> None:
+    if name not in NAMES:
+        raise RequestError(f"no gate is named {name!r}{nearest(name, list(NAMES))}; there are {', '.join(NAMES)}")
 
 
 def _number(name: str, value: Any) -> float:

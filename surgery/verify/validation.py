@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from passes.base import LOSSY
 from surgery.architecture import read_config
 from surgery.choices import Provider
 from surgery.cuda.prediction import predict
@@ -58,7 +59,7 @@ from surgery.verify.prompts import (
 from surgery.verify.recording import Padding, Recording, record
 from surgery.verify.report import Gate, Report
 from surgery.verify.structure import Folder, check_structure, open_folder
-from surgery.verify.thresholds import Thresholds, arithmetic_of, default_thresholds, rows_stand_alone
+from surgery.verify.thresholds import Thresholds, default_thresholds, numerics_of, rows_stand_alone
 
 TOKENS: dict[Scope, int] = {"full": 8, "closing": 3, "light": 3}
 """Greedy tokens that each prompt is continued by, unless a request says how many."""
@@ -356,10 +357,8 @@ class _Run:
 
     def _thresholds(self, dtype: str) -> Thresholds:
         theirs = self._source_settings().provider if self.golden is None else self.golden.settings.get("provider")
-        arithmetic = arithmetic_of(self.folder)
-        if theirs != self.settings.provider and arithmetic != "int8":
-            arithmetic = "other"
-        return default_thresholds(dtype, arithmetic).with_values(self.request.thresholds)
+        elsewhere = [LOSSY] if theirs != self.settings.provider else []
+        return default_thresholds(dtype, [*numerics_of(self.folder), *elsewhere]).with_values(self.request.thresholds)
 
     def _bisect(self, path: Path, cases: Sequence[Case]) -> None:
         """One gate that fails, because the logits' did; it says where."""
@@ -386,7 +385,7 @@ class _Run:
         except ModelError as error:
             self.gates.append(Gate("activations", name, False, detail=str(error)))
             return
-        thresholds = self.thresholds or default_thresholds("float16", "same").with_values(self.request.thresholds)
+        thresholds = self.thresholds or default_thresholds("float16").with_values(self.request.thresholds)
         self.gates.append(Gate("activations", name, True, detail=f"{len(self.peaks) - 1} layers"))
         self.gates.extend(activation_gates(self.peaks, thresholds))
 

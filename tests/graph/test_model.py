@@ -504,3 +504,34 @@ def test_structure_is_linear_in_many_bodies() -> None:
     check_structure(proto)
     rename(proto.graph, {f"v{i}": f"w{i}" for i in range(2000)})
     assert time.perf_counter() - started < 2
+
+
+# In memory
+
+
+def test_a_model_in_memory_is_a_copy_and_can_be_saved(tmp_path: Path) -> None:
+    proto = model([make_node("Relu", ["x"], ["y"])])
+    made = Model.from_proto(proto)
+    made.graph.node[0].op_type = "Abs"
+    made.save(tmp_path / "model.onnx")
+    assert proto.graph.node[0].op_type == "Relu" and parsed(tmp_path / "model.onnx").graph.node[0].op_type == "Abs"
+
+
+def test_the_external_data_of_a_model_in_memory_lies_beside_its_path(tmp_path: Path) -> None:
+    (tmp_path / "torture.data").write_bytes(bytes(64))
+    proto = with_external(external("w", [4]))
+    made = Model.from_proto(proto, tmp_path / "never_written.onnx")
+    (tmp_path / "out").mkdir()
+    made.save(tmp_path / "out" / "model.onnx")
+    assert (tmp_path / "out" / "torture.data").read_bytes() == bytes(16)
+    with pytest.raises(WeightError, match=r"refers to the data file 'torture\.data', which may be anywhere"):
+        Model.from_proto(proto)
+    with pytest.raises(WeightError, match="no file is known for the external data location") as raised:
+        Model(proto, tmp_path / "never_written.onnx").save(tmp_path / "out" / "other.onnx")
+    assert "from_proto(proto, path)" in (raised.value.hint or "")
+
+
+@pytest.mark.parametrize("given", [ModelProto(), b"bytes", None])
+def test_what_is_no_graph_in_memory_is_refused(given: object) -> None:
+    with pytest.raises(ModelError, match="a ModelProto with a graph and an ir_version is expected"):
+        Model.from_proto(given)  # type: ignore[arg-type]

@@ -10,10 +10,11 @@ from typing import ClassVar
 import pytest
 from torture import TRAPS
 
-from passes import RenameIO
-from passes.base import Finding, Outcome, Pass, apply
+from passes import RenameIO, ToFp16
+from passes.base import EXACT, Finding, Outcome, Pass, apply
 from surgery.errors import ArchitectureError, PassError, SurgeryError
 from surgery.graph.model import Model
+from surgery.graph.weight_conversion import Conversion
 
 Edit = Callable[[Model], None]
 
@@ -35,7 +36,7 @@ def refuse(_: Model) -> None:
 
 
 @dataclass(frozen=True)
-class Step:
+class Step(Pass):
     """A pass made of three functions, with the findings that it claims."""
 
     name: ClassVar[str] = "step"
@@ -156,9 +157,40 @@ def test_no_passes_give_an_equal_model(model: Model) -> None:
     assert outcomes == [] and result is not model and result.fingerprint() == model.fingerprint()
 
 
-def test_a_pass_is_known_by_its_shape() -> None:
-    assert isinstance(Step(), Pass) and isinstance(RenameIO(), Pass)
-    assert not isinstance(object(), Pass)
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ([RenameIO], "the class RenameIO is given"),
+        (RenameIO(), "a RenameIO is given"),
+        ("rename-io", "a str is given"),
+        ([Step(), "rename-io"], "a str is given"),
+    ],
+)
+def test_what_is_no_sequence_of_passes_is_refused(given: object, sentence: str, model: Model) -> None:
+    with pytest.raises(PassError, match=f"apply takes a sequence of passes; {sentence}") as raised:
+        apply(model, given)  # type: ignore[arg-type]
+    assert "parse(" in (raised.value.hint or "")
+
+
+def test_what_is_no_model_is_refused(model: Model) -> None:
+    with pytest.raises(PassError, match=r"apply takes a surgery\.graph\.model\.Model; a ModelProto is given") as raised:
+        apply(model.proto, [])
+    assert "Model.from_proto" in (raised.value.hint or "")
+
+
+def test_a_pass_that_hides_that_it_rewrites_weights_is_caught(model: Model) -> None:
+    def edit(model: Model) -> None:
+        model.converted["w"] = Conversion(())
+
+    with pytest.raises(PassError, match="step: it has weights written anew, but does not say so"):
+        apply(model, [Step(edit, CHANGED)])
+
+
+def test_a_pass_says_what_it_does_and_holds_to_equality_where_it_does_not() -> None:
+    assert (Step.numerics, Step.rewrites_weights, Step.rows_stand_alone) == (EXACT, False, False)
+    assert ToFp16.numerics.kind == "lossy" and ToFp16.rewrites_weights
+    with pytest.raises(TypeError, match="abstract"):
+        Pass()  # type: ignore[abstract]
 
 
 def test_messages_escape_control_characters() -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from passes import PASSES, AnnotateHeadSizes, ExpandSharedKV, FoldLogitsToKeep, MergeEmbeddings, RenameIO
-from passes.base import Pass
+from passes.base import Finding, Pass
 from passes.recipe import build, compatible, parse, text
 from surgery.errors import RecipeError
+from surgery.graph.model import Model
 
 HOSTILE = [
     "a.onnx", "onnx/embed tokens.onnx", 'quo"te.onnx', "back\\slash.onnx", "a,b={c}.onnx", "層/ß\u202e.onnx",
@@ -93,19 +94,22 @@ def test_mistakes_are_one_sentence(source: str, sentence: str) -> None:
 
 def test_options_have_the_types_that_their_pass_declares() -> None:
     @dataclasses.dataclass(frozen=True)
-    class Many:
+    class Many(Pass):
         name = "many"
         count: int = 1
         exact: bool = False
         limit: int | None = None
         label: str = "x"
 
-    built = build(Many, {"count": "-3", "exact": "true", "limit": "7", "label": "a b"})  # type: ignore[arg-type]
+        def run(self, model: Model) -> list[Finding]:
+            return []
+
+    built = build(Many, {"count": "-3", "exact": "true", "limit": "7", "label": "a b"})
     assert built == Many(-3, True, 7, "a b")
-    assert text((built,)) == 'many{count=-3,exact=true,limit=7,label="a b"}'  # type: ignore[arg-type]
+    assert text((built,)) == 'many{count=-3,exact=true,limit=7,label="a b"}'
     for option, value, expected in (("count", "1.5", "a whole number"), ("exact", "yes", "true or false")):
         with pytest.raises(RecipeError, match=f"many: {option} is '{value}'; {expected} is expected"):
-            build(Many, {option: value})  # type: ignore[arg-type]
+            build(Many, {option: value})
 
 
 def test_a_recipe_of_many_passes_is_read_in_linear_time() -> None:

@@ -10,14 +10,15 @@ from typer.testing import CliRunner
 import fixtures
 from cli import app
 from passes import SetAccuracyLevel
-from passes.base import apply
+from passes.base import EXACT, apply
 from passes.recipe import compatible, parse, text
+from passes.set_accuracy_level import INT8
 from surgery.errors import PassError
 from surgery.folder.building import repack
 from surgery.graph.model import Model
 from surgery.source.export import open_export
 from surgery.verify import Request, validate
-from surgery.verify.thresholds import arithmetic_of, default_thresholds
+from surgery.verify.thresholds import default_thresholds, numerics_of
 
 TINY = Path(__file__).parents[2] / "fixtures" / "tiny-e2b"
 
@@ -69,7 +70,7 @@ def test_int8_is_within_what_is_stated_and_not_equal(target: str, tmp_path: Path
     report = validate(tmp_path / "out", pair, request=Request(scope="light", tokens=24))
     assert [f"{gate.name}: {gate.found}" for gate in report.failed] == []
     assert report.parity is not None and report.parity.max_abs > 0.1
-    strict = default_thresholds("float32", "same").to_dict()
+    strict = default_thresholds("float32").to_dict()
     strict.pop("headroom")
     again = validate(tmp_path / "out", pair, request=Request(scope="light", thresholds=strict))
     assert {"logits", "mean difference"} <= {gate.name for gate in again.failed}
@@ -94,9 +95,10 @@ def test_fault_is_outside_of_what_is_stated(tmp_path: Path) -> None:
 def test_recipe_of_the_option_parses_back_and_is_known_as_lossy(tmp_path: Path) -> None:
     recipe = compatible(Path("e.onnx"), accuracy_level="1")
     assert parse(text(recipe)) == recipe and text(recipe).endswith(",set-accuracy-level{level=1}")
-    assert arithmetic_of(tmp_path) == "same"
+    assert numerics_of(tmp_path) == []
     (tmp_path / "manifest.json").write_text('{"version": 1, "recipe": "rename-io,set-accuracy-level"}')
-    assert arithmetic_of(tmp_path) == "int8"
+    assert numerics_of(tmp_path) == [EXACT, INT8]
+    assert default_thresholds("float32", [EXACT, INT8]).to_dict() == {**INT8.bound, "headroom": 1.0}
 
 
 def test_command_takes_the_level(tmp_path: Path) -> None:

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from passes.base import EXACT, LOSSY, REORDERED, Numerics
 from surgery.errors import RequestError
 from surgery.verify.thresholds import (
     LEAST,
     NAMES,
-    arithmetic_of,
     default_thresholds,
+    numerics_of,
     read_thresholds,
     rows_stand_alone,
 )
@@ -21,7 +22,7 @@ from surgery.verify.thresholds import (
 
 def test_values_are_read_by_name() -> None:
     assert read_thresholds(["logits=0.5", "cosine=1e-3"]) == {"logits": 0.5, "cosine": 0.001}
-    changed = default_thresholds("float32", "same").with_values({"kl": 3})
+    changed = default_thresholds("float32").with_values({"kl": 3})
     assert changed.kl == 3 and changed.logits == 0
 
 
@@ -42,8 +43,8 @@ def test_what_is_no_threshold_is_refused(text: str, message: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_the_same_arithmetic_is_held_to_equality_and_others_to_wider_thresholds(dtype: str) -> None:
-    same, reordered, other = (default_thresholds(dtype, kind) for kind in ("same", "reordered", "other"))
+def test_exact_passes_are_held_to_equality_and_others_to_wider_thresholds(dtype: str) -> None:
+    same, reordered, other = (default_thresholds(dtype, [each]) for each in (EXACT, REORDERED, LOSSY))
     assert same.logits == same.caches == 0 and same.exact == same.first == same.top1 == 1
     for narrow, wide in ((replace(same, regrouped=0, mean=0, kl=0), reordered), (reordered, other)):
         for name in NAMES:
@@ -51,24 +52,40 @@ def test_the_same_arithmetic_is_held_to_equality_and_others_to_wider_thresholds(
             assert wider <= 0 if name in LEAST else wider >= 0, name
 
 
+def test_the_laxest_pass_decides_and_of_two_bounds_the_wider() -> None:
+    one, other = Numerics("lossy", {"logits": 7, "top1": 0.5}), Numerics("lossy", {"logits": 9, "top1": 0.6})
+    found = default_thresholds("float32", [EXACT, one, other, REORDERED])
+    assert (found.logits, found.top1) == (9, 0.5)
+    assert found.kl == default_thresholds("float32", [LOSSY]).kl, "what no bound names"
+    with pytest.raises(RequestError, match="no gate is named 'logit' \\(did you mean 'logits'"):
+        default_thresholds("float32", [Numerics("lossy", {"logit": 1})])
+
+
 @pytest.mark.parametrize(
-    ("recipe", "arithmetic"),
+    ("recipe", "kind"),
     [
-        ("merge-embeddings{embed=onnx/e.onnx},fold-logits-to-keep{keep=all},rename-io", "same"),
-        ('merge-embeddings{embed="a,to-fp16,{b.onnx"},rename-io', "same"),
-        ('merge-embeddings{embed="a\\",b"},rename-io', "same"),
+        ("merge-embeddings{embed=onnx/e.onnx},fold-logits-to-keep{keep=all},rename-io", "exact"),
+        ('merge-embeddings{embed="a,to-fp16,{b.onnx"},rename-io', "exact"),
+        ('merge-embeddings{embed="a\\",b"},rename-io', "exact"),
         ("merge-embeddings{embed=e.onnx},fuse-attention", "reordered"),
-        ("fuse-attention{onnxruntime=1.27},to-fp16", "other"),
-        ("merge-embeddings{embed=e.onnx},to-fp16", "other"),
-        ("rename-io, to-fp16{x=1,y=2}", "other"),
-        ("", "same"),
-        (None, "same"),
+        ("fuse-attention{onnxruntime=1.27},to-fp16", "lossy"),
+        ("merge-embeddings{embed=e.onnx},to-fp16", "lossy"),
+        ("rename-io, to-fp16{x=1,y=2}", "lossy"),
+        ({"decoder_model_merged": "rename-io,to-fp16", "embed_tokens": "rename-io"}, "lossy"),
+        ("somebody-elses{x=1}", "exact"),
+        ("somebody-elses,fuse-attention", "reordered"),
+        ("to-fp16{", "exact"),
+        ("", "exact"),
+        (None, "exact"),
+        (7, "exact"),
     ],
 )
-def test_the_recipe_tells_what_becomes_of_the_arithmetic(recipe: object, arithmetic: str, tmp_path: Path) -> None:
-    assert arithmetic_of(tmp_path) == "same", "without a manifest nothing is forgiven"
+def test_the_recipe_tells_what_becomes_of_the_numbers(recipe: object, kind: str, tmp_path: Path) -> None:
+    """What is not known, or cannot be read, forgives nothing."""
+    assert numerics_of(tmp_path) == [], "without a manifest nothing is forgiven"
     (tmp_path / "manifest.json").write_text(json.dumps({"version": 1, "recipe": recipe}))
-    assert arithmetic_of(tmp_path) == arithmetic
+    expected = {"exact": EXACT, "reordered": REORDERED, "lossy": LOSSY}[kind]
+    assert default_thresholds("float32", numerics_of(tmp_path)) == default_thresholds("float32", [expected])
 
 
 def test_rows_stand_alone_where_their_lengths_are_counted(tmp_path: Path) -> None:

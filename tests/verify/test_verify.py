@@ -37,7 +37,7 @@ TINY = Path(__file__).parents[2] / "fixtures" / "tiny-e2b"
 PRECISIONS = ("fp32", "fp16", "q4", "q4f16", "quantized")
 SHORT = Case("short", "a short prompt", ((2, 10, 77, 31),))
 RAGGED = Case("ragged", "a padded batch", ((2, 10, 77), (2, 9, 33, 61, 17, 40)))
-EXACT = default_thresholds("float16", "same")
+EXACT = default_thresholds("float16")
 OWNERS = {**{layer: layer for layer in range(5)}, 5: 3, 6: 3, 7: 3, 8: 3, 9: 4}
 
 

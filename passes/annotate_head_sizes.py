@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from passes.base import Finding, Pass, Verb
+from passes.expand_shared_kv import check_windows
 from surgery.architecture import Layer
 from surgery.attention.cache_padding import AXES, own_sizes
 from surgery.errors import PassError
@@ -34,7 +35,7 @@ class AnnotateHeadSizes(Pass):
     A cache that uniform-heads has padded keeps its declaration; the table says what the layer uses of it.
     The table's form is documented in surgery.source.layer_table; `inspect` shows it.
 
-    Requires: the architecture, and no cache whose concrete size contradicts it. Ensures: every cache in the
+    Requires: the architecture, and no cache whose concrete size, and no window, contradicts it. Ensures: every cache in the
     interface has concrete KV heads and head size, and the table reads back as it was written.
     """
 
@@ -43,6 +44,7 @@ class AnnotateHeadSizes(Pass):
 
     def requires(self, model: Model) -> None:
         _annotate(model, write=False)
+        check_windows(model.graph, model.require_architecture())
 
     def run(self, model: Model) -> list[Finding]:
         findings = _annotate(model, write=True)

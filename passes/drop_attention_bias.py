@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from passes.base import REORDERED, Finding, Numerics, Pass
+from passes.fuse_attention import unfused
 from surgery.attention.gqa import BIAS, LAST, OPERATOR, TOTAL
 from surgery.attention.kv_wiring import cores
 from surgery.attention.sequence_lengths import MASK, SCOPE, row_lengths
 from surgery.errors import ModelError, PassError
 from surgery.graph.editing import unread
-from surgery.graph.evaluation import Fragments
+from surgery.graph.evaluation import PROMPT, Fragments
 from surgery.graph.model import Model
 from surgery.graph.protos import captured, describe, tensor_type
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from onnx import GraphProto, NodeProto
+
+    Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -33,8 +38,8 @@ class DropAttentionBias(Pass):
     padding in place of tokens, and the bias of a prompt of 2,048 tokens takes 17 MB in float32. With its own length a
     row's tokens lie side by side. Padding must be on the right, as ONNX Runtime GenAI pads.
 
-    What lengths and bias mean is tried on small numbers: a node whose bias hides anything but padding is left
-    alone, with the reason.
+    What lengths and bias mean is tried, past each number of tokens that their constants mention and past 4,096: a node
+    whose bias hides anything but padding is left alone, with the reason.
 
     Requires: attention_mask, and no unrolled attention: it takes a row to be as long as the mask is.
     Ensures: each GroupQueryAttention that was changed reads the counted lengths.
@@ -51,9 +56,14 @@ class DropAttentionBias(Pass):
             raise PassError(f"{MASK} is {declared}; [batch, tokens] is expected among the inputs")
         for index, core in enumerate(cores(model.graph)):
             if core.mixed is not None:
+                why = unfused(model).get(index) if model.architecture is not None else None
+                because = f": fuse-attention leaves it, because {why}" if why else ""
                 raise PassError(
-                    f"layer {index}'s attention is unrolled ({describe(core.node)}), and takes all rows to be of one length",
-                    hint="run fuse-attention first",
+                    f"layer {index}'s attention is unrolled ({describe(core.node)}), and takes all rows to be of one "
+                    f"length{because}",
+                    hint="leave drop-attention-bias out, or repack with --preset compatible"
+                    if why
+                    else "run fuse-attention first",
                 )
 
     def run(self, model: Model) -> list[Finding]:
@@ -103,6 +113,7 @@ class _Reasons:
     def __init__(self, model: Model) -> None:
         self._fragments = Fragments(model.proto)
         self._symbols = _symbols(model.graph)
+        self._context = model.architecture.context_length if model.architecture else 2**20
         self._known: dict[tuple[str, ...], str] = {}
 
     def of(self, node: NodeProto) -> str:
@@ -126,8 +137,7 @@ class _Reasons:
         import numpy as np
 
         fragment = self._fragments.cut([last, total, *([bias] if bias else [])], {MASK})
-        for new, mask in ((5, [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]), (2, [[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 1, 1]])):
-            numbers = np.array(mask, np.int64)
+        for new, numbers in _masks(fragment.lengths(self._context)):
             batch, tokens = numbers.shape
             sizes = {
                 name: size for names, size in zip(self._symbols, (batch, new, tokens), strict=True) for name in names
@@ -135,13 +145,27 @@ class _Reasons:
             rows, whole, *hidden = fragment.run(sizes, {MASK: numbers})
             ends = ([tokens - 1] * batch, (numbers.sum(1) - 1).tolist())
             if rows.reshape(-1).tolist() not in ends or whole.reshape(-1).tolist() != [tokens]:
-                raise ModelError(f"{last} and {total} are neither the mask's length nor its rows'")
+                raise ModelError(f"{last} and {total} are neither the mask's length nor its rows', for {tokens} tokens")
             for values in hidden:
                 causal = np.tri(new, tokens, tokens - new, dtype=bool)
                 shown = np.broadcast_to(numbers[:, None, None] == 1, values.shape) & causal
                 padding = np.broadcast_to(numbers[:, None, None] == 0, values.shape)
                 if values[shown].any() or not (values[padding] <= -1e4).all():
-                    raise ModelError(f"{bias} is no mask of padding alone")
+                    raise ModelError(f"{bias} is no mask of padding alone: {tokens} tokens tell it")
+
+
+def _masks(lengths: Sequence[int]) -> Iterator[tuple[int, Array]]:
+    """How many tokens are new, and a mask [2, tokens]: a row of ones and one with padding."""
+    import numpy as np
+
+    for tokens in (6, *lengths):
+        padded = np.ones((2, tokens), np.int64)
+        padded[1, tokens * 3 // 5 :] = 0
+        if tokens <= PROMPT:
+            yield tokens, padded
+        if tokens > 3:
+            padded[1, -2:] = 1
+            yield 2, padded
 
 
 def _symbols(graph: GraphProto) -> list[set[str]]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from passes.base import Finding, Pass
 from surgery.architecture import Architecture, Layer
 from surgery.attention.cache_padding import own_sizes
+from surgery.attention.gqa import window_faults
 from surgery.attention.kv_wiring import Cache, attentions
 from surgery.errors import PassError
 from surgery.graph.model import Model
@@ -97,8 +98,16 @@ def _refuse_half_a_pair(graph: GraphProto, layer: Layer) -> None:
         raise PassError(f"layer {layer.index} has {found} but not {missing[0]}; all of its caches or none are expected")
 
 
+def check_windows(graph: GraphProto, arch: Architecture) -> None:
+    """Raise PassError where a layer's fused attention has another window than the architecture."""
+    if fault := next(window_faults(graph, arch.layers, "config.json"), None):
+        raise PassError(
+            fault, hint="the graph and config.json are of different models: use the export's own config.json"
+        )
+
+
 def check_owners(graph: GraphProto, arch: Architecture) -> None:
-    """Raise PassError unless each layer's attention reads the cache of the owner that the architecture gives it."""
+    """Raise PassError unless each layer's attention reads the cache, and has the window, that the architecture gives."""
     cores = attentions(graph)
     if len(cores) != len(arch.layers):
         raise PassError(
@@ -109,6 +118,7 @@ def check_owners(graph: GraphProto, arch: Architecture) -> None:
         for kind, cache in (("key", core.key), ("value", core.value)):
             _check_owner(layer, kind, cache, core.node)
     _check_sizes(graph, arch)
+    check_windows(graph, arch)
 
 
 def _check_owner(layer: Layer, kind: str, cache: Cache | None, node: str) -> None:

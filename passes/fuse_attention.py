@@ -46,8 +46,9 @@ class FuseAttention(Pass):
     and values of a borrower are empty tensors, [B,0,KV heads * size]; an input left out is read as a packed query.
 
     A layer is fused only if it is proven: the part of the graph between the flat query, the caches and the flat result
-    runs on small numbers, and must give causal attention over the layer's window (surgery.attention.unfused). A layer that
-    does not is left alone, with the reason. So are all layers that share a cache with one, where the owner is unrolled.
+    runs on numbers, past each length that its constants mention and past 4,096 tokens, and must give causal attention
+    over the layer's window (surgery.attention.unfused). A layer that does not is left alone, with the reason. So are all layers
+    that share a cache with one, where the owner is unrolled.
 
     onnxruntime  the oldest ONNX Runtime that must run it: 1.27 names present outputs of borrowers, which nothing reads.
                  surgery.attention.gqa says what other versions make of either form.
@@ -88,9 +89,14 @@ class FuseAttention(Pass):
         check_owners(model.graph, model.require_architecture())
 
 
+def unfused(model: Model) -> dict[int, str]:
+    """Why each layer that is unrolled stays so, by number; those that can be fused are left out."""
+    return _matches(model, model.require_architecture(), cores(model.graph))[1]
+
+
 def _matches(model: Model, arch: Architecture, found: list[Core]) -> tuple[dict[int, Unrolled], dict[int, str]]:
     """Proven layers, and for each of the other unrolled ones why it stays."""
-    unrolling = Unrolling(model.proto, arch.attention_heads)
+    unrolling = Unrolling(model.proto, arch.attention_heads, arch.context_length)
     matches: dict[int, Unrolled] = {}
     reasons: dict[int, str] = {}
     for layer, core in zip(arch.layers, found, strict=True):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from passes.base import REORDERED, Finding, Numerics, Pass
 from passes.expand_shared_kv import check_owners
 from surgery.architecture import Architecture, Layer
-from surgery.attention.gqa import BIAS, KEY, LAST, OPERATOR, PAST_KEY, QUERY, TOTAL, NoRows
+from surgery.attention.gqa import BIAS, KEY, LAST, OPERATOR, PAST_KEY, QUERY, TOTAL, NoRows, window_of
 from surgery.attention.kv_rows import CacheRows
 from surgery.attention.kv_wiring import Core, cores
 from surgery.attention.sequence_lengths import SCOPE as LENGTHS
@@ -91,7 +91,8 @@ class SliceCaches(Pass):
         for owner in chosen:
             others = [layer.index for layer in arch.layers if layer.owner == owner.index and layer is not owner]
             shared = f", shared with layer {_listed(others)}" if others else ""
-            view = f"the last {owner.window} rows and those of new tokens" if owner.window else "all rows"
+            window = window_of(found[owner.index].node)
+            view = f"the last {window} rows and those of new tokens" if window else "all rows"
             findings.append(Finding("changed", f"layer {owner.index}", f"new rows in place, {view} in view{shared}"))
         return findings
 
@@ -108,7 +109,7 @@ def _reason(node: NodeProto, layer: Layer, half: bool) -> str:
     names = [*node.input, *[""] * (BIAS + 1 - len(node.input))]
     if node.op_type != OPERATOR:
         return f"its attention is {node.op_type}, not {OPERATOR}"
-    if layer.window is None and not half:
+    if window_of(node) is None and not half:
         return "it sees all rows, in float32: there is nothing to cut off or to convert"
     if layer.owns_cache and names[PAST_KEY] != f"past_key_values.{layer.index}.key":
         return "its cache is sliced already"
@@ -126,6 +127,8 @@ class _Slicing:
         self._model = model
         self._arch = arch
         self._outputs = {core.node.output[0]: layer for layer, core in zip(arch.layers, found, strict=True)}
+        self._windows = {core.node.output[0]: window_of(core.node) for core in found}
+        self._types = declare(model.graph)
         self._named = named
         self._taken = all_names(model.graph)
         self._no_rows = NoRows(self._taken)
@@ -147,14 +150,14 @@ class _Slicing:
             self._slices[layer.index] = self._written(layer, node, added)
         keys, values = self._slices[layer.owner]
         query, attended = node.inputs[QUERY], node.outputs[0]
-        if keys.dtype != query.dtype:
+        if half := self._is_half(layer):
             query = self._converted(query, keys.dtype, added)
-        view = self._rows.view(layer.window, added)
+        view = self._rows.view(self._windows[attended.name], added)
         empty = self._no_rows.of(query, layer.kv_heads * layer.head_size, added)
         node.inputs = [query, empty, empty, keys, values, view.last, view.total]
         outputs = [attended]
         after: list[gs.Node] = []
-        if keys.dtype != attended.dtype:
+        if half:
             outputs = [self._variable(f"{attended.name}/float32", keys.dtype, attended.shape)]
             attended.inputs.clear()
             after.append(self._node("Cast", f"{node.name}/output/Cast", outputs, attended, to=FLOAT16))
@@ -170,7 +173,7 @@ class _Slicing:
         import numpy as np
 
         indices = self._rows.indices(layer.kv_heads, node.inputs[KEY], added)
-        view = self._rows.view(layer.window, added)
+        view = self._rows.view(self._windows[node.outputs[0].name], added)
         slices = []
         inputs, presents = list(node.inputs), list(node.outputs[1:3])
         for place, kind in enumerate(("key", "value")):
@@ -188,8 +191,12 @@ class _Slicing:
             cut = self._variable(f"{base}/Slice", present.dtype, shape)
             bounds = [view.start, view.end, self._rows.constant([2])]
             added.append(self._node("Slice", f"{base}/Slice", [present, *bounds], cut))
-            slices.append(self._converted(cut, np.float32, added) if cut.dtype == np.float16 else cut)
+            slices.append(self._converted(cut, np.float32, added) if self._is_half(layer) else cut)
         return slices[0], slices[1]
+
+    def _is_half(self, layer: Layer) -> bool:
+        """Whether attention is in float16: the operator has one dtype for its query, its caches and its result."""
+        return self._types[f"present.{layer.owner}.key"].dtype == "FLOAT16"
 
     def _converted(self, value: gs.Variable, dtype: Any, added: list[gs.Node]) -> gs.Variable:
         label = f"{value.name.removesuffix('/output_0')}/Cast"

@@ -26,6 +26,9 @@ _GEMMA3N = {"gemma3n", "gemma3n_text"}
 _VOCABULARIES: dict[Family, int] = {"gemma3": 262208, "gemma3n": 262400, "gemma4": 262144}
 """vocab_size where config.json has none (transformers 5.23)."""
 
+_WINDOWS: dict[Family, int] = {"gemma3": 4096, "gemma3n": 512, "gemma4": 512}
+"""sliding_window where config.json has none (transformers 5.23)."""
+
 MAX_LAYERS = 4096
 """More than any known model has; a larger number in config.json is a mistake, not a reason to fill the memory."""
 
@@ -122,7 +125,7 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
     overrides = _per_layer(text, count) if family == "gemma4" else None
     sizes = [_head_size_and_kv_heads(read, text, kind, family, overrides, index) for index, kind in enumerate(kinds)]
     owners = _owners(kinds, count - borrowed)
-    window = read.size("sliding_window", default=0, least=0) or None
+    window = read.size("sliding_window", default=_WINDOWS[family], least=0) or None
     layers = tuple(
         Layer(index, kinds[index], *sizes[index], owners[index], window if kinds[index] == "sliding" else None)
         for index in range(count)

@@ -1,13 +1,17 @@
-"""What fused attention is made of: the operator's inputs by place, and key and value inputs without rows."""
+"""What fused attention is made of: the operator's inputs by place, its window, and key and value inputs without rows."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from surgery.graph.protos import fresh
+from surgery.architecture import Layer
+from surgery.attention.kv_wiring import cores
+from surgery.graph.protos import describe, fresh, integer_attribute
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
+    from onnx import GraphProto, NodeProto
 
 OPERATOR = "GroupQueryAttention"
 DOMAIN = "com.microsoft"
@@ -20,6 +24,29 @@ BIAS = 10
 From 1.31 it needs no present outputs. 1.27 to 1.30 need them named, copy the cache into them, and die of a segmentation
 fault without. Older versions do not know such a node.
 """
+
+
+def window_of(node: NodeProto) -> int | None:
+    """Tokens that a fused node sees by its own window; None for all."""
+    window = integer_attribute(node, "local_window_size", -1)
+    return window if window > 0 else None
+
+
+def window_faults(graph: GraphProto, layers: Sequence[Layer], source: str) -> Iterator[str]:
+    """Fused layers whose node has another window than `source`, which the layers are from, says.
+
+    A node without a window may get it from its bias: what that hides is numbers, and nothing is told of it here.
+    """
+    for layer, core in zip(layers, cores(graph), strict=False):
+        node = core.node
+        if node.op_type != OPERATOR:
+            continue
+        window, biased = window_of(node), len(node.input) > BIAS and bool(node.input[BIAS])
+        if window != layer.window and not (window is None and biased):
+            yield (
+                f"layer {layer.index} sees {layer.window or 'all'} tokens by {source}, but local_window_size of "
+                f"{describe(node)} is {window or -1}"
+            )
 
 
 class NoRows:

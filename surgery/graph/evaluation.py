@@ -1,27 +1,38 @@
 """A part of a graph, run by itself on small numbers: how a pass knows what values mean, however they are computed.
 
 A fragment begins at the values where it is cut and ends at the values that are asked for. It runs in onnx's own
-reference implementation, so that it needs no runtime and no weight. A Shape on the way counts as a cut: the tensor that
-it reads is never made, its declared dimensions are enough.
+reference implementation, so that it needs no runtime and no weight, and in float32 whatever the graph computes in: what
+float16 rounds away would hide a fault. A Shape on the way counts as a cut: the tensor that it reads is never made, its
+declared dimensions are enough.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from surgery.errors import ModelError
 from surgery.graph.external_data import is_external
-from surgery.graph.protos import TensorType, declare, describe, producers, subgraphs
+from surgery.graph.protos import TensorType, copied, declare, describe, producers, subgraphs
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from onnx import ModelProto, NodeProto, TensorProto
+    from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
     Array = NDArray[Any]
 
 MOST_NODES = 200
 """More than the exporter's attention and its masks have; a larger fragment is not the part that a pass looks for."""
+LONGEST = 4096
+"""Tokens that are tried at least: four times the largest window of the family."""
+PROMPT = 640
+"""Tokens up to which a prompt is tried at once; what is longer has a past. Scores grow with the square."""
+_FILL = -1e4
+"""What hides a score is this number or a smaller one, and no number of tokens."""
+_SMALL = 16
+"""Elements of a constant that are looked at one by one; of a larger one, its sizes and its largest."""
+_HALVES = ("FLOAT16", "BFLOAT16")
 
 
 class Fragments:
@@ -31,23 +42,26 @@ class Fragments:
         self._opsets = list(model.opset_import)
         self._ir_version = model.ir_version
         self._producers = producers(model.graph)
-        self._places = {id(node): place for place, node in enumerate(model.graph.node)}
         self._constants = {tensor.name: tensor for tensor in model.graph.initializer}
         self.types = declare(model.graph)
 
     def cut(self, outputs: Sequence[str], at: Collection[str]) -> Fragment:
-        """The nodes from the values `at` to `outputs`, in their order.
+        """The nodes from the values `at` to `outputs`, in an order that depends on the wiring alone.
 
         Raises ModelError where it reaches an input of the graph that is no cut, a weight, or a node with a subgraph.
         """
-        found: dict[int, NodeProto] = {}
+        nodes: list[NodeProto] = []
+        found: set[int] = set()
         constants: dict[str, TensorProto] = {}
         shaped: dict[str, TensorType] = {}
-        pending = [name for name in outputs if name not in at]
-        seen = set(at)
+        seen = {"", *at}
+        pending: list[str | NodeProto] = [*reversed(outputs)]
         while pending:
             name = pending.pop()
-            if name in seen or not name:
+            if not isinstance(name, str):  # all that it reads is there
+                nodes.append(name)
+                continue
+            if name in seen:
                 continue
             seen.add(name)
             if name in self._constants:
@@ -56,22 +70,19 @@ class Fragments:
             node = self._producers.get(name)
             if node is None:
                 raise ModelError(f"it depends on the input {name!r}")
+            if id(node) in found:
+                continue
             if any(True for _ in subgraphs(node)) or len(found) == MOST_NODES:
                 raise ModelError(f"it depends on {describe(node)}, and more than is looked at")
-            found[id(node)] = node
+            found.add(id(node))
+            pending.append(node)
             if node.op_type == "Shape" and node.input[0] not in at:
                 shaped[node.input[0]] = self._declared(node.input[0])
                 seen.add(node.input[0])
             else:
-                pending.extend(node.input)
+                pending.extend(reversed(node.input))
         cuts = {name: self._declared(name) for name in at}
-        return Fragment(
-            self._proto(
-                sorted(found.values(), key=lambda node: self._places[id(node)]), constants, cuts | shaped, outputs
-            ),
-            cuts,
-            shaped,
-        )
+        return Fragment(self._proto(nodes, constants, cuts | shaped, outputs), cuts, shaped)
 
     def _small(self, tensor: TensorProto) -> TensorProto:
         if is_external(tensor):
@@ -81,7 +92,7 @@ class Fragments:
     def _declared(self, name: str) -> TensorType:
         declared = self.types.get(name)
         if declared is None or declared.shape is None or None in declared.shape:
-            raise ModelError(f"{name} is {declared}; a declared shape is expected")
+            raise ModelError(f"{name} has the declaration {declared}, and a shape is expected of its value_info")
         return declared
 
     def _proto(
@@ -95,22 +106,88 @@ class Fragments:
 
         kinds = onnx.TensorProto.DataType
         values = [
-            onnx.helper.make_tensor_value_info(name, kinds.Value(declared.dtype), [None] * len(declared.shape or ()))
+            onnx.helper.make_tensor_value_info(
+                name,
+                kinds.FLOAT if declared.dtype in _HALVES else kinds.Value(declared.dtype),
+                [None] * len(declared.shape or ()),
+            )
             for name, declared in inputs.items()
         ]
         results = [onnx.helper.make_value_info(name, onnx.TypeProto()) for name in outputs]
         graph = onnx.helper.make_graph(nodes, "fragment", values, results, list(constants.values()))
+        _widen(graph)
         return onnx.helper.make_model(graph, opset_imports=self._opsets, ir_version=self._ir_version)
 
 
+def _widen(graph: GraphProto) -> None:
+    """Make float32 of half-precision constants and casts."""
+    import numpy as np
+    from onnx import TensorProto, numpy_helper
+
+    halves = {TensorProto.DataType.Value(name) for name in _HALVES}
+    held = [attribute.t for node in graph.node for attribute in node.attribute if attribute.HasField("t")]
+    for tensor in (*graph.initializer, *held):
+        if tensor.data_type in halves:
+            wide = numpy_helper.to_array(tensor).astype(np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(wide, tensor.name))
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.name in ("to", "dtype") and attribute.i in halves:
+                attribute.i = TensorProto.FLOAT
+
+
 class Fragment:
-    """A runnable part. `cuts` are the values to give, with their declared types."""
+    """A runnable part. `cuts` are the values to give, with their declared types; it takes and gives float32 for halves."""
 
     def __init__(self, proto: ModelProto, cuts: Mapping[str, TensorType], shaped: Mapping[str, TensorType]) -> None:
         self.cuts = cuts
         self._proto = proto
         self._shaped = shaped
         self._evaluator: Any = None
+
+    def lengths(self, context: int) -> list[int]:
+        """Numbers of tokens to try: past each length that a constant mentions, and at least LONGEST past them all.
+
+        A constant up to `context` is a length, but for what a Reshape reads. A product of constants is none that is
+        mentioned; LONGEST is for those.
+        """
+        lengths = sorted({number for number in self._numbers() if 2 <= number <= context})
+        return [*(length + 2 for length in lengths), max(LONGEST, *lengths, 0) + 4]
+
+    def _numbers(self) -> Iterator[int]:
+        from onnx import numpy_helper
+
+        graph = self._proto.graph
+        read = {name for node in graph.node for name in node.input[: 1 if node.op_type == "Reshape" else None]}
+        attributes = [attribute for node in graph.node for attribute in node.attribute]
+        tensors = [tensor for tensor in graph.initializer if tensor.name in read]
+        tensors += [attribute.t for attribute in attributes if attribute.HasField("t")]
+        numbers: list[float] = []
+        for attribute in attributes:
+            numbers += [attribute.i, *attribute.ints, attribute.f, *attribute.floats]
+        for tensor in tensors:
+            values = numpy_helper.to_array(tensor).reshape(-1)
+            numbers += values.tolist() if values.size <= _SMALL else [*tensor.dims, float(values.max())]
+        yield from (math.ceil(abs(number)) for number in numbers if math.isfinite(number) and number > _FILL)
+
+    def form(self, named: Sequence[str]) -> bytes:
+        """Equal for two fragments that compute the same, `named` being what the values are by place."""
+        numbers: dict[str, str] = {"": ""}
+        twin = copied(self._proto)
+        for name in named:
+            numbers.setdefault(name, str(len(numbers)))
+        for node in twin.graph.node:
+            for names in (node.input, node.output):
+                names[:] = [numbers.setdefault(name, str(len(numbers))) for name in names]
+            for field in ("name", "doc_string", "metadata_props"):
+                node.ClearField(field)
+        for value in (*twin.graph.initializer, *twin.graph.input, *twin.graph.output):
+            value.name = numbers.setdefault(value.name, str(len(numbers)))
+        for values in (twin.graph.initializer, twin.graph.input):
+            values.sort(key=lambda value: int(value.name))
+        shaped = sorted((int(numbers[name]), declared.shape) for name, declared in self._shaped.items())
+        data: bytes = twin.SerializeToString(deterministic=True)
+        return data + repr(shaped).encode()
 
     def run(self, sizes: Mapping[str, int], values: Mapping[str, Array]) -> list[Array]:
         """The outputs, given the cut values and the sizes of symbolic dimensions.

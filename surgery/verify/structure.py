@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from surgery.architecture import Layer, read_config
 from surgery.attention.cache_padding import own_sizes
+from surgery.attention.gqa import window_faults
 from surgery.attention.kv_wiring import attentions
 from surgery.attention.shared_buffer import is_in_place
 from surgery.choices import Modality
@@ -268,7 +269,8 @@ def _layer_sizes(folder: Folder) -> Iterator[str]:
 
 
 def _layer_wiring(folder: Folder) -> Iterator[str]:
-    """Each attention reads the cache that the layer table gives it."""
+    """Each attention reads the cache, and has the window, that the layer table gives it."""
+    yield from window_faults(folder.model.graph, folder.layers or (), "the layer table")
     cores, layers = attentions(folder.model.graph), folder.layers or ()
     if len(cores) != len(layers):
         yield f"the graph has {len(cores)} attention cores, the layer table {len(layers)} layers"

@@ -6,26 +6,30 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnxruntime_genai as og
 import pytest
 from onnx import ModelProto, NodeProto
+from onnx.helper import make_node
 from onnx.numpy_helper import from_array, to_array
 from typer.testing import CliRunner
 
 import fixtures
 from cli import app
-from passes import DropAttentionBias, ExpandSharedKV, FuseAttention, SliceCaches
+from passes import AnnotateHeadSizes, DropAttentionBias, ExpandSharedKV, FuseAttention, SliceCaches
 from passes.base import Outcome, Pass, apply
 from passes.recipe import fast, parse, text
+from surgery.architecture import architecture
 from surgery.attention.kv_wiring import attentions
 from surgery.errors import PassError, RequestError
 from surgery.folder.building import repack
 from surgery.folder.genai_config import shares_buffer
+from surgery.graph.evaluation import Fragment
 from surgery.graph.model import Model
-from surgery.graph.protos import declare
+from surgery.graph.protos import copied, declare, describe
 from surgery.runtime.decoding import Loop, prompt_feeds
 from surgery.runtime.sessions import MergedModel, OpenGraph, Settings, host
 from surgery.runtime.two_graphs import PairModel
@@ -180,6 +184,35 @@ def test_a_padded_row_is_what_it_is_alone(folders: dict[str, Path], exports: dic
     assert np.abs(steps[1].logits - wanted).max() > 1, "the source's graphs take padding for tokens"
 
 
+# Windows
+
+
+@pytest.mark.parametrize("step", [FuseAttention(), SliceCaches(), ExpandSharedKV(), AnnotateHeadSizes()])
+@pytest.mark.parametrize("window", [7, 1024])
+def test_a_window_that_is_not_config_jsons_is_an_error_that_names_both(
+    window: int, step: Pass, exports: dict[str, Export]
+) -> None:
+    model, _ = fused(decoder(exports, "tiny-e2b"))
+    export = exports["tiny-e2b"]
+    text_model = {**export.config["text_config"], "sliding_window": window}
+    model.architecture = architecture({**export.config, "text_config": text_model})
+    sentence = (
+        f"layer 0 sees {window} tokens by config.json, but local_window_size of GroupQueryAttention node '.*' is 8"
+    )
+    with pytest.raises(PassError, match=sentence):
+        apply(model, [step])
+
+
+def test_a_window_that_is_not_the_layer_tables_fails_a_gate(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(folders["tiny-e2b"], tmp_path / "out"))
+    model = Model.open(folder / "model.onnx")
+    node = next(node for node in model.graph.node if "layers.5/" in node.name and node.op_type == "GroupQueryAttention")
+    next(attribute for attribute in node.attribute if attribute.name == "local_window_size").i = 2048
+    (folder / "model.onnx").write_bytes(model.to_bytes())
+    failed = [gate.detail for gate in check_structure(open_folder(folder)) if not gate.passed]
+    assert failed == [f"layer 5 sees 8 tokens by the layer table, but local_window_size of {describe(node)} is 2048"]
+
+
 # fuse-attention
 
 
@@ -280,6 +313,86 @@ def test_what_is_not_causal_attention_stays_with_the_reason(
         fused(after, DropAttentionBias())
 
 
+def between(proto: ModelProto, reader: str, index: int, *nodes: NodeProto, **constants: object) -> None:
+    """Put nodes before one that reads the output of the last of them then; `X` is what it has read."""
+    place = next(i for i, node in enumerate(proto.graph.node) if node.name == reader)
+    node = proto.graph.node[place]
+    for new in nodes:
+        new.input[:] = [node.input[index] if name == "X" else name for name in new.input]
+    node.input[index] = nodes[-1].output[0]
+    proto.graph.initializer.extend(from_array(np.array(value), name) for name, value in constants.items())
+    held = [*map(copied, proto.graph.node[:place]), *nodes, *map(copied, proto.graph.node[place:])]
+    del proto.graph.node[:]
+    proto.graph.node.extend(held)
+
+
+def the_last(proto: ModelProto, layer: int, tokens: int) -> None:
+    """A full layer sees so many tokens alone."""
+    between(
+        proto, f"/model/layers.{layer}/attn/manual/scores/Where", 0,
+        make_node("Sub", ["/model/shared_dims/past_length/Sub/output_0", "less"], ["diagonal"]),
+        make_node("Trilu", ["X", "diagonal"], ["seen"], upper=1),
+        less=np.int64(tokens - 1),
+    )  # fmt: skip
+
+
+def favoured(proto: ModelProto, layer: int, first: int) -> None:
+    """The scores of all tokens from one on are larger by 0.5."""
+    between(
+        proto, f"/model/layers.{layer}/attn/manual/scores/Where", 1,
+        make_node("Shape", ["attention_mask"], ["all"], start=1, end=2), make_node("Squeeze", ["all"], ["end"]),
+        make_node("Range", ["nought", "end", "one"], ["places"]), make_node("Less", ["places", "first"], ["early"]),
+        make_node("Where", ["early", "no", "half"], ["bias"]), make_node("Add", ["X", "bias"], ["biased"]),
+        nought=0, one=1, first=first, no=np.float32(0), half=np.float32(0.5),
+    )  # fmt: skip
+
+
+def capped(proto: ModelProto, layer: int, cap: float) -> None:
+    between(
+        proto, f"/model/layers.{layer}/attn/manual/scores/Where", 1, make_node("Div", ["X", "cap"], ["small"]),
+        make_node("Tanh", ["small"], ["bent"]), make_node("Mul", ["bent", "cap"], ["capped"]), cap=np.float16(cap),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("harm", "number"), [(the_last, 100), (the_last, 1000), (the_last, 4000), (favoured, 100)])
+def test_what_begins_after_many_tokens_stays(
+    harm: Callable[[ModelProto, int, int], None], number: int, exports: dict[str, Export]
+) -> None:
+    model = decoder(exports, "tiny-31b")
+    harm(model.proto, 5, number)
+    _, (outcome,) = fused(model, FuseAttention())
+    assert "skipped layer 5: it is not attention over all tokens, with" in said(outcome), said(outcome)
+
+
+def test_so_many_tokens_that_they_cannot_be_tried_are_told(exports: dict[str, Export]) -> None:
+    model = decoder(exports, "tiny-31b")
+    assert model.architecture is not None
+    model.architecture = replace(model.architecture, context_length=2**24)
+    the_last(model.proto, 5, 5_000_000)
+    _, (outcome,) = fused(model, FuseAttention())
+    assert "skipped layer 5: its constants mention 4,999,999 tokens" in said(outcome), said(outcome)
+
+
+@pytest.mark.parametrize("harm", [lambda p: capped(p, 5, 50), lambda p: constant(p, find(p, SCALE), 1, 1.01)])
+def test_float16_hides_no_scale(harm: Callable[[ModelProto], None], exports: dict[str, Export]) -> None:
+    export = exports["tiny-e4b"]
+    model = Model.open(export.pair("q4f16").decoder, export.architecture)
+    harm(model.proto)
+    _, (outcome,) = fused(model, FuseAttention())
+    assert "skipped layer 5: it is not attention over all tokens, with" in said(outcome), said(outcome)
+
+
+SCALE = "/model/layers.5/attn/manual/scores/Mul"
+
+
+def test_layers_of_one_form_are_tried_once(exports: dict[str, Export], monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[int] = []
+    run = Fragment.run
+    monkeypatch.setattr(Fragment, "run", lambda self, *given: runs.append(id(self)) or run(self, *given))
+    _, (outcome,) = fused(decoder(exports, "tiny-e4b"), FuseAttention())
+    assert "changed layer 5, 11" in said(outcome) and len(set(runs)) == 3  # owners, and two kinds of borrowers
+
+
 def test_a_graph_without_a_mask_is_refused(exports: dict[str, Export]) -> None:
     model = decoder(exports, "tiny-e2b")
     (mask,) = [value for value in model.graph.input if value.name == "attention_mask"]
@@ -297,6 +410,46 @@ def test_a_bias_that_hides_more_than_padding_stays(exports: dict[str, Export]) -
     after, (outcome,) = fused(model, DropAttentionBias())
     assert not outcome.changed and "is no mask of padding alone" in said(outcome)
     assert sum(len(node.input) == 11 for node in after.graph.node) == 8
+
+
+def window_in_the_bias(proto: ModelProto, window: int) -> None:
+    """Fused nodes see all tokens, but for what their bias hides: those before a window."""
+    gqa = [node for node in proto.graph.node if node.op_type == "GroupQueryAttention"]
+    total, past = "/model/shared_dims/attention_mask/Gather_1/output_0", "/model/shared_dims/past_length/Sub/output_0"
+    early = find(proto, past.removesuffix("/output_0"))
+    proto.graph.node.remove(early)
+    between(
+        proto, gqa[0].name, 10, early,
+        make_node("Range", ["nought", total, "one"], ["keys"]), make_node("Range", [past, total, "one"], ["queries"]),
+        make_node("Unsqueeze", ["queries", "one_axis"], ["column"]), make_node("Sub", ["column", "keys"], ["distance"]),
+        make_node("Less", ["distance", "window"], ["near"]), make_node("Where", ["near", "X", "lowest"], ["sliding"]),
+        nought=0, one=1, one_axis=[1], window=window, lowest=np.float32(-1e9),
+    )  # fmt: skip
+    for node in proto.graph.node:
+        if node.op_type == "GroupQueryAttention":
+            node.input[10] = "sliding"
+            next(attribute for attribute in node.attribute if attribute.name == "local_window_size").i = -1
+
+
+@pytest.mark.parametrize("window", [8, 1000, 3999])
+def test_a_window_that_lives_in_the_bias_stays(window: int, exports: dict[str, Export]) -> None:
+    model = decoder(exports, "tiny-31b")
+    window_in_the_bias(model.proto, window)
+    after, (_, dropped) = fused(model)
+    assert "skipped 5 attention nodes: sliding is no mask of padding alone" in said(dropped), said(dropped)
+    _, (sliced,) = apply(after, [SliceCaches()])
+    assert not sliced.changed
+
+
+def test_what_stays_unrolled_is_told_with_its_reason_and_not_sent_in_a_circle(exports: dict[str, Export]) -> None:
+    model = decoder(exports, "tiny-31b")
+    with pytest.raises(PassError) as plain:
+        apply(model, [DropAttentionBias()])
+    assert plain.value.hint == "run fuse-attention first"
+    the_last(model.proto, 5, 1000)
+    with pytest.raises(PassError, match="fuse-attention leaves it, because it is not attention over all") as stuck:
+        fused(model)
+    assert "fuse-attention" not in (stuck.value.hint or "")
 
 
 def test_lengths_of_another_kind_stay(exports: dict[str, Export]) -> None:
@@ -339,6 +492,33 @@ def test_float16_is_read_as_float32_and_converted_once_for_a_cache(exports: dict
     assert {types[node.input[3]].dtype for node in fused} == {"FLOAT"}
     assert len({node.input[3] for node in fused}) == len(model.require_architecture().owners)
     assert types["present.0.key"].dtype == "FLOAT16"
+
+
+def undeclared(model: Model, gone: Callable[[str], bool]) -> Model:
+    """The same without value_info of the values that are to go."""
+    held = [copied(value) for value in model.graph.value_info if not gone(value.name)]
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(held)
+    return model
+
+
+@pytest.mark.parametrize(("name", "precision"), [("tiny-e4b", "q4f16"), ("tiny-e2b", "fp32")])
+def test_attention_without_value_info_is_sliced_in_its_caches_dtype(
+    name: str, precision: str, exports: dict[str, Export], tmp_path: Path
+) -> None:
+    export = exports[name]
+    repacked(export, precision, tmp_path / "out")
+    pair = export.pair(precision)
+    source = undeclared(Model.open(pair.decoder, export.architecture), lambda name: "/attn/GroupQuery" in name)
+    after, _ = apply(source, fast(pair.embed))
+    (tmp_path / "out" / "model.onnx").write_bytes(after.to_bytes())
+    OpenGraph(tmp_path / "out" / "model.onnx", Settings())
+
+
+def test_attention_that_is_not_declared_stays_with_the_reason(exports: dict[str, Export]) -> None:
+    model = undeclared(decoder(exports, "tiny-e2b"), lambda name: True)
+    with pytest.raises(PassError, match=r"fuse-attention leaves it, because .* has no declared type"):
+        fused(model)
 
 
 def test_a_second_slicing_finds_nothing_to_do(exports: dict[str, Export]) -> None:

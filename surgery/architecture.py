@@ -8,6 +8,7 @@ exports come from the same exporter and have the same two graphs; and so is Gemm
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +79,8 @@ class Architecture:
 def read_config(path: Path) -> dict[str, Any]:
     """A JSON object from a file. Raises ArchitectureError naming the file and the position of the first fault."""
     try:
-        config = json.loads(read_regular(path, MAX_JSON_BYTES).decode("utf-8"), parse_constant=_refuse_constant)
+        text = read_regular(path, MAX_JSON_BYTES).decode("utf-8")
+        config = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_once)
         _check_depth(config)
     except FileNotFoundError:
         raise ArchitectureError(f"{path} is missing") from None
@@ -93,6 +95,15 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"it holds {name}, which JSON does not have")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object with each key once: of two, one reader takes the first, another the last, and GenAI both."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise ValueError(f"it holds the key {twice!r} twice")
+    return found
 
 
 def _check_depth(config: object) -> None:

@@ -99,8 +99,10 @@ def _measure_folder(folder: Path, prompts: list[list[int]], new_tokens: int, pro
     import numpy as np
 
     from surgery.verify.genai_proof import load_genai
+    from surgery.verify.structure import open_folder
 
     og = load_genai(provider)
+    open_folder(folder).check_weights()
     started = time.perf_counter()
     try:
         config = og.Config(str(folder))

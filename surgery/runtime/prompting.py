@@ -16,6 +16,7 @@ from surgery.folder.genai_config import CONFIG_FILE
 from surgery.folder.multimodal import SECTIONS
 from surgery.source.export import holds_pair
 from surgery.verify.genai_proof import load_genai, render
+from surgery.verify.structure import open_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,7 @@ def answer(folder: Path, question: Question, precision: str | None = None) -> tu
 def _by_genai(folder: Path, question: Question) -> Iterator[str]:
     _check_files(folder, question)
     og = load_genai("cpu")
+    open_folder(folder).check_weights()
     prompt = _with_markers(question.prompt, question.images, question.sounds)
     try:
         model = og.Model(str(folder))

@@ -241,6 +241,7 @@ def one_line(error: BaseException) -> str:
 
 
 def _open(path: Path, settings: Settings, exposed: Sequence[str]) -> ort.InferenceSession:
+    Model.open(path).check_weights()  # no session reads data from elsewhere
     runtime = load_onnxruntime(settings.provider)
     options = runtime.SessionOptions()
     options.intra_op_num_threads = settings.threads

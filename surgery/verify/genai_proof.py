@@ -17,6 +17,7 @@ import numpy as np
 
 from surgery.choices import Provider
 from surgery.errors import ModelError, RuntimeMissing
+from surgery.folder.admission import admit
 from surgery.runtime.sessions import Array, one_line
 from surgery.verify.agreement import margin
 from surgery.verify.prompt_file import Message, shipped_texts
@@ -72,6 +73,7 @@ class GenAI:
 
     def __init__(self, folder: Path, provider: Provider) -> None:
         self._og = load_genai(provider)
+        admit(folder)
         with _own_words("og.Model"):
             config = self._og.Config(str(folder))
             config.overlay(_QUIET)
@@ -142,6 +144,7 @@ class GenAI:
 def open_tokenizer(folder: Path, provider: Provider) -> Any:
     """The folder's tokenizer, without its model where the runtime can. Raises ModelError with the runtime's words."""
     og = load_genai(provider)
+    admit(folder)
     with _own_words("og.Tokenizer"):
         try:
             return og.Tokenizer(str(folder))

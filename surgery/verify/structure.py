@@ -16,7 +16,8 @@ from surgery.attention.gqa import window_faults
 from surgery.attention.kv_wiring import attentions
 from surgery.attention.shared_buffer import is_in_place
 from surgery.choices import Modality
-from surgery.errors import ArchitectureError, FolderError, SurgeryError
+from surgery.errors import FolderError, SurgeryError
+from surgery.folder.admission import admit
 from surgery.folder.genai_config import CONFIG_FILE, shares_buffer
 from surgery.folder.multimodal import SECTIONS
 from surgery.folder.multimodal import TYPE as MULTIMODAL
@@ -32,7 +33,6 @@ _TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 _TOKEN_INPUTS = ("input_ids", "attention_mask", "position_ids")
 _FED = ("num_logits_to_keep",)
 """Inputs that the runtime feeds although genai_config.json does not name them."""
-_REFUSED = ("sliding_window", "layer_types")
 _UNCHECKED = "it could not be checked"
 
 
@@ -46,6 +46,11 @@ class Folder:
     layers: tuple[Layer, ...] | None
     others: Mapping[str, Model] = field(default_factory=dict)
     """Section of the configuration -> its graph, where the folder takes images or sound: embedding, vision, speech."""
+
+    def check_weights(self) -> None:
+        """Raise WeightError where a graph refers to bytes that its data files do not have."""
+        for model in (self.model, *self.others.values()):
+            model.check_weights()
 
     @property
     def media(self) -> dict[Modality, int]:
@@ -90,13 +95,8 @@ class Folder:
 
 
 def open_folder(root: Path) -> Folder:
-    """Read a folder. Raises FolderError, or ModelError where its graph is at fault."""
-    if not root.is_dir():
-        raise FolderError(f"{root} is not a folder")
-    try:
-        config = read_config(root / CONFIG_FILE)
-    except ArchitectureError as error:
-        raise FolderError(str(error)) from None
+    """Read a folder that the runtime may be given. Raises FolderError, or ModelError where its graph is at fault."""
+    config = admit(root)
     decoder = _object(_object(config, "model"), "decoder")
     model = Model.open(root / _filename(decoder))
     return Folder(root, config, model, read_layer_table(model), dict(_others(root, config)))
@@ -137,8 +137,7 @@ def _files(folder: Folder) -> Iterator[str]:
 
 
 def _weights(folder: Folder) -> Iterator[str]:
-    for model in (folder.model, *folder.others.values()):
-        model.check_weights()
+    folder.check_weights()
     yield from ()
 
 
@@ -232,12 +231,6 @@ def _token_ids(folder: Folder) -> Iterator[str]:
         yield "eos_token_id is missing: generation would stop at the pad id"
 
 
-def _refused_keys(folder: Folder) -> Iterator[str]:
-    for key in _REFUSED:
-        if key in folder.decoder or key in _object(folder.config, "model"):
-            yield f"{key} is set, which makes GenAI 0.16 and later lay out the caches in another way"
-
-
 def _share_buffer(folder: Folder) -> Iterator[str]:
     """Also the other way round: caches that are updated in place find no room in a past of the tokens so far."""
     shared = _object(folder.config, "search").get("past_present_share_buffer")
@@ -314,7 +307,6 @@ _RULES: dict[str, Callable[[Folder], Iterator[str]]] = {
     "vocabulary is the logits' last axis": _vocabulary,
     "logits have one row or all": _logits_shape,
     "token ids are in the vocabulary": _token_ids,
-    "no key that changes the caches' layout": _refused_keys,
     "shared buffer only where it can be": _share_buffer,
     "layer table agrees with the caches": _layer_sizes,
     "layer table agrees with the wiring": _layer_wiring,
@@ -361,10 +353,7 @@ def _filename(described: Mapping[str, Any], section: str = "decoder") -> Path:
     name = described.get("filename")
     if not isinstance(name, str) or not name:
         raise FolderError(f"{CONFIG_FILE}: model.{section}.filename is {name!r}; a file name is expected")
-    path = Path(name)
-    if path.is_absolute() or ".." in path.parts:
-        raise FolderError(f"{CONFIG_FILE}: model.{section}.filename {name!r} leads out of the folder")
-    return path
+    return Path(name)
 
 
 def _object(parent: Mapping[str, Any], key: str) -> Mapping[str, Any]:

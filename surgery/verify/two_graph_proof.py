@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from surgery.choices import Provider
-from surgery.errors import SurgeryError
+from surgery.errors import FolderError, SurgeryError
 from surgery.folder.genai_config import token_ids
 from surgery.runtime.sessions import Settings, versions
 from surgery.runtime.tokenizer import Tokenizer
@@ -48,6 +48,8 @@ def validate_two_graphs(
     try:
         export = open_export(folder)
         gates.append(_one_pair(export))
+        if not all(gate.passed for gate in gates):
+            raise FolderError("nothing was run: a file is not what was written, or there are other graphs")
         cases, skipped = _cases(export, scope, TOKENS[scope])
         gates.append(Gate("structure", "prompts can be made", bool(cases), 1, len(cases), f"{len(cases)} cases"))
         told("source")

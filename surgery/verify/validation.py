@@ -143,7 +143,9 @@ def validate(
         run.gates.append(manifest_gate(folder))
     with run.stage("structure"):
         opened = run.structure()
-    if opened is not None:
+    if not all(gate.passed for gate in run.gates):
+        run.gates.append(Gate("runtime", "generation", False, detail=_NOT_RUN))
+    elif opened is not None:
         run.prove(opened)
     thresholds = {"thresholds": run.thresholds.to_dict()} if run.thresholds else {}
     return Report(
@@ -210,15 +212,14 @@ class _Run:
         return opened
 
     def prove(self, folder: Folder) -> None:
-        """The numbers, even of a folder with a wrong configuration; the runtime only of one that is sound."""
-        sound = all(gate.passed for gate in self.gates if gate.section == "structure")
+        """The numbers and the runtime, of a folder that is what was written and whose structure is sound."""
         try:
             vocabulary = _vocabulary(folder, self.source)
         except SurgeryError as error:
             self.gates.append(Gate("numbers", "prompts can be made", False, detail=str(error)))
             return
         with self.stage("tokenizer"):
-            cases = self._cases(folder, vocabulary, sound)
+            cases = self._cases(folder, vocabulary)
         if not cases:
             reason = "; ".join(f"{case.name}: {case.reason}" for case in self.skipped[:3])
             self.gates.append(Gate("numbers", "prompts can be made", False, 1, 0, reason))
@@ -227,10 +228,7 @@ class _Run:
         if self.request.watch:
             with self.stage("activations"):
                 self._watch(folder, cases)
-        if not sound:
-            reason = "not run: the structure is at fault, and the runtime may crash on it"
-            self.gates.append(Gate("runtime", "generation", False, detail=reason))
-        elif not any(gate.section == "runtime" and not gate.passed for gate in self.gates):
+        if not any(gate.section == "runtime" and not gate.passed for gate in self.gates):
             if self.settings.provider == "cuda":
                 with self.stage("placement"):
                     self._placement(folder)
@@ -244,8 +242,8 @@ class _Run:
         except ModelError as error:
             self.gates.append(Gate("runtime", "nodes run on CUDA", False, detail=str(error)))
 
-    def _cases(self, folder: Folder, vocabulary: Vocabulary, sound: bool) -> list[Case]:
-        tokenizer = self._tokenizer(vocabulary) if sound else None
+    def _cases(self, folder: Folder, vocabulary: Vocabulary) -> list[Case]:
+        tokenizer = self._tokenizer(vocabulary)
         found: list[Case | Skipped]
         if self.request.cases is not None:
             found = list(self.request.cases)
@@ -443,6 +441,7 @@ class _Run:
         self.skipped.extend(proof.skipped)
 
 
+_NOT_RUN = "nothing was run: a file is not what was written, or the structure is at fault"
 _PLACEHOLDERS = ("image-placeholder", "audio-placeholder")
 _NO_MASK = "the graph takes no attention_mask: it reads a shorter row's padding like words"
 _WITH_FILES = "here a placeholder stands for features: the media section has prompts with files"

@@ -29,6 +29,7 @@ from surgery.verify import Request, validate
 from surgery.verify.genai_proof import GenAI
 from surgery.verify.media_samples import picture, sound
 from surgery.verify.report import Gate, Report
+from tests.signing import sign
 
 TINY = Path(__file__).parents[2] / "fixtures" / "tiny-e2b"
 DATA = TINY.parent / "data"
@@ -55,7 +56,7 @@ def recipes_of(
 
 
 def proven(folder: Path, source: Pair, **request: object) -> Report:
-    return validate(folder, source, request=Request(**{"scope": "light", **request}))  # type: ignore[arg-type]
+    return validate(sign(folder), source, request=Request(**{"scope": "light", **request}))  # type: ignore[arg-type]
 
 
 def media_gates(report: Report) -> dict[str, Gate]:

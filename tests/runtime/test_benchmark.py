@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -49,9 +50,8 @@ def test_a_context_that_does_not_fit_is_one_sentence(folder: Path) -> None:
 
 
 def test_what_the_runtime_says_is_passed_on(folder: Path, tmp_path: Path) -> None:
-    broken = tmp_path / "broken"
-    broken.mkdir()
-    for name in ("config.json", "genai_config.json"):
-        (broken / name).write_bytes((folder / name).read_bytes())
+    broken = Path(shutil.copytree(folder, tmp_path / "broken"))
+    config = (broken / "genai_config.json").read_text()
+    (broken / "genai_config.json").write_text(config.replace("gemma4_text", "nonesuch"))
     with pytest.raises(FolderError, match="the runtime says"):
         bench(broken, None, contexts=[8], new_tokens=2)

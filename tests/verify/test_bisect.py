@@ -20,6 +20,7 @@ from surgery.source.export import Export, open_export
 from surgery.verify import Request, validate
 from surgery.verify.bisect import Parting, find_parting
 from surgery.verify.prompts import Case
+from tests.signing import sign
 
 TINY = Path(__file__).parents[2] / "fixtures" / "tiny-e2b"
 CASE = Case("chunks", "a prompt in pieces", ((2, 10, 77, 31, 9, 12),), chunk=4)
@@ -179,7 +180,7 @@ def test_validate_bisects_when_logits_differ(folder: Path, sound: Path, export: 
     edit(folder, lambda graph: other_wire(graph) and None)
     (gate,) = [
         gate
-        for gate in validate(folder, export.pair("fp32"), request=request).failed
+        for gate in validate(sign(folder), export.pair("fp32"), request=request).failed
         if gate.name == "values inside the graphs"
     ]
     assert "in layer 5, at Add node '/model/layers.5/Add_2'" in gate.detail

@@ -26,6 +26,7 @@ from surgery.verify.prompts import Case
 from surgery.verify.recording import Answer, Recording, StoredCache
 from surgery.verify.report import Gate
 from surgery.verify.thresholds import LEAST, Thresholds, default_thresholds
+from tests.signing import sign
 
 TINY = Path(__file__).parents[2] / "fixtures" / "tiny-e2b"
 CASE = Case("case", "two rows", ((5, 6), (7, 8)))
@@ -166,6 +167,7 @@ def scaled(folder: Path, factor: float) -> None:
     set_constant(model.graph, "factor", np.float16(factor))
     node.input[1] = "factor"
     (folder / "model.onnx").write_bytes(model.proto.SerializeToString())
+    sign(folder)
 
 
 def set_constant(graph: GraphProto, name: str, value: np.generic) -> None:

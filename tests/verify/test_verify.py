@@ -32,6 +32,7 @@ from surgery.verify.prompts import Case, Skipped, Vocabulary, admissible, of_ids
 from surgery.verify.recording import Answer, Recording, record
 from surgery.verify.report import Report
 from surgery.verify.thresholds import default_thresholds
+from tests.signing import sign
 
 TINY = Path(__file__).parents[2] / "fixtures" / "tiny-e2b"
 PRECISIONS = ("fp32", "fp16", "q4", "q4f16", "quantized")
@@ -80,7 +81,8 @@ def node(graph: GraphProto, name: str) -> NodeProto:
 
 
 def check(folder: Path, export: Export, *, source: bool = True) -> Report:
-    """A short validation of a float32 folder."""
+    """A short validation of a float32 folder, signed as it is."""
+    sign(folder)
     return validate(folder, export.pair("fp32") if source else None, request=Request(cases=[SHORT, RAGGED], tokens=4))
 
 
@@ -149,7 +151,7 @@ def other_owner(graph: GraphProto) -> None:
         reader.input[operand] = reader.input[operand].replace("present.3", "present.2")
 
 
-@pytest.mark.parametrize("change", [double_embedding_scale, no_softcap, other_owner])
+@pytest.mark.parametrize("change", [double_embedding_scale, no_softcap])
 def test_wrong_arithmetic_fails_the_logits(change: Callable[[GraphProto], None], folder: Path, export: Export) -> None:
     edit(folder, change)
     report = check(folder, export)
@@ -163,13 +165,12 @@ def test_a_borrower_of_the_wrong_owner_fails_the_wiring(folder: Path, export: Ex
 
 
 @pytest.mark.parametrize("wrong", ["present.2.key", "present.3.value"])
-def test_a_wrong_alias_fails_structure_and_numbers(wrong: str, folder: Path, export: Export) -> None:
+def test_a_wrong_alias_fails_the_structure_and_nothing_runs(wrong: str, folder: Path, export: Export) -> None:
     """Of another layer, or the value for the key; neither moves a logit."""
     edit(folder, lambda graph: node(graph, "/model/layers.5/attn/present/key").input.__setitem__(0, wrong))
     report = check(folder, export)
     assert failures(report, "structure") == {"borrowers' caches are their owners'"}
-    assert failures(report, "numbers") == {"borrowers' caches are their owners'"}
-    assert report.cases[0].alias_faults == ("layer 5's key is not layer 3's",)
+    assert failures(report, "runtime") == {"generation"} and not report.section("numbers")
 
 
 def test_a_changed_weight_byte_fails_the_logits_and_generation_is_compared(folder: Path, export: Export) -> None:
@@ -264,17 +265,17 @@ def test_an_interface_that_the_runtime_cannot_serve(
     ("key", "value", "gate"),
     [
         ("model.vocab_size", 127, "vocabulary is the logits' last axis"),
-        ("model.vocab_size", "128", "vocabulary is the logits' last axis"),
+        ("model.vocab_size", "128", "folder can be read"),
         ("model.eos_token_id", [1, 128], "token ids are in the vocabulary"),
-        ("model.eos_token_id", None, "token ids are in the vocabulary"),
+        ("model.eos_token_id", None, "folder can be read"),
         ("model.bos_token_id", True, "token ids are in the vocabulary"),
-        ("model.decoder.sliding_window", {"window_size": 8}, "no key that changes the caches' layout"),
-        ("model.decoder.layer_types", [], "no key that changes the caches' layout"),
+        ("model.decoder.sliding_window", {"window_size": 8}, "folder can be read"),
+        ("model.decoder.layer_types", [], "folder can be read"),
         ("model.decoder.filename", "../model.onnx", "folder can be read"),
         ("model.decoder.filename", "absent.onnx", "folder can be read"),
         ("model.decoder", 5, "folder can be read"),
         ("model.decoder.inputs.position_ids", "positions", "interface is what the configuration names"),
-        ("model.decoder.inputs.past_key_names", "past", "caches have concrete sizes"),
+        ("model.decoder.inputs.past_key_names", "past", "folder can be read"),
         ("search.past_present_share_buffer", True, "shared buffer only where it can be"),
     ],
 )
@@ -302,8 +303,7 @@ def test_a_garbled_genai_config_is_a_failed_gate(content: str, folder: Path, exp
     (folder / "genai_config.json").write_text(content, encoding="latin-1")
     report = check(folder, export)
     assert failures(report, "structure") == {"folder can be read"}
-    assert failures(report, "manifest") == {"files are what was written"}
-    assert all(gate.detail for gate in report.gates) and len(report.gates) == 2
+    assert all(gate.detail for gate in report.failed) and len(report.gates) == 3
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
@@ -311,7 +311,7 @@ def test_a_missing_tokenizer_file(name: str, folder: Path, export: Export) -> No
     (folder / name).unlink()
     report = check(folder, export)
     assert failures(report, "structure") == {"tokenizer files are there"}
-    assert not failures(report, "numbers")
+    assert not report.section("numbers")
 
 
 def test_short_weights_fail_before_anything_runs(folder: Path, export: Export) -> None:
@@ -319,15 +319,15 @@ def test_short_weights_fail_before_anything_runs(folder: Path, export: Export) -
     data.write_bytes(data.read_bytes()[:-1])
     report = check(folder, export)
     assert "weights are where the graph says" in failures(report, "structure")
-    assert failures(report, "numbers") == {"merged graph runs"}
+    assert not report.section("numbers")
 
 
 def test_a_config_that_the_runtime_refuses_is_told_in_its_words(folder: Path, export: Export) -> None:
-    edit_config(folder, lambda config: config["search"].update(foo=1))
+    edit_config(folder, lambda config: config["model"].update(type="nonesuch"))
     report = check(folder, export)
     assert not failures(report, "structure") and not failures(report, "numbers")
     (gate,) = [gate for gate in report.failed if gate.section == "runtime"]
-    assert "foo" in gate.detail and "\n" not in gate.detail
+    assert "nonesuch" in gate.detail and "\n" not in gate.detail
 
 
 def test_a_missing_runtime_is_one_sentence(sound: Path, monkeypatch: pytest.MonkeyPatch) -> None:

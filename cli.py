@@ -119,7 +119,7 @@ Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; it mu
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="A GenAI folder, as repack writes it.")]
 Precision = Annotated[
     str | None,
-    typer.Option("--precision", help="fp32, fp16, q4, q4f16 or quantized; default: the best for the provider."),
+    typer.Option("--precision", help="fp32, fp16, q4, q4f16, quantized or q2f16; default: the best for the provider."),
 ]
 Ep = Annotated[Provider, typer.Option("--ep", help="Execution provider; auto takes cuda where a GPU can be used.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
@@ -362,8 +362,8 @@ def _with_media(
 ) -> tuple[Recipe, list[Part], dict[str, str]]:
     """The decoder's recipe, the graphs beside it with theirs, and all of them as the manifest records them."""
     from passes.recipe import multimodal, text
-    from surgery.folder.multimodal import EMBED, Part, check_export, most_patches
-    from surgery.source.export import ENCODERS
+    from surgery.folder.multimodal import Part, check_export, most_patches
+    from surgery.source.export import EMBED, ENCODERS
 
     check_export(export, media)
     tokens = {modality: export.placeholder(modality) for modality in media}

@@ -19,6 +19,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto
+from two_sessions import TOLERANCE, Pair, Trace, attributes, prompts, reference, stored_name
 
 import fixtures
 from fixtures import FIXTURES, PRECISIONS, FixtureError, Reading, build, external_data_sizes
@@ -36,98 +37,10 @@ COMMITTED = ROOT / "tiny-e2b"
 TINIES = ("tiny-e2b", "tiny-e4b", "tiny-31b", "tiny-12b", "tiny-26b-a4b")
 DENSE = tuple(name for name in TINIES if not FIXTURES[name].architecture.num_experts)
 """Where rounding moves the numbers a little: a router that rounds may choose another expert, which moves them much."""
-TOLERANCE = 1e-4
-PROMPTS = range(6)
 STEPS = 24
 
 
 # Running a pair
-
-
-class Pair:
-    """embed_tokens and decoder_model_merged as two sessions, with the cache fed back."""
-
-    def __init__(self, directory: Path, precision: str) -> None:
-        suffix = PRECISIONS[precision].suffix
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.log_severity_level = 3
-        self.embed, self.decoder = (
-            ort.InferenceSession(
-                str(directory / "onnx" / f"{stem}{suffix}.onnx"), options, providers=["CPUExecutionProvider"]
-            )
-            for stem in ("embed_tokens", "decoder_model_merged")
-        )
-        self.start()
-
-    def start(self, batch: int = 1) -> None:
-        """An empty cache."""
-        dtypes = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
-        self.length = 0
-        self.past = {
-            value.name: np.zeros((batch, value.shape[1], 0, value.shape[3]), dtypes[value.type])
-            for value in self.decoder.get_inputs()
-            if value.name.startswith("past_key_values.")
-        }
-
-    def embeddings(self, ids: np.ndarray) -> dict[str, np.ndarray]:
-        names = [value.name for value in self.embed.get_outputs()]
-        return dict(zip(names, self.embed.run(names, {"input_ids": ids}), strict=True))
-
-    def step(
-        self,
-        ids: np.ndarray,
-        keep: int = 0,
-        mask: np.ndarray | None = None,
-        positions: np.ndarray | None = None,
-    ) -> np.ndarray:
-        """ids [S] or [B, S] -> logits f32 [B, kept, vocabulary]; keep = 0 keeps all."""
-        ids = np.atleast_2d(np.asarray(ids, np.int64))
-        batch, count = ids.shape
-        total = self.length + count
-        if mask is None:
-            mask = np.ones((batch, total), np.int64)
-        if positions is None:
-            positions = np.tile(np.arange(self.length, total, dtype=np.int64), (batch, 1))
-        feeds = {
-            **self.embeddings(ids),
-            **self.past,
-            "attention_mask": mask,
-            "position_ids": positions,
-            "num_logits_to_keep": np.array(keep, np.int64),
-        }
-        names = [value.name for value in self.decoder.get_outputs()]
-        results = dict(zip(names, self.decoder.run(names, feeds), strict=True))
-        logits: np.ndarray = results.pop("logits").astype(np.float32)
-        self.past = {name.replace("present", "past_key_values"): value for name, value in results.items()}
-        self.length = total
-        return logits
-
-
-@dataclasses.dataclass(frozen=True)
-class Trace:
-    """What a prompt led to: its logits [S, V], those of each decode step [24, V], greedy tokens [24]."""
-
-    prefill: np.ndarray
-    decode: np.ndarray
-    tokens: np.ndarray
-
-    def distance(self, other: Trace) -> float:
-        """The largest |difference| of any logit."""
-        return max(float(np.abs(self.prefill - other.prefill).max()), float(np.abs(self.decode - other.decode).max()))
-
-
-def reference(name: str) -> list[Trace]:
-    with np.load(DATA / f"{name}_ref.npz") as stored:
-        return [
-            Trace(stored[f"p{i}_prefill_logits"], stored[f"p{i}_decode_logits"], stored[f"p{i}_tokens"])
-            for i in PROMPTS
-        ]
-
-
-def prompts(name: str) -> list[np.ndarray]:
-    with np.load(DATA / f"{name}_ref.npz") as stored:
-        return [stored[f"p{i}_ids"] for i in PROMPTS]
 
 
 def run(pair: Pair, ids: np.ndarray, forced: np.ndarray, chunk: int = 0) -> Trace:
@@ -152,10 +65,6 @@ def distance(one: list[Trace], other: list[Trace]) -> float:
 
 def same_tokens(one: list[Trace], other: list[Trace]) -> bool:
     return all(np.array_equal(a.tokens, b.tokens) for a, b in zip(one, other, strict=True))
-
-
-def stored_name(name: str) -> str:
-    return name.replace("-", "_")
 
 
 @pytest.fixture(scope="session")
@@ -571,10 +480,6 @@ def test_interface(precision: str) -> None:
 
 def described(value: onnx.ValueInfoProto) -> tuple[str, int, list[int | str]]:
     return value.name, value.type.tensor_type.elem_type, shape(value)
-
-
-def attributes(node: onnx.NodeProto) -> dict[str, object]:
-    return {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
 
 
 def test_half_precision_graph_starts_with_its_input_casts(decoder: onnx.ModelProto) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from test_fixtures import TOLERANCE, Pair, attributes, prompts, reference, stored_name
+from two_sessions import TOLERANCE, Pair, attributes, prompts, reference, stored_name
 
 from fixtures import FIXTURES, FixtureError, Reading, build, external_data_sizes
 from fixtures.build import graphs

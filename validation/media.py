@@ -21,9 +21,9 @@ import numpy as np
 from passes.recipe import compatible, multimodal, text
 from surgery.choices import Modality
 from surgery.folder.building import repack
-from surgery.folder.multimodal import EMBED, Part, most_patches
+from surgery.folder.multimodal import Part, most_patches
 from surgery.runtime.sessions import Settings, versions
-from surgery.source.export import ENCODERS, Pair, open_export
+from surgery.source.export import EMBED, ENCODERS, Pair, open_export
 from surgery.verify.genai_proof import GenAI, render
 from surgery.verify.multimodal_proof import PROMPTS, Files, SourceLoop, text_of
 from surgery.verify.recording import Answer

@@ -91,10 +91,15 @@ def _show_export(console: Console, found: ExportInspection) -> None:
     arch = found.export.architecture
     owners = f"{len(arch.owners)} KV caches for {len(arch.layers)} layers"
     console.print(plain(f"{found.export.root}: an export of {arch.family}, {owners}\n", "bold"))
-    rows = [(name, size(count), "shown below" if name == found.shown else "") for name, count in found.sizes.items()]
+    rows = [(name, size(count), _precision_notes(found, name)) for name, count in found.sizes.items()]
     show_rows(console, "Precisions", ("precision", "graphs and weights", ""), rows, right="graphs and weights")
     for graph in found.graphs:
         _show_graph(console, graph)
+
+
+def _precision_notes(found: ExportInspection, precision: str) -> str:
+    others = [f"{role} in {other}" for role, other in found.export.pairs[precision].others.items()]
+    return ", ".join([*others, *(["shown below"] if precision == found.shown else [])])
 
 
 def _show_folder(console: Console, found: FolderInspection) -> None:

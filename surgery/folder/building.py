@@ -29,10 +29,10 @@ from surgery.folder.manifest import NAME as MANIFEST_FILE
 from surgery.folder.manifest import manifest, refuse_foreign
 from surgery.folder.minimum_versions import oldest_runtimes
 from surgery.folder.model_card import CARD_FILE, model_card
-from surgery.folder.multimodal import EMBED, PROCESSORS, Part, check_export, media_config, usage, write_media_files
+from surgery.folder.multimodal import PROCESSORS, Part, check_export, media_config, usage, write_media_files
 from surgery.graph.model import Model
 from surgery.graph.weight_writing import Placed, Progress, consolidated_size, unlinkable
-from surgery.source.export import ENCODERS, MEDIA_FILES, Export, Pair
+from surgery.source.export import EMBED, ENCODERS, MEDIA_FILES, Export, Pair
 
 Proof = TypeVar("Proof")
 Proof_co = TypeVar("Proof_co", covariant=True)

@@ -15,7 +15,7 @@ from surgery.folder.genai_config import CONFIG_FILE, MODEL_FILE
 from surgery.graph.external_data import is_external, tensors
 from surgery.graph.model import Model
 from surgery.graph.protos import tensor_type
-from surgery.source.export import PRECISIONS, Export, Pair, open_export
+from surgery.source.export import DECODER, EMBED, ENCODERS, Export, Pair, open_export
 from surgery.source.layer_table import layer_entry, read_layer_table
 
 
@@ -159,14 +159,19 @@ def _layers(model: Model) -> tuple[LayerRow, ...]:
 
 @dataclass(frozen=True)
 class ExportInspection:
-    """An export: its precisions with the bytes of their files, and the graphs of one of them: its pair, its encoders."""
+    """An export: its precisions with the bytes of their files, and the graphs of one of them by role."""
 
     export: Export
     sizes: Mapping[str, int]
     shown: str
-    graphs: tuple[Inspection, ...]
+    roles: Mapping[str, Inspection]
+
+    @property
+    def graphs(self) -> tuple[Inspection, ...]:
+        return tuple(self.roles.values())
 
     def to_dict(self) -> dict[str, Any]:
+        encoders = {role: graph.to_dict() for role, graph in self.roles.items() if role in ENCODERS.values()}
         return {
             "folder": str(self.export.root),
             "family": self.export.architecture.family,
@@ -174,12 +179,10 @@ class ExportInspection:
             "owners": len(self.export.architecture.owners),
             "precisions": dict(self.sizes),
             "shown": self.shown,
-            "embed": self.graphs[0].to_dict(),
-            "decoder": self.graphs[1].to_dict(),
-            **{
-                graph.path.stem.removesuffix(PRECISIONS.get(self.shown, "")): graph.to_dict()
-                for graph in self.graphs[2:]
-            },
+            "other_precisions": dict(self.export.pairs[self.shown].others),
+            "embed": self.roles[EMBED].to_dict(),
+            "decoder": self.roles[DECODER].to_dict(),
+            **encoders,
         }
 
 
@@ -219,13 +222,14 @@ def inspect(path: Path, precision: str | None = None) -> Inspection | ExportInsp
         raise ExportError(f"{path} does not exist", hint="an .onnx file, an export or a GenAI folder can be inspected")
     export = open_export(path)
     pair = export.pair(precision) if precision else export.best("cpu")[0]
-    graphs = tuple(inspect_model(graph, export.architecture) for graph in _graphs(pair))
-    sizes = {name: sum(_file_sizes(graph) for graph in _graphs(one)) for name, one in export.pairs.items()}
+    graphs = {role: inspect_model(graph, export.architecture) for role, graph in _graphs(pair).items()}
+    sizes = {name: sum(_file_sizes(graph) for graph in _graphs(one).values()) for name, one in export.pairs.items()}
     return ExportInspection(export, sizes, pair.precision, graphs)
 
 
-def _graphs(pair: Pair) -> tuple[Path, ...]:
-    return (pair.embed, pair.decoder, *pair.encoders.values())
+def _graphs(pair: Pair) -> dict[str, Path]:
+    encoders = {ENCODERS[modality]: path for modality, path in pair.encoders.items()}
+    return {EMBED: pair.embed, DECODER: pair.decoder, **encoders}
 
 
 def _graph_files(config: Mapping[str, Any]) -> dict[str, str]:

@@ -15,7 +15,7 @@ from surgery.choices import Modality
 from surgery.files.safe_reading import read_regular
 from surgery.folder.manifest import made_by
 from surgery.graph.weight_writing import Placed
-from surgery.source.export import LICENSES, Export, Pair
+from surgery.source.export import EMBED, ENCODERS, LICENSES, Export, Pair
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
@@ -78,7 +78,7 @@ def model_card(
         _introduction(export, kind, rewritten, modalities),
         _genai_usage(export, needs) if kind == "genai" else _two_graph_usage(export),
         *([further] if further else []),
-        _provenance(export, pair, recipe, placed),
+        _provenance(export, pair, recipe, placed, modalities),
         _licence(told),
     ]
     return "\n\n".join(parts) + "\n"
@@ -221,13 +221,20 @@ console.log(answer.generated_text.at(-1).content);
 ```"""
 
 
-def _provenance(export: Export, pair: Pair, recipe: str | Mapping[str, str], placed: Sequence[Placed]) -> str:
+def _provenance(
+    export: Export,
+    pair: Pair,
+    recipe: str | Mapping[str, str],
+    placed: Sequence[Placed],
+    modalities: Sequence[Modality],
+) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in made_by().items() if version)
     recipes = {"": recipe} if isinstance(recipe, str) else {f" of {role}": text for role, text in recipe.items()}
     rows = [
         ("source", export.repo or "a local folder"),
         ("revision", export.revision),
         ("precision", pair.precision),
+        *((f"precision of {role}", pair.others.get(role)) for role in (EMBED, *(ENCODERS[m] for m in modalities))),
         *((f"recipe{role}", f"`{text}`" if text else None) for role, text in recipes.items()),
         ("made with", versions),
     ]

@@ -30,13 +30,12 @@ from surgery.choices import Modality, Target
 from surgery.errors import ExportError
 from surgery.folder.genai_config import genai_config, write_json
 from surgery.graph.model import Model
-from surgery.source.export import ENCODERS, MEDIA_FILES, Export
+from surgery.source.export import EMBED, ENCODERS, MEDIA_FILES, Export
 
 if TYPE_CHECKING:
     pass
 
 TYPE = "gemma4"
-EMBED = "embed_tokens"
 PROCESSORS: dict[Modality, str] = {"image": "image_processor.json", "audio": "audio_processor.json"}
 """Modality -> the file that tells GenAI how to prepare it."""
 

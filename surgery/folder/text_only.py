@@ -27,7 +27,7 @@ from surgery.folder.manifest import manifest, refuse_foreign
 from surgery.folder.model_card import CARD_FILE, model_card
 from surgery.graph.model import Model
 from surgery.graph.weight_writing import Placed, Progress, unlinkable
-from surgery.source.export import Export, Pair
+from surgery.source.export import DECODER, DTYPES, EMBED, Export, Pair
 
 GRAPHS = "onnx"
 """The folder of the graphs, where transformers.js looks for them."""
@@ -41,8 +41,6 @@ _CLASSES = {
     "gemma3": "Gemma3ForConditionalGeneration",
     "gemma3n": "Gemma3nForConditionalGeneration",
 }
-_DTYPES = {"quantized": "q8"}
-"""What transformers.js calls a precision, where it has another name for it."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +98,7 @@ def strip(
             for graph in graphs
         }
         counts = {name: len(files) for name, files in placed.items()}
-        write_json(stage / "config.json", two_graph_config(export, pair.precision, counts))
+        write_json(stage / "config.json", two_graph_config(export, pair, counts))
         write_text_files(export, stage)
         below = [replace(file, location=f"{GRAPHS}/{file.location}") for files in placed.values() for file in files]
         write_text(stage / CARD_FILE, model_card(export, pair, "two-graph", below))
@@ -125,7 +123,7 @@ def _size(path: Path) -> int | None:
     return path.stat().st_size if path.is_file() else None
 
 
-def two_graph_config(export: Export, precision: str, data_files: Mapping[str, int]) -> dict[str, Any]:
+def two_graph_config(export: Export, pair: Pair, data_files: Mapping[str, int]) -> dict[str, Any]:
     """config.json of the text model in two graphs. `data_files` is the number of them by the name of the graph."""
     text = {key: value for key, value in text_config(export.config).items() if key not in _LEFT_OUT}
     config = {**text, **{key: value for key, value in export.config.items() if key not in _LEFT_OUT}}
@@ -136,17 +134,18 @@ def two_graph_config(export: Export, precision: str, data_files: Mapping[str, in
     return {
         **config,
         "text_config": text,
-        "transformers.js_config": _transformers_js(export.config.get("transformers.js_config"), precision, data_files),
+        "transformers.js_config": _transformers_js(export.config.get("transformers.js_config"), pair, data_files),
     }
 
 
-def _transformers_js(found: object, precision: str, data_files: Mapping[str, int]) -> dict[str, Any]:
+def _transformers_js(found: object, pair: Pair, data_files: Mapping[str, int]) -> dict[str, Any]:
     """The source's settings, cut down to the precision that is there, which becomes the default."""
     settings = dict(found) if isinstance(found, Mapping) else {}
-    dtype = _DTYPES.get(precision, precision)
+    embed, decoder = (DTYPES.get(name, name) for name in (pair.others.get(EMBED, pair.precision), pair.precision))
     caches = settings.get("kv_cache_dtype")
     if isinstance(caches, Mapping):
-        settings["kv_cache_dtype"] = {key: value for key, value in caches.items() if key == dtype}
+        settings["kv_cache_dtype"] = {key: value for key, value in caches.items() if key == decoder}
+    dtype = decoder if embed == decoder else {EMBED: embed, DECODER: decoder}
     return {**settings, "dtype": dtype, "use_external_data_format": dict(sorted(data_files.items()))}
 
 

@@ -8,7 +8,8 @@
     FOLDER/onnx/audio_encoder{_PRECISION}.onnx           input_features, input_features_mask -> audio_features
     FOLDER/onnx/*.onnx_data, *.onnx_data_1, ...          their weights
 
-A flat folder, with the graphs beside config.json, is read as well; and so is the split form of mobius:
+config.json's `transformers.js_config.dtype` may give each graph a precision of its own: that of the decoder is then the
+name of them all. A flat folder, with the graphs beside config.json, is read as well; and so is the split form of mobius:
 
     FOLDER/embedding/model.onnx, FOLDER/decoder/model.onnx, or FOLDER/embedding.onnx, FOLDER/decoder.onnx
 """
@@ -27,11 +28,20 @@ from surgery.choices import Modality
 from surgery.errors import ExportError, nearest
 from surgery.files.safe_reading import stays_inside
 
-PRECISIONS = {"fp32": "", "fp16": "_fp16", "q4": "_q4", "q4f16": "_q4f16", "quantized": "_quantized"}
+PRECISIONS = {
+    "fp32": "",
+    "fp16": "_fp16",
+    "q4": "_q4",
+    "q4f16": "_q4f16",
+    "quantized": "_quantized",
+    "q2f16": "_q2f16",
+}
 """Precision -> suffix of the community's file names."""
+DTYPES = {"quantized": "q8"}
+"""Precision -> what transformers.js calls it, where it has another name for it."""
 
 BEST = {
-    "cpu": ("q4", "q4f16", "quantized", "fp32", "fp16"),
+    "cpu": ("q4", "q4f16", "quantized", "q2f16", "fp32", "fp16"),
     "cuda": ("q4f16", "fp16"),
 }
 """Provider -> precisions, best first. On CUDA, float32 attention has no GroupQueryAttention kernel (onnxruntime-gpu
@@ -45,26 +55,31 @@ MEDIA_FILES = ("processor_config.json", "preprocessor_config.json")
 ENCODERS: dict[Modality, str] = {"image": "vision_encoder", "audio": "audio_encoder"}
 """Modality -> name of the graph that turns it into features, without precision."""
 
-_GRAPH = re.compile(
-    r"(?P<role>embed_tokens|decoder_model_merged|vision_encoder|audio_encoder)(?P<suffix>_[A-Za-z0-9]+)?\.onnx"
-)
+EMBED, DECODER = "embed_tokens", "decoder_model_merged"
+_SAYS = "as config.json (transformers.js_config.dtype) says"
+_ROLES = (EMBED, DECODER, *ENCODERS.values())
+_GRAPH = re.compile(rf"(?P<role>{'|'.join(_ROLES)})(?P<suffix>_[A-Za-z0-9]+)?\.onnx")
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """The two graphs of one precision, and the encoders that are there in the same one."""
+    """The two graphs of one precision, and its encoders. `others` has the precision of the graphs, by role, that
+    config.json gives another one than the decoder.
+    """
 
     precision: str
     embed: Path
     decoder: Path
     encoders: Mapping[Modality, Path] = field(default_factory=dict, hash=False)
+    others: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def encoder(self, modality: Modality) -> Path:
         """Raises ExportError where the precision has none."""
         if modality in self.encoders:
             return self.encoders[modality]
+        wanted = described_graph(ENCODERS[modality], self.precision, self.others)
         raise ExportError(
-            f"there is no {ENCODERS[modality]} of precision {self.precision!r} beside {self.decoder}",
+            f"there is no {wanted} beside {self.decoder}",
             hint=f"leave {modality} out of --modalities, or take a precision that has one",
         )
 
@@ -140,9 +155,11 @@ def open_export(folder: Path, given: Pair | None = None) -> Export:
         raise ExportError(f"{folder} does not exist")
     if not folder.is_dir():
         raise ExportError(f"{folder} is a file; the folder of an export is expected")
-    pairs = find_pairs(folder) if given is None else {given.precision: given}
     _refuse_outside(folder / "config.json", folder)
+    if given is None and not (folder / "config.json").exists():
+        find_pairs(folder)  # what is no export at all should not hear of config.json first
     config = read_config(folder / "config.json")
+    pairs = find_pairs(folder, declared_precisions(config)) if given is None else {given.precision: given}
     return Export(folder, config, architecture(config), pairs)
 
 
@@ -164,46 +181,82 @@ def best_precision(held: Sequence[str], provider: str, where: str) -> tuple[str,
         return found, f"{found}: the best of {', '.join(held)} for {provider}{absent}"
     if provider == "cuda":
         raise ExportError(
-            f"{where} holds {', '.join(held)}; CUDA needs {' or '.join(order)}, "
-            "because its GroupQueryAttention takes float16 only"
+            f"{where} holds {', '.join(held)}; CUDA needs {' or '.join(order)}: its GroupQueryAttention takes float16 "
+            "only, and nobody ran 2 bits there"
         )
     return held[0], f"{held[0]}: the only kind that the export holds"
 
 
 def holds_pair(folder: Path) -> bool:
-    """Whether there are two graphs of one precision."""
+    """Whether there are the two graphs of an export, whatever their precision."""
     graphs = _graph_folder(folder)
-    return graphs.is_dir() and bool(named_pairs(path.name for path in graphs.iterdir()))
+    if not graphs.is_dir():
+        return False
+    roles = _roles(path.name for path in graphs.iterdir())
+    return bool(roles[EMBED] and roles[DECODER])
 
 
 def _graph_folder(folder: Path) -> Path:
     return folder / "onnx" if (folder / "onnx").is_dir() else folder
 
 
-def find_pairs(folder: Path) -> dict[str, Pair]:
-    """The complete pairs in `folder/onnx`, or in `folder` itself, with their encoders."""
-    graphs = _graph_folder(folder)
+def declared_precisions(config: Mapping[str, Any]) -> dict[str, str]:
+    """Role -> precision, where config.json gives each graph its own; empty where it gives one for all, or none."""
+    settings = config.get("transformers.js_config")
+    given = settings.get("dtype") if isinstance(settings, Mapping) else None
+    by_dtype = {dtype: precision for precision, dtype in DTYPES.items()}
+    found = given.items() if isinstance(given, Mapping) else ()
+    return {role: by_dtype.get(name, name) for role, name in found if role in _ROLES and isinstance(name, str)}
+
+
+def find_pairs(folder: Path, declared: Mapping[str, str] | None = None) -> dict[str, Pair]:
+    """The complete pairs in `folder/onnx`, or in `folder` itself, with their encoders. `declared` is what config.json
+    says of the precision of each role.
+    """
+    graphs, declared = _graph_folder(folder), declared or {}
     names = [path.name for path in sorted(graphs.iterdir())]
-    encoders = named_encoders(names)
-    pairs = {
-        p: Pair(p, graphs / embed, graphs / decoder, {m: graphs / name for m, name in encoders.get(p, {}).items()})
-        for p, (embed, decoder) in named_pairs(names).items()
-    }
+    pairs = {}
+    for precision, found in named_graphs(names, declared).items():
+        encoders = {m: graphs / found[role] for m, role in ENCODERS.items() if role in found}
+        others = other_precisions(precision, declared)
+        pairs[precision] = Pair(precision, graphs / found[EMBED], graphs / found[DECODER], encoders, others)
     if not pairs and (split := _split_form(folder)) is not None:
         return {split.precision: split}
     if not pairs:
-        raise ExportError(_no_pair(graphs))
+        raise ExportError(_no_pair(graphs, declared))
     return pairs
 
 
-def named_encoders(names: Iterable[str]) -> dict[str, dict[Modality, str]]:
-    """Precision -> modality -> name of its encoder, from the names of one folder's files."""
+def named_graphs(names: Iterable[str], declared: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """Precision -> role -> name, from the names of one folder's files, for each precision that has both graphs of a
+    pair. A precision is the decoder's; the other graphs have the same one, but for what `declared` says.
+    """
     roles = _roles(names)
-    found: dict[str, dict[Modality, str]] = {}
-    for modality, stem in ENCODERS.items():
-        for precision, name in roles[stem].items():
-            found.setdefault(precision, {})[modality] = name
+    found = {}
+    for precision in dict.fromkeys((*PRECISIONS, *sorted(roles[DECODER]))):
+        wanted = {**dict.fromkeys(_ROLES, precision), **other_precisions(precision, declared)}
+        graphs = {role: roles[role][name] for role, name in wanted.items() if name in roles[role]}
+        if EMBED in graphs and DECODER in graphs:
+            found[precision] = graphs
     return found
+
+
+def other_precisions(precision: str, declared: Mapping[str, str]) -> dict[str, str]:
+    """Role -> precision of the graphs that go with a decoder of `precision` and are not of the same."""
+    if declared.get(DECODER) != precision:
+        return {}
+    return {role: other for role, other in declared.items() if other != precision}
+
+
+def described_graph(role: str, precision: str, others: Mapping[str, str]) -> str:
+    """The graph that goes with a decoder of `precision`, in words."""
+    if role not in others:
+        return _described_graph(role, precision)
+    return f"{_described_graph(role, others[role])}, {_SAYS},"
+
+
+def _described_graph(role: str, precision: str) -> str:
+    return f"{role} of precision {precision!r}"
 
 
 def _split_form(folder: Path) -> Pair | None:
@@ -215,23 +268,9 @@ def _split_form(folder: Path) -> Pair | None:
     return None
 
 
-def named_pairs(names: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Precision -> names of embed_tokens and decoder_model_merged, from the names of one folder's files."""
-    embeds, decoders = _pair_roles(names)
-    order = dict.fromkeys((*PRECISIONS, *sorted(embeds)))
-    return {p: (embeds[p], decoders[p]) for p in order if p in embeds and p in decoders}
-
-
-def _pair_roles(names: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
-    roles = _roles(names)
-    return roles["embed_tokens"], roles["decoder_model_merged"]
-
-
 def _roles(names: Iterable[str]) -> dict[str, dict[str, str]]:
     """Role -> precision -> name."""
-    found: dict[str, dict[str, str]] = {
-        role: {} for role in ("embed_tokens", "decoder_model_merged", *ENCODERS.values())
-    }
+    found: dict[str, dict[str, str]] = {role: {} for role in _ROLES}
     for name in names:
         if match := _GRAPH.fullmatch(name):
             found[match["role"]][_precision(match["suffix"])] = name
@@ -243,12 +282,22 @@ def _precision(suffix: str | None) -> str:
     return by_suffix.get(suffix or "", (suffix or "").lstrip("_"))
 
 
-def _no_pair(graphs: Path) -> str:
-    embeds, decoders = _pair_roles(path.name for path in graphs.iterdir())
-    expected = "an export holds embed_tokens*.onnx and decoder_model_merged*.onnx of the same precision"
+def expected_pair(declared: Mapping[str, str]) -> str:
+    """The two graphs that an export has to hold, in words."""
+    if (precision := declared.get(DECODER)) is None:
+        return f"{EMBED}*.onnx and {DECODER}*.onnx of the same precision"
+    return (
+        f"{_described_graph(EMBED, declared.get(EMBED, precision))} and {_described_graph(DECODER, precision)}, {_SAYS}"
+    )
+
+
+def _no_pair(graphs: Path, declared: Mapping[str, str]) -> str:
+    roles = _roles(path.name for path in graphs.iterdir())
+    embeds, decoders = roles[EMBED], roles[DECODER]
+    expected = f"an export holds {expected_pair(declared)}"
     if embeds or decoders:
-        one = "embed_tokens" if embeds else "decoder_model_merged"
-        both = f"embed_tokens of {', '.join(embeds)} but decoder_model_merged of {', '.join(decoders)}"
+        one = EMBED if embeds else DECODER
+        both = f"{EMBED} of {', '.join(embeds)} but {DECODER} of {', '.join(decoders)}"
         return f"{graphs} has {both if embeds and decoders else f'only {one} graphs'}; {expected}"
     others = sorted(path.name for path in graphs.glob("*.onnx"))[:3]
     return f"{graphs} has {', '.join(others) if others else 'no .onnx file'}; {expected}"

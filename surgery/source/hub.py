@@ -18,12 +18,24 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from surgery.choices import Modality
 from surgery.errors import ExportError, nearest
-from surgery.source.export import ENCODERS, LICENSES, MEDIA_FILES, named_encoders, named_pairs
+from surgery.source.export import (
+    DECODER,
+    EMBED,
+    ENCODERS,
+    LICENSES,
+    MEDIA_FILES,
+    declared_precisions,
+    described_graph,
+    expected_pair,
+    named_graphs,
+    other_precisions,
+)
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
@@ -84,31 +96,33 @@ class Listing:
     files: Mapping[str, HubFile]
     unreachable: HubUnreachable | None = None
 
-    @property
-    def pairs(self) -> dict[str, tuple[str, str]]:
-        """Precision -> the names of its two graphs, in the order of PRECISIONS."""
-        return _pairs(self.files)
+    @cached_property
+    def graphs(self) -> dict[str, dict[str, str]]:
+        """Precision -> role -> name of its graph, in the order of PRECISIONS. Raises ExportError without a pair."""
+        folder, names = _graphs(self.files)
+        found = named_graphs(names, self._declared)
+        if not found:
+            raise self.lacks(expected_pair(self._declared))
+        return {p: {role: str(folder / name) for role, name in held.items()} for p, held in found.items()}
 
-    def pair(self, precision: str) -> tuple[str, str]:
-        """Raises ExportError naming the precisions that exist."""
-        pairs = self.pairs
-        if precision in pairs:
-            return pairs[precision]
-        if not pairs:
-            raise self.no_pair()
-        known = list(pairs)
-        raise self.lacks(f"precision {precision!r}{nearest(precision, known)}; it holds {', '.join(known)}")
+    @cached_property
+    def _declared(self) -> dict[str, str]:
+        from surgery.architecture import read_config
 
-    def encoder(self, modality: Modality, precision: str) -> str:
-        """The name of an encoder. Raises ExportError naming the precisions that exist."""
-        held = {p: names[modality] for p, names in _encoders(self.files).items() if modality in names}
-        if precision in held:
-            return held[precision]
-        raise self.lacks(f"{ENCODERS[modality]} of precision {precision!r}; it holds {', '.join(held) or 'none'}")
+        return declared_precisions(read_config(_get(self, self.files["config.json"])))
 
-    def no_pair(self) -> ExportError:
-        """The error where `pairs` is empty."""
-        return self.lacks("embed_tokens*.onnx and decoder_model_merged*.onnx of the same precision")
+    def wanted(self, precision: str, modalities: Sequence[Modality]) -> list[str]:
+        """The names of a precision's pair and encoders. Raises ExportError naming what is there instead."""
+        known = list(self.graphs)
+        if precision not in known:
+            raise self.lacks(f"precision {precision!r}{nearest(precision, known)}; it holds {', '.join(known)}")
+        found = self.graphs[precision]
+        for role in (ENCODERS[modality] for modality in modalities):
+            if role not in found:
+                held = [p for p, graphs in self.graphs.items() if role in graphs]
+                wanted = described_graph(role, precision, other_precisions(precision, self._declared)).rstrip(",")
+                raise self.lacks(f"{wanted}; it holds {', '.join(held) or 'none'}")
+        return [found[role] for role in (EMBED, DECODER, *(ENCODERS[modality] for modality in modalities))]
 
     def lacks(self, what: str) -> ExportError:
         """The error for something that is not listed; with the reason where only the cache could be read."""
@@ -191,7 +205,7 @@ def plan(listing: Listing, precision: str, modalities: Sequence[Modality] = ()) 
     """
     from surgery.architecture import architecture, read_config
 
-    graphs = [*listing.pair(precision), *(listing.encoder(modality, precision) for modality in modalities)]
+    graphs = listing.wanted(precision, modalities)
     # Before gigabytes are fetched: exports of other families have graphs of the same names.
     architecture(read_config(_get(listing, listing.files["config.json"])))
     wanted = (*SIDE_FILES, *MEDIA_FILES) if modalities else SIDE_FILES
@@ -229,18 +243,6 @@ def _is_repo_id(source: str) -> bool:
     except HFValidationError:
         return False
     return True
-
-
-def _pairs(names: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Precision -> names of its graphs."""
-    folder, graphs = _graphs(names)
-    return {p: (str(folder / embed), str(folder / decoder)) for p, (embed, decoder) in named_pairs(graphs).items()}
-
-
-def _encoders(names: Iterable[str]) -> dict[str, dict[Modality, str]]:
-    """Precision -> modality -> name of the encoder."""
-    folder, graphs = _graphs(names)
-    return {p: {m: str(folder / name) for m, name in held.items()} for p, held in named_encoders(graphs).items()}
 
 
 def _graphs(names: Iterable[str]) -> tuple[PurePosixPath, list[str]]:

@@ -119,10 +119,7 @@ def _planned(hub: HubSource, choice: Choice, say: Say) -> tuple[Download, str]:
 def _precision(listing: Listing, choice: Choice) -> tuple[str, str]:
     if choice.precision is not None:
         return choice.precision, _asked(choice.precision)
-    held = list(listing.pairs)
-    if not held:
-        raise listing.no_pair()
-    return best_precision(held, choice.provider, str(listing.source))
+    return best_precision(list(listing.graphs), choice.provider, str(listing.source))
 
 
 def _asked(precision: str) -> str:

@@ -22,9 +22,9 @@ from surgery.compare.folder_report import planned_report
 from surgery.errors import ExportError, FolderError, RequestError, SurgeryError
 from surgery.folder.building import Repacked, repack
 from surgery.folder.inspection import FolderInspection, inspect
-from surgery.folder.multimodal import EMBED, Part, check_export, most_patches, read_modalities
+from surgery.folder.multimodal import Part, check_export, most_patches, read_modalities
 from surgery.runtime.prompting import Question, answer
-from surgery.source.export import ENCODERS, Export, Pair, open_export
+from surgery.source.export import EMBED, ENCODERS, Export, Pair, open_export
 from surgery.verify import Request, validate
 from surgery.verify.genai_proof import GenAI
 from surgery.verify.media_samples import picture, sound

@@ -1,11 +1,103 @@
-"""The engine: open an ONNX model without its weights, apply passes to it, write and prove a GenAI folder.
+"""Repack ONNX exports of Gemma 4 for ONNX Runtime GenAI, by surgery on the published graphs.
 
-    surgery.source.export     which graphs, precisions and files a source holds
-    surgery.architecture     the architecture: layers, head sizes, KV heads, owners and borrowers
-    surgery.graph.model      one ONNX graph, opened without its weights
-    passes.base     what a pass is, and how passes are applied
-    surgery.folder.building     the main job, from an export to a folder
-    surgery.verify     proof: structure, numbers against the source, the real runtime
+    import surgery
 
-CONTRIBUTING.md has the whole map.
+    surgery.repack("onnx-community/gemma-4-E2B-it-ONNX", "out")
+
+    repack, RepackOptions, plan_repack      an export in, a proven GenAI folder out; what it would do
+    strip, StripOptions, plan_strip         the two graphs for text, and nothing else
+    validate, Request, Report               the proof of a folder
+    diff, Comparison                        what differs between two models
+    inspect                                 what is in a file, an export or a folder
+    generate, bench                         try a folder; measure it
+    Model                                   one ONNX graph without its weights in memory
+    Pass, Finding, apply, parse             what a pass is; apply passes to a model; a recipe from its text
+    Listener                                hears what a job tells while it goes on
+    SurgeryError, GateFailed                what a user can mend; a proof that failed
+
+Each name is loaded when it is first used. docs/library.md shows each of them.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from passes.base import Finding, Pass, apply
+    from passes.recipe import parse
+    from surgery.compare.comparison import Comparison
+    from surgery.errors import GateFailed, SurgeryError
+    from surgery.graph.model import Model
+    from surgery.jobs.benchmarking import bench
+    from surgery.jobs.diffing import diff
+    from surgery.jobs.generating import generate
+    from surgery.jobs.inspecting import inspect
+    from surgery.jobs.listener import Listener
+    from surgery.jobs.repacking import RepackOptions, plan_repack, repack
+    from surgery.jobs.stripping import StripOptions, plan_strip, strip
+    from surgery.jobs.validating import validate
+    from surgery.verify.report import Report
+    from surgery.verify.validation import Request
+
+_HOMES = {
+    "Comparison": "surgery.compare.comparison",
+    "Finding": "passes.base",
+    "GateFailed": "surgery.errors",
+    "Listener": "surgery.jobs.listener",
+    "Model": "surgery.graph.model",
+    "Pass": "passes.base",
+    "RepackOptions": "surgery.jobs.repacking",
+    "Report": "surgery.verify.report",
+    "Request": "surgery.verify.validation",
+    "StripOptions": "surgery.jobs.stripping",
+    "SurgeryError": "surgery.errors",
+    "apply": "passes.base",
+    "bench": "surgery.jobs.benchmarking",
+    "diff": "surgery.jobs.diffing",
+    "generate": "surgery.jobs.generating",
+    "inspect": "surgery.jobs.inspecting",
+    "parse": "passes.recipe",
+    "plan_repack": "surgery.jobs.repacking",
+    "plan_strip": "surgery.jobs.stripping",
+    "repack": "surgery.jobs.repacking",
+    "strip": "surgery.jobs.stripping",
+    "validate": "surgery.jobs.validating",
+}
+
+__all__ = [
+    "Comparison",
+    "Finding",
+    "GateFailed",
+    "Listener",
+    "Model",
+    "Pass",
+    "RepackOptions",
+    "Report",
+    "Request",
+    "StripOptions",
+    "SurgeryError",
+    "apply",
+    "bench",
+    "diff",
+    "generate",
+    "inspect",
+    "parse",
+    "plan_repack",
+    "plan_strip",
+    "repack",
+    "strip",
+    "validate",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Load a name of the front door when it is first used: `import surgery` costs nothing."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -8,10 +8,8 @@ Anything else that escapes is a defect of ours.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from surgery.verify.report import Report
+from collections.abc import Iterable
+from typing import Any
 
 LONGEST = 2000
 """Characters of a message. Names in a model may be megabytes long, and messages quote them."""
@@ -70,10 +68,10 @@ class RuntimeMissing(SurgeryError):
 
 
 class GateFailed(Exception):
-    """A closing proof failed, so the folder was not written. `report` says which gates, and what they found."""
+    """A closing proof failed, so the folder was not written. `report`, a surgery.Report, says what was found."""
 
-    def __init__(self, report: Report) -> None:
-        super().__init__(f"a gate failed: {', '.join(gate.name for gate in report.failed)}")
+    def __init__(self, failed: Iterable[str], report: Any) -> None:
+        super().__init__(f"a gate failed: {', '.join(failed)}")
         self.report = report
 
 

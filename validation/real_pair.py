@@ -108,9 +108,9 @@ def main() -> None:
         shutil.copyfile(TOKENIZER / name, source / name)
 
     sys.argv = ["gemma4-surgery", "repack", str(source), str(out / "folder"), "--weights", "link", "--ep", "cpu"]
-    import cli
+    from surgery.commands.app import main
 
-    cli.main()
+    main()
 
 
 if __name__ == "__main__":

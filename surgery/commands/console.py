@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from surgery.errors import SurgeryError, defect, printable
+from surgery.jobs.listener import Listener
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,8 +44,8 @@ def print_json(value: object) -> None:
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-class ByteProgress:
-    """A progress bar over bytes on stderr; silent where stderr is not a terminal."""
+class JobProgress(Listener):
+    """A progress bar over bytes on stderr; silent where stderr is not a terminal, but for sentences and stages."""
 
     def __init__(self) -> None:
         from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
@@ -54,24 +55,33 @@ class ByteProgress:
         self._progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._task = self._progress.add_task("weights", total=None, visible=False)
 
-    def __enter__(self) -> ByteProgress:
+    def __enter__(self) -> JobProgress:
         self._progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
+    def said(self, text: str) -> None:
+        say(text)
+
     def started(self, total: int) -> None:
         self._progress.update(self._task, total=total, visible=True)
 
-    def advance(self, count: int) -> None:
+    def advanced(self, count: int) -> None:
         self._progress.advance(self._task, count)
 
     def stage(self, text: str) -> None:
-        """A stage of the proof, `stage: detail`; a log gets the stages alone."""
+        """A log gets the stages without the cases."""
         self._progress.update(self._task, description=text, visible=True, total=None)
         if not self._progress.console.is_terminal and ":" not in text:
             say(f"proving    {text}")
+
+
+def program() -> list[str]:
+    """How this program is run again, from any folder: the installed command, or a checkout's launcher."""
+    script = Path(sys.argv[0]).absolute()
+    return [sys.executable, str(script)] if script.suffix == ".py" else [str(script)]
 
 
 @contextlib.contextmanager

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from passes.base import Outcome
 from surgery.architecture import Layer
-from surgery.errors import printable
 from surgery.folder.inspection import ExportInspection, FolderInspection, Inspection, LayerRow
+from surgery.printing import plain, size
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from surgery.cuda.prediction import Prediction
     from surgery.folder.building import Repacked
+    from surgery.folder.genai_config import CacheCost
     from surgery.folder.publishing import Destination
     from surgery.folder.text_only import Stripped
     from surgery.graph.weight_writing import Placed
@@ -26,22 +27,6 @@ if TYPE_CHECKING:
 MARKS = {"added": ("+", "green"), "removed": ("-", "red"), "changed": ("~", "yellow"), "skipped": ("=", "dim")}
 MANY = 6
 """From this many findings of one verb on, a pass's report gives the first ones and the number of the others."""
-
-
-def plain(text: object, style: str = "") -> Text:
-    """Text without markup and without control characters."""
-    from rich.text import Text
-
-    return Text(printable(str(text)), style=style)
-
-
-def size(count: float) -> str:
-    """Bytes as people read them: `1.61 GB`, in powers of ten as disks and the Hub count."""
-    for unit in ("bytes", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.2f} GB"
 
 
 def show_rows(
@@ -302,8 +287,41 @@ def show_contents(console: Console, files: Mapping[str, int | None], destination
         console.print(plain(f"{len(files)} files would be uploaded to {kind}{destination.repo_id}"))
 
 
-def show_repacked(console: Console, result: Repacked[Report], layout: str) -> None:
-    """The passes graph by graph, the KV caches of both layouts with `layout` marked, the proof, the weight files."""
+def show_repacked(console: Console, result: Repacked[Report], layout: str, *, verbose: bool = False) -> None:
+    """What was made, in a screen; `verbose` adds each pass with its findings, and the proof by its sections."""
+    if verbose:
+        _show_passes_of(console, result)
+        for name, cost in result.costs.items():
+            mark = "*" if name == layout else " "
+            console.print(plain(f"{mark} KV caches {name}: {_cost(cost)}"))
+        console.print()
+        _show_proof(console, result.proof)
+        _show_placed(console, result.placed)
+        console.print()
+    names = [outcome.name for found in (result.outcomes, *result.others.values()) for outcome in found]
+    total = sum(file.size for file in result.placed)
+    how = " and ".join(dict.fromkeys(file.how for file in result.placed))
+    shared = ", sharing their bytes with the source" if "linked" in how else ""
+    lines = [
+        ("passes", ", ".join(dict.fromkeys(names))),
+        ("KV caches", f"{layout}: {_cost(result.costs[layout])}"),
+        ("weights", f"{size(total)} in {len(result.placed)} files, {how}{shared}"),
+        ("proof", result.proof.summary if result.proof else "none was asked for"),
+    ]
+    for head, text in lines:
+        console.print(plain(f"{head:<11}{text}"))
+    if result.proof and result.proof.skipped:
+        console.print(plain(f"{'':<11}{len(result.proof.skipped)} prompts left out, listed with -v", "dim"))
+    console.print(plain(f"{'ready':<11}{result.folder} (report.md says what changed)", "bold green"))
+    console.print(plain(f'{"try it":<11}gemma4-surgery generate {result.folder} "Hello"'))
+
+
+def _cost(cost: CacheCost) -> str:
+    at_8k = size(cost.bytes_at(8192))
+    return f"{cost.pairs} pairs, {size(cost.bytes_per_token)} per token, {at_8k} at 8,192 tokens"
+
+
+def _show_passes_of(console: Console, result: Repacked[Report]) -> None:
     graphs = {"decoder_model_merged": result.outcomes, **result.others}
     for role, outcomes in graphs.items():
         if result.others:
@@ -311,18 +329,6 @@ def show_repacked(console: Console, result: Repacked[Report], layout: str) -> No
         for outcome in outcomes:
             show_outcome(console, outcome)
     console.print()
-    for name, cost in result.costs.items():
-        mark = "*" if name == layout else " "
-        console.print(
-            plain(
-                f"{mark} KV caches {name}: {cost.pairs} pairs, {size(cost.bytes_per_token)} per token, "
-                f"{size(cost.bytes_at(8192))} at 8,192 tokens"
-            )
-        )
-    console.print()
-    _show_proof(console, result.proof)
-    _show_placed(console, result.placed)
-    console.print(plain(f"{result.folder} is ready", "bold green"))
 
 
 def show_stripped(console: Console, result: Stripped[Report]) -> None:

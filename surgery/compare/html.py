@@ -16,7 +16,6 @@ from importlib.resources import files
 from typing import TypeVar
 from xml.etree.ElementTree import Element
 
-from surgery.commands.rendering import size
 from surgery.compare.comparison import (
     VERBS,
     Comparison,
@@ -38,6 +37,7 @@ from surgery.compare.comparison import (
 from surgery.compare.layer_picture import initial, picture
 from surgery.compare.markup import Child, element, rendered
 from surgery.compare.sections import ranges, signed
+from surgery.printing import size
 
 FOLDED = 12
 """A list longer than this is closed until it is asked for."""

@@ -12,7 +12,6 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-from surgery.commands.rendering import size
 from surgery.compare.comparison import (
     Comparison,
     FieldChange,
@@ -30,6 +29,7 @@ from surgery.compare.comparison import (
     tally,
 )
 from surgery.compare.node_changes import layer_in
+from surgery.printing import size
 
 MARKS: dict[str, str] = {"added": "+", "removed": "-", "changed": "~", "renamed": "=", "moved": ">", "skipped": " "}
 LEGEND = "+ added, - removed, ~ changed, = renamed, > moved"

@@ -57,15 +57,16 @@ class Side:
         return tuple(part.role for part in self.parts)
 
 
-def open_side(path: Path, precision: str | None = None, *, label: str | None = None) -> Side:
+def open_side(path: Path | Model, precision: str | None = None, *, label: str | None = None) -> Side:
     """Open an .onnx file, a GenAI folder, or one precision of an export (its best for the CPU, if none is named).
 
-    Raises SurgeryError where it is none of them. No weight is read, and none need be there.
+    A model in memory is a side as it is. Raises SurgeryError where it is none of them. No weight is read, and none
+    need be there.
     """
+    if isinstance(path, Model):
+        return _file(path, label)
     if path.is_file():
-        arch = nearby_architecture(path)
-        part = Part(MODEL, path.name, Model.open(path, arch))
-        return Side(label or _label((part,)), "file", (part,), path.parent, arch)
+        return _file(Model.open(path, nearby_architecture(path)), label)
     if (path / CONFIG_FILE).is_file():
         return _folder(path, label)
     if not path.is_dir():
@@ -74,16 +75,21 @@ def open_side(path: Path, precision: str | None = None, *, label: str | None = N
     return of_pair(export, export.pair(precision) if precision else export.best("cpu")[0], label)
 
 
-def open_sides(before: Path, after: Path, precision: str | None = None) -> tuple[Side, Side]:
+def _file(model: Model, label: str | None) -> Side:
+    part = Part(MODEL, model.path.name, model)
+    return Side(label or _label((part,)), "file", (part,), model.path.parent, model.architecture)
+
+
+def open_sides(before: Path | Model, after: Path | Model, precision: str | None = None) -> tuple[Side, Side]:
     """Two sides. Of an export beside a folder: the precision that the folder was made from, as its manifest says, and
     the encoders that the folder has.
     """
-    folders = [path for path in (before, after) if (path / CONFIG_FILE).is_file()]
+    folders = [side for side in (before, after) if isinstance(side, Path) and (side / CONFIG_FILE).is_file()]
     if len(folders) != 1:
         return open_side(before, precision), open_side(after, precision)
     folder = open_side(folders[0])
     other = after if folders[0] is before else before
-    if other.is_dir():
+    if isinstance(other, Path) and other.is_dir():
         export = open_export(other)
         wanted = precision or recorded_precision(folders[0])
         pair = export.pair(wanted) if wanted else export.best("cpu")[0]

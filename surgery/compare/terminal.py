@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from surgery.commands.rendering import plain
 from surgery.compare.commits import Reviewed, summary
 from surgery.compare.comparison import Comparison
 from surgery.compare.sections import NONE, Row, Section, outline, title
+from surgery.printing import plain
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -30,6 +30,7 @@ from surgery.folder.manifest import manifest, refuse_foreign
 from surgery.folder.minimum_versions import oldest_runtimes
 from surgery.folder.model_card import CARD_FILE, model_card
 from surgery.folder.multimodal import PROCESSORS, Part, check_export, media_config, usage, write_media_files
+from surgery.folder.publishing import Published
 from surgery.graph.model import Model
 from surgery.graph.weight_writing import Placed, Progress, consolidated_size, unlinkable
 from surgery.source.export import EMBED, ENCODERS, MEDIA_FILES, Export, Pair
@@ -50,6 +51,7 @@ class Repacked(Generic[Proof_co]):
     costs: dict[str, CacheCost]
     proof: Proof_co | None
     others: Mapping[str, tuple[Outcome, ...]] = field(default_factory=dict)
+    published: Published | None = None
 
     def to_dict(self: Repacked[ToDict]) -> dict[str, Any]:
         """Plain values for JSON, keys in a fixed order; the passes of the other graphs are keyed by their roles."""
@@ -64,6 +66,7 @@ class Repacked(Generic[Proof_co]):
             "passes": [outcome.to_dict() for outcome in self.outcomes],
             **{role: [outcome.to_dict() for outcome in found] for role, found in self.others.items()},
             "proof": self.proof.to_dict() if self.proof is not None else None,
+            **({"published": self.published.to_dict()} if self.published else {}),
         }
 
 

@@ -29,7 +29,7 @@ from surgery.attention.cache_padding import declared_sizes
 from surgery.attention.kv_rows import SCOPE as ROWS
 from surgery.choices import Target
 from surgery.cuda.layering import OPTION, SETTING, has_layers
-from surgery.errors import ArchitectureError, ExportError, ModelError
+from surgery.errors import ArchitectureError, ExportError, FolderError, ModelError
 from surgery.graph.model import Model
 from surgery.graph.protos import declare
 from surgery.source.export import LICENSES, Export
@@ -305,3 +305,9 @@ def _refuse_taken(path: Path) -> None:
     """A data file of the graph may have any name. Where it is a link, to write over it would damage the source."""
     if path.exists():
         raise ExportError(f"the graph has a data file named {path.name!r}, but the folder needs that name itself")
+
+
+def require_folder(folder: Path) -> None:
+    """Raise FolderError for what is no GenAI folder."""
+    if not (folder / CONFIG_FILE).is_file():
+        raise FolderError(f"{folder} has no {CONFIG_FILE}; a GenAI folder, as repack writes it, is expected")

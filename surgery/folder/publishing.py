@@ -32,6 +32,10 @@ class Destination:
     private: bool = False
     endpoint: str | None = None
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, keys in a fixed order."""
+        return {"push_to": self.repo_id, "private": self.private}
+
 
 @dataclass(frozen=True, slots=True)
 class Published:

@@ -25,6 +25,7 @@ from surgery.folder.genai_config import COPIED, check_side_files, write_json, wr
 from surgery.folder.manifest import NAME as MANIFEST_FILE
 from surgery.folder.manifest import manifest, refuse_foreign
 from surgery.folder.model_card import CARD_FILE, model_card
+from surgery.folder.publishing import Published
 from surgery.graph.model import Model
 from surgery.graph.weight_writing import Placed, Progress, unlinkable
 from surgery.source.export import DECODER, DTYPES, EMBED, Export, Pair
@@ -52,6 +53,7 @@ class Stripped(Generic[Proof_co]):
     placed: tuple[Placed, ...]
     left_out: Mapping[str, int]
     proof: Proof_co | None
+    published: Published | None = None
 
     def to_dict(self: Stripped[ToDict]) -> dict[str, Any]:
         """Plain values for JSON, keys in a fixed order."""
@@ -61,6 +63,7 @@ class Stripped(Generic[Proof_co]):
             "weights": [file.to_dict() for file in self.placed],
             "left_out": dict(self.left_out),
             "proof": self.proof.to_dict() if self.proof is not None else None,
+            **({"published": self.published.to_dict()} if self.published else {}),
         }
 
 

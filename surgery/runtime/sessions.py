@@ -7,8 +7,10 @@ what numpy arrays cost (370 and 373 ms a step, E2B q4f16 behind 4,096 tokens), o
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -18,7 +20,7 @@ from numpy.typing import NDArray
 from surgery.attention.kv_wiring import Slot, spelling
 from surgery.attention.shared_buffer import KEY as IN_PLACE
 from surgery.attention.shared_buffer import VALUE as IN_PLACE_VALUE
-from surgery.choices import Provider
+from surgery.choices import Provider, ProviderChoice
 from surgery.cuda.layering import OPTION, SETTING
 from surgery.errors import ModelError, RuntimeMissing
 from surgery.graph.model import Model
@@ -104,6 +106,19 @@ def machine_provider() -> Provider:
     if not Path("/dev/nvidiactl").exists():
         return "cpu"
     return "cuda" if "CUDAExecutionProvider" in load_onnxruntime("cpu").get_available_providers() else "cpu"
+
+
+def provider_of(choice: ProviderChoice) -> Provider:
+    """The provider that a choice means on this machine."""
+    return machine_provider() if choice == "auto" else choice
+
+
+def installed_onnxruntime() -> str | None:
+    """The version of the onnxruntime that is installed, without loading it; None where none is."""
+    for name in ("onnxruntime", "onnxruntime-gpu"):
+        with contextlib.suppress(PackageNotFoundError):
+            return version(name)
+    return None
 
 
 def host(value: Value) -> Array:

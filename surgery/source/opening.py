@@ -12,8 +12,6 @@ from pathlib import Path
 
 from surgery.choices import Modality
 from surgery.errors import ExportError
-from surgery.folder.genai_config import MODEL_FILE
-from surgery.graph.model import Model
 from surgery.source.export import Export, Pair, best_precision, open_export
 from surgery.source.hub import Download, HubSource, Listing, fetch, hub_source, list_files, plan
 
@@ -81,16 +79,6 @@ def given_pair(embed: Path | None, decoder: Path | None) -> Pair | None:
     if (embed is None) != (decoder is None):
         raise ExportError("--embed and --decoder belong together: one pair of graphs is repacked")
     return Pair("given", embed, decoder) if embed is not None and decoder is not None else None
-
-
-def source_pair(folder: Path, source: str | None, precision: str | None) -> Pair | None:
-    """The pair of `source` that a GenAI folder was made from: of the precision that is named, or whose data files it
-    has. None without a source. Raises ExportError where there is none.
-    """
-    if source is None:
-        return None
-    export = open_export(Path(source))
-    return export.pair(precision) if precision else export.matching(Model.open(folder / MODEL_FILE).weight_files)
 
 
 def _open_folder(choice: Choice) -> Opened:

@@ -38,7 +38,7 @@ def _passing(prove: Check) -> Check:
                 str(error), hint="--no-validate writes the folder unproven, for another machine"
             ) from None
         if not report.passed:
-            raise GateFailed(report)
+            raise GateFailed((gate.name for gate in report.failed), report)
         return report
 
     return check

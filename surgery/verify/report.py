@@ -15,6 +15,7 @@ from surgery.verify.thresholds import LEAST
 
 Section = Literal["manifest", "structure", "numbers", "parity", "activations", "runtime", "media"]
 Value = float | str | None
+_RUNTIMES = ("onnxruntime", "onnxruntime-genai")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,15 @@ class Report:
     @property
     def failed(self) -> tuple[Gate, ...]:
         return tuple(gate for gate in self.gates if not gate.passed)
+
+    @property
+    def summary(self) -> str:
+        """The result in one line: gates, the largest difference, and the runtimes that it was measured with."""
+        good = len(self.gates) - len(self.failed)
+        numbers = [gate.found for gate in self.section("numbers") if isinstance(gate.found, float)]
+        differs = f"; max |difference| {max(numbers):.3g} from the source" if numbers else ""
+        versions = ", ".join(f"{name} {self.versions[name]}" for name in _RUNTIMES if name in self.versions)
+        return f"{good} of {len(self.gates)} gates passed in {sum(self.seconds.values()):.1f} s{differs} ({versions})"
 
     def section(self, name: Section) -> tuple[Gate, ...]:
         return tuple(gate for gate in self.gates if gate.section == name)

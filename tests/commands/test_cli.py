@@ -32,7 +32,7 @@ def test_repack_talks_on_stderr_and_answers_on_stdout(tmp_path: Path) -> None:
 
 
 def test_repack_says_what_each_layout_costs(tmp_path: Path) -> None:
-    done = run("repack", str(TINY), "out", "--kv-layout", "unique", "--no-validate", "--ep", "cpu", cwd=tmp_path)
+    done = run("repack", str(TINY), "out", "--kv-layout", "unique", "--no-validate", "--ep", "cpu", "-v", cwd=tmp_path)
     assert "  KV caches aliased: 10 pairs, 1.54 kB per token" in done.stdout
     assert "* KV caches unique: 5 pairs, 768 bytes per token" in done.stdout
 

@@ -18,12 +18,12 @@ from onnx.numpy_helper import from_array, to_array
 from typer.testing import CliRunner
 
 import fixtures
-from cli import app
 from passes import AnnotateHeadSizes, DropAttentionBias, ExpandSharedKV, FuseAttention, SliceCaches
 from passes.base import Outcome, Pass, apply
 from passes.recipe import fast, parse, text
 from surgery.architecture import architecture
 from surgery.attention.kv_wiring import attentions
+from surgery.commands.app import app
 from surgery.errors import PassError, RequestError
 from surgery.folder.building import repack
 from surgery.folder.genai_config import shares_buffer

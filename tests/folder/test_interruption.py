@@ -303,8 +303,8 @@ def test_the_command_cleans_up_and_says_by_its_exit_code_that_it_was_stopped(
     number: signal.Signals, source: Path, tmp_path: Path
 ) -> None:
     heard = f"import signal; signal.signal({int(number)}, signal.SIG_DFL)"
-    wait = f"{heard}; from surgery.graph import weight_writing as p; import time, sys, cli; p._moved = lambda *a: (time.sleep(0.2) or 0 for _ in range(20))"
-    command = [sys.executable, "-c", f"{wait}; cli.main()"]
+    wait = f"{heard}; from surgery.graph import weight_writing as p; import time, sys; from surgery.commands import app; p._moved = lambda *a: (time.sleep(0.2) or 0 for _ in range(20))"
+    command = [sys.executable, "-c", f"{wait}; app.main()"]
     arguments = ["repack", str(source), str(tmp_path / "out"), "--no-validate", "--ep", "cpu"]
     process = subprocess.Popen(
         [*command, *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -12,10 +12,10 @@ import onnxruntime_genai as og
 import pytest
 from typer.testing import CliRunner
 
-from cli import app
 from passes import FoldLogitsToKeep, HostEmbeddings, MergeEmbeddings
 from passes.base import apply
 from passes.recipe import compatible, fast, kept_in_host_memory, parse, text
+from surgery.commands.app import app
 from surgery.cuda.layering import CPU, KEY, OPTION, SETTING, stays_on_cpu
 from surgery.cuda.prediction import Copy, predict, require_cuda
 from surgery.errors import PassError

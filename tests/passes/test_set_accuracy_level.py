@@ -8,11 +8,11 @@ import pytest
 from typer.testing import CliRunner
 
 import fixtures
-from cli import app
 from passes import SetAccuracyLevel
 from passes.base import EXACT, apply
 from passes.recipe import compatible, parse, text
 from passes.set_accuracy_level import INT8
+from surgery.commands.app import app
 from surgery.errors import PassError
 from surgery.folder.building import repack
 from surgery.graph.model import Model
@@ -102,7 +102,7 @@ def test_recipe_of_the_option_parses_back_and_is_known_as_lossy(tmp_path: Path) 
 
 
 def test_command_takes_the_level(tmp_path: Path) -> None:
-    arguments = ["repack", str(TINY), str(tmp_path / "out"), "--accuracy-level", "4", "--precision", "q4"]
+    arguments = ["repack", str(TINY), str(tmp_path / "out"), "--accuracy-level", "4", "--precision", "q4", "-v"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert levels(Model.open(tmp_path / "out" / "model.onnx")) == {4}

@@ -1,0 +1,98 @@
+"""The command line as a whole: its commands, and how it ends.
+
+Data goes to stdout, talk and progress to stderr. Exit codes: 0 done, 1 a gate failed or a difference was found, 2 trouble.
+Imports that cost time stay inside the commands: `--help` must be quick.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated, NoReturn
+
+import typer
+
+from surgery.commands.apply import apply
+from surgery.commands.bench import bench
+from surgery.commands.console import data
+from surgery.commands.diff import diff
+from surgery.commands.generate import generate
+from surgery.commands.git import git_diff, git_setup, git_textconv
+from surgery.commands.inspect import inspect
+from surgery.commands.list_passes import passes
+from surgery.commands.repack import repack
+from surgery.commands.review import comment, review
+from surgery.commands.strip import strip
+from surgery.commands.validate import validate
+from surgery.errors import GateFailed, SurgeryError, defect
+from surgery.version import VERSION
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Repack community ONNX exports of Gemma 4 for ONNX Runtime GenAI: bit-exact, without torch or re-export.",
+)
+for command in (repack, strip, inspect, validate, diff, passes, apply, generate, bench, git_setup, review, comment):
+    app.command()(command)
+app.command(hidden=True)(git_textconv)
+app.command(hidden=True)(git_diff)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        sys.stdout.write(f"gemma4-surgery {VERSION}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line. Every way out that is not a result is exit code 2, because 1 means that a gate failed;
+    a signal is 128 and its number, after what was staged is gone.
+    """
+    from surgery.files.atomic import unwind_when_told_to_stop
+
+    unwind_when_told_to_stop()
+    try:
+        app()
+    except SystemExit as stop:
+        if isinstance(stop.code, int) and stop.code > 128:
+            _leave(stop.code)
+        raise
+    except SurgeryError as error:
+        _complain(error)
+        _leave(2)
+    except GateFailed as failed:
+        from surgery.commands.rendering import show_report
+
+        show_report(data(), failed.report)
+        sys.stderr.write("error: a gate failed, so the folder was not written; --no-validate writes it unproven\n")
+        _leave(1)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _leave(2)
+    except Exception as error:
+        sys.stderr.write(f"error: {defect(error)}\nhint: set GEMMA4_SURGERY_TRACEBACK=1 to see where, and report it\n")
+        _leave(2)
+
+
+def _complain(error: SurgeryError) -> None:
+    sys.stderr.write(f"error: {error}\n")
+    if error.hint:
+        sys.stderr.write(f"hint: {error.hint}\n")
+
+
+def _leave(code: int) -> NoReturn:
+    """End at once: downloads that are under way in other threads would keep a normal exit waiting."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,0 +1,69 @@
+"""gemma4-surgery diff: what differs between two models."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from surgery.commands.console import data, say
+from surgery.commands.options import EVERY_ASPECT, FailOn, Ignore, Precision
+
+
+def diff(
+    before: Annotated[
+        Path, typer.Argument(metavar="BEFORE", help="An .onnx file, an export (its pair of graphs) or a GenAI folder.")
+    ],
+    after: Annotated[Path, typer.Argument(metavar="AFTER", help="What to compare it with: any of the three.")],
+    precision: Precision = None,
+    form: Annotated[
+        Literal["terminal", "md", "json", "html"],
+        typer.Option("--format", help="md is for pull requests, html is one page."),
+    ] = "terminal",
+    output: Annotated[
+        Path | None, typer.Option("--output", help="Write the report to this file, in the format of its suffix.")
+    ] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="On a terminal: every change, not the first of each kind.")
+    ] = False,
+    weights: Annotated[
+        Literal["auto", "reference", "digest"],
+        typer.Option(
+            "--weights", help="reference: by file digest, offset and length; digest: read them; auto: read small ones."
+        ),
+    ] = "auto",
+    numbers: Annotated[
+        Path | None,
+        typer.Option("--numbers", help="What validate --json printed of AFTER; default: what repack recorded."),
+    ] = None,
+    fail_on: FailOn = EVERY_ASPECT,
+    ignore: Ignore = "none",
+    check: Annotated[
+        Path | None,
+        typer.Option("--check", metavar="REPORT", help="Exit with 1 if this report is not the one of these two."),
+    ] = None,
+) -> None:
+    """Report what differs between two models. Exit code 0: nothing; 1: something; 2: trouble."""
+    from surgery.compare.comparison import read_aspects
+    from surgery.compare.formats import FORMATS, format_of, is_current, write_report
+    from surgery.compare.terminal import show_comparison
+    from surgery.jobs.diffing import diff as run
+
+    chosen = form if output is None or form != "terminal" else format_of(output)
+    failing = read_aspects(fail_on)
+    found = run(before, after, precision=precision, weights=weights, ignore=read_aspects(ignore), numbers=numbers)
+    if check is not None:
+        if not is_current(check, found):
+            sys.stderr.write(f"error: {check} is not the report of these two; diff with --output {check} writes it\n")
+            raise typer.Exit(1)
+        say(f"{check} is the report of these two")
+        return
+    if chosen == "terminal":
+        show_comparison(data(), found, full=full)
+    elif output is not None:
+        write_report(output, FORMATS[chosen](found))
+    else:
+        sys.stdout.write(FORMATS[chosen](found))
+    raise typer.Exit(1 if found.fails(failing) else 0)

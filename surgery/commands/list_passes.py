@@ -1,0 +1,19 @@
+"""gemma4-surgery passes: every pass, and its options."""
+
+from __future__ import annotations
+
+from surgery.commands.console import data, print_json
+from surgery.commands.options import Json
+
+
+def passes(as_json: Json = False) -> None:
+    """List every pass: what it does, and its options."""
+    from passes import PASSES
+    from passes.recipe import describe
+    from surgery.commands.rendering import show_passes
+
+    described = [describe(name) for name in PASSES]
+    if as_json:
+        print_json(described)
+    else:
+        show_passes(data(), described)

@@ -1,0 +1,166 @@
+"""gemma4-surgery repack: the main job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from surgery.choices import KVLayout, OnnxRuntime, PerLayerTable, Preset, Target, WeightMode
+from surgery.commands.console import JobProgress, data, print_json
+from surgery.commands.options import (
+    Ep,
+    Force,
+    Json,
+    Out,
+    Precision,
+    Private,
+    Prove,
+    PushTo,
+    Revision,
+    Source,
+    Verbose,
+)
+
+if TYPE_CHECKING:
+    from surgery.jobs.repacking import RepackOptions
+
+
+def repack(
+    source: Source,
+    target: Out,
+    precision: Precision = None,
+    preset: Annotated[
+        Preset,
+        typer.Option(
+            "--preset", help="compatible: bit by bit the source; fast: attention fused, caches updated in place."
+        ),
+    ] = "compatible",
+    recipe: Annotated[
+        str | None,
+        typer.Option("--recipe", help="Passes of your own after merge-embeddings, in place of the preset's."),
+    ] = None,
+    kv_layout: Annotated[
+        KVLayout | None,
+        typer.Option(
+            "--kv-layout",
+            help="aliased: a pair of caches for every layer; unique: the KV source layers' pairs. "
+            "Default: aliased; fast: unique.",
+        ),
+    ] = None,
+    weights: Annotated[
+        WeightMode,
+        typer.Option(
+            "--weights",
+            help="copy the weight files, link them (shares the source's bytes), or consolidate them into one file.",
+        ),
+    ] = "copy",
+    ep: Ep = "auto",
+    target_runtime: Annotated[
+        Target,
+        typer.Option("--target", help="Oldest GenAI that must load it; genai-0.12 pads all caches to one size."),
+    ] = "genai-0.14",
+    onnxruntime: Annotated[
+        OnnxRuntime | None,
+        typer.Option(
+            "--onnxruntime", help="Oldest ONNX Runtime that must run --preset fast; default: as new as the one here."
+        ),
+    ] = None,
+    to_fp16: Annotated[
+        bool, typer.Option("--to-fp16", help="Make float16 of a float32 precision, so that it runs on CUDA.")
+    ] = False,
+    accuracy_level: Annotated[
+        Literal["1", "4"] | None,
+        typer.Option(
+            "--accuracy-level",
+            help="4: quantised products multiply in int8 on the CPU; faster, and every number changes.",
+        ),
+    ] = None,
+    embed_device: Annotated[
+        Literal["cpu"] | None,
+        typer.Option("--embed-device", help="cpu: the embedding tables stay in host memory; with --ep cuda."),
+    ] = None,
+    modalities: Annotated[
+        str,
+        typer.Option(
+            "--modalities", help="text; or text,image or text,image,audio: four graphs, for GenAI 0.15 and later."
+        ),
+    ] = "text",
+    per_layer_table: Annotated[
+        PerLayerTable,
+        typer.Option("--per-layer-table", help="split: one a layer, for small buffers; fused: one for all layers."),
+    ] = "keep",
+    embed: Annotated[
+        Path | None, typer.Option("--embed", help="The embedding graph, if it is not in SRC's layout.")
+    ] = None,
+    decoder: Annotated[Path | None, typer.Option("--decoder", help="The decoder graph, together with --embed.")] = None,
+    validate: Prove = True,
+    force: Force = False,
+    revision: Revision = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Print what would change, and what the Hub would be asked for; write nothing."),
+    ] = False,
+    push_to: PushTo = None,
+    private: Private = False,
+    verbose: Verbose = False,
+    as_json: Json = False,
+) -> None:
+    """Turn an export into a folder that ONNX Runtime GenAI loads, and prove it."""
+    from surgery.commands.rendering import show_repacked
+    from surgery.folder.multimodal import read_modalities
+    from surgery.jobs.repacking import RepackOptions
+    from surgery.jobs.repacking import repack as run
+
+    options = RepackOptions(
+        precision=precision,
+        preset=preset,
+        recipe=recipe,
+        kv_layout=kv_layout,
+        weights=weights,
+        provider=ep,
+        target=target_runtime,
+        onnxruntime=onnxruntime,
+        to_fp16=to_fp16,
+        accuracy_level=accuracy_level,
+        host_embeddings=embed_device is not None,
+        modalities=read_modalities(modalities),
+        per_layer_table=per_layer_table,
+        embed=embed,
+        decoder=decoder,
+        validate=validate,
+        force=force,
+        revision=revision,
+        push_to=push_to,
+        private=private,
+    )
+    if dry_run:
+        _show_plan(source, options, as_json)
+        return
+    with JobProgress() as progress:
+        result = run(source, target, options, listener=progress)
+    if as_json:
+        print_json(result.to_dict())
+    else:
+        show_repacked(data(), result, options.layout, verbose=verbose)
+
+
+def _show_plan(source: str, options: RepackOptions, as_json: bool) -> None:
+    """Say what the Hub would be asked for, if it is one, what would change, and what would be uploaded."""
+    from surgery.commands.rendering import show_contents, show_download
+    from surgery.compare.terminal import show_comparison
+    from surgery.jobs.repacking import plan_repack
+
+    with JobProgress() as progress:
+        plan = plan_repack(source, options, listener=progress)
+    if as_json:
+        print_json(plan.to_dict())
+        return
+    if plan.download is not None:
+        show_download(data(), plan.download)
+        data().print()
+    if plan.destination is not None:
+        show_contents(data(), plan.files, plan.destination)
+    else:
+        show_comparison(data(), plan.report)

@@ -1,0 +1,41 @@
+"""How fast a folder is, beside the export that it was made from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from surgery.choices import ProviderChoice
+from surgery.jobs.listener import SILENT, Listener
+from surgery.jobs.validating import source_pair
+
+if TYPE_CHECKING:
+    from surgery.runtime.benchmark import Benchmark
+
+
+def bench(
+    folder: str | Path,
+    against: str | Path | None = None,
+    *,
+    precision: str | None = None,
+    provider: ProviderChoice = "auto",
+    contexts: Sequence[int] = (128, 1024, 4096),
+    new_tokens: int = 16,
+    listener: Listener = SILENT,
+) -> list[Benchmark]:
+    """Time to first token, prefill and decode rates (tokens per second) and peak memory (bytes) at prompts of
+    `contexts` tokens; of the folder in GenAI, and of its source in a two-session loop where `against` is given.
+
+    Raises FolderError for what is no GenAI folder, ExportError, and RuntimeMissing.
+    """
+    from surgery.folder.genai_config import require_folder
+    from surgery.runtime.benchmark import bench as run
+    from surgery.runtime.sessions import provider_of
+
+    folder = Path(folder)
+    require_folder(folder)
+    pair = source_pair(folder, against, precision)
+    return run(
+        folder, pair, provider=provider_of(provider), contexts=contexts, new_tokens=new_tokens, progress=listener.said
+    )

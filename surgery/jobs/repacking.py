@@ -1,0 +1,291 @@
+"""The main job: an export in, a proven folder for ONNX Runtime GenAI out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from surgery.choices import (
+    AccuracyLevel,
+    KVLayout,
+    Modality,
+    OnnxRuntime,
+    PerLayerTable,
+    Preset,
+    Provider,
+    ProviderChoice,
+    Target,
+    WeightMode,
+)
+from surgery.errors import RequestError
+from surgery.jobs.listener import SILENT, Listener
+from surgery.jobs.uploading import announce, destination_of, refuse_private, upload
+
+if TYPE_CHECKING:
+    from passes.recipe import Recipe
+    from surgery.compare.comparison import Comparison
+    from surgery.folder.building import Repacked
+    from surgery.folder.multimodal import Part
+    from surgery.folder.publishing import Destination
+    from surgery.source.export import Export, Pair
+    from surgery.source.hub import Download
+    from surgery.source.opening import Choice, Opened
+    from surgery.verify.report import Report
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepackOptions:
+    """What a repack can be asked for; every field is the command's option of that name.
+
+    precision         fp32, fp16, q4, q4f16, quantized or q2f16; None takes the best for the provider
+    preset            `compatible` gives the source's numbers bit by bit, `fast` in another order of summation
+    recipe            a recipe as text, in place of the preset's passes that follow merge-embeddings
+    kv_layout         None: aliased, and unique with `fast`
+    weights           how the data files get to the folder
+    provider          what the folder is made for, and proven on
+    target            the oldest onnxruntime-genai that must load it
+    onnxruntime       the oldest ONNX Runtime that must run `fast`; None: as new as the one that is installed
+    to_fp16           make float16 of a float32 precision, which CUDA needs
+    accuracy_level    of quantized MatMuls on the CPU; None leaves the source's
+    host_embeddings   keep the embedding tables in host memory, with provider cuda (the command's --embed-device cpu)
+    modalities        what the folder takes beside text
+    per_layer_table   the table of per-layer inputs: as it is, split, or fused
+    embed, decoder    the two graphs, where the source is not in the community's layout
+    validate          prove the folder before it appears
+    force             replace a folder that a repack wrote
+    revision          branch, tag or commit of a Hub repository
+    push_to, private  upload the folder to this Hub repository (owner/name)
+
+    Raises RequestError for options that do not go together.
+    """
+
+    precision: str | None = None
+    preset: Preset = "compatible"
+    recipe: str | None = None
+    kv_layout: KVLayout | None = None
+    weights: WeightMode = "copy"
+    provider: ProviderChoice = "auto"
+    target: Target = "genai-0.14"
+    onnxruntime: OnnxRuntime | None = None
+    to_fp16: bool = False
+    accuracy_level: AccuracyLevel | None = None
+    host_embeddings: bool = False
+    modalities: Sequence[Modality] = ()
+    per_layer_table: PerLayerTable = "keep"
+    embed: Path | None = None
+    decoder: Path | None = None
+    validate: bool = True
+    force: bool = False
+    revision: str | None = None
+    push_to: str | None = None
+    private: bool = False
+
+    def __post_init__(self) -> None:
+        _refuse_fast(self)
+        _refuse_modalities(self)
+        if self.recipe is not None and self.modalities:
+            raise RequestError("--recipe and --modalities do not go together: a recipe is for one graph")
+        if self.provider == "cpu" and self.host_embeddings:
+            raise RequestError("--embed-device cpu and --ep cpu do not go together: on the CPU all is in host memory")
+        refuse_private(self.push_to, self.private)
+
+    @property
+    def layout(self) -> KVLayout:
+        """The KV layout that was asked for, or the preset's own."""
+        return self.kv_layout or ("unique" if self.preset == "fast" else "aliased")
+
+
+def _refuse_fast(options: RepackOptions) -> None:
+    if options.preset != "fast":
+        return
+    if options.kv_layout == "aliased":
+        raise RequestError(
+            "--preset fast updates the KV source layers' caches in place; an alias is a copy of one each step",
+            hint="leave out --kv-layout, or use --preset compatible",
+        )
+    if options.target != "genai-0.14":
+        raise RequestError(
+            f"--preset fast has caches of two sizes, which {options.target} cannot allocate",
+            hint="use --preset compatible with that target",
+        )
+
+
+def _refuse_modalities(options: RepackOptions) -> None:
+    if not options.modalities:
+        return
+    asked = f"--modalities {','.join(('text', *options.modalities))}"
+    if options.per_layer_table != "keep":
+        raise RequestError(
+            f"{asked} and --per-layer-table {options.per_layer_table} do not go together: "
+            "the table stays in the graph of the embeddings",
+            hint="apply split-per-layer-table to that graph",
+        )
+    if options.to_fp16:
+        raise RequestError(f"{asked} and --to-fp16 do not go together: take the precision fp16 or q4f16")
+    if options.target == "genai-0.12":
+        raise RequestError(f"{asked} and --target genai-0.12 do not go together: GenAI takes images from 0.15 on")
+    if options.host_embeddings:
+        raise RequestError(
+            f"{asked} and --embed-device cpu do not go together: the embeddings are a graph of their own"
+        )
+
+
+@dataclass(frozen=True)
+class RepackPlan:
+    """What a repack would do. `files` are those of the folder with their bytes, None for what is written anew;
+    `report` is what would change; `download` is what the Hub would be asked for, None for a local source."""
+
+    files: Mapping[str, int | None]
+    report: Comparison
+    download: Download | None
+    destination: Destination | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, keys in a fixed order."""
+        from surgery.compare.report_json import to_dict
+
+        fetched = self.download.to_dict() if self.download else {}
+        if self.destination is None:
+            return {**fetched, "report": to_dict(self.report)}
+        writes = [{"file": name, "size": count} for name, count in self.files.items()]
+        return {**fetched, "writes": writes, **self.destination.to_dict()}
+
+
+def repack(
+    source: str | Path, target: str | Path, options: RepackOptions | None = None, *, listener: Listener = SILENT
+) -> Repacked[Report]:
+    """Write `target`, a folder that ONNX Runtime GenAI loads: it appears complete and proven, or not at all.
+
+    `source` is a Hub repository (owner/name) or the folder of an export. Raises SurgeryError for everything that a user
+    can mend, GateFailed where the proof fails.
+
+        surgery.repack("onnx-community/gemma-4-E2B-it-ONNX", "out", surgery.RepackOptions(preset="fast"))
+    """
+    from surgery.compare.folder_report import folder_reports
+    from surgery.files.atomic import refuse_existing
+    from surgery.folder.building import repack as build
+    from surgery.source.opening import open_source
+    from surgery.verify.closing_proof import closing
+
+    options = options or RepackOptions()
+    target = Path(target)
+    provider = _provider(options)
+    destination = destination_of(options.push_to, options.private)
+    runtime = _onnxruntime(options)
+    refuse_existing(target, force=options.force)  # before gigabytes are fetched, not after
+    announce(destination, listener)
+    found = open_source(_choice(source, options, provider), listener.said)
+    export, pair = found.export, found.pair
+    listener.said(f"source     {export.root}")
+    listener.said(f"precision  {found.reason}")
+    work = _Work.of(found, options, provider, runtime)
+    result = build(
+        export, pair, work.recipe, target,
+        media=work.parts, recipe_text=work.texts, runtime=options.target, provider=provider,
+        weights=options.weights, force=options.force,
+        check=closing(pair, provider, listener.stage) if options.validate else None,
+        describe=lambda *made: folder_reports(made[0], export, pair, *made[1:]),
+        started=listener.started, progress=listener.advanced,
+    )  # fmt: skip
+    return upload(result, destination, f"{pair.precision}, for ONNX Runtime GenAI", listener)
+
+
+def plan_repack(source: str | Path, options: RepackOptions | None = None, *, listener: Listener = SILENT) -> RepackPlan:
+    """What `repack` would write and change. Of a Hub repository the graphs alone are fetched; nothing is written."""
+    from surgery.compare.folder_report import planned_report
+    from surgery.compare.provenance import JSON_FILE, MARKDOWN_FILE
+    from surgery.folder.building import contents
+    from surgery.source.opening import look_up
+
+    options = options or RepackOptions()
+    provider = _provider(options)
+    found = look_up(_choice(source, options, provider), listener.said)
+    work = _Work.of(found, options, provider, _onnxruntime(replace(options, validate=False)))
+    files = contents(found.export, found.pair, work.recipe, work.parts, options.weights)
+    files = {**files, **dict.fromkeys((JSON_FILE, MARKDOWN_FILE))}
+    report = planned_report(found.export, found.pair, work.recipe, provider, options.target, work.parts)
+    sized = found.download.sized(files) if found.download else files
+    return RepackPlan(sized, report, found.download, destination_of(options.push_to, options.private))
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What is done to each graph: the decoder's recipe, the other graphs with theirs, and all as the manifest has it."""
+
+    recipe: Recipe
+    parts: Sequence[Part]
+    texts: str | Mapping[str, str]
+
+    @classmethod
+    def of(cls, found: Opened, options: RepackOptions, provider: Provider, runtime: OnnxRuntime) -> _Work:
+        from passes.recipe import text
+
+        export, pair = found.export, found.pair
+        recipe = _recipe(pair.embed, options, provider, runtime)
+        if options.modalities:
+            return _with_media(export, pair, recipe, options.modalities)
+        return cls(recipe, (), text(_recipe(export.below(pair.embed), options, provider, runtime)))
+
+
+def _recipe(embed: Path, options: RepackOptions, provider: Provider, runtime: OnnxRuntime) -> Recipe:
+    from passes import MergeEmbeddings
+    from passes.recipe import compatible, fast, kept_in_host_memory, parse, per_layer_tables
+
+    if options.recipe is not None:
+        return MergeEmbeddings(embed), *parse(options.recipe)
+    half, level = options.to_fp16, options.accuracy_level
+    if options.preset == "fast":
+        steps = fast(embed, provider, runtime, half=half, accuracy_level=level)
+    else:
+        steps = compatible(embed, options.layout, options.target, half=half, accuracy_level=level)
+    return *steps, *per_layer_tables(options.per_layer_table), *kept_in_host_memory(options.host_embeddings)
+
+
+def _with_media(export: Export, pair: Pair, recipe: Recipe, media: Sequence[Modality]) -> _Work:
+    from passes.recipe import multimodal, text
+    from surgery.folder.multimodal import Part, check_export, most_patches
+    from surgery.source.export import EMBED, ENCODERS
+
+    check_export(export, media)
+    tokens = {modality: export.placeholder(modality) for modality in media}
+    recipes = multimodal(recipe, tokens, export.architecture.hidden_size, most_patches(export))
+    sources = {EMBED: pair.embed, **{ENCODERS[modality]: pair.encoder(modality) for modality in media}}
+    parts = [Part(role, path, recipes[role]) for role, path in sources.items()]
+    return _Work(recipes["decoder_model_merged"], parts, {role: text(one) for role, one in recipes.items()})
+
+
+def _choice(source: str | Path, options: RepackOptions, provider: Provider) -> Choice:
+    from surgery.source.opening import Choice, given_pair
+
+    suited = "cpu" if options.to_fp16 else provider  # to-fp16 makes of any precision what CUDA takes
+    given = given_pair(options.embed, options.decoder)
+    return Choice(str(source), suited, options.precision, options.revision, given, options.modalities)
+
+
+def _provider(options: RepackOptions) -> Provider:
+    """The provider that is meant. Raises RequestError where host memory is asked for and there is no other."""
+    from surgery.runtime.sessions import provider_of
+
+    provider = provider_of(options.provider)
+    if provider != "cuda" and options.host_embeddings:
+        raise RequestError("--embed-device cpu and --ep cpu do not go together: on the CPU all is in host memory")
+    return provider
+
+
+def _onnxruntime(options: RepackOptions) -> OnnxRuntime:
+    """What was asked for, or what suits the onnxruntime that is installed; the newest where none is.
+
+    Raises RequestError where the closing proof would run a form that crashes the runtime.
+    """
+    from surgery.runtime.sessions import installed_onnxruntime
+
+    found = installed_onnxruntime()
+    old = found is not None and tuple(int(part) for part in found.split(".")[:2]) < (1, 31)
+    if options.onnxruntime == "1.31" and old and options.validate and options.preset == "fast":
+        raise RequestError(
+            f"--onnxruntime 1.31 writes a form that crashes onnxruntime {found}, which is here to prove it",
+            hint="leave out --onnxruntime, or add --no-validate",
+        )
+    return options.onnxruntime or ("1.27" if old else "1.31")

@@ -1,0 +1,100 @@
+"""The text-only job: an export in, the two graphs of one precision out, for two-session loops and transformers.js."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from surgery.choices import ProviderChoice
+from surgery.jobs.listener import SILENT, Listener
+from surgery.jobs.uploading import announce, destination_of, refuse_private, upload
+
+if TYPE_CHECKING:
+    from surgery.folder.publishing import Destination
+    from surgery.folder.text_only import Stripped
+    from surgery.source.hub import Download
+    from surgery.source.opening import Choice
+    from surgery.verify.report import Report
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StripOptions:
+    """What a strip can be asked for; every field is the command's option of that name. Raises RequestError."""
+
+    precision: str | None = None
+    weights: Literal["copy", "link"] = "copy"
+    provider: ProviderChoice = "auto"
+    validate: bool = True
+    force: bool = False
+    revision: str | None = None
+    push_to: str | None = None
+    private: bool = False
+
+    def __post_init__(self) -> None:
+        refuse_private(self.push_to, self.private)
+
+
+@dataclass(frozen=True)
+class StripPlan:
+    """The files that a strip would write, with their bytes (None for new ones), and what the Hub would be asked for."""
+
+    files: Mapping[str, int | None]
+    download: Download | None
+    destination: Destination | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, keys in a fixed order."""
+        writes = [{"file": name, "size": count} for name, count in self.files.items()]
+        fetched = self.download.to_dict() if self.download else {}
+        return {**fetched, "writes": writes, **(self.destination.to_dict() if self.destination else {})}
+
+
+def strip(
+    source: str | Path, target: str | Path, options: StripOptions | None = None, *, listener: Listener = SILENT
+) -> Stripped[Report]:
+    """Write `target`: the two graphs for text, and nothing of images and sound. It appears proven, or not at all.
+
+    Raises SurgeryError for everything that a user can mend, GateFailed where the proof fails.
+    """
+    from surgery.files.atomic import refuse_existing
+    from surgery.folder.text_only import strip as build
+    from surgery.runtime.sessions import provider_of
+    from surgery.source.opening import open_source
+    from surgery.verify.closing_proof import closing_two_graphs
+
+    options = options or StripOptions()
+    target = Path(target)
+    destination = destination_of(options.push_to, options.private)
+    provider = provider_of(options.provider)
+    refuse_existing(target, force=options.force)  # before gigabytes are fetched, not after
+    announce(destination, listener)
+    found = open_source(_choice(source, options), listener.said)
+    listener.said(f"source     {found.export.root}")
+    listener.said(f"precision  {found.reason}")
+    result = build(
+        found.export, found.pair, target, weights=options.weights, force=options.force,
+        check=closing_two_graphs(found.pair, provider, listener.stage) if options.validate else None,
+        started=listener.started, progress=listener.advanced,
+    )  # fmt: skip
+    return upload(result, destination, f"{result.precision}, text only, as two graphs", listener)
+
+
+def plan_strip(source: str | Path, options: StripOptions | None = None, *, listener: Listener = SILENT) -> StripPlan:
+    """What `strip` would write; nothing is written, and of a Hub repository the graphs alone are fetched."""
+    from surgery.folder.text_only import contents
+    from surgery.source.opening import look_up
+
+    options = options or StripOptions()
+    found = look_up(_choice(source, options), listener.said)
+    files = contents(found.export, found.pair)
+    sized = found.download.sized(files) if found.download else files
+    return StripPlan(sized, found.download, destination_of(options.push_to, options.private))
+
+
+def _choice(source: str | Path, options: StripOptions) -> Choice:
+    from surgery.runtime.sessions import provider_of
+    from surgery.source.opening import Choice
+
+    return Choice(str(source), provider_of(options.provider), options.precision, options.revision)

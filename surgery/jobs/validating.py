@@ -1,0 +1,55 @@
+"""The proof of a folder, on its own: its structure, its numbers against the source, and the real runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from surgery.choices import ProviderChoice
+from surgery.jobs.listener import SILENT, Listener
+
+if TYPE_CHECKING:
+    from surgery.source.export import Pair
+    from surgery.verify.report import Report
+    from surgery.verify.validation import Request
+
+
+def validate(
+    folder: str | Path,
+    against: str | Path | None = None,
+    *,
+    precision: str | None = None,
+    provider: ProviderChoice = "auto",
+    request: Request | None = None,
+    listener: Listener = SILENT,
+) -> Report:
+    """Check a GenAI folder, against the export `against` that it was made from where one is given.
+
+    `precision` is the export's; None finds it by the folder. `request` says what is covered: prompts, tokens,
+    thresholds, a recording. Every fault is a failed gate of the report (`report.passed`). Raises FolderError for what
+    is no GenAI folder, ExportError for what is no export, RequestError, and RuntimeMissing without a runtime.
+
+        report = surgery.validate("out", "onnx-community/gemma-4-E2B-it-ONNX")
+    """
+    from surgery.folder.genai_config import require_folder
+    from surgery.runtime.sessions import provider_of
+    from surgery.verify.validation import validate as prove
+
+    folder = Path(folder)
+    require_folder(folder)
+    pair = source_pair(folder, against, precision)
+    return prove(folder, pair, provider=provider_of(provider), request=request, progress=listener.stage)
+
+
+def source_pair(folder: Path, source: str | Path | None, precision: str | None) -> Pair | None:
+    """The pair of `source` that a GenAI folder was made from: of the precision that is named, or whose data files it
+    has. None without a source. Raises ExportError where there is none.
+    """
+    from surgery.folder.genai_config import MODEL_FILE
+    from surgery.graph.model import Model
+    from surgery.source.export import open_export
+
+    if source is None:
+        return None
+    export = open_export(Path(source))
+    return export.pair(precision) if precision else export.matching(Model.open(folder / MODEL_FILE).weight_files)

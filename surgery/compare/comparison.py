@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from surgery.errors import RequestError, nearest
@@ -91,12 +91,16 @@ class GraphSummary:
 
 @dataclass(frozen=True, slots=True)
 class SideSummary:
-    """One of the two that are compared. `label` names it; `weight_bytes` is what its tensors take, inline ones too."""
+    """One of the two that are compared. `label` names it; `weight_bytes` is what its tensors take, inline ones too.
+
+    `data` is the SHA-256 of each data file, None where nothing but a claim is known of it.
+    """
 
     label: str
     kind: Literal["file", "pair", "folder"]
     graphs: tuple[GraphSummary, ...]
     weight_bytes: int
+    data: dict[str, str | None] = field(default_factory=dict)
 
     @property
     def nodes(self) -> int:
@@ -312,13 +316,22 @@ class NumberGate:
 
 @dataclass(frozen=True, slots=True)
 class Numbers:
-    """What a validation measured of AFTER. `exact` where every number equals the source's; `origin` says which run."""
+    """What a validation measured of AFTER. `exact` where every number equals the source's; `origin` says which run.
+
+    `recorded` where the folder itself says so: it is its author's word, given for these very graphs and data.
+    """
 
     origin: str
     passed: bool
     exact: bool
     summary: str
     gates: tuple[NumberGate, ...]
+    recorded: bool = False
+
+    @property
+    def source(self) -> str:
+        """`origin`, and whose word it is."""
+        return f"recorded by the folder's author: {self.origin}" if self.recorded else self.origin
 
 
 @dataclass(frozen=True, slots=True)
@@ -411,9 +424,8 @@ class Comparison:
     def _numbers(self) -> str:
         if self.numbers is None:
             return "numbers not measured"
-        if not self.numbers.passed:
-            return "numbers FAIL"
-        return "numbers identical" if self.numbers.exact else "numbers within tolerance"
+        found = "FAIL" if not self.numbers.passed else "identical" if self.numbers.exact else "within tolerance"
+        return f"numbers {found} by the author's record" if self.numbers.recorded else f"numbers {found}"
 
 
 _Changed = InterfaceChange | FieldChange | NodeChange | WeightChange

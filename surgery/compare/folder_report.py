@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from passes.base import Outcome, Pass, apply
@@ -23,10 +24,10 @@ def folder_reports(
     folder: Path, export: Export, pair: Pair, outcomes: Sequence[Outcome], proof: Report | None
 ) -> dict[str, str]:
     """Name -> text of the reports of a complete folder: the same that `diff` of its source and it gives later."""
-    numbers = of_validation(proof, "repack's closing proof") if proof is not None else None
+    numbers = replace(of_validation(proof, "repack's closing proof"), recorded=True) if proof is not None else None
     after = open_side(folder)
     before = of_pair(export, pair, encoders=after.roles)
-    found = compare(before, after, evidence=witnessed(outcomes, numbers))
+    found = compare(before, after, evidence=witnessed(outcomes, numbers), own=True)
     return {MARKDOWN_FILE: FORMATS["md"](found), JSON_FILE: FORMATS["json"](found)}
 
 

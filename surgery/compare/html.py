@@ -133,7 +133,7 @@ def _tone(part: str) -> str:
     """How a part of the verdict looks: nothing to see, something to read, proof, or alarm."""
     if "FAIL" in part or "not compared" in part:
         return "bad"
-    if part == "numbers identical" or part.startswith("same"):
+    if part.startswith("numbers identical") or part.startswith("same"):
         return "good"
     return "quiet" if part.endswith("unchanged") or part.startswith(("0 ", "numbers")) else "loud"
 
@@ -475,7 +475,7 @@ def _numbers(numbers: Numbers | None) -> list[Child]:
         )
         for gate in numbers.gates
     ]
-    head = element("p", element("b", numbers.summary), element("span", f" {numbers.origin}", class_="dim"))
+    head = element("p", element("b", numbers.summary), element("span", f" {numbers.source}", class_="dim"))
     table = _table(("", "section", "gate", "measured"), rows)
     return [head, _folded(table, len(rows), "gates", opened=not numbers.passed)]
 

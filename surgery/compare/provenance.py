@@ -1,7 +1,8 @@
 """What is known of a comparison beside the two graphs: the passes that made AFTER, and what a validation measured.
 
-`repack` knows both and records them in the folder's report.json. A record speaks of the graphs whose SHA-256 it names:
-where both sides still are these, its reasons and numbers belong to a later comparison as well, and nowhere else.
+`repack` knows both and records them in the folder's report.json. A record speaks of the graphs whose SHA-256 it names,
+and its numbers of the data as well: where both sides still are these, they belong to a later comparison, and nowhere
+else. They are the word of whoever made the folder, and are shown as that.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, get_type_hints
 
 from passes.base import Outcome
 from surgery.architecture import read_config
@@ -23,6 +24,7 @@ from surgery.compare.comparison import (
     PassFinding,
     PassRecord,
     Reason,
+    SideSummary,
     WeightChange,
 )
 from surgery.compare.report_json import VERSION
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 
 JSON_FILE, MARKDOWN_FILE = "report.json", "report.md"
 """The names under which a folder holds its report."""
+
+_T = TypeVar("_T")
 
 Key = tuple[Hashable, ...]
 """What a change is told from the others of its section by: names, verbs, never its reasons."""
@@ -117,37 +121,62 @@ class _Recorded:
         return self._found.get((section, key), ())
 
 
-def recorded(before: Side, after: Side, graphs: tuple[Sequence[str], Sequence[str]]) -> Evidence:
-    """What AFTER's folder has on record about these two, going by the SHA-256 of their graphs; else nothing."""
+def recorded(after: Side, *sides: SideSummary) -> Evidence:
+    """What AFTER's folder has on record about these two: reasons where their graphs are those that it speaks of, and
+    numbers where all of their data is as well, going by SHA-256. Anybody may have written it, so it is read as data.
+    """
     try:
         report = read_config(after.root / JSON_FILE) if after.kind == "folder" else {}
-        sides = [[graph["sha256"] for graph in report[name]["graphs"]] for name in ("before", "after")]
-        if report["version"] == VERSION and sides == [list(graphs[0]), list(graphs[1])]:
-            return _read(report)
-    except (SurgeryError, KeyError, TypeError):
+        spoken_of = [report[name] for name in ("before", "after")]
+        same = [[graph["sha256"] for graph in side["graphs"]] for side in spoken_of] == [
+            [graph.sha256 for graph in side.graphs] for side in sides
+        ]
+        if report["version"] == VERSION and same:
+            known = all(None not in side.data.values() for side in sides)
+            return _read(report, known and [side["data"] for side in spoken_of] == [side.data for side in sides])
+    except (SurgeryError, KeyError, TypeError, AttributeError):
         pass  # no report, or not one of ours: the comparison does without
     return Evidence(Nobody())
 
 
-def _read(report: Mapping[str, Any]) -> Evidence:
-    """Raises KeyError or TypeError for another form than that of docs/diff-report.md."""
+def _read(report: Mapping[str, Any], with_numbers: bool) -> Evidence:
+    """Raises KeyError, TypeError or AttributeError for another form than that of docs/diff-report.md."""
     found: dict[tuple[str, Key], tuple[Reason, ...]] = {}
     for section, changes in _sections(report):
         for change in changes:
-            reasons = tuple(Reason(str(reason["by"]), str(reason["text"])) for reason in change["reasons"])
-            found[section, key_of(section, change)] = reasons
+            found[section, key_of(section, change)] = tuple(_flat(Reason, reason) for reason in change["reasons"])
     passes = tuple(
         PassRecord(
-            str(entry["name"]),
-            {str(operator): int(count) for operator, count in entry["operators"].items()},
-            tuple(PassFinding(**finding) for finding in entry["findings"]),
+            _as(str, entry["name"]),
+            {operator: _as(int, count) for operator, count in entry["operators"].items()},
+            tuple(_flat(PassFinding, finding) for finding in entry["findings"]),
         )
         for entry in report["passes"]
     )
-    numbers = report["numbers"]
-    if numbers is not None:
-        numbers = Numbers(**{**numbers, "gates": tuple(NumberGate(**gate) for gate in numbers["gates"])})
-    return Evidence(_Recorded(found), passes, numbers)
+    numbers = report["numbers"] if with_numbers else None
+    return Evidence(_Recorded(found), passes, None if numbers is None else _recorded_numbers(numbers))
+
+
+def _recorded_numbers(numbers: Mapping[str, Any]) -> Numbers:
+    return Numbers(
+        origin=_as(str, numbers["origin"]),
+        passed=_as(bool, numbers["passed"]),
+        exact=_as(bool, numbers["exact"]),
+        summary=_as(str, numbers["summary"]),
+        gates=tuple(_flat(NumberGate, gate) for gate in numbers["gates"]),
+        recorded=True,
+    )
+
+
+def _flat(kind: type[_T], value: Mapping[str, Any]) -> _T:
+    """A dataclass of plain fields from a JSON object."""
+    return kind(**{name: _as(hint, value[name]) for name, hint in get_type_hints(kind).items()})
+
+
+def _as(kind: type[_T], value: Any) -> _T:
+    if type(value) is not kind:
+        raise TypeError(f"{kind.__name__} is expected, not {type(value).__name__}")
+    return value
 
 
 def _sections(report: Mapping[str, Any]) -> Iterator[tuple[str, Iterable[Mapping[str, Any]]]]:
@@ -194,14 +223,14 @@ def read_validation(path: Path) -> Numbers:
     """The same from what `validate --json` printed. Raises RequestError where it is something else."""
     try:
         return _numbers(read_config(path), path.name)
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         raise RequestError(f"{path} is not what validate --json prints: it has no list of gates") from None
 
 
 def _numbers(report: Mapping[str, Any], origin: str) -> Numbers:
     from surgery.verify.report import Gate
 
-    gates = [Gate(**entry) for entry in report["gates"]]
+    gates = [_gate(Gate(**entry)) for entry in report["gates"]]
     held = [gate for gate in gates if gate.measure == "max |difference|" and gate.threshold == 0]
     passed = bool(gates) and all(gate.passed for gate in gates)
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
@@ -215,6 +244,16 @@ def _numbers(report: Mapping[str, Any], origin: str) -> Numbers:
             for g in gates
         ),
     )
+
+
+def _gate(gate: Gate) -> Gate:
+    """The gate itself; raises TypeError where a field is of another type than `validate` prints."""
+    for text in (gate.section, gate.name, gate.detail, gate.measure, gate.option):
+        _as(str, text)
+    _as(bool, gate.passed)
+    if not all(isinstance(value, float | int | str | None) for value in (gate.threshold, gate.found)):
+        raise TypeError("a number is expected")
+    return gate
 
 
 def _summary(gates: Sequence[Gate], parity: Mapping[str, Any] | None) -> str:

@@ -449,11 +449,11 @@ def _weight(change: WeightChange) -> Row:
 
 def _numbers(numbers: Numbers | None) -> Section:
     if numbers is None:
-        return Section("Numbers", "not measured: no validation of AFTER is on record", ())
+        return Section("Numbers", "not measured: no validation of these very graphs and weights is on record", ())
     rows = [Row("ok" if gate.passed else "FAIL", gate.section, gate.name, gate.reading) for gate in numbers.gates]
     failed = tuple(row for row in rows if row.mark == "FAIL")
     summary = Row("ok" if numbers.passed else "FAIL", "summary", numbers.summary)
-    return Section("Numbers", numbers.origin, (summary, *failed), tuple(rows))
+    return Section("Numbers", numbers.source, (summary, *failed), tuple(rows))
 
 
 # ---- words

@@ -38,11 +38,9 @@ def _names(before: Side, after: Side) -> list[str]:
 
 
 def _of_folder(side: Side) -> set[str]:
-    """What its manifest lists, or what lies in it; less the graphs and their data."""
-    listed = (side.manifest or {}).get("files")
-    found = set(listed) if isinstance(listed, dict) else {path.name for path in side.root.iterdir() if path.is_file()}
-    inside = [name for name in found if (side.root / name).resolve().is_relative_to(side.root.resolve())]
-    return set(inside) - _APART - {part.file for part in side.parts} - set(data_files(side).values())
+    """What lies in it; less the graphs and their data, and files whose names begin with a dot."""
+    found = {path.name for path in side.root.iterdir() if path.is_file() and not path.name.startswith(".")}
+    return found - _APART - {part.file for part in side.parts} - set(data_files(side).values())
 
 
 def _same(one: Path, other: Path) -> bool | None:

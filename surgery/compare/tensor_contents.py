@@ -4,8 +4,10 @@
     reference   the same extent of one file, or of files of equal digests     inline, and other bytes
     digest      the same SHA-256, read in portions                            another SHA-256
 
-A file's digest is known from manifest.json, from the Hub's cache, which names large files by it, from a Git LFS pointer
-in its place, or because both sides refer to one file. Where none of them tells, a tensor is not compared, and the report says so.
+A file's digest is known from the user's cache of the Hub, which names large files by it, from a Git LFS pointer in its
+place, or because both sides refer to one file. What a manifest.json says of a file is a claim of whoever made the folder:
+it tells which tensors to hold against each other, and never that they are equal. Where nothing else tells, a tensor is
+not compared, and the report says so.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from typing import Any, Literal
 from surgery.compare.comparison import Method
 from surgery.compare.numbered_graph import Label, Stored, inline_content
 from surgery.compare.subjects import Side
-from surgery.files.safe_reading import read_pointer
+from surgery.files.safe_reading import read_pointer, sha256
 from surgery.folder.manifest import blob_digest
 from surgery.graph.external_data import WeightReference, is_external, reference
 
@@ -39,22 +41,25 @@ _SHORT = 64
 
 @dataclass(frozen=True, slots=True)
 class FileContent:
-    """What a data file holds as a whole, and how that is known. Equal keys, equal bytes."""
+    """What a data file holds as a whole, and how that is known. Equal keys, equal bytes, unless they are a `claim`."""
 
     key: Hashable
     basis: str
+    claim: bool = False
 
 
 class Contents:
     """What the tensors of both sides hold, as far as the method tells. `labels` serve the alignment, one a side."""
 
-    def __init__(self, before: Side, after: Side, choice: Choice = "auto") -> None:
+    def __init__(self, before: Side, after: Side, choice: Choice = "auto", *, own: bool = False) -> None:
+        """`own` manifests were written by this very process, so that what they say is no claim."""
         self.sides = (before, after)
-        self.files = _file_contents(before, after)
+        self.files = _file_contents(before, after, own, QUICK_BYTES if choice == "auto" else 0)
         self.method: Method = _method(before, after) if choice == "auto" else choice
         self._models = tuple([{part.role: part.model for part in side.parts} for side in self.sides])
         self._held: dict[int, tuple[Stored, Held]] = {}  # with the key, so that its id stays its own
         self._read: dict[tuple[Path, int, int], str | bytes | None] = {}
+        self._whole: dict[Path, str | None] = {}
 
     @property
     def labels(self) -> tuple[Label, Label]:
@@ -76,7 +81,8 @@ class Contents:
             held: Held = ("bytes", digest) if digest is not None else None
         else:
             content = self.files.get(ref.file)
-            held = ("extent", (content.key, ref.offset, ref.length)) if content is not None else None
+            kind = "claim" if content is not None and content.claim else "extent"
+            held = (kind, (content.key, ref.offset, ref.length)) if content is not None else None
         conversion = self._models[side][stored.role].conversion(stored.tensor)
         if held is None or conversion is None or conversion.unchanged is not None:
             return held
@@ -85,10 +91,10 @@ class Contents:
         return "converted", (held, conversion.parts[0].columns, conversion.half, conversion.clip)
 
     def comparable(self, one: Held, other: Held) -> bool:
-        """Whether two that are unequal are known to differ: two extents of different files may hold the same."""
-        return (one is not None and one == other) or (
-            one is not None and other is not None and one[0] == other[0] == "bytes"
-        )
+        """Whether it is known if they are equal: two extents of different files may hold the same, and claims anything."""
+        if one is None or other is None or "claim" in (one[0], other[0]):
+            return False
+        return one == other or one[0] == other[0] == "bytes"
 
     def place(self, side: int, stored: Stored) -> tuple[str, int] | None:
         """The data file and the offset of an external tensor; None for an inline one."""
@@ -100,13 +106,31 @@ class Contents:
     def same_file(self, one: Path, other: Path) -> bool | None:
         """Whether two data files hold the same as wholes; None where that is not known."""
         ours, theirs = self.files.get(one), self.files.get(other)
-        if ours is not None and theirs is not None:
+        if ours is not None and theirs is not None and not (ours.claim or theirs.claim):
             if ours.key == theirs.key:
                 return True
             if isinstance(ours.key, str) and isinstance(theirs.key, str):
                 return False
         sizes = file_size(one), file_size(other)
         return False if None not in sizes and sizes[0] != sizes[1] else None
+
+    def claimed(self, *files: Path) -> bool:
+        """Whether what is said of one of these files is its folder's claim."""
+        return any(file in self.files and self.files[file].claim for file in files)
+
+    def digests(self, side: int) -> dict[str, str | None]:
+        """Name -> SHA-256 of the side's data files: of those that are read anyway, or known by it; else None."""
+        return {name: self._digest_of(file) for file, name in data_files(self.sides[side]).items()}
+
+    def _digest_of(self, file: Path) -> str | None:
+        if file not in self._whole:
+            content = self.files.get(file)
+            self._whole[file] = None
+            if content is not None and not content.claim and isinstance(content.key, str):
+                self._whole[file] = content.key
+            elif self.method == "digest" and file.is_file():
+                self._whole[file] = sha256(file)
+        return self._whole[file]
 
     def basis(self) -> tuple[str, ...]:
         """What equality was concluded from, in words."""
@@ -162,8 +186,12 @@ def data_files(side: Side) -> dict[Path, str]:
     return found
 
 
-def _file_contents(before: Side, after: Side) -> dict[Path, FileContent]:
-    """What is known of each data file. A manifest speaks of its folder's files, and of the source's it was made from."""
+def _file_contents(before: Side, after: Side, own: bool, most: int) -> dict[Path, FileContent]:
+    """What is known of each data file. A manifest speaks of its folder's files, and of the source's it was made from.
+
+    Files of up to `most` bytes, together, are read where nothing but a claim is known of them.
+    """
+    claimed = "claimed by the folder's manifest.json, not checked"
     found: dict[Path, FileContent] = {}
     for side, other in ((before, after), (after, before)):
         files = data_files(side)
@@ -173,8 +201,12 @@ def _file_contents(before: Side, after: Side) -> dict[Path, FileContent]:
                 found[file] = FileContent(blob, "known by the SHA-256 that the Hub's cache names it by")
             elif (pointer := read_pointer(file)) is not None:
                 found[file] = FileContent(pointer.sha256, "known by the SHA-256 in its Git LFS pointer")
+            elif not own and file not in found and (size := file_size(file) or 0) <= most and file.is_file():
+                most -= size
+                found[file] = FileContent(sha256(file), "read, and known by its SHA-256")
             elif (digest := recorded.get(file)) is not None:
-                found[file] = FileContent(digest, "known by the SHA-256 in manifest.json")
+                basis = "known by the SHA-256 in manifest.json" if own else claimed
+                found[file] = FileContent(digest, basis, claim=not own)
     _same_files(before, after, found)
     return found
 
@@ -202,8 +234,8 @@ def _same_files(before: Side, after: Side, found: dict[Path, FileContent]) -> No
     for file in data_files(after):
         twin = ours.get(_identity(file))
         if twin is not None:
-            content = found.get(twin) or found.get(file)
-            key = content.key if content else _identity(file)
+            known = [content for one in (twin, file) if (content := found.get(one)) and not content.claim]
+            key = known[0].key if known else _identity(file)
             same = FileContent(key, "shared: one file, which both sides refer to")
             found[twin] = found[file] = same
 

@@ -93,14 +93,17 @@ def _files(contents: Contents) -> tuple[tuple[FileChange, ...], tuple[str, ...]]
             same = contents.same_file(pair[0], pair[1])
         found.append(FileChange(name, before, after, same))
         if same is None:
-            why.append(_why(name, before is None or after is None))
+            claimed = contents.claimed(*(path for path in pair if path is not None))
+            why.append(_why(name, before is None or after is None, claimed))
     found.sort(key=lambda change: (-abs(change.delta), change.name))
     return tuple(found), tuple(why)
 
 
-def _why(name: str, missing: bool) -> str:
+def _why(name: str, missing: bool, claimed: bool) -> str:
     if missing:
         return f"{name} is not there"
+    if claimed:
+        return f"the digest of {name} is claimed by the folder, not checked; --weights digest reads it"
     return f"no digest of {name} is known on both sides; --weights digest reads it"
 
 

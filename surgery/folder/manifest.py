@@ -104,9 +104,13 @@ def _relative(path: Path, root: Path) -> str:
 
 
 def blob_digest(path: Path) -> str | None:
-    """The SHA-256 that the Hub's cache names a large file by, or None for any other file."""
+    """The SHA-256 that the user's cache of the Hub names a large file by, or None for any other file."""
     real = path.resolve()
-    return real.name if real.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", real.name) else None
+    if real.parent.name != "blobs" or not re.fullmatch(r"[0-9a-f]{64}", real.name):
+        return None  # without a look at huggingface_hub, which takes a while
+    from huggingface_hub import constants
+
+    return real.name if real.is_relative_to(Path(constants.HF_HUB_CACHE).resolve()) else None
 
 
 def refuse_foreign(target: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import random
 import shutil
 from collections.abc import Iterator
@@ -10,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import run
+from huggingface_hub import constants
 from onnx import ModelProto
 from torture import TRAPS
 
 from passes.recipe import compatible
 from surgery.choices import WeightMode
-from surgery.compare import Side, compare, open_side
+from surgery.compare import Side, compare, open_side, tensor_contents
 from surgery.compare.comparison import Weights
 from surgery.compare.subjects import Part
 from surgery.compare.tensor_contents import Choice
@@ -44,7 +47,7 @@ def compared(before: Path, after: Path, by: Choice) -> Weights:
     return compare(open_side(before, "q4"), open_side(after, "q4"), weights_by=by).weights
 
 
-def test_by_the_digests_of_the_manifest_no_data_file_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_the_manifest_is_our_own_no_data_file_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
     really = Path.open
 
@@ -54,10 +57,59 @@ def test_by_the_digests_of_the_manifest_no_data_file_is_read(folder: Path, monke
 
     sides = open_side(TINY, "q4"), open_side(folder)
     monkeypatch.setattr(Path, "open", watched)
-    found = compare(*sides, weights_by="reference").weights
+    found = compare(*sides, weights_by="reference", own=True).weights
     assert (found.unchanged, found.uncompared, found.method) == (345, 0, "reference")
     assert not [name for name in opened if name.endswith("_data")]
     assert found.basis == ("4 data files known by the SHA-256 in manifest.json",)
+
+
+def test_what_a_folder_claims_of_its_data_is_no_equality(folder: Path) -> None:
+    found = compare(open_side(TINY, "q4"), open_side(folder), weights_by="reference")
+    assert found.weights.uncompared == 93 and "weights" in found.differing and found.numbers is None
+    assert found.weights.why[0] == (
+        "the digest of embed_tokens_q4.onnx_data is claimed by the folder, not checked; --weights digest reads it"
+    )
+    assert found.weights.basis == ("4 data files claimed by the folder's manifest.json, not checked",)
+    assert [file.same for file in found.weights.files if file.kind == "data"] == [None, None]
+
+
+def test_every_byte_of_large_weights_flipped(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The manifest says what it said before, and the data is too large to be read unasked."""
+    flipped = shutil.copytree(folder, tmp_path / "out")
+    for data in flipped.glob("*_data"):
+        data.write_bytes(bytes(byte ^ 255 for byte in data.read_bytes()))
+    monkeypatch.setattr(tensor_contents, "QUICK_BYTES", 1000)
+    by_name = compare(open_side(folder), open_side(flipped))
+    assert by_name.weights.method == "reference" and by_name.weights.uncompared == 93 and by_name.fails(["weights"])
+    read = compare(open_side(folder), open_side(flipped), weights_by="digest")
+    assert sum(change.verb == "changed" for change in read.weights.changes) == 93
+
+
+def test_numbers_are_the_authors_and_of_these_very_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = run("repack", str(TINY), str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    sides = open_side(TINY, "q4"), open_side(tmp_path / "out")
+    found = compare(*sides)
+    assert "numbers identical by the author's record" in found.verdict and found.numbers and found.numbers.recorded
+    assert found.numbers.source.startswith("recorded by the folder's author: repack's closing proof")
+    data = tmp_path / "out" / DATA
+    content = bytearray(data.read_bytes())
+    content[-1] ^= 1
+    data.write_bytes(content)
+    other = compare(open_side(TINY, "q4"), open_side(tmp_path / "out"))
+    assert other.numbers is None and other.passes == found.passes, "the passes made the graph, which is the same"
+    monkeypatch.setattr(tensor_contents, "QUICK_BYTES", 1000)
+    assert compare(open_side(TINY, "q4"), open_side(tmp_path / "out")).numbers is None
+
+
+def test_a_side_file_that_the_manifest_leaves_out_is_compared(folder: Path, tmp_path: Path) -> None:
+    quiet = shutil.copytree(folder, tmp_path / "out")
+    manifest = json.loads((quiet / "manifest.json").read_text())
+    del manifest["files"]["tokenizer.json"]
+    (quiet / "manifest.json").write_text(json.dumps(manifest))
+    shutil.copytree(quiet, tmp_path / "other")
+    (tmp_path / "other" / "tokenizer.json").write_text("{}")
+    assert compare(open_side(quiet), open_side(tmp_path / "other")).differing == ("files",)
 
 
 def test_without_a_digest_weights_are_not_compared_and_that_is_no_equality(folder: Path, tmp_path: Path) -> None:
@@ -96,7 +148,8 @@ def test_one_file_under_two_names_needs_no_digest(tmp_path: Path) -> None:
     assert linked.basis == ("4 data files shared: one file, which both sides refer to",)
 
 
-def test_what_the_hub_names_by_its_digest_is_known(tmp_path: Path) -> None:
+def test_what_the_users_cache_names_by_its_digest_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nothing that a folder calls a cache."""
     for name, content in (("one", "0" * 64), ("other", "0" * 64), ("third", "1" * 64)):
         snapshot = tmp_path / name / "models--a--b" / "snapshots" / "c" / "onnx"
         blobs = snapshot.parents[2] / "blobs"
@@ -107,6 +160,8 @@ def test_what_the_hub_names_by_its_digest_is_known(tmp_path: Path) -> None:
             shutil.copy(TINY / "onnx" / graph, blobs / content)
             (snapshot / graph).symlink_to(blobs / content)
     roots = {name: tmp_path / name / "models--a--b" / "snapshots" / "c" for name in ("one", "other", "third")}
+    assert compared(roots["one"], roots["other"], "reference").uncompared == 93
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     assert compared(roots["one"], roots["other"], "reference").uncompared == 0
     assert compared(roots["one"], roots["third"], "reference").uncompared > 0
 

@@ -7,8 +7,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from command_line import run
+from command_line import TINY, run
 from repositories import GRAPH, change, commit, git, pointer
+
+from surgery.compare import commits
 
 
 def stored(folder: Path, kind: str, data: bytes) -> str:
@@ -121,3 +123,32 @@ def test_a_graph_of_lfs_that_is_not_what_its_pointer_says(repository: Path) -> N
     place.write_bytes(content)
     done = run("review", "HEAD~", cwd=repository)
     assert done.returncode == 0 and done.stdout == "no model differs\n", done.stdout
+
+
+@pytest.mark.parametrize("kept", ["as a blob", "in Git LFS"])
+def test_large_weights_are_told_apart_by_git_and_not_by_the_manifest(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, kept: str
+) -> None:
+    """A pull request that flips every weight, and leaves manifest.json and report.json as they were."""
+    folder = repository / "out"
+    done = run("repack", str(TINY), str(folder))
+    assert done.returncode == 0, done.stderr
+    monkeypatch.setattr(commits, "QUICK_BYTES", 200_000)
+    contents = {path: path.read_bytes() for path in folder.glob("*_data")}
+
+    def keep(flip: int) -> None:
+        for path, content in contents.items():
+            data = bytes(byte ^ flip for byte in content)
+            path.write_bytes(data if kept == "as a blob" else pointer(data).encode())
+
+    keep(0)
+    commit(repository, "first")
+    (folder / "genai_config.json").write_text((folder / "genai_config.json").read_text() + "\n\n")
+    commit(repository, "nothing but space")
+    assert commits.review(repository, "HEAD~") == []
+    keep(255)
+    commit(repository, "flipped")
+    (found,) = commits.review(repository, "HEAD~")
+    assert found.comparison and found.comparison.weights.uncompared == 93 and found.fails(["weights"])
+    assert [file.same for file in found.comparison.weights.files if file.kind == "data"] == [False, False]
+    assert found.comparison.numbers is None

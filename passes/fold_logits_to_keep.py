@@ -9,6 +9,7 @@ from passes.base import Finding, Pass
 from surgery.errors import PassError
 from surgery.graph.model import Model
 from surgery.graph.protos import Dim, TensorType, declare, describe, initializer_type, integers, reads, tensor_type
+from surgery.graph.token_inputs import token_inputs
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -72,6 +73,7 @@ class FoldLogitsToKeep(Pass):
         removed = [describe(node) for node in serving]
         made = {node.output[0] for node in serving}
         cut = serving[-1]
+        mask_name = _mask_of(graph) if self.keep == "last" else ""
         size: Dim = 1 if self.keep == "last" else _tokens_of(graph, cut.input[0])
         _declare_token_axis(graph, cut.output[0], size)
         with model.edited() as view:
@@ -80,7 +82,7 @@ class FoldLogitsToKeep(Pass):
             hidden, kept = slicing.inputs[0], slicing.outputs[0]
             added: list[gs.Node] = []
             if self.keep == "last":
-                mask = next(tensor for tensor in view.inputs if tensor.name == MASK)
+                mask = next(tensor for tensor in view.inputs if tensor.name == mask_name)
                 added = _gather_last(hidden, kept, mask)
             else:
                 for reader in list(kept.outputs):
@@ -171,11 +173,19 @@ def _refuse_other_readers(graph: GraphProto, kept: str) -> None:
 
 
 def _check_mask(graph: GraphProto) -> None:
-    declared = declare(graph).get(MASK)  # an initializer of this name is a default for the input, and has its own shape
-    if declared is None or all(value.name != MASK for value in graph.input):
+    name = _mask_of(graph)
+    declared = declare(graph).get(name)  # an initializer of this name is a default for the input, and has its own shape
+    if declared is None or all(value.name != name for value in graph.input):
         raise PassError(f"keep=last finds each row's last token in {MASK}, which the graph does not take")
     if declared.dtype not in ("INT64", "INT32") or declared.shape is None or len(declared.shape) != 2:
-        raise PassError(f"{MASK} is {declared}; keep=last needs INT64 or INT32 [batch, tokens]")
+        raise PassError(f"{name} is {declared}; keep=last needs INT64 or INT32 [batch, tokens]")
+
+
+def _mask_of(graph: GraphProto) -> str:
+    """The name of the mask, which rename-io is yet to rename."""
+    if any(value.name == MASK for value in graph.input):
+        return MASK
+    return next((name for name, role in token_inputs(graph).items() if role == MASK), MASK)
 
 
 def _outputs(node: gs.Node) -> list[str]:

@@ -12,16 +12,10 @@ from surgery.attention.kv_wiring import KINDS, Kind, Slot, attentions, spelling
 from surgery.errors import PassError
 from surgery.graph.model import Model
 from surgery.graph.protos import TensorType, rename, tensor_type, value_names
+from surgery.graph.token_inputs import token_inputs
 
 if TYPE_CHECKING:
     from onnx import GraphProto
-
-SPELLINGS = {
-    "input_ids": ("tokens", "token_ids", "input_tokens", "ids", "input"),
-    "attention_mask": ("mask", "attn_mask", "attention_masks", "input_mask"),
-    "position_ids": ("positions", "position", "pos_ids", "input_positions", "position_id"),
-}
-"""Canonical name -> other spellings seen in exports."""
 
 _CACHE_WORDS = {"past", "present", "cache", "kv", *KINDS}
 
@@ -74,7 +68,7 @@ def _plan(graph: GraphProto) -> dict[str, str]:
     inputs = {value.name: tensor_type(value) for value in graph.input}
     outputs = {value.name: tensor_type(value) for value in graph.output}
     _refuse_packed(inputs | outputs)
-    names = _token_inputs(graph, inputs)
+    names = token_inputs(graph)
     pasts = [name for name, declared in inputs.items() if _rank(declared) == 4 and name != "per_layer_inputs"]
     presents = [name for name, declared in outputs.items() if _rank(declared) == 4]
     read = _by_structure(graph)
@@ -97,43 +91,6 @@ def _refuse_packed(interface: dict[str, TensorType | None]) -> None:
 
 def _rank(declared: TensorType | None) -> int | None:
     return len(declared.shape) if declared is not None and declared.shape is not None else None
-
-
-def _token_inputs(graph: GraphProto, inputs: dict[str, TensorType | None]) -> dict[str, str]:
-    candidates = [n for n, t in inputs.items() if t is not None and t.dtype in ("INT64", "INT32") and _rank(t) == 2]
-    unclaimed = [name for name in candidates if name not in SPELLINGS]
-    names: dict[str, str] = {}
-    for role, spellings in SPELLINGS.items():
-        if role in inputs:
-            continue
-        matching = [name for name in unclaimed if name.lower() in spellings]
-        if len(matching) > 1:
-            raise PassError(f"{role} could be {' or '.join(matching)}; rename one of them")
-        if matching:
-            names[matching[0]] = role
-            unclaimed.remove(matching[0])
-    for name in unclaimed:
-        left = [role for role in SPELLINGS if role not in inputs and role not in names.values()]
-        found = _role_by_structure(graph, name, inputs)
-        if found is None or found not in left:
-            could = " or ".join(left) or "no role that is left"
-            raise PassError(f"input {name!r} ({inputs[name]}) is not understood; it could be {could}")
-        names[name] = found
-    return names
-
-
-def _role_by_structure(graph: GraphProto, name: str, inputs: dict[str, TensorType | None]) -> str | None:
-    """Positions feed RotaryEmbedding; token ids index a table; the mask has a token axis of its own."""
-    readers = [(node.op_type, list(node.input).index(name)) for node in graph.node if name in node.input]
-    if any(op == "RotaryEmbedding" for op, _ in readers):
-        return "position_ids"
-    if any(op in ("Gather", "GatherBlockQuantized") and index == 1 for op, index in readers):
-        return None if "inputs_embeds" in inputs else "input_ids"  # with embeddings, positions may index a table
-    declared = inputs[name]
-    others = {t.shape[1] for n, t in inputs.items() if n != name and t and t.shape and len(t.shape) in (2, 3)}
-    if declared and declared.shape and declared.shape[1] not in others:
-        return "attention_mask"
-    return None
 
 
 def _by_structure(graph: GraphProto) -> dict[str, Slot]:

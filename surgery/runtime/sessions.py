@@ -24,6 +24,7 @@ from surgery.choices import Provider, ProviderChoice
 from surgery.cuda.layering import OPTION, SETTING
 from surgery.errors import ModelError, RuntimeMissing
 from surgery.graph.model import Model
+from surgery.graph.token_inputs import token_role
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -138,6 +139,9 @@ class OpenGraph:
         self._declared = {value.name: value.type for value in inputs}
         self._types = {value.name: _dtype(path, value) for value in inputs}
         self._shapes = {value.name: list(value.shape) for value in inputs}
+        self._roles = {
+            name: name if (role := token_role(name)) in self._types else role or name for name in self._types
+        }
         self._no_features = {
             name: np.zeros((0, shape[1]), self._types[name])
             for name, shape in self._shapes.items()
@@ -150,15 +154,17 @@ class OpenGraph:
             found: name for name, shape in self._shapes.items() if len(shape) == 4 and (found := spelling(name))
         }
         own = [name for name in self._outputs if name not in set(exposed)]
+        if strange := next((value for value in outputs if value.name in own and "bfloat16" in value.type), None):
+            raise ModelError(
+                f"{path}: output {strange.name} is {strange.type}, which numpy does not have",
+                hint="float32, float16 and their quantized forms can be run here: choose another precision",
+            )
         self.presents: dict[str, Slot] = {
             name: found for name in own if ranked[name] == 4 and (found := spelling(name))
         }
         kept = set(self.presents.values())
         if missing := [name for found, name in self._pasts.items() if found not in kept]:
             raise ModelError(f"{path}: {missing[0]} has no present of the same layer among the outputs")
-
-    def takes(self, name: str) -> bool:
-        return name in self._types
 
     def empty_cache(self, batch: int) -> Cache:
         return {found: self._empty(name, batch) for found, name in self._pasts.items()}
@@ -184,7 +190,7 @@ class OpenGraph:
 
         Features of images or sound, [n, size], that are not given are none.
         """
-        feeds: dict[str, Array | Value] = {name: value for name, value in values.items() if self.takes(name)}
+        feeds: dict[str, Array | Value] = {own: values[role] for own, role in self._roles.items() if role in values}
         if self._in_place and isinstance(mask := values.get("attention_mask"), np.ndarray):
             cache = self._with_room(cache, mask.shape[1])
         feeds |= {name: cache[found] for found, name in self._pasts.items()}
@@ -210,10 +216,15 @@ class OpenGraph:
         binding = self._session.io_binding()
         arrays = []  # binding a numpy array copies nothing, and does not keep it alive
         for name, value in feeds.items():
-            if not isinstance(value, np.ndarray) and value.data_type() == self._declared[name]:
+            as_declared = len(value.shape() if not isinstance(value, np.ndarray) else value.shape) == len(
+                self._shapes[name]
+            )
+            if not isinstance(value, np.ndarray) and value.data_type() == self._declared[name] and as_declared:
                 binding.bind_ortvalue_input(name, value)
                 continue
             plain = value if isinstance(value, np.ndarray) else host(value)
+            if not as_declared and plain.ndim in (3, 4):  # per-layer inputs, flat on one side alone
+                plain = plain.reshape(*plain.shape[:2], *self._shapes[name][2:])
             arrays.append(np.asarray(plain, self._types[name], order="C"))
             binding.bind_cpu_input(name, arrays[-1])
         for name in self._outputs:

@@ -75,13 +75,14 @@ class PairModel:
         return self._embed.run({"input_ids": ids, **self._also}, {})[0]
 
     def decode(self, embedded: Embeddings, feed: Feed, cache: Cache, keep: int) -> tuple[Array, Cache]:
-        """Logits and caches, as Runner.step gives them; of `feed`, the mask and the positions are read."""
+        """Logits and caches, as Runner.step gives them; of `feed`, the ids are read by a decoder that takes them too."""
         outputs, presents = self.outputs(embedded, feed, cache, keep)
         return self._decoder.logits(outputs), presents
 
     def outputs(self, embedded: Embeddings, feed: Feed, cache: Cache, keep: int) -> tuple[dict[str, Value], Cache]:
         """Everything that the decoder gives beside its caches; more than logits where its session exposes more."""
-        return self._decoder.run({**embedded, **self._decoder.steering(feed, keep)}, cache)
+        values = {"input_ids": feed.ids, **embedded, **self._decoder.steering(feed, keep)}
+        return self._decoder.run(values, cache)
 
 
 @dataclass(frozen=True)

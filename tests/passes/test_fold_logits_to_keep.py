@@ -191,6 +191,7 @@ def test_findings_name_what_went_and_what_came(tmp_path: Path) -> None:
 def test_a_mask_that_cannot_tell_is_refused(tmp_path: Path) -> None:
     proto = decoder()
     rename(proto.graph, {"attention_mask": "mask"})
+    proto.graph.input[1].CopyFrom(make_tensor_value_info("mask", FLOAT, ["b", "t"]))
     refused(tmp_path, proto, "keep=last finds each row's last token in attention_mask, which the graph does not take")
     for dtype, shape, found in (
         (FLOAT, ["b", "t"], r"FLOAT \[b, t\]"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import neighbours
@@ -9,12 +10,16 @@ import numpy as np
 import onnxruntime_genai as og
 import pytest
 from generating import before_end, generated
+from onnx import ModelProto, TensorProto
+from onnx.helper import make_tensor_value_info
 
-from passes.recipe import compatible, per_layer_tables
+import fixtures
+from passes.recipe import Recipe, compatible, fast, per_layer_tables, text
 from surgery.architecture import architecture
 from surgery.errors import ExportError
 from surgery.folder.building import plan, repack
 from surgery.graph.model import Model
+from surgery.graph.protos import rename
 from surgery.source.export import open_export
 from surgery.verify import Request, validate
 
@@ -84,8 +89,9 @@ def test_the_split_form_is_a_source(flat_decoder: bool, tmp_path: Path) -> None:
             assert generated(tmp_path / "out", expected[f"p{prompt}_ids"], len(wanted)) == before_end(wanted)
 
 
-def test_the_split_form_is_proven_against_itself(tmp_path: Path) -> None:
-    export = open_export(neighbours.mobius(tmp_path / "source"))
+@pytest.mark.parametrize("flat_decoder", [True, False], ids=["rank 3 and 3", "rank 3 and 4"])
+def test_the_split_form_is_proven_against_itself(flat_decoder: bool, tmp_path: Path) -> None:
+    export = open_export(neighbours.mobius(tmp_path / "source", flat_decoder=flat_decoder))
     pair = export.pair("split")
     repack(export, pair, (*compatible(pair.embed), *per_layer_tables("split")), tmp_path / "out")
     report = validate(tmp_path / "out", pair, provider="cpu", request=Request(scope="light"))
@@ -97,3 +103,36 @@ def test_a_package_without_a_decoder_is_no_split_form(tmp_path: Path) -> None:
     (source / "decoder" / "model.onnx").unlink()
     with pytest.raises(ExportError, match=r"has no \.onnx file"):
         open_export(source)
+
+
+# Other inputs of the decoder
+
+
+def renamed(proto: ModelProto) -> None:
+    rename(proto.graph, {"attention_mask": "mask", "position_ids": "positions"})
+
+
+def with_ids(proto: ModelProto) -> None:
+    """The number of new tokens is that of the ids, which the decoder takes beside the embeddings."""
+    proto.graph.input.append(make_tensor_value_info("input_ids", TensorProto.INT64, ["batch_size", "sequence_length"]))
+    for node in proto.graph.node:
+        if node.name == "/model/shared_dims/root_input/Shape":
+            node.input[0] = "input_ids"
+
+
+@pytest.mark.parametrize("change", [renamed, with_ids])
+@pytest.mark.parametrize("preset", [compatible, fast])
+def test_a_decoder_with_other_token_inputs_is_repacked_and_proven(
+    change: Callable[[ModelProto], None], preset: Callable[[Path], Recipe], tmp_path: Path
+) -> None:
+    fixtures.build("tiny-e2b", "fp32", tmp_path / "source")
+    pair = open_export(tmp_path / "source").pair("fp32")
+    proto = ModelProto.FromString(pair.decoder.read_bytes())
+    change(proto)
+    pair.decoder.write_bytes(proto.SerializeToString())
+    export = open_export(tmp_path / "source")
+    recipe = preset(pair.embed)
+    repack(export, pair, recipe, tmp_path / "out", recipe_text=text(recipe))
+    report = validate(tmp_path / "out", pair, provider="cpu", request=Request(scope="light"))
+    assert [gate for gate in report.gates if not gate.passed and gate.section != "manifest"] == []
+    assert report.parity is not None and report.parity.continuations

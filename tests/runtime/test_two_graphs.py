@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import parser
 
 from passes.recipe import compatible
 from surgery.errors import ExportError, ModelError, RequestError
@@ -15,7 +16,7 @@ from surgery.folder.building import repack
 from surgery.runtime.decoding import Loop, generate, prompt_feeds
 from surgery.runtime.prompting import Question, answer
 from surgery.runtime.sampling import Sampling
-from surgery.runtime.sessions import Feed, Settings, host
+from surgery.runtime.sessions import Feed, OpenGraph, Settings, host
 from surgery.runtime.two_graphs import Embeddings, PairFolder, PairModel, open_folder
 from surgery.source.export import open_export
 
@@ -39,6 +40,16 @@ def reference() -> list[tuple[list[int], list[int]]]:
 
 def rows_of(generated: Iterable[tuple[int | None, ...]]) -> list[list[int | None]]:
     return [list(row) for row in zip(*generated, strict=True)]
+
+
+def test_logits_that_numpy_does_not_have_are_told(tmp_path: Path) -> None:
+    graph = parser.parse_model("""
+        <ir_version: 10, opset_import: ["" : 21]>
+        decoder (float[batch, tokens, 4] hidden) => (bfloat16[batch, tokens, 4] logits) { logits = Cast <to: int = 16> (hidden) }
+    """)
+    (tmp_path / "decoder.onnx").write_bytes(graph.SerializeToString())
+    with pytest.raises(ModelError, match=r"output logits is tensor\(bfloat16\), which numpy does not have"):
+        OpenGraph(tmp_path / "decoder.onnx", Settings())
 
 
 @pytest.mark.parametrize("chunk", [None, 1, 7])

@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from passes.recipe import Recipe, compatible, fast, text
+from passes.presets import compatible, fast
+from passes.recipe import Recipe, text
 from surgery.folder.building import repack
 from surgery.runtime.benchmark import Benchmark, bench
 from surgery.source.export import Export, Pair, open_export

@@ -1,77 +1,33 @@
-"""The passes, and the registry that recipes and the command line read.
+"""Passes: what one is and how it is applied (base), which there are (registry), recipes of them (recipe, presets).
 
-Each pass has a file of its own. To add one, see CONTRIBUTING.md.
+Each pass has a file of its own. To write one, here or in another package, see docs/writing-passes.md.
 """
 
 from __future__ import annotations
 
-from passes.annotate_head_sizes import AnnotateHeadSizes
-from passes.base import Pass
-from passes.drop_attention_bias import DropAttentionBias
-from passes.expand_shared_kv import ExpandSharedKV
-from passes.fit_encoder import FitEncoder
-from passes.flatten_per_layer_inputs import FlattenPerLayerInputs
-from passes.fold_logits_to_keep import FoldLogitsToKeep
-from passes.fuse_attention import FuseAttention
-from passes.fuse_per_layer_table import FusePerLayerTable
-from passes.host_embeddings import HostEmbeddings
-from passes.mask_media_ids import MaskMediaIds
-from passes.merge_embeddings import MergeEmbeddings
-from passes.rename_io import RenameIO
-from passes.scatter_features import ScatterFeatures
-from passes.set_accuracy_level import SetAccuracyLevel
-from passes.slice_caches import SliceCaches
-from passes.split_per_layer_table import SplitPerLayerTable
-from passes.tie_lm_head import TieLmHead
-from passes.to_fp16 import ToFp16
-from passes.uniform_heads import UniformHeads
+from typing import Any
 
-PASSES: dict[str, type[Pass]] = {
-    kind.name: kind
-    for kind in (
-        MergeEmbeddings,
-        FoldLogitsToKeep,
-        RenameIO,
-        ExpandSharedKV,
-        AnnotateHeadSizes,
-        ScatterFeatures,
-        MaskMediaIds,
-        FlattenPerLayerInputs,
-        FitEncoder,
-        UniformHeads,
-        TieLmHead,
-        SetAccuracyLevel,
-        ToFp16,
-        HostEmbeddings,
-        FuseAttention,
-        DropAttentionBias,
-        SliceCaches,
-        SplitPerLayerTable,
-        FusePerLayerTable,
-    )
-}
-"""Every pass by name: those of the main recipe in its order, then those for images and sound, for older runtimes, for
-other devices and for speed."""
+from passes.base import EXACT, LOSSY, REORDERED, Finding, Numerics, Outcome, Pass, apply
+from passes.registry import BUILT_IN, names, pass_class, register
 
 __all__ = [
-    "PASSES",
-    "AnnotateHeadSizes",
-    "DropAttentionBias",
-    "ExpandSharedKV",
-    "FitEncoder",
-    "FlattenPerLayerInputs",
-    "FoldLogitsToKeep",
-    "FuseAttention",
-    "FusePerLayerTable",
-    "HostEmbeddings",
-    "MaskMediaIds",
-    "MergeEmbeddings",
-    "RenameIO",
-    "ScatterFeatures",
-    "SetAccuracyLevel",
-    "SliceCaches",
-    "SplitPerLayerTable",
-    "TieLmHead",
-    "ToFp16",
-    "UniformHeads",
+    "EXACT",
+    "LOSSY",
+    "REORDERED",
+    "Finding",
+    "Numerics",
+    "Outcome",
+    "Pass",
+    "apply",
+    "names",
+    "pass_class",
+    "register",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """A pass of this package by the name of its class, imported when it is asked for: `from passes import RenameIO`."""
+    for pass_name, class_name in BUILT_IN.items():
+        if class_name == name:
+            return pass_class(pass_name)
+    raise AttributeError(f"module 'passes' has no attribute {name!r}")

@@ -58,6 +58,8 @@ class MergeEmbeddings(Pass):
     sound: the merged graph is for text, and has none of them (n = 0).
     Ensures: the joined inputs have left the interface and the embedding graph's input stands in their place.
 
+    `embed` is the file of the embedding graph, or the graph in memory, which stays as it is.
+
     The embedding nodes stand right before their first consumer; the decoder's nodes keep their order. A name that
     both graphs use is prefixed in the embedding graph, inside subgraphs too; so is the location of a data file when
     both graphs call different files by one name. Weights are not read. The embedding's own arithmetic and casts are
@@ -67,19 +69,19 @@ class MergeEmbeddings(Pass):
     name: ClassVar[str] = "merge-embeddings"
     summary: ClassVar[str] = "join embed_tokens to the decoder: input_ids replaces inputs_embeds and per_layer_inputs"
 
-    embed: Path
+    embed: Path | Model
 
     def requires(self, model: Model) -> None:
         if self._already_merged(model):
             return
-        embed = Model.open(self.embed)
+        embed = self._opened()
         _check_join(embed, model)
         _check_versions(embed, model)
 
     def run(self, model: Model) -> list[Finding]:
         if self._already_merged(model):
             return [Finding("skipped", "input_ids", "the graph takes token ids already and no embeddings")]
-        embed = Model.open(self.embed)
+        embed = self._opened()
         joined = [value.name for value in embed.graph.output]
         findings = _without_features(embed.graph)
         findings += _separate_names(embed.graph, model.graph, [*joined, *_shared_tokens(embed.graph, model.graph)])
@@ -95,6 +97,10 @@ class MergeEmbeddings(Pass):
     def ensures(self, model: Model) -> None:
         if not self._already_merged(model):
             raise PassError("the decoder still takes embeddings as an input")
+
+    def _opened(self) -> Model:
+        """The embedding graph, to be changed."""
+        return self.embed.copy() if isinstance(self.embed, Model) else Model.open(self.embed)
 
     def _already_merged(self, model: Model) -> bool:
         """Token ids come in, and nothing floating-point of rank 3, [batch, sequence, hidden], does."""

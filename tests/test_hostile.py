@@ -27,7 +27,7 @@ import pytest
 from onnx import ModelProto, TensorProto
 
 from passes.base import apply
-from passes.recipe import compatible
+from passes.presets import compatible
 from surgery.choices import KVLayout
 from surgery.errors import ArchitectureError, ExportError, ModelError, SurgeryError, WeightError
 from surgery.folder.building import plan, repack

@@ -20,7 +20,7 @@ from typing import Any
 
 from fixtures.build import build
 from passes import HostEmbeddings
-from passes.recipe import compatible, fast
+from passes.presets import compatible, fast
 from surgery.choices import KVLayout
 from surgery.cuda.kernels import cuda_kernels
 from surgery.cuda.prediction import Copy, Prediction, predict

@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from passes.recipe import compatible, multimodal, text
+from passes.presets import compatible, multimodal
+from passes.recipe import text
 from surgery.choices import Modality
 from surgery.folder.building import repack
 from surgery.folder.multimodal import Part, most_patches

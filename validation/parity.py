@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import cast
 
 import fixtures
-from passes.recipe import Recipe, compatible, parse, text
+from passes.presets import compatible
+from passes.recipe import Recipe, parse, text
 from surgery.folder.building import repack
 from surgery.source.export import Export, open_export
 from surgery.verify import Request, validate

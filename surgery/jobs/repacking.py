@@ -231,7 +231,8 @@ class _Work:
 
 def _recipe(embed: Path, options: RepackOptions, provider: Provider, runtime: OnnxRuntime) -> Recipe:
     from passes import MergeEmbeddings
-    from passes.recipe import compatible, fast, kept_in_host_memory, parse, per_layer_tables
+    from passes.presets import compatible, fast, kept_in_host_memory, per_layer_tables
+    from passes.recipe import parse
 
     if options.recipe is not None:
         return MergeEmbeddings(embed), *parse(options.recipe)
@@ -244,7 +245,8 @@ def _recipe(embed: Path, options: RepackOptions, provider: Provider, runtime: On
 
 
 def _with_media(export: Export, pair: Pair, recipe: Recipe, media: Sequence[Modality]) -> _Work:
-    from passes.recipe import multimodal, text
+    from passes.presets import multimodal
+    from passes.recipe import text
     from surgery.folder.multimodal import Part, check_export, most_patches
     from surgery.source.export import EMBED, ENCODERS
 

@@ -14,7 +14,8 @@ import onnx
 import pytest
 from hub_server import Hub, serve
 
-from passes.recipe import compatible, text
+from passes.presets import compatible
+from passes.recipe import text
 from surgery.compare import compare, open_side, open_sides
 from surgery.compare.comparison import ASPECTS, read_aspects
 from surgery.compare.folder_report import folder_reports, planned_report

@@ -16,7 +16,7 @@ from huggingface_hub import constants
 from onnx import ModelProto
 from torture import TRAPS
 
-from passes.recipe import compatible
+from passes.presets import compatible
 from surgery.choices import WeightMode
 from surgery.compare import Side, compare, open_side, tensor_contents
 from surgery.compare.comparison import Weights

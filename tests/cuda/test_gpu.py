@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from passes.recipe import compatible
+from passes.presets import compatible
 from surgery.choices import KVLayout, Provider
 from surgery.cuda.kernels import cuda_kernels
 from surgery.cuda.prediction import predict

@@ -28,7 +28,7 @@ from onnx.helper import (
 from onnx.numpy_helper import from_array
 
 from passes import HostEmbeddings
-from passes.recipe import compatible, fast
+from passes.presets import compatible, fast
 from surgery.choices import KVLayout
 from surgery.cuda.kernels import DATA, Kernel, cuda_kernels, read_table
 from surgery.cuda.limits import LIMITS, release

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from passes.recipe import compatible
+from passes.presets import compatible
 from surgery.errors import FolderError, SurgeryError
 from surgery.folder.admission import admit
 from surgery.folder.building import repack

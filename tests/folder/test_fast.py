@@ -20,7 +20,8 @@ from typer.testing import CliRunner
 import fixtures
 from passes import AnnotateHeadSizes, DropAttentionBias, ExpandSharedKV, FuseAttention, SliceCaches
 from passes.base import Outcome, Pass, apply
-from passes.recipe import fast, parse, text
+from passes.presets import fast
+from passes.recipe import parse, text
 from surgery.architecture import architecture
 from surgery.attention.kv_wiring import attentions
 from surgery.commands.app import app

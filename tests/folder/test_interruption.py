@@ -23,7 +23,7 @@ from pathlib import Path
 
 import pytest
 
-from passes.recipe import compatible
+from passes.presets import compatible
 from surgery.errors import FolderError
 from surgery.files import atomic as staging
 from surgery.files.atomic import require_space, staged_folder, unwind_when_told_to_stop

@@ -16,7 +16,8 @@ import pytest
 from huggingface_hub import ModelCard
 
 import fixtures
-from passes.recipe import Recipe, compatible, fast, text
+from passes.presets import compatible, fast
+from passes.recipe import Recipe, text
 from surgery.choices import Target
 from surgery.files.safe_reading import sha256
 from surgery.folder.building import plan, repack

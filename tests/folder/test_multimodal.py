@@ -15,7 +15,8 @@ from onnx.numpy_helper import from_array
 
 import fixtures
 from fixtures.precision import Reading
-from passes.recipe import Recipe, compatible, fast, multimodal, text
+from passes.presets import compatible, fast, multimodal
+from passes.recipe import Recipe, text
 from surgery.choices import Modality
 from surgery.compare import compare, open_sides
 from surgery.compare.folder_report import planned_report

@@ -13,7 +13,7 @@ import pytest
 from generating import before_end, generated
 
 import fixtures
-from passes.recipe import compatible
+from passes.presets import compatible
 from surgery.choices import KVLayout
 from surgery.errors import ArchitectureError, ExportError, FolderError, ModelError, PassError, SurgeryError, WeightError
 from surgery.folder.building import Repacked, plan, repack

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from passes.recipe import compatible
+from passes.presets import compatible
 from surgery.errors import ExportError, FolderError, SurgeryError
 from surgery.folder.building import repack
 from surgery.folder.manifest import faults

@@ -14,7 +14,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from passes.base import apply
-from passes.recipe import compatible
+from passes.presets import compatible
 from passes.split_per_layer_table import SplitPerLayerTable
 from surgery.choices import WeightMode
 from surgery.folder.building import Repacked, repack

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 from passes import FoldLogitsToKeep, HostEmbeddings, MergeEmbeddings
 from passes.base import apply
-from passes.recipe import compatible, fast, kept_in_host_memory, parse, text
+from passes.presets import compatible, fast, kept_in_host_memory
+from passes.recipe import parse, text
 from surgery.commands.app import app
 from surgery.cuda.layering import CPU, KEY, OPTION, SETTING, stays_on_cpu
 from surgery.cuda.prediction import Copy, predict, require_cuda

@@ -14,7 +14,8 @@ from onnx import ModelProto, TensorProto
 from onnx.helper import make_tensor_value_info
 
 import fixtures
-from passes.recipe import Recipe, compatible, fast, per_layer_tables, text
+from passes.presets import compatible, fast, per_layer_tables
+from passes.recipe import Recipe, text
 from surgery.architecture import architecture
 from surgery.errors import ExportError
 from surgery.folder.building import plan, repack

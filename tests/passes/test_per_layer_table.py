@@ -18,7 +18,8 @@ from small import FLOAT, INT64, arch, embed_tokens, opened
 
 from passes import FusePerLayerTable, SplitPerLayerTable, ToFp16
 from passes.base import apply
-from passes.recipe import compatible, parse, per_layer_tables
+from passes.presets import compatible, per_layer_tables
+from passes.recipe import parse
 from surgery.choices import WeightMode
 from surgery.errors import PassError
 from surgery.folder.building import repack

@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 import fixtures
 from passes import SetAccuracyLevel
 from passes.base import EXACT, apply
-from passes.recipe import compatible, parse, text
+from passes.presets import compatible
+from passes.recipe import parse, text
 from passes.set_accuracy_level import INT8
 from surgery.commands.app import app
 from surgery.errors import PassError

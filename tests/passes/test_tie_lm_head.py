@@ -13,7 +13,7 @@ from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_te
 
 from passes import MergeEmbeddings, TieLmHead, ToFp16
 from passes.base import Outcome, apply
-from passes.recipe import compatible
+from passes.presets import compatible
 from surgery.choices import WeightMode
 from surgery.errors import PassError
 from surgery.folder.building import repack

@@ -19,7 +19,8 @@ import fixtures
 from fixtures.precision import Reading
 from passes import FoldLogitsToKeep, MergeEmbeddings, RenameIO, ToFp16, UniformHeads
 from passes.base import Outcome, apply
-from passes.recipe import compatible, parse, text
+from passes.presets import compatible
+from passes.recipe import parse, text
 from surgery.choices import WeightMode
 from surgery.errors import PassError, WeightError
 from surgery.folder.building import repack

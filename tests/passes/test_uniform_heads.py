@@ -16,7 +16,8 @@ from small import FLOAT, LAYERS, decoder, embed_tokens, feeds, opened, run
 import fixtures
 from passes import AnnotateHeadSizes, ExpandSharedKV, UniformHeads
 from passes.base import Outcome, apply
-from passes.recipe import compatible, parse, text
+from passes.presets import compatible
+from passes.recipe import parse, text
 from surgery.attention.cache_padding import declared_sizes, own_sizes
 from surgery.attention.kv_wiring import attentions
 from surgery.choices import KVLayout, Target

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from passes.recipe import compatible
+from passes.presets import compatible
 from surgery.errors import FolderError
 from surgery.folder.building import repack
 from surgery.runtime.benchmark import bench

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from onnx import parser
 
-from passes.recipe import compatible
+from passes.presets import compatible
 from surgery.errors import ExportError, ModelError, RequestError
 from surgery.folder.building import repack
 from surgery.runtime.decoding import Loop, generate, prompt_feeds

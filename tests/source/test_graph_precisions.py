@@ -13,7 +13,7 @@ from command_line import run
 from hub_server import Hub, reach_nobody_by_default, serve
 
 import fixtures
-from passes.recipe import compatible
+from passes.presets import compatible
 from surgery.compare.subjects import open_sides
 from surgery.errors import ExportError
 from surgery.folder.building import repack

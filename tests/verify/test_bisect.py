@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from onnx import GraphProto, NodeProto, numpy_helper
 
-from passes.recipe import compatible
+from passes.presets import compatible
 from surgery.errors import RequestError
 from surgery.folder.building import repack
 from surgery.graph.model import Model

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from passes.recipe import compatible
+from passes.presets import compatible
 from surgery.errors import RequestError
 from surgery.folder.building import repack
 from surgery.runtime.sessions import MergedModel, Settings

@@ -16,7 +16,7 @@ from onnx import GraphProto, NodeProto, numpy_helper
 
 import fixtures
 from passes import ExpandSharedKV, FoldLogitsToKeep
-from passes.recipe import compatible
+from passes.presets import compatible
 from surgery.errors import RuntimeMissing
 from surgery.folder.building import repack
 from surgery.graph.model import Model

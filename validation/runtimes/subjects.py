@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fixtures.build import build
-from passes.recipe import Recipe, compatible, fast, text
+from passes.presets import compatible, fast
+from passes.recipe import Recipe, text
 from surgery.choices import KVLayout, OnnxRuntime, Target
 from surgery.folder.building import repack
 from surgery.source.export import Pair, open_export

@@ -1,0 +1,126 @@
+"""Presets: the recipes that `repack` applies, and what its options add to them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from passes.annotate_head_sizes import AnnotateHeadSizes
+from passes.base import Pass
+from passes.drop_attention_bias import DropAttentionBias
+from passes.expand_shared_kv import ExpandSharedKV
+from passes.fit_encoder import FitEncoder
+from passes.flatten_per_layer_inputs import FlattenPerLayerInputs
+from passes.fold_logits_to_keep import FoldLogitsToKeep
+from passes.fuse_attention import FuseAttention
+from passes.fuse_per_layer_table import FusePerLayerTable
+from passes.host_embeddings import HostEmbeddings
+from passes.mask_media_ids import MaskMediaIds
+from passes.merge_embeddings import MergeEmbeddings
+from passes.recipe import Recipe
+from passes.rename_io import RenameIO
+from passes.scatter_features import ScatterFeatures
+from passes.set_accuracy_level import SetAccuracyLevel
+from passes.slice_caches import SliceCaches
+from passes.split_per_layer_table import SplitPerLayerTable
+from passes.tie_lm_head import TieLmHead
+from passes.to_fp16 import ToFp16
+from passes.uniform_heads import UniformHeads
+from surgery.choices import AccuracyLevel, KVLayout, Modality, OnnxRuntime, PerLayerTable, Target
+from surgery.graph.model import Model
+from surgery.source.export import ENCODERS
+
+
+def compatible(
+    embed: Path | Model,
+    kv_layout: KVLayout = "aliased",
+    target: Target = "genai-0.14",
+    *,
+    half: bool = False,
+    accuracy_level: AccuracyLevel | None = None,
+) -> Recipe:
+    """The main recipe. `aliased` gives every layer a pair of caches, `unique` leaves the owners' pairs alone.
+
+    `embed` is the graph of the embeddings. `target` is the oldest runtime that must load the folder; below 0.14 all
+    caches get one size. `half` makes float16 of a float32 precision, which CUDA needs; every number then changes a little.
+    `accuracy_level` is MatMulNBits' on the CPU: 4 multiplies in int8, and changes every number too.
+    """
+    return (
+        MergeEmbeddings(embed),
+        FoldLogitsToKeep(),
+        RenameIO(),
+        *_where(kv_layout == "aliased", ExpandSharedKV()),
+        AnnotateHeadSizes(),
+        *_where(target == "genai-0.12", UniformHeads()),
+        *_where(half, ToFp16()),
+        *_level(accuracy_level),
+    )
+
+
+def fast(
+    embed: Path | Model,
+    provider: str = "cpu",
+    onnxruntime: OnnxRuntime = "1.31",
+    *,
+    half: bool = False,
+    accuracy_level: AccuracyLevel | None = None,
+) -> Recipe:
+    """The recipe for speed: all attention in GroupQueryAttention, the owners' caches alone, updated in place.
+
+    The arithmetic is the source's in another order. On the CPU attention reads no more of a cache than is in view.
+    `onnxruntime` is the oldest ONNX Runtime that must run it. `embed`, `half` and `accuracy_level` as in `compatible`.
+    """
+    return (
+        MergeEmbeddings(embed),
+        TieLmHead(),
+        FoldLogitsToKeep(),
+        RenameIO(),
+        FuseAttention(onnxruntime),
+        DropAttentionBias(),
+        AnnotateHeadSizes(),
+        *_where(half, ToFp16()),
+        *_where(provider == "cpu", SliceCaches(onnxruntime)),
+        *_level(accuracy_level),
+    )
+
+
+def _where(asked: bool, step: Pass) -> Recipe:
+    return (step,) if asked else ()
+
+
+def _level(accuracy_level: AccuracyLevel | None) -> Recipe:
+    return (SetAccuracyLevel(accuracy_level),) if accuracy_level is not None else ()
+
+
+def per_layer_tables(choice: PerLayerTable) -> Recipe:
+    """What follows a recipe: the table of per-layer inputs as it is, cut into one a layer, or put together."""
+    recipes: dict[PerLayerTable, Recipe] = {
+        "keep": (),
+        "split": (SplitPerLayerTable(),),
+        "fused": (FusePerLayerTable(),),
+    }
+    return recipes[choice]
+
+
+def kept_in_host_memory(asked: bool) -> Recipe:
+    """What follows a recipe where the token tables are to stay in host memory; behind what changes the tables."""
+    return _where(asked, HostEmbeddings())
+
+
+def multimodal(
+    merged: Recipe, tokens: Mapping[Modality, int], hidden: int, patches: int | None = None
+) -> dict[str, Recipe]:
+    """The recipes of a folder that takes images or sound too: one for each of its graphs, by role.
+
+    The decoder's is `merged`, the recipe for text, without the embeddings in the graph. `tokens` are the placeholders'
+    ids, `hidden` is the text model's size, `patches` the most that an image has.
+    """
+    ids = {str(modality): token for modality, token in tokens.items()}
+    decoder = tuple(step for step in merged if not isinstance(step, MergeEmbeddings))
+    recipes: dict[str, Recipe] = {
+        "decoder_model_merged": (*decoder, FlattenPerLayerInputs()),
+        "embed_tokens": (ScatterFeatures(**ids), MaskMediaIds(**ids), FlattenPerLayerInputs()),
+    }
+    for modality in tokens:
+        recipes[ENCODERS[modality]] = (FitEncoder(modality, hidden, patches if modality == "image" else None),)
+    return recipes

@@ -1,0 +1,126 @@
+"""Which passes there are, by name: those of this package, those of other packages, and those registered in a script.
+
+Another package names its passes in its pyproject.toml, and they are known wherever it is installed:
+
+    [project.entry-points."gemma4_surgery.passes"]
+    pin-batch = "their_package.pin_batch:PinBatch"
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import TypeVar
+
+from passes.base import Pass
+from surgery.errors import RecipeError, nearest
+
+GROUP = "gemma4_surgery.passes"
+"""The group of entry points in which another package lists its passes."""
+
+BUILT_IN = {
+    "merge-embeddings": "MergeEmbeddings",
+    "fold-logits-to-keep": "FoldLogitsToKeep",
+    "rename-io": "RenameIO",
+    "expand-shared-kv": "ExpandSharedKV",
+    "annotate-head-sizes": "AnnotateHeadSizes",
+    "scatter-features": "ScatterFeatures",
+    "mask-media-ids": "MaskMediaIds",
+    "flatten-per-layer-inputs": "FlattenPerLayerInputs",
+    "fit-encoder": "FitEncoder",
+    "uniform-heads": "UniformHeads",
+    "tie-lm-head": "TieLmHead",
+    "set-accuracy-level": "SetAccuracyLevel",
+    "to-fp16": "ToFp16",
+    "host-embeddings": "HostEmbeddings",
+    "fuse-attention": "FuseAttention",
+    "drop-attention-bias": "DropAttentionBias",
+    "slice-caches": "SliceCaches",
+    "split-per-layer-table": "SplitPerLayerTable",
+    "fuse-per-layer-table": "FusePerLayerTable",
+}
+"""Name -> class of each pass here, `some-pass` in passes/some_pass.py: those of the main recipe in its order, then those for
+images and sound, for older runtimes, for other devices and for speed."""
+
+_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+
+_registered: dict[str, type[Pass]] = {}
+
+P = TypeVar("P", bound=Pass)
+
+
+def register(kind: type[P]) -> type[P]:
+    """Make a pass known to recipes in this process: a decorator for a class in a script or a notebook.
+
+    Returns the class. Raises RecipeError for what is no pass, and for a name that another pass has.
+    """
+    _check(kind, kind.__qualname__)
+    known = _registered.get(kind.name)
+    if kind.name in BUILT_IN or (known and known.__qualname__ != kind.__qualname__):
+        raise RecipeError(f"{kind.__qualname__}: another pass is named {kind.name!r} already")
+    _registered[kind.name] = kind
+    return kind
+
+
+def names() -> list[str]:
+    """The names of all passes: this package's first, in the order of BUILT_IN. No pass is imported for it."""
+    return list(dict.fromkeys([*BUILT_IN, *_registered, *sorted(point.name for point in _points())]))
+
+
+def pass_class(name: str) -> type[Pass]:
+    """The pass of a name, imported when it is asked for. One of this package is never replaced by another package's.
+
+    Raises RecipeError for an unknown name, with the nearest known one, and for a pass that cannot be loaded.
+    """
+    if name in BUILT_IN:
+        found: type[Pass] = getattr(import_module(f"passes.{name.replace('-', '_')}"), BUILT_IN[name])
+        return found
+    if name in _registered:
+        return _registered[name]
+    points = [point for point in _points() if point.name == name]
+    if not points:
+        raise RecipeError(f"no pass is named {name!r}{nearest(name, names())}; there are {', '.join(names())}")
+    if len(points) > 1:
+        raise RecipeError(f"{' and '.join(map(_origin, points))} both have a pass named {name!r}; uninstall one")
+    return _loaded(points[0])
+
+
+def _points() -> set[EntryPoint]:
+    return set(entry_points(group=GROUP))  # one that is found twice on sys.path is one
+
+
+def _origin(point: EntryPoint) -> str:
+    return f"{point.dist.name} {point.dist.version}" if point.dist else point.value
+
+
+def _loaded(point: EntryPoint) -> type[Pass]:
+    what = f"the pass {point.name!r} of {_origin(point)}"
+    try:
+        found = point.load()
+    except Exception as error:  # whatever somebody else's module raises
+        raise RecipeError(f"{what} cannot be loaded: {type(error).__name__}: {error}") from error
+    _check(found, what)
+    if found.name != point.name:
+        raise RecipeError(f"{what} calls itself {found.name!r}; both names have to be the same")
+    kind: type[Pass] = found
+    return kind
+
+
+def _check(kind: object, what: str) -> None:
+    """Raise RecipeError unless a class is a whole pass."""
+    if not isinstance(kind, type) or not issubclass(kind, Pass):
+        raise RecipeError(f"{what} is {kind!r}; a subclass of passes.base.Pass is expected")
+    if inspect.isabstract(kind):
+        raise RecipeError(f"{what} has no method run(model)")
+    name, summary = getattr(kind, "name", None), getattr(kind, "summary", None)
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise RecipeError(f"{what}: name is {name!r}; small letters, digits and hyphens are expected")
+    if not isinstance(summary, str) or not summary:
+        raise RecipeError(f"{what}: summary is {summary!r}; one line that says what the pass does is expected")
+    given = kind.__dict__.get("__annotations__", {}).items() if "__dataclass_fields__" not in kind.__dict__ else ()
+    if options := [option for option, hint in given if "ClassVar" not in str(hint)]:
+        raise RecipeError(
+            f"{what} has the option {options[0]}, but is no dataclass: put @dataclass(frozen=True) above it"
+        )

@@ -119,8 +119,8 @@ def _check(kind: object, what: str) -> None:
         raise RecipeError(f"{what}: name is {name!r}; small letters, digits and hyphens are expected")
     if not isinstance(summary, str) or not summary:
         raise RecipeError(f"{what}: summary is {summary!r}; one line that says what the pass does is expected")
-    given = kind.__dict__.get("__annotations__", {}).items() if "__dataclass_fields__" not in kind.__dict__ else ()
-    if options := [option for option, hint in given if "ClassVar" not in str(hint)]:
-        raise RecipeError(
-            f"{what} has the option {options[0]}, but is no dataclass: put @dataclass(frozen=True) above it"
-        )
+    if "__dataclass_fields__" not in vars(kind):
+        given = inspect.get_annotations(kind).items()
+        if options := [option for option, hint in given if "ClassVar" not in str(hint)]:
+            hint = "put @dataclass(frozen=True) above the class"
+            raise RecipeError(f"{what} has the option {options[0]!r}, but is no dataclass", hint=hint)

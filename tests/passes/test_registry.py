@@ -19,6 +19,7 @@ from passes.recipe import describe, parse, text
 from passes.registry import BUILT_IN, names, pass_class, register
 from surgery.errors import RecipeError
 from surgery.graph.model import Model
+from surgery.verify.thresholds import passes_of
 
 ROOT = Path(__file__).parent.parent.parent
 DECODER = FIXTURES / "tiny-e2b" / "onnx" / "decoder_model_merged_q4.onnx"
@@ -82,6 +83,19 @@ def test_a_pass_of_an_installed_package_is_listed_and_applied(tmp_path: Path, co
     assert ran.returncode == 0, ran.stderr
     assert "producer: it is stamped" in ran.stdout
     assert Model.open(tmp_path / "out.onnx").proto.producer_name == "stamped"
+
+
+def test_a_folder_is_made_and_proven_with_a_pass_of_an_installed_package(tmp_path: Path, command: Command) -> None:
+    """The pass says nothing of numbers, so the folder is held to equality; so it is where the package is gone."""
+    site = install(tmp_path, "stamp = stamps:Stamp")
+    recipe = "fold-logits-to-keep,rename-io,expand-shared-kv,annotate-head-sizes,stamp"
+    ran = command("repack", str(FIXTURES / "tiny-e2b"), "out", "--precision", "q4", "--ep", "cpu", "--recipe", recipe)
+    assert ran.returncode == 0, ran.stderr
+    assert Model.open(tmp_path / "out" / "model.onnx").proto.producer_name == "stamped"
+    site.rename(tmp_path / "elsewhere")
+    assert [step.name for step in passes_of(tmp_path / "out")][-1] == "annotate-head-sizes", "the last that is known"
+    ran = command("validate", "out", "--against", str(FIXTURES / "tiny-e2b"), "--precision", "q4", "--light")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
 @pytest.mark.parametrize(
@@ -148,7 +162,7 @@ def test_a_registered_pass_is_known_and_may_be_defined_again(empty: None) -> Non
         ({"name": "Mark It"}, "name is 'Mark It'; small letters, digits and hyphens are expected"),
         ({"name": None}, "name is None"),
         ({"summary": ""}, "summary is ''; one line that says what the pass does is expected"),
-        ({"size": 1, "__annotations__": {"size": "int"}}, "has the option size, but is no dataclass"),
+        ({"size": 1, "__annotations__": {"size": "int"}}, "has the option 'size', but is no dataclass"),
         ({"run": Pass.run}, r"has no method run\(model\)"),
     ],
 )

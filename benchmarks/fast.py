@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from passes.presets import compatible, fast
-from passes.recipe import Recipe, text
-from surgery.folder.building import repack
-from surgery.runtime.benchmark import Benchmark, bench
-from surgery.source.export import Export, Pair, open_export
+from passes.recipe import Recipe, recipe_text
+from surgery.folder.building import build_folder
+from surgery.runtime.benchmark import Benchmark, measure
+from surgery.source.export import Export, GraphPair, open_export
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Subject:
 
     name: str
     folder: Path
-    pair: Pair | None
+    pair: GraphPair | None
 
 
 def main() -> None:
@@ -89,7 +89,7 @@ def _subjects(options: Options, export: Export, precision: str) -> list[Subject]
     for name, recipe in recipes.items():
         folder = options.work / f"{precision}-{name.replace(', ', '-')}"
         print(f"{precision} {name}", file=sys.stderr)
-        repack(export, pair, recipe, folder, recipe_text=text(recipe), weights="link", force=True)
+        build_folder(export, pair, recipe, folder, recipe_text=recipe_text(recipe), weights="link", force=True)
         subjects.append(Subject(name, folder, None))
     return [Subject("source", subjects[0].folder, pair), *subjects]
 
@@ -107,7 +107,7 @@ def _measure(subject: Subject, options: Options) -> list[str]:
 
 def _bench(subject: Subject, contexts: Sequence[int], new_tokens: int) -> Benchmark:
     side = "source" if subject.pair is not None else "folder"
-    found = bench(subject.folder, subject.pair, contexts=contexts, new_tokens=new_tokens, sides=(side,))
+    found = measure(subject.folder, subject.pair, contexts=contexts, new_tokens=new_tokens, sides=(side,))
     return found[0]
 
 

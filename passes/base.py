@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from surgery.errors import ModelError, PassError, SurgeryError
-from surgery.graph.changes import Finding, Snapshot, Thing, Verb, snapshot, touched
+from surgery.graph.changes import Finding, ModelThing, Snapshot, Verb, snapshot, touched
 from surgery.graph.model import Model
-from surgery.graph.protos import check_structure
+from surgery.graph.protos import check_definitions
 
 __all__ = ["EXACT", "LOSSY", "REORDERED", "Finding", "Numerics", "Outcome", "Pass", "Verb", "apply"]
 
@@ -82,7 +82,7 @@ class Outcome:
     operators: dict[str, int]
     changed: bool
     seconds: float
-    touched: frozenset[Thing] = frozenset()
+    touched: frozenset[ModelThing] = frozenset()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, keys in a fixed order."""
@@ -140,7 +140,7 @@ def _apply_one(model: Model, step: Pass, before: Snapshot) -> tuple[Outcome, Sna
     findings = tuple(step.run(model))
     step.ensures(model)
     try:
-        check_structure(model.proto)
+        check_definitions(model.proto)
     except ModelError as error:
         raise PassError(f"it left a broken graph: {error}") from error
     changed = model.fingerprint() != fingerprint

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from passes.base import REORDERED, Finding, Numerics, Pass
 from passes.fuse_attention import unfused
 from surgery.attention.gqa import BIAS, LAST, OPERATOR, TOTAL
-from surgery.attention.kv_wiring import cores
-from surgery.attention.sequence_lengths import MASK, SCOPE, row_lengths
+from surgery.attention.kv_wiring import attention_nodes
+from surgery.attention.sequence_lengths import MASK, SCOPE, sequence_lengths
 from surgery.errors import ModelError, PassError
 from surgery.graph.editing import unread
-from surgery.graph.evaluation import PROMPT, Fragments
+from surgery.graph.evaluation import PROMPT, Subgraphs
 from surgery.graph.model import Model
-from surgery.graph.protos import captured, describe, tensor_type
+from surgery.graph.protos import captured, node_in_words, tensor_type
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -54,12 +54,12 @@ class DropAttentionBias(Pass):
         declared = next((tensor_type(value) for value in model.graph.input if value.name == MASK), None)
         if declared is None or declared.shape is None or len(declared.shape) != 2:
             raise PassError(f"{MASK} is {declared}; [batch, tokens] is expected among the inputs")
-        for index, core in enumerate(cores(model.graph)):
+        for index, core in enumerate(attention_nodes(model.graph)):
             if core.mixed is not None:
                 why = unfused(model).get(index) if model.architecture is not None else None
                 because = f": fuse-attention leaves it, because {why}" if why else ""
                 raise PassError(
-                    f"layer {index}'s attention is unrolled ({describe(core.node)}), and takes all rows to be of one "
+                    f"layer {index}'s attention is unrolled ({node_in_words(core.node)}), and takes all rows to be of one "
                     f"length{because}",
                     hint="leave drop-attention-bias out, or repack with --preset compatible"
                     if why
@@ -67,7 +67,7 @@ class DropAttentionBias(Pass):
                 )
 
     def run(self, model: Model) -> list[Finding]:
-        fused = [core.node for core in cores(model.graph) if core.node.op_type == OPERATOR]
+        fused = [core.node for core in attention_nodes(model.graph) if core.node.op_type == OPERATOR]
         reasons = _Reasons(model)
         kept = {node.output[0]: reason for node in fused if (reason := reasons.of(node))}
         change = {node.output[0] for node in fused} - kept.keys()
@@ -81,7 +81,7 @@ class DropAttentionBias(Pass):
         biased = 0
         with model.edited() as view:
             idle = unread(view, held)
-            lengths = row_lengths(view)
+            lengths = sequence_lengths(view)
             for node in view.nodes:
                 if node.outputs and node.outputs[0].name in change:
                     biased += len(node.inputs) > BIAS and bool(node.inputs[BIAS].name)
@@ -101,17 +101,17 @@ class DropAttentionBias(Pass):
 
     def ensures(self, model: Model) -> None:
         counted = f"{SCOPE}/last"
-        for core in cores(model.graph):
+        for core in attention_nodes(model.graph):
             node = core.node
             if len(node.input) > LAST and node.input[LAST] == counted and len(node.input) > BIAS and node.input[BIAS]:
-                raise PassError(f"{describe(node)} still reads a bias")
+                raise PassError(f"{node_in_words(node)} still reads a bias")
 
 
 class _Reasons:
     """Why a node has to stay, found once for each set of lengths and bias."""
 
     def __init__(self, model: Model) -> None:
-        self._fragments = Fragments(model.proto)
+        self._fragments = Subgraphs(model.proto)
         self._symbols = _symbols(model.graph)
         self._context = model.architecture.context_length if model.architecture else 2**20
         self._known: dict[tuple[str, ...], str] = {}

@@ -9,10 +9,10 @@ from passes.base import Finding, Pass
 from surgery.architecture import Architecture, Layer
 from surgery.attention.cache_padding import own_sizes
 from surgery.attention.gqa import window_faults
-from surgery.attention.kv_wiring import Cache, attentions
+from surgery.attention.kv_wiring import KVCache, attentions
 from surgery.errors import PassError
 from surgery.graph.model import Model
-from surgery.graph.protos import Dim, declare, tensor_type
+from surgery.graph.protos import Dim, declared_types, tensor_type
 
 if TYPE_CHECKING:
     from onnx import GraphProto
@@ -43,7 +43,7 @@ class ExpandSharedKV(Pass):
 
     def requires(self, model: Model) -> None:
         arch = model.require_architecture()
-        check_owners(model.graph, arch)
+        check_kv_sources(model.graph, arch)
         for layer in arch.borrowers:
             _refuse_half_a_pair(model.graph, layer)
 
@@ -51,7 +51,7 @@ class ExpandSharedKV(Pass):
         import onnx_graphsurgeon as gs
 
         arch = model.require_architecture()
-        declared = declare(model.graph)
+        declared = declared_types(model.graph)
         present = {value.name for value in model.graph.output}
         missing = [layer for layer in arch.borrowers if f"present.{layer.index}.key" not in present]
         if not missing:
@@ -106,7 +106,7 @@ def check_windows(graph: GraphProto, arch: Architecture) -> None:
         )
 
 
-def check_owners(graph: GraphProto, arch: Architecture) -> None:
+def check_kv_sources(graph: GraphProto, arch: Architecture) -> None:
     """Raise PassError unless each layer's attention reads the cache, and has the window, that the architecture gives."""
     cores = attentions(graph)
     if len(cores) != len(arch.layers):
@@ -121,8 +121,8 @@ def check_owners(graph: GraphProto, arch: Architecture) -> None:
     check_windows(graph, arch)
 
 
-def _check_owner(layer: Layer, kind: str, cache: Cache | None, node: str) -> None:
-    expected = Cache(f"past_key_values.{layer.owner}.{kind}", f"present.{layer.owner}.{kind}")
+def _check_owner(layer: Layer, kind: str, cache: KVCache | None, node: str) -> None:
+    expected = KVCache(f"past_key_values.{layer.owner}.{kind}", f"present.{layer.owner}.{kind}")
     if cache is None:
         raise PassError(
             f"layer {layer.index}: no {kind} cache was found behind {node!r}; {expected.present} is expected"
@@ -136,7 +136,7 @@ def _check_owner(layer: Layer, kind: str, cache: Cache | None, node: str) -> Non
 
 
 def _check_sizes(graph: GraphProto, arch: Architecture) -> None:
-    declared, own = declare(graph), own_sizes(graph)
+    declared, own = declared_types(graph), own_sizes(graph)
     for layer in arch.owners:
         for kind in ("key", "value"):
             for name in (f"past_key_values.{layer.index}.{kind}", f"present.{layer.index}.{kind}"):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
     from onnx import GraphProto
 
-Side = Literal["input", "output"]
+InterfaceSide = Literal["input", "output"]
 PER_LAYER = "per_layer_inputs"
 SCOPE = "/model/per_layer_inputs"
 
@@ -72,8 +72,8 @@ class FlattenPerLayerInputs(Pass):
                 raise PassError(f"{side} {PER_LAYER} is {declared}; [batch, sequence, layers * size] is expected")
 
 
-def _sides(graph: GraphProto) -> dict[Side, TensorType | None]:
-    sides: dict[Side, TensorType | None] = {}
+def _sides(graph: GraphProto) -> dict[InterfaceSide, TensorType | None]:
+    sides: dict[InterfaceSide, TensorType | None] = {}
     for value in graph.input:
         if value.name == PER_LAYER:
             sides["input"] = tensor_type(value)

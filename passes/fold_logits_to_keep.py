@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from passes.base import Finding, Pass
 from surgery.errors import PassError
 from surgery.graph.model import Model
-from surgery.graph.protos import Dim, TensorType, declare, describe, initializer_type, integers, reads, tensor_type
+from surgery.graph.protos import (
+    Dim,
+    TensorType,
+    declared_types,
+    initializer_type,
+    integers,
+    node_in_words,
+    reads,
+    tensor_type,
+)
 from surgery.graph.token_inputs import token_inputs
 
 if TYPE_CHECKING:
@@ -70,7 +79,7 @@ class FoldLogitsToKeep(Pass):
         if not _takes_it(graph):
             return [Finding("skipped", INPUT, "the graph does not take it")]
         serving = _serving(graph)
-        removed = [describe(node) for node in serving]
+        removed = [node_in_words(node) for node in serving]
         made = {node.output[0] for node in serving}
         cut = serving[-1]
         mask_name = _mask_of(graph) if self.keep == "last" else ""
@@ -120,12 +129,12 @@ def _serving(graph: GraphProto) -> list[NodeProto]:
     while not chain or chain[-1].op_type != "Slice":
         following = readers.get(current, [])
         if len(following) != 1 or any(value.name == current for value in graph.output):
-            found = ", ".join(describe(node) for node in following[:4]) or "nothing"
+            found = ", ".join(node_in_words(node) for node in following[:4]) or "nothing"
             raise PassError(f"{current!r} is read by {found}; one node on the way to a Slice is expected")
         node = following[0]
         known = node.op_type == "Slice" or (node.op_type in _ON_THE_WAY and list(node.input[:1]) == [current])
         if not known or not node.output or any(node is one for one in chain):
-            raise PassError(f"{INPUT} reaches {describe(node)}; Neg, Unsqueeze and a Slice are expected")
+            raise PassError(f"{INPUT} reaches {node_in_words(node)}; Neg, Unsqueeze and a Slice are expected")
         chain.append(node)
         if node.op_type != "Slice":
             current = node.output[0]
@@ -146,7 +155,7 @@ def _check_slice(graph: GraphProto, chain: list[NodeProto], starts: str) -> None
     negated = sum(1 for node in chain if node.op_type == "Neg") == 1
     whole = ends is not None and len(ends) == 1 and ends[0] >= 2**31 - 1
     if names[1] != starts or not negated or not whole or axes != [1] or not (names[4] == "" or steps == [1]):
-        raise PassError(f"{describe(cut)} does not keep the last tokens of axis 1, which {INPUT} is known to do")
+        raise PassError(f"{node_in_words(cut)} does not keep the last tokens of axis 1, which {INPUT} is known to do")
 
 
 def _constant(graph: GraphProto, name: str) -> list[int] | None:
@@ -168,13 +177,15 @@ def _refuse_other_readers(graph: GraphProto, kept: str) -> None:
     """keep=all rewires the readers of the Slice; a graph output and a subgraph cannot be."""
     inside = [node for node in graph.node if kept in reads(node) and kept not in node.input]
     if inside or any(value.name == kept for value in graph.output):
-        by = f"a subgraph of {describe(inside[0])}" if inside else "the interface"
+        by = f"a subgraph of {node_in_words(inside[0])}" if inside else "the interface"
         raise PassError(f"keep=all would remove {kept!r}, which is read by {by}")
 
 
 def _check_mask(graph: GraphProto) -> None:
     name = _mask_of(graph)
-    declared = declare(graph).get(name)  # an initializer of this name is a default for the input, and has its own shape
+    declared = declared_types(graph).get(
+        name
+    )  # an initializer of this name is a default for the input, and has its own shape
     if declared is None or all(value.name != name for value in graph.input):
         raise PassError(f"keep=last finds each row's last token in {MASK}, which the graph does not take")
     if declared.dtype not in ("INT64", "INT32") or declared.shape is None or len(declared.shape) != 2:
@@ -194,7 +205,7 @@ def _outputs(node: gs.Node) -> list[str]:
 
 def _tokens_of(graph: GraphProto, hidden: str) -> Dim:
     """The declared number of tokens of the hidden states, or of the inputs that they come from."""
-    types = declare(graph)
+    types = declared_types(graph)
     sizes = (_token_axis(types.get(name)) for name in (hidden, "inputs_embeds", "input_ids"))
     return next((size for size in sizes if size is not None), None)
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from passes.base import REORDERED, Finding, Numerics, Pass
-from passes.expand_shared_kv import check_owners
+from passes.expand_shared_kv import check_kv_sources
 from surgery.architecture import Architecture, Layer
 from surgery.attention.gqa import BIAS, DOMAIN, LAST, OPERATOR, NoRows
-from surgery.attention.kv_wiring import Core, cores
-from surgery.attention.sequence_lengths import MASK, row_lengths
-from surgery.attention.unfused import Unrolled, Unrolling
+from surgery.attention.kv_wiring import AttentionNodes, attention_nodes
+from surgery.attention.sequence_lengths import MASK, sequence_lengths
+from surgery.attention.unfused import UnfusedAttention, UnfusedSearch
 from surgery.choices import OnnxRuntime
 from surgery.errors import ModelError, PassError
 from surgery.graph.editing import unread
@@ -68,13 +68,13 @@ class FuseAttention(Pass):
     onnxruntime: OnnxRuntime = "1.31"
 
     def requires(self, model: Model) -> None:
-        check_owners(model.graph, model.require_architecture())
+        check_kv_sources(model.graph, model.require_architecture())
         if all(value.name != MASK for value in model.graph.input):
             raise PassError(f"the graph takes no {MASK}, which gives each row's length")
 
     def run(self, model: Model) -> list[Finding]:
         arch = model.require_architecture()
-        found = cores(model.graph)
+        found = attention_nodes(model.graph)
         unrolled = {layer.index for layer, core in zip(arch.layers, found, strict=True) if core.mixed is not None}
         if not unrolled:
             return [Finding("skipped", "attention", f"each of {len(found)} layers is fused already")]
@@ -86,18 +86,20 @@ class FuseAttention(Pass):
         return findings
 
     def ensures(self, model: Model) -> None:
-        check_owners(model.graph, model.require_architecture())
+        check_kv_sources(model.graph, model.require_architecture())
 
 
 def unfused(model: Model) -> dict[int, str]:
     """Why each layer that is unrolled stays so, by number; those that can be fused are left out."""
-    return _matches(model, model.require_architecture(), cores(model.graph))[1]
+    return _matches(model, model.require_architecture(), attention_nodes(model.graph))[1]
 
 
-def _matches(model: Model, arch: Architecture, found: list[Core]) -> tuple[dict[int, Unrolled], dict[int, str]]:
+def _matches(
+    model: Model, arch: Architecture, found: list[AttentionNodes]
+) -> tuple[dict[int, UnfusedAttention], dict[int, str]]:
     """Proven layers, and for each of the other unrolled ones why it stays."""
-    unrolling = Unrolling(model.proto, arch.attention_heads, arch.context_length)
-    matches: dict[int, Unrolled] = {}
+    unrolling = UnfusedSearch(model.proto, arch.attention_heads, arch.context_length)
+    matches: dict[int, UnfusedAttention] = {}
     reasons: dict[int, str] = {}
     for layer, core in zip(arch.layers, found, strict=True):
         if core.mixed is None:
@@ -120,7 +122,7 @@ def _matches(model: Model, arch: Architecture, found: list[Core]) -> tuple[dict[
     return matches, dict(sorted(reasons.items()))
 
 
-def _summaries(arch: Architecture, matches: Mapping[int, Unrolled], already: int) -> list[Finding]:
+def _summaries(arch: Architecture, matches: Mapping[int, UnfusedAttention], already: int) -> list[Finding]:
     kinds: dict[str, list[int]] = {}
     for index in matches:
         layer = arch.layers[index]
@@ -140,7 +142,13 @@ class _Fusion:
     """One edit of a graph: the proven layers become fused nodes, and what served them alone goes."""
 
     def __init__(
-        self, model: Model, arch: Architecture, found: list[Core], matches: Mapping[int, Unrolled], *, named: bool
+        self,
+        model: Model,
+        arch: Architecture,
+        found: list[AttentionNodes],
+        matches: Mapping[int, UnfusedAttention],
+        *,
+        named: bool,
     ) -> None:
         self._model = model
         self._arch = arch
@@ -155,7 +163,7 @@ class _Fusion:
         with self._model.edited() as view:
             idle = unread(view, held)
             self._tensors = view.tensors()
-            self._lengths = row_lengths(view)
+            self._lengths = sequence_lengths(view)
             self._fused = {node.outputs[0].name: node for node in view.nodes if node.op == OPERATOR and node.outputs}
             results = {match.output: index for index, match in self._matches.items()}
             nodes = []
@@ -166,7 +174,7 @@ class _Fusion:
             gone = unread(view, held) - idle
             view.nodes = [node for node in view.nodes if id(node) not in gone]
 
-    def _nodes(self, layer: Layer, match: Unrolled) -> list[gs.Node]:
+    def _nodes(self, layer: Layer, match: UnfusedAttention) -> list[gs.Node]:
         """The fused node of a layer, after the empty rows that it needs."""
         import onnx_graphsurgeon as gs
 

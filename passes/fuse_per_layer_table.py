@@ -10,32 +10,32 @@ from typing import TYPE_CHECKING, ClassVar
 from passes.base import Finding, Pass
 from surgery.errors import PassError
 from surgery.graph.embedding_tables import (
-    Lookup,
     Matrix,
+    TableLookup,
     check_rows,
     drop,
     fill,
     inline_rows,
     locations,
-    lookups,
     made_from,
     move_along,
     resized,
+    table_lookups,
 )
 from surgery.graph.external_data import is_external, set_extent, tensors
 from surgery.graph.model import Model
 from surgery.graph.protos import (
     all_names,
     copied,
-    describe,
     fresh,
     initializer_type,
+    node_in_words,
     producers,
     replace_nodes,
     tensor_type,
     use_counts,
 )
-from surgery.graph.weight_conversion import Conversion, NewFiles, Part
+from surgery.graph.weight_conversion import Conversion, NewFiles, SourcePart
 
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto, TensorProto
@@ -89,7 +89,7 @@ class FusePerLayerTable(Pass):
 
     def ensures(self, model: Model) -> None:
         for joint in _fusible(model.graph):
-            raise PassError(f"{describe(joint.concat)} still joins look-ups of the same ids")
+            raise PassError(f"{node_in_words(joint.concat)} still joins look-ups of the same ids")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ class _Joint:
     """A Concat along the last axis, the look-ups that it joins, and the Mul behind each where one number scales all."""
 
     concat: NodeProto
-    lookups: list[Lookup]
+    lookups: list[TableLookup]
     scalings: list[NodeProto]
 
     @property
@@ -108,7 +108,7 @@ class _Joint:
 def _fusible(graph: GraphProto) -> list[_Joint]:
     """Each Concat of look-ups that nothing else reads."""
     made, uses = producers(graph), use_counts(graph)
-    by_output = {lookup.node.output[0]: lookup for lookup in lookups(graph)}
+    by_output = {lookup.node.output[0]: lookup for lookup in table_lookups(graph)}
     ranks = {value.name: len(t.shape) for value in graph.input if (t := tensor_type(value)) and t.shape}
     found = []
     for concat in graph.node:
@@ -130,12 +130,14 @@ def _fusible(graph: GraphProto) -> list[_Joint]:
     return found
 
 
-def _check(parts: Sequence[Lookup]) -> None:
+def _check(parts: Sequence[TableLookup]) -> None:
     first = parts[0]
     for other in parts:
         alike = other.node.op_type == first.node.op_type and _attributes(other.node) == _attributes(first.node)
         if not alike or other.matrices.keys() != first.matrices.keys():
-            raise PassError(f"{describe(other.node)} is not like {describe(first.node)}: one look-up cannot do both")
+            raise PassError(
+                f"{node_in_words(other.node)} is not like {node_in_words(first.node)}: one look-up cannot do both"
+            )
         for index, matrix in other.matrices.items():
             tensor, model = matrix.tensor, first.matrices[index].tensor
             same = tensor.data_type == model.data_type and tensor.dims[0] == model.dims[0]
@@ -173,9 +175,9 @@ def _fused_name(graph: GraphProto, matrices: Sequence[Matrix]) -> str:
     return fresh(bases.pop() if len(bases) == 1 else f"{matrices[0].tensor.name}/fused", all_names(graph))
 
 
-def _joined(parts: Sequence[Part]) -> tuple[Part, ...]:
+def _joined(parts: Sequence[SourcePart]) -> tuple[SourcePart, ...]:
     """Parts that continue each other become one."""
-    joined: list[Part] = []
+    joined: list[SourcePart] = []
     for part in parts:
         last = joined[-1] if joined else None
         continues = last is not None and (part.extent, part.columns.stored) == (last.extent, last.columns.stored)

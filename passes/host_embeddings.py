@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from passes.base import Finding, Pass
 from surgery.cuda.layering import keep_on_cpu, stays_on_cpu
 from surgery.errors import PassError
-from surgery.graph.embedding_tables import Lookup, lookups
+from surgery.graph.embedding_tables import TableLookup, table_lookups
 from surgery.graph.external_data import byte_size
 from surgery.graph.model import Model
 from surgery.graph.protos import initializer_type, producers
@@ -75,11 +75,11 @@ class HostEmbeddings(Pass):
                 raise PassError(f"{lookup.node.name!r} would take {lookup.node.input[0]!r} to the device")
 
 
-def _by_token(graph: GraphProto) -> list[Lookup]:
+def _by_token(graph: GraphProto) -> list[TableLookup]:
     """Look-ups by numbers that follow from graph inputs of integers alone."""
     known = {value.name for value in graph.input if value.type.tensor_type.elem_type in _INTEGERS}
     known.update(tensor.name for tensor in graph.initializer)
-    found = list(lookups(graph))
+    found = list(table_lookups(graph))
     rows = {lookup.node.output[0] for lookup in found}
     for node in graph.node:
         if node.op_type not in ("Shape", "Size") and not rows & set(node.output) and known.issuperset(_given(node)):
@@ -104,6 +104,6 @@ def _with_row_numbers(graph: GraphProto, nodes: list[NodeProto]) -> list[NodePro
     return list(found.values())
 
 
-def _size(lookup: Lookup) -> int:
+def _size(lookup: TableLookup) -> int:
     tensors = (matrix.tensor for matrix in lookup.matrices.values())
     return sum(byte_size(initializer_type(tensor).dtype, tensor.dims) for tensor in tensors)

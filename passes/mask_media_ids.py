@@ -9,7 +9,7 @@ from passes.base import Finding, Pass
 from surgery.errors import PassError
 from surgery.graph.external_data import is_external
 from surgery.graph.model import Model
-from surgery.graph.protos import TensorType, describe, producers, reads, tensor_type
+from surgery.graph.protos import TensorType, node_in_words, producers, reads, tensor_type
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -102,7 +102,7 @@ def _lookup(graph: GraphProto) -> NodeProto:
         else:
             pending.extend(reads(node))
     if len(found) != 1:
-        named = ", ".join(describe(node) for node in found.values()) or "none"
+        named = ", ".join(node_in_words(node) for node in found.values()) or "none"
         raise PassError(f"{PER_LAYER} comes from one lookup in a table, {' or '.join(_LOOKUPS)}; {named} is found")
     return next(iter(found.values()))
 
@@ -134,7 +134,7 @@ def _rows(model: Model, tokens: tuple[int, ...]) -> dict[int, int]:
         (found,) = ReferenceEvaluator(whole).run(None, {IDS: feed})
         rows = [int(row) for row in np.asarray(found).reshape(len(tokens))]
     except Exception as error:  # the evaluator raises whatever numpy raises
-        raise PassError(f"what {describe(lookup)} looks a token up by cannot be computed: {error}") from None
+        raise PassError(f"what {node_in_words(lookup)} looks a token up by cannot be computed: {error}") from None
     return dict(zip(tokens, rows, strict=True))
 
 

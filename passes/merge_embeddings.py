@@ -16,8 +16,8 @@ from surgery.graph.protos import (
     TensorType,
     all_names,
     copied,
-    describe,
     fresh,
+    node_in_words,
     producers,
     reads,
     rename,
@@ -314,7 +314,7 @@ def _first_consumer(graph: GraphProto, joined: set[str]) -> int:
 
 
 def _insert(embed: GraphProto, decoder: GraphProto, position: int) -> Finding:
-    before = describe(decoder.node[position]) if position < len(decoder.node) else "the end of the graph"
+    before = node_in_words(decoder.node[position]) if position < len(decoder.node) else "the end of the graph"
     held = [copied(node) for node in decoder.node[position:]]
     del decoder.node[position:]
     decoder.node.extend(embed.node)

@@ -33,7 +33,7 @@ _TOKEN = re.compile(r'\s*(?:(?P<mark>[{},=])|(?P<quoted>"(?:[^"\\]|\\.)*")|(?P<w
 _PLAIN = re.compile(r'[^\s{},="]+')
 
 
-def text(recipe: Sequence[Pass]) -> str:
+def recipe_text(recipe: Sequence[Pass]) -> str:
     """The text of a recipe. Raises RecipeError for an option that has none, as a model in memory."""
     return ",".join(_pass_text(step) for step in recipe)
 
@@ -197,7 +197,7 @@ def _read_value(name: str, option: str, hint: Any, value: str) -> Any:
     return hint(value)
 
 
-def describe(name: str) -> dict[str, Any]:
+def describe_pass(name: str) -> dict[str, Any]:
     """A pass for people and programs: its name, summary, what it does to numbers and weights, and its options.
 
     Raises RecipeError for an unknown name. A pass of another package that cannot be loaded says so in its summary.

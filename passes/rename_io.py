@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from passes.base import Finding, Pass
-from surgery.attention.kv_wiring import KINDS, Kind, Slot, attentions, spelling
+from surgery.attention.kv_wiring import KINDS, KeyOrValue, Slot, attentions, slot_of_name
 from surgery.errors import PassError
 from surgery.graph.model import Model
 from surgery.graph.protos import TensorType, rename, tensor_type, value_names
@@ -97,7 +97,7 @@ def _by_structure(graph: GraphProto) -> dict[str, Slot]:
     """Name of a past or present -> its slot, by the first attention core that reads it."""
     slots: dict[str, Slot] = {}
     for layer, core in enumerate(attentions(graph)):
-        sides: tuple[tuple[Kind, object], ...] = (("key", core.key), ("value", core.value))
+        sides: tuple[tuple[KeyOrValue, object], ...] = (("key", core.key), ("value", core.value))
         for kind, cache in sides:
             for name in (getattr(cache, "past", None), getattr(cache, "present", None)):
                 if name is not None:
@@ -108,7 +108,7 @@ def _by_structure(graph: GraphProto) -> dict[str, Slot]:
 def _caches(names: Iterable[str], read: dict[str, Slot], family: str) -> dict[str, str]:
     renamed = {}
     for name in names:
-        spelt, found = spelling(name), read.get(name)
+        spelt, found = slot_of_name(name), read.get(name)
         if spelt and found and spelt != found:
             raise PassError(
                 f"{name!r} is spelt as layer {spelt[0]}'s {spelt[1]}, but attention {found[0]} reads it as its "

@@ -9,7 +9,7 @@ from passes.base import Finding, Numerics, Pass
 from surgery.choices import AccuracyLevel
 from surgery.errors import PassError
 from surgery.graph.model import Model
-from surgery.graph.protos import integer_attribute
+from surgery.graph.protos import int_attribute
 
 if TYPE_CHECKING:
     from onnx import NodeProto
@@ -65,7 +65,7 @@ class SetAccuracyLevel(Pass):
 
     def run(self, model: Model) -> list[Finding]:
         wanted = int(self.level)
-        others = [node for node in _products(model) if integer_attribute(node, _ATTRIBUTE, 0) != wanted]
+        others = [node for node in _products(model) if int_attribute(node, _ATTRIBUTE, 0) != wanted]
         if not others:
             return [Finding("skipped", "MatMulNBits", f"each of {len(_products(model))} has level {self.level}")]
         for node in others:
@@ -75,7 +75,7 @@ class SetAccuracyLevel(Pass):
 
     def ensures(self, model: Model) -> None:
         for node in _products(model):
-            if (found := integer_attribute(node, _ATTRIBUTE, 0)) != int(self.level):
+            if (found := int_attribute(node, _ATTRIBUTE, 0)) != int(self.level):
                 raise PassError(f"{node.name!r} has {_ATTRIBUTE} {found}; {self.level} was to be set")
 
 

@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from passes.base import REORDERED, Finding, Numerics, Pass
-from passes.expand_shared_kv import check_owners
+from passes.expand_shared_kv import check_kv_sources
 from surgery.architecture import Architecture, Layer
 from surgery.attention.gqa import BIAS, KEY, LAST, OPERATOR, PAST_KEY, QUERY, TOTAL, NoRows, window_of
-from surgery.attention.kv_rows import CacheRows
-from surgery.attention.kv_wiring import Core, cores
+from surgery.attention.kv_rows import KVRows
+from surgery.attention.kv_wiring import AttentionNodes, attention_nodes
 from surgery.attention.sequence_lengths import SCOPE as LENGTHS
-from surgery.attention.shared_buffer import mark_in_place
+from surgery.attention.shared_buffer import mark_shared_buffer
 from surgery.choices import OnnxRuntime
 from surgery.graph.model import Model
-from surgery.graph.protos import all_names, declare, fresh
+from surgery.graph.protos import all_names, declared_types, fresh
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -67,12 +67,12 @@ class SliceCaches(Pass):
     onnxruntime: OnnxRuntime = "1.31"
 
     def requires(self, model: Model) -> None:
-        check_owners(model.graph, model.require_architecture())
+        check_kv_sources(model.graph, model.require_architecture())
 
     def run(self, model: Model) -> list[Finding]:
         arch = model.require_architecture()
-        found = cores(model.graph)
-        types = declare(model.graph)
+        found = attention_nodes(model.graph)
+        types = declared_types(model.graph)
         chosen: list[Layer] = []
         reasons: dict[str, list[int]] = {}
         for owner in arch.owners:
@@ -87,7 +87,7 @@ class SliceCaches(Pass):
         if not chosen:
             return findings
         _Slicing(model, arch, found, named=self.onnxruntime == "1.27").write(chosen)
-        mark_in_place(model)
+        mark_shared_buffer(model)
         for owner in chosen:
             others = [layer.index for layer in arch.layers if layer.owner == owner.index and layer is not owner]
             shared = f", shared with layer {_listed(others)}" if others else ""
@@ -97,7 +97,7 @@ class SliceCaches(Pass):
         return findings
 
     def ensures(self, model: Model) -> None:
-        check_owners(model.graph, model.require_architecture())
+        check_kv_sources(model.graph, model.require_architecture())
 
 
 def _listed(indices: list[int]) -> str:
@@ -123,12 +123,12 @@ def _reason(node: NodeProto, layer: Layer, half: bool) -> str:
 class _Slicing:
     """One edit of a graph: caches of the chosen owners are written in place, and read as slices."""
 
-    def __init__(self, model: Model, arch: Architecture, found: list[Core], *, named: bool) -> None:
+    def __init__(self, model: Model, arch: Architecture, found: list[AttentionNodes], *, named: bool) -> None:
         self._model = model
         self._arch = arch
         self._outputs = {core.node.output[0]: layer for layer, core in zip(arch.layers, found, strict=True)}
         self._windows = {core.node.output[0]: window_of(core.node) for core in found}
-        self._types = declare(model.graph)
+        self._types = declared_types(model.graph)
         self._named = named
         self._taken = all_names(model.graph)
         self._no_rows = NoRows(self._taken)
@@ -137,7 +137,7 @@ class _Slicing:
     def write(self, chosen: list[Layer]) -> None:
         owners = {owner.index for owner in chosen}
         with self._model.edited() as view:
-            self._rows = CacheRows(view)
+            self._rows = KVRows(view)
             nodes = []
             for node in view.nodes:
                 layer = self._outputs.get(node.outputs[0].name) if node.op == OPERATOR else None

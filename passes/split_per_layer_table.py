@@ -8,22 +8,22 @@ from typing import TYPE_CHECKING, ClassVar
 from passes.base import Finding, Pass
 from surgery.errors import PassError
 from surgery.graph.embedding_tables import (
-    Lookup,
     Matrix,
+    TableLookup,
     check_rows,
     drop,
     fill,
     inline_rows,
     locations,
-    lookups,
     made_from,
     move_along,
     resized,
     scaled_by,
+    table_lookups,
 )
 from surgery.graph.external_data import is_external
 from surgery.graph.model import Model
-from surgery.graph.protos import all_names, copied, describe, fresh, producers, replace_nodes, use_counts
+from surgery.graph.protos import all_names, copied, fresh, node_in_words, producers, replace_nodes, use_counts
 from surgery.graph.weight_conversion import Columns, Conversion, NewFiles
 
 if TYPE_CHECKING:
@@ -102,22 +102,22 @@ class SplitPerLayerTable(Pass):
 
     def ensures(self, model: Model) -> None:
         if (left := _per_layer_lookup(model)) is not None:
-            raise PassError(f"{describe(left.node)} still reads the rows of all layers from one table")
+            raise PassError(f"{node_in_words(left.node)} still reads the rows of all layers from one table")
 
 
-def _per_layer_lookup(model: Model) -> Lookup | None:
+def _per_layer_lookup(model: Model) -> TableLookup | None:
     """The look-up of the rows of all layers; None where there is none. Raises PassError where several could be it."""
     arch = model.require_architecture()
     if not arch.per_layer_input_size:
         return None
     width = len(arch.layers) * arch.per_layer_input_size
-    found = [lookup for lookup in lookups(model.graph) if lookup.width == width]
+    found = [lookup for lookup in table_lookups(model.graph) if lookup.width == width]
     behind = _behind(model.graph, VALUE)
     if len(behind) > 1:  # the token table may be as wide
         found = [lookup for lookup in found if lookup.node.output[0] in behind]
     if len(found) > 1:
         raise PassError(
-            f"rows of {width} values are read by {' and '.join(describe(lookup.node) for lookup in found)}; one is expected"
+            f"rows of {width} values are read by {' and '.join(node_in_words(lookup.node) for lookup in found)}; one is expected"
         )
     return found[0] if found else None
 
@@ -131,7 +131,7 @@ def _behind(graph: GraphProto, value: str) -> set[str]:
     return behind
 
 
-def _check(graph: GraphProto, lookup: Lookup, matrix: Matrix, layers: int) -> None:
+def _check(graph: GraphProto, lookup: TableLookup, matrix: Matrix, layers: int) -> None:
     stored = matrix.columns.stored
     if stored % layers or lookup.width // layers % matrix.width:
         raise PassError(
@@ -142,7 +142,7 @@ def _check(graph: GraphProto, lookup: Lookup, matrix: Matrix, layers: int) -> No
         raise PassError(f"{matrix.tensor.name!r} is read elsewhere, too, or is an input; its look-up alone is expected")
 
 
-def _replace_lookup(graph: GraphProto, lookup: Lookup, layers: int) -> dict[tuple[int, int], str]:
+def _replace_lookup(graph: GraphProto, lookup: TableLookup, layers: int) -> dict[tuple[int, int], str]:
     """Put a look-up for each layer and a Concat in place of the one; the names of the new tables, by input and layer."""
     from onnx.helper import make_node
 

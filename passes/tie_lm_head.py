@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from passes.base import Finding, Pass
 from surgery.graph.external_data import WeightReference, is_external, reference, set_extent
 from surgery.graph.model import Model
-from surgery.graph.protos import describe, integer_attribute, producers
+from surgery.graph.protos import int_attribute, node_in_words, producers
 from surgery.graph.weight_comparison import first_difference, is_transpose
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def _have_one_size(model: Model, weights: dict[str, TensorProto], table: NodePro
     return (
         one is not None
         and other is not None
-        and integer_attribute(table, "gather_axis", 0) == 0
+        and int_attribute(table, "gather_axis", 0) == 0
         and one.dims[:1] == other.dims[:1]
         and _bytes(model, one) == _bytes(model, other)
     )
@@ -136,7 +136,7 @@ def _share_tables(model: Model, heads: list[NodeProto], weights: dict[str, Tenso
     tables = {
         table.name: table
         for node in model.graph.node
-        if node.op_type == "Gather" and integer_attribute(node, "axis", 0) == 0
+        if node.op_type == "Gather" and int_attribute(node, "axis", 0) == 0
         if (table := _input(weights, node, 0)) is not None and len(table.dims) == 2
     }
     findings, tied = [], dict[str, str]()
@@ -145,7 +145,7 @@ def _share_tables(model: Model, heads: list[NodeProto], weights: dict[str, Tenso
         if matrix is None:
             continue
         if node.op_type == "FusedMatMul" and matrix.name in tables:
-            findings.append(Finding("skipped", describe(node), f"it multiplies by {matrix.name!r} already"))
+            findings.append(Finding("skipped", node_in_words(node), f"it multiplies by {matrix.name!r} already"))
         for table in tables.values():
             if node.op_type == "MatMul" and list(matrix.dims) == list(table.dims)[::-1]:
                 findings.append(finding := _compare(model, node, table, matrix))
@@ -162,7 +162,7 @@ def _compare(model: Model, node: NodeProto, table: TensorProto, matrix: TensorPr
     one, other = reference(table, model.weight_files), reference(matrix, model.weight_files)
     if not is_transpose(one, other):
         return Finding("skipped", matrix.name, f"it is not the transpose of {table.name!r}")
-    return Finding("changed", describe(node), f"it multiplies by {table.name!r}: {other.length:,} bytes less")
+    return Finding("changed", node_in_words(node), f"it multiplies by {table.name!r}: {other.length:,} bytes less")
 
 
 def _multiply_by_tables(model: Model, tied: dict[str, str]) -> None:

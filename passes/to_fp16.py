@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from passes.base import LOSSY, Finding, Numerics, Pass
-from surgery.attention.kv_wiring import spelling
+from surgery.attention.kv_wiring import slot_of_name
 from surgery.errors import PassError
 from surgery.graph.external_data import is_external, reference
 from surgery.graph.model import Model
-from surgery.graph.protos import all_names, copied, describe, fresh, integer_attribute, subgraphs, tensor_type
+from surgery.graph.protos import all_names, copied, fresh, int_attribute, node_in_words, subgraphs, tensor_type
 from surgery.graph.weight_conversion import HALF_MAX, NewFile, compacted, halved, moved
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class ToFp16(Pass):
             if node.op_type not in _ANY_DTYPE and not floats.is_kept(node):
                 for name in node.input:
                     if name in floats.all:
-                        raise PassError(f"{describe(node)} reads {name!r}, which is float32")
+                        raise PassError(f"{node_in_words(node)} reads {name!r}, which is float32")
 
 
 class _Floats:
@@ -167,10 +167,10 @@ class _Floats:
     def _given(self, node: NodeProto) -> list[str]:
         """The float32 outputs of a node."""
         if any(True for _ in subgraphs(node)):
-            raise PassError(f"{describe(node)} has a subgraph; graphs without control flow are converted")
+            raise PassError(f"{node_in_words(node)} has a subgraph; graphs without control flow are converted")
         outputs = [name for name in node.output if name]
         if node.op_type == "Cast":
-            return outputs if integer_attribute(node, "to", 0) == FLOAT else []
+            return outputs if int_attribute(node, "to", 0) == FLOAT else []
         if node.op_type in ("Constant", "ConstantOfShape"):
             return outputs if _constant_type(node) == FLOAT else []
         if node.op_type in _UNTYPED or not self.all.intersection(node.input):
@@ -178,7 +178,7 @@ class _Floats:
         position = _TYPED_BY.get(node.op_type)
         if position is None:
             raise PassError(
-                f"{describe(node)} reads float32 values, and is not among the operators that to-fp16 knows to have "
+                f"{node_in_words(node)} reads float32 values, and is not among the operators that to-fp16 knows to have "
                 "float16 kernels"
             )
         return outputs if position < len(node.input) and node.input[position] in self.all else []
@@ -192,7 +192,7 @@ def _is_halved(value: ValueInfoProto) -> bool:
     """Caches and logits become float16 in the interface."""
     declared = tensor_type(value)
     rank = len(declared.shape) if declared is not None and declared.shape is not None else 0
-    return _is_float(value) and (value.name == "logits" or (rank == 4 and spelling(value.name) is not None))
+    return _is_float(value) and (value.name == "logits" or (rank == 4 and slot_of_name(value.name) is not None))
 
 
 def _constant_type(node: NodeProto) -> int:
@@ -200,7 +200,7 @@ def _constant_type(node: NodeProto) -> int:
         if attribute.name == "value":
             return int(attribute.t.data_type)
         if attribute.name in ("value_float", "value_floats"):
-            raise PassError(f"{describe(node)} holds its number in {attribute.name}; an initializer is expected")
+            raise PassError(f"{node_in_words(node)} holds its number in {attribute.name}; an initializer is expected")
     return FLOAT if node.op_type == "ConstantOfShape" else 0
 
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from surgery.errors import ArchitectureError
 from surgery.files.safe_reading import read_regular
 
-Attention = Literal["sliding", "full"]
+AttentionKind = Literal["sliding", "full"]
 Family = Literal["gemma3", "gemma3n", "gemma4"]
 
 _GEMMA4 = {"gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"}
@@ -44,7 +44,7 @@ class Layer:
     """One decoder layer, as far as its KV cache is concerned. `head_size` and `window` are in elements and tokens."""
 
     index: int
-    attention: Attention
+    attention: AttentionKind
     head_size: int
     kv_heads: int
     owner: int
@@ -187,7 +187,7 @@ def _family(config: Mapping[str, Any], text: Mapping[str, Any]) -> Family:
     )
 
 
-def _layer_types(read: _Reader, text: Mapping[str, Any], count: int, family: str) -> list[Attention]:
+def _layer_types(read: _Reader, text: Mapping[str, Any], count: int, family: str) -> list[AttentionKind]:
     declared = _declared_layer_types(text, count)
     kinds = _periodic_layer_types(read, count, 5 if family == "gemma3n" else 6) if declared is None else declared
     if family == "gemma4":
@@ -195,19 +195,19 @@ def _layer_types(read: _Reader, text: Mapping[str, Any], count: int, family: str
     return kinds
 
 
-def _periodic_layer_types(read: _Reader, count: int, default: int) -> list[Attention]:
+def _periodic_layer_types(read: _Reader, count: int, default: int) -> list[AttentionKind]:
     period = read.size("sliding_window_pattern", default=default)
     return ["sliding" if (index + 1) % period else "full" for index in range(count)]
 
 
-def _declared_layer_types(text: Mapping[str, Any], count: int) -> list[Attention] | None:
+def _declared_layer_types(text: Mapping[str, Any], count: int) -> list[AttentionKind] | None:
     declared = text.get("layer_types")
     if declared is None:
         return None
     if not isinstance(declared, list) or len(declared) != count:
         found = f"{len(declared)} entries" if isinstance(declared, list) else repr(declared)
         raise ArchitectureError(f"config.json: layer_types has {found}, but num_hidden_layers is {count}")
-    known: dict[object, Attention] = {"sliding_attention": "sliding", "full_attention": "full"}
+    known: dict[object, AttentionKind] = {"sliding_attention": "sliding", "full_attention": "full"}
     for index, kind in enumerate(declared):
         if not isinstance(kind, str) or kind not in known:
             raise ArchitectureError(
@@ -219,7 +219,7 @@ def _declared_layer_types(text: Mapping[str, Any], count: int) -> list[Attention
 def _head_size_and_kv_heads(
     read: _Reader,
     text: Mapping[str, Any],
-    kind: Attention,
+    kind: AttentionKind,
     family: str,
     overrides: Mapping[int, Mapping[str, Any]] | None,
     index: int,
@@ -256,9 +256,9 @@ def _per_layer(text: Mapping[str, Any], count: int) -> dict[int, Mapping[str, An
     return overrides
 
 
-def _owners(kinds: list[Attention], first_borrower: int) -> list[int]:
+def _owners(kinds: list[AttentionKind], first_borrower: int) -> list[int]:
     """Borrowers read the cache of the last owner of their own kind. Raises ArchitectureError where there is none."""
-    last: dict[Attention, int] = {}
+    last: dict[AttentionKind, int] = {}
     owners = []
     for index, kind in enumerate(kinds):
         if index < first_borrower:

@@ -11,8 +11,9 @@ from surgery.compare.comparison import (
     FileChange,
     GraphSummary,
     InterfaceChange,
-    Layer,
+    InterfaceValue,
     LayerCache,
+    LayerChange,
     NodeChange,
     NodeGroup,
     Nodes,
@@ -22,7 +23,6 @@ from surgery.compare.comparison import (
     PassRecord,
     Reason,
     SideSummary,
-    Value,
     Weight,
     WeightChange,
     Weights,
@@ -49,7 +49,7 @@ def nothing() -> Comparison:
     graph = GraphSummary("model", "model.onnx", "5f" * 32, 1634, 1900, 0)
     side = SideSummary("model.onnx", "file", (graph,), 3_110_000_000)
     weights = Weights("reference", (), (), 1400, 0, 0, ("the same file, offset and length",), ())
-    layers = tuple(Layer(index, cache(index), cache(index)) for index in range(LAYERS))
+    layers = tuple(LayerChange(index, cache(index), cache(index)) for index in range(LAYERS))
     return Comparison(side, replace(side, label="out/"), (), layers, (), Nodes((), 1634), weights, (), None, ())
 
 
@@ -61,7 +61,7 @@ def repacked() -> Comparison:
     before = SideSummary("onnx-community/gemma-4-E2B-it-ONNX q4f16", "pair", (embed, decoder), 3_110_000_000)
     after = SideSummary("out/", "folder", (merged,), 3_110_000_000)
     layers = tuple(
-        Layer(k, cache(k, aliased=False), cache(k), () if k < OWNERS else (Reason("expand-shared-kv", "alias"),))
+        LayerChange(k, cache(k, aliased=False), cache(k), () if k < OWNERS else (Reason("expand-shared-kv", "alias"),))
         for k in range(LAYERS)
     )
     aliases = tuple(
@@ -108,13 +108,13 @@ def repacked() -> Comparison:
         1200,
     )
     interface = [
-        InterfaceChange("removed", "input", Value("inputs_embeds", "FLOAT16 [batch_size, sequence_length, 1536]"), None, "", (MERGED,)),
-        InterfaceChange("added", "input", None, Value("input_ids", "INT64 [batch_size, sequence_length]"), "it was an input of embed_tokens", (Reason("merge-embeddings"),)),
-        InterfaceChange("changed", "output", Value("logits", "FLOAT16 [batch_size, num_logits_to_keep, 262144]"), Value("logits", "FLOAT16 [batch_size, 1, 262144]"), "", (Reason("fold-logits-to-keep", "logits of the last token"),)),
+        InterfaceChange("removed", "input", InterfaceValue("inputs_embeds", "FLOAT16 [batch_size, sequence_length, 1536]"), None, "", (MERGED,)),
+        InterfaceChange("added", "input", None, InterfaceValue("input_ids", "INT64 [batch_size, sequence_length]"), "it was an input of embed_tokens", (Reason("merge-embeddings"),)),
+        InterfaceChange("changed", "output", InterfaceValue("logits", "FLOAT16 [batch_size, num_logits_to_keep, 262144]"), InterfaceValue("logits", "FLOAT16 [batch_size, 1, 262144]"), "", (Reason("fold-logits-to-keep", "logits of the last token"),)),
     ]  # fmt: skip
     interface += [
         InterfaceChange(
-            "added", "output", None, Value(f"present.{k}.{kind}", f"FLOAT16 [batch_size, 1, total_sequence_length, {512 if k % 5 == 4 else 256}]"),
+            "added", "output", None, InterfaceValue(f"present.{k}.{kind}", f"FLOAT16 [batch_size, 1, total_sequence_length, {512 if k % 5 == 4 else 256}]"),
             "", (Reason("expand-shared-kv", f"alias of layer {14 if k % 5 == 4 else 13}'s"),),
         )
         for k in range(OWNERS, LAYERS) for kind in ("key", "value")
@@ -153,9 +153,9 @@ def hostile() -> Comparison:
     return replace(
         found,
         before=replace(found.before, label=EVIL),
-        interface=(InterfaceChange("added", "input", None, Value(EVIL, image), image),),
+        interface=(InterfaceChange("added", "input", None, InterfaceValue(EVIL, image), image),),
         metadata=(FieldChange("changed", image, EVIL, "</style></script><b>"),),
         nodes=Nodes((NodeGroup((EVIL,), (3,), (node,)),), 5),
-        layers=(Layer(0, replace(cache(0), operator=EVIL, attention=EVIL), None), *found.layers[1:]),
+        layers=(LayerChange(0, replace(cache(0), operator=EVIL, attention=EVIL), None), *found.layers[1:]),
         weights=replace(found.weights, uncompared=3, why=(image,), files=(FileChange(EVIL, 1, None, None),)),
     )

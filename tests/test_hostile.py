@@ -30,11 +30,11 @@ from passes.base import apply
 from passes.presets import compatible
 from surgery.choices import KVLayout
 from surgery.errors import ArchitectureError, ExportError, ModelError, SurgeryError, WeightError
-from surgery.folder.building import plan, repack
+from surgery.folder.building import build_folder, plan
 from surgery.folder.genai_config import genai_config
 from surgery.folder.inspection import inspect
 from surgery.graph.model import Model
-from surgery.graph.protos import check_structure
+from surgery.graph.protos import check_definitions
 from surgery.source.export import open_export
 from surgery.verify import structure
 from tests import small
@@ -140,7 +140,7 @@ def planned(folder: Path, rng: random.Random) -> str:
     pair = opened.pair("q4")
     model, _ = plan(pair, opened, compatible(pair.embed, rng.choice(LAYOUTS)))
     json.dumps(genai_config(model, opened), allow_nan=False)
-    check_structure(model.proto)
+    check_definitions(model.proto)
     return "sound"
 
 
@@ -152,8 +152,8 @@ def repacked(folder: Path, rng: random.Random) -> str:
     weights: Any = rng.choice(["copy", "link", "consolidate"])
     recipe = compatible(pair.embed, rng.choice(LAYOUTS))
     try:
-        repack(opened, pair, recipe, target, recipe_text="", weights=weights)
-        gates = structure.check_structure(structure.open_folder(target))
+        build_folder(opened, pair, recipe, target, recipe_text="", weights=weights)
+        gates = structure.structure_gates(structure.open_genai_folder(target))
         inspect(target).to_dict()
         for path in target.glob("*.json"):
             path.read_text(encoding="utf-8")
@@ -177,7 +177,7 @@ def applied(folder: Path, rng: random.Random) -> str:
         model = Model.open(folder / "onnx" / "decoder_model_merged_q4.onnx", arch)
         try:
             changed, _ = apply(model, [step])
-            check_structure(changed.proto)
+            check_definitions(changed.proto)
         except SurgeryError as error:
             assert_one_line(error)
             errors += 1
@@ -399,7 +399,7 @@ def refused(folder: Path, error: type[SurgeryError], sentence: str) -> None:
 def run(folder: Path, target: Path, **options: Any) -> None:
     opened = open_export(folder)
     pair = opened.pair("q4")
-    repack(opened, pair, compatible(pair.embed), target, recipe_text="", **options)
+    build_folder(opened, pair, compatible(pair.embed), target, recipe_text="", **options)
 
 
 @pytest.mark.parametrize("to", ["../../secret", "/etc/hostname", "../../folder/../secret", "chain"])

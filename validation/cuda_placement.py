@@ -27,7 +27,7 @@ from surgery.cuda.prediction import Copy, Prediction, predict
 from surgery.folder.building import plan
 from surgery.graph.model import Model
 from surgery.graph.protos import graphs
-from surgery.source.export import BEST, Export, Pair, open_export
+from surgery.source.export import BEST, Export, GraphPair, open_export
 from validation.cuda_stubs import ROOT, StubbedRuntime, prepare
 
 EVIDENCE = ROOT / "docs" / "validation" / "cuda-placement.md"
@@ -133,7 +133,7 @@ def write_graphs(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _more_forms(folder: Path, fixture: str, precision: str, pair: Pair, export: Export) -> dict[str, Path]:
+def _more_forms(folder: Path, fixture: str, precision: str, pair: GraphPair, export: Export) -> dict[str, Path]:
     """What other options of repack make for CUDA: attention fused, and the token tables in host memory."""
     forms = {"fast": fast(pair.embed, "cuda"), "host": (*compatible(pair.embed, "unique"), HostEmbeddings())}
     found: dict[str, Path] = {}

@@ -27,7 +27,7 @@ from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_te
 
 from surgery.cuda.layering import OPTION, SETTING
 from surgery.errors import ModelError
-from surgery.verify.execution_profile import trace
+from surgery.verify.execution_profile import profile_run
 
 CUDA = "CUDAExecutionProvider"
 NO_END = 2**31 - 1
@@ -221,7 +221,7 @@ def _takes_capture(path: str) -> bool:
 def ran(path: str) -> dict[str, Any]:
     """Provider of each node and number of copies, from the profile of one run. No kernel does anything in it."""
     try:
-        found = trace(Path(path), "cuda")
+        found = profile_run(Path(path), "cuda")
     except ModelError as error:
         return {"graph": path, "error": str(error)}
     return {"graph": path, "nodes": {each.node: each.provider for each in found.nodes}, "copies": len(found.copies)}

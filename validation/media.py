@@ -19,14 +19,14 @@ from typing import Any
 import numpy as np
 
 from passes.presets import compatible, multimodal
-from passes.recipe import text
+from passes.recipe import recipe_text
 from surgery.choices import Modality
-from surgery.folder.building import repack
-from surgery.folder.multimodal import Part, most_patches
+from surgery.folder.building import build_folder
+from surgery.folder.multimodal import GraphPlan, most_patches
 from surgery.runtime.sessions import Settings, versions
-from surgery.source.export import EMBED, ENCODERS, Pair, open_export
+from surgery.source.export import EMBED, ENCODERS, GraphPair, open_export
 from surgery.verify.genai_proof import GenAI, render
-from surgery.verify.multimodal_proof import PROMPTS, Files, SourceLoop, text_of
+from surgery.verify.multimodal_proof import MEDIA_PROMPTS, Files, SourceLoop, prompt_text
 from surgery.verify.recording import Answer
 from validation.runtimes.environments import Environment, Kind, make_environment
 from validation.runtimes.outcomes import probed, shortened
@@ -69,25 +69,25 @@ def make_subject(work: Path, precision: str, files: Files) -> Subject:
     tokens = {modality: export.placeholder(modality) for modality in BOTH}
     recipes = multimodal(compatible(pair.embed), tokens, export.architecture.hidden_size, most_patches(export))
     sources = {EMBED: pair.embed, **{ENCODERS[modality]: pair.encoder(modality) for modality in BOTH}}
-    parts = [Part(role, path, recipes[role]) for role, path in sources.items()]
+    parts = [GraphPlan(role, path, recipes[role]) for role, path in sources.items()]
     folder = work / f"media-{precision}"
-    recorded = {role: text(recipe) for role, recipe in recipes.items()}
-    repack(export, pair, recipes["decoder_model_merged"], folder, media=parts, recipe_text=recorded, force=True)
+    recorded = {role: recipe_text(recipe) for role, recipe in recipes.items()}
+    build_folder(export, pair, recipes["decoder_model_merged"], folder, media=parts, recipe_text=recorded, force=True)
     asked, answers = expected(folder, pair, tokens, files)
     return Subject(precision, folder, asked, answers)
 
 
 def expected(
-    folder: Path, pair: Pair, tokens: dict[Modality, int], files: Files
+    folder: Path, pair: GraphPair, tokens: dict[Modality, int], files: Files
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Answer]]:
     """Prompt -> what a probe is asked, and the source's answer to what the processor of this environment makes of it."""
     genai, loop = GenAI(folder, "cpu"), SourceLoop(pair, tokens, Settings())
     asked: dict[str, dict[str, Any]] = {}
     answers: dict[str, Answer] = {}
-    for prompt in PROMPTS:
+    for prompt in MEDIA_PROMPTS:
         if prompt.chunk is None:
             images, sounds = files.of(prompt)
-            question = render(genai.tokenizer(), text_of(prompt))
+            question = render(genai.tokenizer(), prompt_text(prompt))
             prepared = genai.prepare(question, images, sounds)
             answers[prompt.name] = loop.answer(prompt.name, prepared.arrays, STEPS)
             asked[prompt.name] = {"kind": "media", "prompt": question, "steps": STEPS,

@@ -19,11 +19,11 @@ from typing import cast
 
 import fixtures
 from passes.presets import compatible
-from passes.recipe import Recipe, parse, text
-from surgery.folder.building import repack
+from passes.recipe import Recipe, parse, recipe_text
+from surgery.folder.building import build_folder
 from surgery.source.export import Export, open_export
-from surgery.verify import Request, validate
-from surgery.verify.prompts import Scope
+from surgery.verify import Request, prove_folder
+from surgery.verify.prompts import Coverage
 from surgery.verify.report import Report
 
 DEFAULT = tuple(f"{name}:{precision}" for name in ("tiny-e2b", "tiny-e4b") for precision in fixtures.PRECISIONS)
@@ -52,8 +52,10 @@ def measure(work: Path, target: str, more: Recipe, request: Request) -> tuple[st
     shutil.rmtree(folder, ignore_errors=True)
     started = time.perf_counter()
     recipe = (*compatible(pair.embed), *more)
-    repack(export, pair, recipe, folder, recipe_text=text(recipe), weights="link")
-    report = validate(folder, pair, request=request, progress=lambda stage: print(stage, file=sys.stderr, flush=True))
+    build_folder(export, pair, recipe, folder, recipe_text=recipe_text(recipe), weights="link")
+    report = prove_folder(
+        folder, pair, request=request, progress=lambda stage: print(stage, file=sys.stderr, flush=True)
+    )
     seconds = time.perf_counter() - started
     shutil.rmtree(folder)
     return _row(Path(name).name, precision, report, seconds), report
@@ -96,12 +98,12 @@ def main() -> None:
     reports = []
     for target in given.targets or DEFAULT:
         row, report = measure(
-            given.work, target, given.passes, Request(scope=cast(Scope, given.scope), tokens=given.tokens)
+            given.work, target, given.passes, Request(scope=cast(Coverage, given.scope), tokens=given.tokens)
         )
         reports.append(report)
         print(row, flush=True)
     runtime = ", ".join(f"{name} {version}" for name, version in reports[0].versions.items())
-    added = f", and {text(given.passes)} added" if given.passes else ""
+    added = f", and {recipe_text(given.passes)} added" if given.passes else ""
     print(f"\n{given.tokens} tokens per prompt, {given.scope} scope{added}; {runtime}, {platform.machine()} CPU")
     failed = [f"{gate.name}: {gate.detail}" for report in reports for gate in report.failed]
     if failed:

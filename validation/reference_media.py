@@ -29,7 +29,7 @@ import numpy as np
 from fixtures.encoders import MAX_SOFT_TOKENS
 from fixtures.sidecars import text_config
 from fixtures.zoo import DATA, FIXTURES
-from surgery.verify.media_samples import picture, sound
+from surgery.verify.media_samples import sample_picture, sample_sound
 
 MARGIN = 0.005
 STEPS = 24
@@ -86,9 +86,9 @@ def inputs() -> dict[str, Any]:
     from transformers.models.gemma4.feature_extraction_gemma4 import Gemma4AudioFeatureExtractor
     from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
 
-    image = Image.open(io.BytesIO(picture(*PICTURE)))
+    image = Image.open(io.BytesIO(sample_picture(*PICTURE)))
     pixels = Gemma4ImageProcessorPil(max_soft_tokens=MAX_SOFT_TOKENS)(images=[image], return_tensors="pt")
-    with wave.open(io.BytesIO(sound(SECONDS))) as reader:
+    with wave.open(io.BytesIO(sample_sound(SECONDS))) as reader:
         samples = np.frombuffer(reader.readframes(reader.getnframes()), "<i2").astype(np.float32) / 32768
     frames = Gemma4AudioFeatureExtractor()([samples], sampling_rate=16_000, return_tensors="pt")
     return {

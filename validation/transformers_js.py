@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from surgery.commands.rendering import show_rows
-from surgery.folder.text_only import strip
-from surgery.runtime.decoding import generate
+from surgery.folder.text_only import build_text_only
+from surgery.runtime.decoding import generate_tokens
 from surgery.runtime.sessions import Settings
-from surgery.runtime.two_graphs import PairModel, open_folder
+from surgery.runtime.two_graphs import TwoGraphModel, open_two_graphs
 from surgery.source.export import open_export
 
 VERSION = "4.3.1"
@@ -32,7 +32,7 @@ def main(work: Path) -> int:
     export, rows = open_export(SOURCE), []
     for precision in export.pairs:
         folder = work / f"stripped-{precision}"
-        strip(export, export.pair(precision), folder, force=True)
+        build_text_only(export, export.pair(precision), folder, force=True)
         wanted = expected(folder)
         command = ["node", str(PROGRAM), str(folder), str(library), json.dumps(PROMPTS)]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -55,10 +55,10 @@ def install(work: Path) -> Path:
 
 def expected(folder: Path) -> list[list[int]]:
     """Greedy tokens, each prompt on its own."""
-    opened = open_folder(folder)
-    model = PairModel.open(opened.pair, Settings())
+    opened = open_two_graphs(folder)
+    model = TwoGraphModel.open(opened.pair, Settings())
     return [
-        [token for (token,) in generate(model, [ids], new_tokens=TOKENS, stop=opened.stop) if token is not None]
+        [token for (token,) in generate_tokens(model, [ids], new_tokens=TOKENS, stop=opened.stop) if token is not None]
         for ids in PROMPTS
     ]
 

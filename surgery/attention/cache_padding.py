@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from surgery.graph.external_data import is_external
-from surgery.graph.protos import Dim, declare, integers, producers
+from surgery.graph.protos import Dim, declared_types, integers, producers
 
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto, TensorProto
@@ -24,7 +24,7 @@ AXES = (1, 3)
 def declared_sizes(graph: GraphProto) -> dict[str, Sizes]:
     """KV heads and head size of every input and output of rank 4, as the interface has them."""
     names = [value.name for value in (*graph.input, *graph.output)]
-    types = declare(graph)
+    types = declared_types(graph)
     shapes = {name: types[name].shape for name in names if name in types}
     return {name: (shape[1], shape[3]) for name, shape in shapes.items() if shape is not None and len(shape) == 4}
 

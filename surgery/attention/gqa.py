@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from surgery.architecture import Layer
-from surgery.attention.kv_wiring import cores
-from surgery.graph.protos import describe, fresh, integer_attribute
+from surgery.attention.kv_wiring import attention_nodes
+from surgery.graph.protos import fresh, int_attribute, node_in_words
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -28,7 +28,7 @@ fault without. Older versions do not know such a node.
 
 def window_of(node: NodeProto) -> int | None:
     """Tokens that a fused node sees by its own window; None for all."""
-    window = integer_attribute(node, "local_window_size", -1)
+    window = int_attribute(node, "local_window_size", -1)
     return window if window > 0 else None
 
 
@@ -37,7 +37,7 @@ def window_faults(graph: GraphProto, layers: Sequence[Layer], source: str) -> It
 
     A node without a window may get it from its bias: what that hides is numbers, and nothing is told of it here.
     """
-    for layer, core in zip(layers, cores(graph), strict=False):
+    for layer, core in zip(layers, attention_nodes(graph), strict=False):
         node = core.node
         if node.op_type != OPERATOR:
             continue
@@ -45,7 +45,7 @@ def window_faults(graph: GraphProto, layers: Sequence[Layer], source: str) -> It
         if window != layer.window and not (window is None and biased):
             yield (
                 f"layer {layer.index} sees {layer.window or 'all'} tokens by {source}, but local_window_size of "
-                f"{describe(node)} is {window or -1}"
+                f"{node_in_words(node)} is {window or -1}"
             )
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from surgery.attention.sequence_lengths import SCOPE as LENGTHS
-from surgery.attention.sequence_lengths import row_lengths
+from surgery.attention.sequence_lengths import sequence_lengths
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -23,7 +23,7 @@ _INT32, _INT64 = 6, 7
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class WindowRows:
     """The rows of a cache that attention over a window reads."""
 
     start: gs.Tensor
@@ -32,17 +32,17 @@ class View:
     total: gs.Variable
 
 
-class CacheRows:
+class KVRows:
     """Makes each value where it is first asked for; its nodes are appended to the list that is given."""
 
     def __init__(self, view: gs.Graph) -> None:
-        self._lengths = row_lengths(view)
+        self._lengths = sequence_lengths(view)
         tensors = view.tensors()
         self._tokens, self._width = tensors[f"{LENGTHS}/tokens"], tensors[f"{LENGTHS}/mask_width"]
         self._batch = self._tokens.shape[0] if self._tokens.shape else None
         self._constants: dict[str, gs.Constant] = {}
         self._indices: dict[int, gs.Variable] = {}
-        self._views: dict[int | None, View] = {}
+        self._views: dict[int | None, WindowRows] = {}
         self._end: gs.Variable | None = None
         self._past: gs.Variable | None = None
         self._sizes: tuple[gs.Variable, gs.Variable] | None = None
@@ -70,7 +70,7 @@ class CacheRows:
             self._indices[kv_heads] = make("Concat", parts, np.int64, [*shape, 3], axis=3)
         return self._indices[kv_heads]
 
-    def view(self, window: int | None, added: list[gs.Node]) -> View:
+    def view(self, window: int | None, added: list[gs.Node]) -> WindowRows:
         """What is in view of a window, None for all rows. `indices` has to be asked for before."""
         import numpy as np
 
@@ -79,7 +79,7 @@ class CacheRows:
             if self._end is None:
                 self._end = make("Unsqueeze", [self._width, self.constant([0])], np.int64, [1])
             if window is None:
-                self._views[window] = View(self.constant([0]), self._end, self._lengths.last, self._lengths.total)
+                self._views[window] = WindowRows(self.constant([0]), self._end, self._lengths.last, self._lengths.total)
             else:
                 assert self._past is not None
                 least = make("ReduceMin", [self._past], np.int64, [1, 1], keepdims=1)
@@ -89,7 +89,7 @@ class CacheRows:
                 start32 = make("Cast", [start], np.int32, [1], to=_INT32)
                 last = make("Sub", [self._lengths.last, start32], np.int32, [self._batch, 1])
                 total = make("Sub", [self._lengths.total, make("Squeeze", [start32], np.int32, [])], np.int32, [])
-                self._views[window] = View(start, self._end, last, total)
+                self._views[window] = WindowRows(start, self._end, last, total)
         return self._views[window]
 
     def constant(self, values: Any) -> gs.Constant:

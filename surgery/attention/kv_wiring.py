@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from surgery.graph.protos import TensorType, declare, producers
+from surgery.graph.protos import TensorType, declared_types, producers
 
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto
@@ -29,14 +29,21 @@ _FIRST_KEY = 1
 """Input index of the new key in each of them."""
 
 
-Kind = Literal["key", "value"]
-Slot = tuple[int, Kind]
+KeyOrValue = Literal["key", "value"]
+Slot = tuple[int, KeyOrValue]
 """A KV cache of an interface, whatever it is called: layer number, key or value."""
 
-KINDS: dict[str, Kind] = {"key": "key", "keys": "key", "k": "key", "value": "value", "values": "value", "v": "value"}
+KINDS: dict[str, KeyOrValue] = {
+    "key": "key",
+    "keys": "key",
+    "k": "key",
+    "value": "value",
+    "values": "value",
+    "v": "value",
+}
 
 
-def spelling(name: str) -> Slot | None:
+def slot_of_name(name: str) -> Slot | None:
     """The slot that a cache's name spells: one number, and one of key or value. None for any other name.
 
     >>> spelling("past_key_values.3.value"), spelling("key_cache_12"), spelling("past.0")
@@ -52,7 +59,7 @@ def spelling(name: str) -> Slot | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Cache:
+class KVCache:
     """One KV cache as the graph's interface has it: names of graph inputs and outputs, None where there is none."""
 
     past: str | None
@@ -65,12 +72,12 @@ class Attention:
 
     operator: str
     node: str
-    key: Cache | None
-    value: Cache | None
+    key: KVCache | None
+    value: KVCache | None
 
 
 @dataclass(frozen=True, slots=True)
-class Core:
+class AttentionNodes:
     """The nodes of one attention core: a fused operator alone, or a Softmax with the MatMuls around it."""
 
     node: NodeProto
@@ -78,27 +85,27 @@ class Core:
     mixed: NodeProto | None = None
 
 
-def cores(graph: GraphProto) -> list[Core]:
+def attention_nodes(graph: GraphProto) -> list[AttentionNodes]:
     """The attention cores of a graph in node order; linear in the graph."""
-    return _cores(graph, _Trace(graph, declare(graph)))
+    return _cores(graph, _Trace(graph, declared_types(graph)))
 
 
 def attentions(graph: GraphProto) -> list[Attention]:
     """The attention cores of a graph in node order, with the caches that they read; linear in the graph."""
-    trace = _Trace(graph, declare(graph))
+    trace = _Trace(graph, declared_types(graph))
     return [_fused(core.node, trace) if core.mixed is None else _unrolled(core, trace) for core in _cores(graph, trace)]
 
 
-def _cores(graph: GraphProto, trace: _Trace) -> list[Core]:
+def _cores(graph: GraphProto, trace: _Trace) -> list[AttentionNodes]:
     readers = consumers(graph)
     found = []
     for node in graph.node:
         if node.op_type in _PAST_AND_PRESENT:
-            found.append(Core(node))
+            found.append(AttentionNodes(node))
         elif node.op_type == "Softmax":
             scores, mixed = trace.scores(node), _forward_to_matmul(node, readers)
             if scores is not None and mixed is not None:
-                found.append(Core(node, scores, mixed))
+                found.append(AttentionNodes(node, scores, mixed))
     return found
 
 
@@ -118,7 +125,7 @@ class _Trace:
             if (maker := self._producers.get(name)) is not None and maker.op_type == "Pad":
                 self._presents.setdefault(maker.input[0], name)
 
-    def cache(self, name: str) -> Cache | None:
+    def cache(self, name: str) -> KVCache | None:
         """The cache behind `name`. A `present` that is met on the way wins over the `past` that it was made from."""
         past = present = None
         pending, seen = [name], set()
@@ -141,7 +148,7 @@ class _Trace:
                 pending.extend(maker.input)
             elif maker.op_type in _MOVES_DATA and maker.input:
                 pending.append(maker.input[0])
-        return Cache(past, present) if past or present else None
+        return KVCache(past, present) if past or present else None
 
     def present(self, name: str) -> str | None:
         """The output that a value is as a cache, padded or not; None for any other value."""
@@ -179,17 +186,17 @@ def _at(names: Sequence[str], index: int) -> str:
 def _fused(node: NodeProto, trace: _Trace) -> Attention:
     """The past of a fused operator decides: its own, or a borrower's, whose past or key is the owner's present."""
     first_past, first_present = _PAST_AND_PRESENT[node.op_type]
-    caches: list[Cache | None] = []
+    caches: list[KVCache | None] = []
     for step in (0, 1):
         found = trace.cache(_at(node.input, first_past + step) or _at(node.input, _FIRST_KEY + step))
         own = trace.present(_at(node.output, first_present + step))
         if own is not None and (found is None or found.present is None):
-            found = Cache(found.past if found else None, own)
+            found = KVCache(found.past if found else None, own)
         caches.append(found)
     return Attention(node.op_type, node.name, *caches)
 
 
-def _unrolled(core: Core, trace: _Trace) -> Attention:
+def _unrolled(core: AttentionNodes, trace: _Trace) -> Attention:
     """Unrolled attention: MatMul(query, key) -> mask and scale -> Softmax -> MatMul(., value)."""
     key, value = (trace.cache(_at(node.input, 1)) if node else None for node in (core.scores, core.mixed))
     return Attention("Softmax", core.node.name, key, value)

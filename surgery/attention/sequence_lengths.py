@@ -21,21 +21,21 @@ _INT32 = 6
 
 
 @dataclass(frozen=True, slots=True)
-class RowLengths:
+class SequenceLengths:
     """`last` int32 [B,1]: real tokens of each row less one. `total` int32 []: tokens of the mask."""
 
     last: gs.Variable
     total: gs.Variable
 
 
-def row_lengths(view: gs.Graph) -> RowLengths:
+def sequence_lengths(view: gs.Graph) -> SequenceLengths:
     """The nodes that count, at the beginning of the graph; those that an earlier pass added are taken again."""
     import numpy as np
     import onnx_graphsurgeon as gs
 
     there = {tensor.name: tensor for node in view.nodes for tensor in node.outputs if tensor.name.startswith(SCOPE)}
     if f"{SCOPE}/last" in there:
-        return RowLengths(there[f"{SCOPE}/last"], there[f"{SCOPE}/total"])
+        return SequenceLengths(there[f"{SCOPE}/last"], there[f"{SCOPE}/total"])
     mask = next(tensor for tensor in view.inputs if tensor.name == MASK)
     batch = mask.shape[0] if mask.shape else None
     made: list[gs.Node] = []
@@ -57,4 +57,4 @@ def row_lengths(view: gs.Graph) -> RowLengths:
     width = node("Gather", [shape, constant("axis_1", 1, np.int64)], "mask_width", np.int64, [], axis=0)
     total = node("Cast", [width], "total", np.int32, [], to=_INT32)
     view.nodes[:0] = made
-    return RowLengths(last, total)
+    return SequenceLengths(last, total)

@@ -15,10 +15,10 @@ KEY = "gemma4_surgery.caches"
 VALUE = "in place"
 
 
-def mark_in_place(model: Model) -> None:
-    if not is_in_place(model):
+def mark_shared_buffer(model: Model) -> None:
+    if not has_shared_buffer(model):
         model.proto.metadata_props.add(key=KEY, value=VALUE)
 
 
-def is_in_place(model: Model) -> bool:
+def has_shared_buffer(model: Model) -> bool:
     return any((entry.key, entry.value) == (KEY, VALUE) for entry in model.proto.metadata_props)

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from surgery.architecture import Layer
-from surgery.attention.kv_wiring import Core, consumers
+from surgery.attention.kv_wiring import AttentionNodes, consumers
 from surgery.errors import ModelError
-from surgery.graph.evaluation import PROMPT, Fragments
-from surgery.graph.protos import TensorType, describe, producers
+from surgery.graph.evaluation import PROMPT, Subgraphs
+from surgery.graph.protos import TensorType, node_in_words, producers
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -40,7 +40,7 @@ _MOST_BYTES = 2**30
 
 
 @dataclass(frozen=True, slots=True)
-class Owned:
+class OwnKV:
     """What an owner appends: the flat new key and value, and the pasts that they are appended to."""
 
     key: str
@@ -50,7 +50,7 @@ class Owned:
 
 
 @dataclass(frozen=True, slots=True)
-class Unrolled:
+class UnfusedAttention:
     """One layer's attention in plain operators, from `query` and the presents to `output`, all by name."""
 
     softmax: str
@@ -58,14 +58,14 @@ class Unrolled:
     present_key: str
     present_value: str
     output: str
-    owned: Owned | None
+    owned: OwnKV | None
 
 
-class Unrolling:
+class UnfusedSearch:
     """Finds and proves the unrolled attention of one model."""
 
     def __init__(self, model: ModelProto, heads: int, context: int) -> None:
-        self._fragments = Fragments(model)
+        self._fragments = Subgraphs(model)
         self._context = context
         self._proven: set[tuple[object, ...]] = set()
         self._types = self._fragments.types
@@ -75,7 +75,7 @@ class Unrolling:
         self._outputs = {value.name for value in model.graph.output}
         self._heads = heads
 
-    def find(self, core: Core, layer: Layer) -> Unrolled:
+    def find(self, core: AttentionNodes, layer: Layer) -> UnfusedAttention:
         """The flat values around a core. Raises ModelError, with what was met instead."""
         assert core.scores is not None and core.mixed is not None
         width = self._heads * layer.head_size
@@ -85,10 +85,10 @@ class Unrolling:
             kv_width = layer.kv_heads * layer.head_size
             past_key, key = self._appended(present_key, kv_width)
             past_value, value = self._appended(present_value, kv_width)
-            owned = Owned(key, value, past_key, past_value)
+            owned = OwnKV(key, value, past_key, past_value)
         query = self._flat(core.scores.input[0], width)
         output = self._following(core.mixed.output[0], width)
-        return Unrolled(core.node.name, query, present_key, present_value, output, owned)
+        return UnfusedAttention(core.node.name, query, present_key, present_value, output, owned)
 
     def _present(self, name: str) -> str:
         """The cache of the interface behind an operand of a MatMul."""
@@ -100,7 +100,7 @@ class Unrolling:
         """The past and the flat new rows that a Concat along the tokens makes a present of."""
         maker = self._producers.get(present)
         if maker is None or maker.op_type != "Concat" or len(maker.input) != 2 or maker.input[0] not in self._inputs:
-            found = describe(maker) if maker is not None else "no node"
+            found = node_in_words(maker) if maker is not None else "no node"
             raise ModelError(f"{present} comes from {found}; a Concat of its past and the new rows is expected")
         return maker.input[0], self._flat(maker.input[1], width)
 
@@ -113,7 +113,7 @@ class Unrolling:
     def _before(self, name: str, wanted: str) -> NodeProto:
         maker = self._producers.get(name)
         if maker is None or maker.op_type not in _MOVES:
-            found = describe(maker) if maker is not None else f"{name!r}"
+            found = node_in_words(maker) if maker is not None else f"{name!r}"
             raise ModelError(f"{found} is met where {wanted} is expected{self._undeclared(name)}")
         return maker
 
@@ -122,7 +122,7 @@ class Unrolling:
         while not _is_flat(self._types.get(name), width):
             readers = self._readers.get(name, [])
             if len(readers) != 1 or readers[0].op_type not in _MOVES:
-                found = ", ".join(describe(node) for node in readers[:3]) or "nothing"
+                found = ", ".join(node_in_words(node) for node in readers[:3]) or "nothing"
                 wanted = f"the way to a value [batch, tokens, {width}] is expected{self._undeclared(name)}"
                 raise ModelError(f"{name!r} is read by {found}; {wanted}")
             name = readers[0].output[0]
@@ -131,7 +131,7 @@ class Unrolling:
     def _undeclared(self, name: str) -> str:
         return "" if name in self._types else f"; {name} has no declared type, which value_info gives"
 
-    def prove(self, found: Unrolled, layer: Layer) -> None:
+    def prove(self, found: UnfusedAttention, layer: Layer) -> None:
         """Raises ModelError unless the layer computes causal attention with scale 1 over its window.
 
         Padding must be hidden, and an owner's presents must be the past and the new rows after it. Tried with more

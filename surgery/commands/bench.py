@@ -7,12 +7,12 @@ from typing import Annotated
 import typer
 
 from surgery.commands.console import JobProgress, data, print_json
-from surgery.commands.options import Against, Ep, Folder, Json, Precision
+from surgery.commands.options import Against, Ep, FolderArgument, Json, Precision
 from surgery.errors import RequestError
 
 
 def bench(
-    folder: Folder,
+    folder: FolderArgument,
     against: Against = None,
     precision: Precision = None,
     contexts: Annotated[str, typer.Option("--contexts", help="Lengths of the prompts, in tokens.")] = "128,1024,4096",

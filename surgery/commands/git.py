@@ -41,10 +41,10 @@ def git_setup(
 
 def git_textconv(file: Path) -> None:
     """The text of one graph, for git."""
-    from surgery.compare.git_drivers import text_of
+    from surgery.compare.git_drivers import graph_text_of
 
     with git_goes_on():
-        sys.stdout.write(text_of(file))
+        sys.stdout.write(graph_text_of(file))
 
 
 def git_diff(words: list[str]) -> None:

@@ -8,11 +8,11 @@ from surgery.commands.options import Json
 
 def passes(as_json: Json = False) -> None:
     """List every pass: what it does, and its options."""
-    from passes.recipe import describe
+    from passes.recipe import describe_pass
     from passes.registry import names
     from surgery.commands.rendering import show_passes
 
-    described = [describe(name) for name in names()]
+    described = [describe_pass(name) for name in names()]
     if as_json:
         print_json(described)
     else:

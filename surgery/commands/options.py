@@ -13,7 +13,7 @@ Source = Annotated[
     str, typer.Argument(metavar="SRC", help="A Hub repository (owner/name), or the folder of an export.")
 ]
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; it must not exist.")]
-Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="A GenAI folder, as repack writes it.")]
+FolderArgument = Annotated[Path, typer.Argument(metavar="FOLDER", help="A GenAI folder, as repack writes it.")]
 Against = Annotated[str | None, typer.Option("--against", metavar="SRC", help="The export it was made from.")]
 Precision = Annotated[
     str | None,

@@ -259,7 +259,7 @@ def show_prediction(console: Console, name: str, found: Prediction) -> None:
 
 
 def show_passes(console: Console, described: Sequence[Mapping[str, Any]]) -> None:
-    """Each pass as passes.recipe.describe tells of it: a line, and a table of its options where it has any."""
+    """Each pass as passes.recipe.describe_pass tells of it: a line, and a table of its options where it has any."""
     for entry in described:
         console.print(f"{entry['name']}: {entry['summary']}", markup=False, highlight=False)
         if options := [(f"  {o['name']}", o["values"], o["default"]) for o in entry["options"]]:

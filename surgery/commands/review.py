@@ -21,7 +21,7 @@ def review(
     ignore: Ignore = "none",
 ) -> None:
     """Compare every model of a git repository that differs between two commits. Exit codes are those of diff."""
-    from surgery.compare.commits import review as run
+    from surgery.compare.commits import review_commits as run
     from surgery.compare.commits import review_markdown
     from surgery.compare.comparison import read_aspects
     from surgery.compare.terminal import show_review

@@ -9,11 +9,11 @@ import typer
 
 from surgery.choices import ProviderChoice
 from surgery.commands.console import JobProgress, data, print_json
-from surgery.commands.options import Against, Ep, Folder, Json, Precision
+from surgery.commands.options import Against, Ep, FolderArgument, Json, Precision
 
 
 def validate(
-    folder: Folder,
+    folder: FolderArgument,
     against: Against = None,
     precision: Precision = None,
     ep: Ep = "auto",

@@ -2,18 +2,18 @@
 
 from surgery.compare.comparing import compare
 from surgery.compare.comparison import Comparison
-from surgery.compare.provenance import Evidence, of_validation, witnessed
-from surgery.compare.subjects import Side, of_pair, of_plan, open_side, open_sides
+from surgery.compare.provenance import Provenance, of_validation, witnessed
+from surgery.compare.subjects import Subject, open_subject, open_subjects, subject_of_pair, subject_of_plan
 
 __all__ = [
     "Comparison",
-    "Evidence",
-    "Side",
+    "Provenance",
+    "Subject",
     "compare",
-    "of_pair",
-    "of_plan",
     "of_validation",
-    "open_side",
-    "open_sides",
+    "open_subject",
+    "open_subjects",
+    "subject_of_pair",
+    "subject_of_plan",
     "witnessed",
 ]

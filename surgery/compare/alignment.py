@@ -19,7 +19,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from surgery.compare.numbered_graph import MISSING, Label, Port, Scope, Stored, inline_content, place
+from surgery.compare.numbered_graph import MISSING, Label, NumberedGraph, Port, Stored, inline_content, node_place
 
 Keys = tuple[Sequence[Hashable], Sequence[Hashable]]
 """Of each side, a key per node; None for a node that a level does not speak of."""
@@ -50,14 +50,16 @@ class Alignment:
 
 
 def align(
-    before: Scope, after: Scope, labels: tuple[Label, Label], outer: Mapping[int, int] | None = None
+    before: NumberedGraph, after: NumberedGraph, labels: tuple[Label, Label], outer: Mapping[int, int] | None = None
 ) -> Alignment:
     """Align two scopes. `labels` are of the tensors of each; `outer` maps the values that a body captures."""
     return _Aligner(before, after, labels, dict(outer or {})).run()
 
 
 class _Aligner:
-    def __init__(self, before: Scope, after: Scope, labels: tuple[Label, Label], outer: dict[int, int]) -> None:
+    def __init__(
+        self, before: NumberedGraph, after: NumberedGraph, labels: tuple[Label, Label], outer: dict[int, int]
+    ) -> None:
         self.scopes = (before, after)
         self.labels = labels
         self.found: dict[int, int] = {}
@@ -415,19 +417,19 @@ def _ports(before: list[Port], after: list[Port]) -> list[tuple[Port, Port]]:
     return pairs
 
 
-def _places(before: Scope, after: Scope) -> tuple[list[str], list[str]]:
+def _places(before: NumberedGraph, after: NumberedGraph) -> tuple[list[str], list[str]]:
     """The graph of each node, where both sides have it; of a graph that was merged into another, that one."""
-    found = [[place(item.role, scope.main) for item in scope.items] for scope in (before, after)]
+    found = [[node_place(item.role, scope.main) for item in scope.items] for scope in (before, after)]
     both = set(found[0]) & set(found[1])
     ours, theirs = ([here if here in both else "main" for here in side] for side in found)
     return ours, theirs
 
 
-def makers(scope: Scope) -> dict[int, int]:
+def makers(scope: NumberedGraph) -> dict[int, int]:
     return {value: at for at, item in enumerate(scope.items) for value in item.outputs if value != MISSING}
 
 
-def _readers(scope: Scope) -> dict[int, list[tuple[int, int]]]:
+def _readers(scope: NumberedGraph) -> dict[int, list[tuple[int, int]]]:
     """Value -> (node, input index) of each reader; a body's reading counts as input -1."""
     found: dict[int, list[tuple[int, int]]] = defaultdict(list)
     for at, item in enumerate(scope.items):
@@ -439,7 +441,7 @@ def _readers(scope: Scope) -> dict[int, list[tuple[int, int]]]:
     return found
 
 
-def _body_keys(scope: Scope) -> dict[int, Hashable]:
+def _body_keys(scope: NumberedGraph) -> dict[int, Hashable]:
     """Position -> the bodies of a node, as bytes: names inside count, so that renamed ones are left to later levels."""
     return {
         at: tuple([(name, body.SerializeToString(deterministic=True)) for name, body in item.bodies])

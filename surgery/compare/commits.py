@@ -18,7 +18,7 @@ from surgery.compare.git_objects import Repository, is_plain
 from surgery.compare.markdown import MOST, escaped, to_markdown
 from surgery.compare.provenance import JSON_FILE
 from surgery.compare.sections import title
-from surgery.compare.subjects import Side, open_side
+from surgery.compare.subjects import Subject, open_subject
 from surgery.compare.tensor_contents import QUICK_BYTES
 from surgery.errors import SurgeryError, defect
 from surgery.folder.genai_config import CONFIG_FILE
@@ -79,7 +79,7 @@ class Reviewed:
         return set(ASPECTS) <= set(aspects) if self.before is None else bool(aspects)
 
 
-def review(folder: Path, base: str, head: str = "HEAD", ignore: Collection[Aspect] = ()) -> list[Reviewed]:
+def review_commits(folder: Path, base: str, head: str = "HEAD", ignore: Collection[Aspect] = ()) -> list[Reviewed]:
     """The models of the repository that `folder` is in which differ between two commits, by path.
 
     Raises RepositoryError where there is no repository, or one of the commits is not in the clone.
@@ -188,7 +188,7 @@ class _Taken:
     def root(self) -> Path:
         return self.target / "model"
 
-    def side(self) -> Side:
+    def side(self) -> Subject:
         self._take(str(self.folder.parent / ARCHITECTURE_FILE), self.target / ARCHITECTURE_FILE)
         for path in self.tree:
             beside = PurePosixPath(path)
@@ -200,7 +200,7 @@ class _Taken:
                 self._take(path, target, MAX_PROTO_BYTES if graph else QUICK_BYTES)
                 if graph:
                     self.repository.fetched(target, MAX_PROTO_BYTES)
-        side = open_side(
+        side = open_subject(
             self.root if self.whole else self.root / PurePosixPath(self.model).name,
             label=f"{self.model} ({self.which})",
         )

@@ -14,7 +14,7 @@ from surgery.compare.comparison import (
     FieldChange,
     GraphSummary,
     InterfaceChange,
-    Layer,
+    LayerChange,
     NodeChange,
     NodeGroup,
     Nodes,
@@ -24,24 +24,24 @@ from surgery.compare.comparison import (
 from surgery.compare.interface import interface_changes, renamed_dimensions
 from surgery.compare.kv_caches import layers
 from surgery.compare.metadata import config_changes, declaration_changes, metadata_changes
-from surgery.compare.node_changes import Compared, Differ, compare_scopes
-from surgery.compare.numbered_graph import Scope, of_function, of_graphs
+from surgery.compare.node_changes import Compared, Differ, compare_graphs
+from surgery.compare.numbered_graph import NumberedGraph, of_function, of_graphs
 from surgery.compare.other_fields import leftover_changes
-from surgery.compare.provenance import Blame, Evidence, key, recorded
+from surgery.compare.provenance import PassFinder, Provenance, key, recorded
 from surgery.compare.side_files import side_file_changes
-from surgery.compare.subjects import Side
-from surgery.compare.tensor_contents import Choice, Contents
+from surgery.compare.subjects import Subject
+from surgery.compare.tensor_contents import Contents, WeightsBy
 from surgery.compare.weight_changes import weight_bytes, weights
-from surgery.graph.changes import Kind, Thing
+from surgery.graph.changes import ModelThing, ThingKind
 
 
 def compare(
-    before: Side,
-    after: Side,
+    before: Subject,
+    after: Subject,
     *,
-    weights_by: Choice = "auto",
+    weights_by: WeightsBy = "auto",
     ignore: Collection[Aspect] = (),
-    evidence: Evidence | None = None,
+    evidence: Provenance | None = None,
     own: bool = False,
 ) -> Comparison:
     """What differs between two sides. No weight is loaded; `weights_by="digest"` reads them in portions.
@@ -52,7 +52,7 @@ def compare(
     """
     contents = Contents(before, after, weights_by, own=own)
     scopes = _scope(before), _scope(after)
-    compared = compare_scopes(*scopes, contents.labels, outer=_undefined(*scopes))
+    compared = compare_graphs(*scopes, contents.labels, outer=_undefined(*scopes))
     compared.bodies += _functions(before, after, contents)
     main = before.main.role, after.main.role
     dims = renamed_dimensions(compared)
@@ -93,21 +93,21 @@ def compare(
 class _Blamed:
     """Changes with their reasons: each is asked for by the names that it has on both sides."""
 
-    def __init__(self, blame: Blame) -> None:
+    def __init__(self, blame: PassFinder) -> None:
         self._blame = blame
 
     def interface(self, change: InterfaceChange) -> InterfaceChange:
         if change.kind == "dimension":
             return change
-        kind: Kind = change.kind
-        things: list[Thing] = [(kind, side.name) for side in (change.before, change.after) if side is not None]
+        kind: ThingKind = change.kind
+        things: list[ModelThing] = [(kind, side.name) for side in (change.before, change.after) if side is not None]
         return replace(change, reasons=self._blame.reasons("interface", key("interface", change), things))
 
-    def layer(self, layer: Layer) -> Layer:
+    def layer(self, layer: LayerChange) -> LayerChange:
         if not layer.changed:
             return layer
         names = {edit.what: (edit.before, edit.after) for edit in layer.edits}
-        things: list[Thing] = []
+        things: list[ModelThing] = []
         for what, kind in (("past", "input"), ("present", "output"), ("alias", "output")):
             things += [(kind, name) for name in names.get(what, ()) if name is not None]  # type: ignore[misc]
         return replace(layer, reasons=self._blame.reasons("layers", key("layers", layer), things))
@@ -116,34 +116,34 @@ class _Blamed:
         reasons = self._blame.reasons("metadata", key("metadata", change), [("field", change.key)])
         return replace(change, reasons=reasons)
 
-    def node(self, change: NodeChange, things: Sequence[Thing]) -> NodeChange:
+    def node(self, change: NodeChange, things: Sequence[ModelThing]) -> NodeChange:
         return replace(change, reasons=self._blame.reasons("nodes", key("nodes", change), things))
 
     def weight(self, change: WeightChange) -> WeightChange:
-        things: list[Thing] = [("weight", side.name) for side in (change.before, change.after) if side is not None]
+        things: list[ModelThing] = [("weight", side.name) for side in (change.before, change.after) if side is not None]
         return replace(change, reasons=self._blame.reasons("weights", key("weights", change), things))
 
 
-def _scope(side: Side) -> Scope:
+def _scope(side: Subject) -> NumberedGraph:
     return of_graphs([(part.role, part.model.graph) for part in side.parts])
 
 
-def _undefined(before: Scope, after: Scope) -> dict[int, int]:
+def _undefined(before: NumberedGraph, after: NumberedGraph) -> dict[int, int]:
     """Values that nodes read before anything defines them, as broken graphs have: the same where the name is."""
     return {value: after.captured[name] for name, value in before.captured.items() if name in after.captured}
 
 
-def _functions(before: Side, after: Side, contents: Contents) -> list[Compared]:
+def _functions(before: Subject, after: Subject, contents: Contents) -> list[Compared]:
     """The functions that both sides have, by domain, name and overload."""
     found = []
     ours, theirs = (_scopes_of_functions(side) for side in (before, after))
     for name, scope in ours.items():
         if name in theirs:
-            found.append(compare_scopes(scope, theirs[name], contents.labels, f"function {name}"))
+            found.append(compare_graphs(scope, theirs[name], contents.labels, f"function {name}"))
     return found
 
 
-def _scopes_of_functions(side: Side) -> dict[str, Scope]:
+def _scopes_of_functions(side: Subject) -> dict[str, NumberedGraph]:
     return {
         "::".join(part for part in (function.domain, function.name, function.overload) if part): of_function(
             part.role, function
@@ -153,7 +153,7 @@ def _scopes_of_functions(side: Side) -> dict[str, Scope]:
     }
 
 
-def _summary(side: Side, weight_bytes: int, data: dict[str, str | None]) -> SideSummary:
+def _summary(side: Subject, weight_bytes: int, data: dict[str, str | None]) -> SideSummary:
     graphs = tuple(
         GraphSummary(
             role=part.role,

@@ -22,11 +22,11 @@ from typing import Literal, get_args
 
 from surgery.errors import RequestError, nearest
 
-Verb = Literal["added", "removed", "changed", "renamed", "moved"]
+ChangeVerb = Literal["added", "removed", "changed", "renamed", "moved"]
 """`changed`: it computes or means something else. `renamed`: its name alone differs. `moved`: it is the same in
 another graph."""
 
-VERBS: tuple[Verb, ...] = get_args(Verb)
+VERBS: tuple[ChangeVerb, ...] = get_args(ChangeVerb)
 
 Aspect = Literal["interface", "caches", "metadata", "nodes", "weights", "names", "config", "files"]
 """In what two models can differ: by section, but that `names` are nodes and weights that were renamed and nothing
@@ -108,7 +108,7 @@ class SideSummary:
 
 
 @dataclass(frozen=True, slots=True)
-class Value:
+class InterfaceValue:
     """A graph input or output, and its declared type, e.g. `FLOAT [batch_size, 1, past_sequence_length, 16]`."""
 
     name: str
@@ -123,10 +123,10 @@ class InterfaceChange:
     the names of renamed dimensions alone is not listed.
     """
 
-    verb: Verb
+    verb: ChangeVerb
     kind: Literal["input", "output", "dimension"]
-    before: Value | None
-    after: Value | None
+    before: InterfaceValue | None
+    after: InterfaceValue | None
     note: str = ""
     reasons: tuple[Reason, ...] = ()
 
@@ -152,7 +152,7 @@ class LayerCache:
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
+class LayerChange:
     """One row of the picture of the layers; every layer has one, changed or not. None where a side lacks the layer."""
 
     index: int
@@ -183,7 +183,7 @@ class Layer:
 class FieldChange:
     """A value under a key: an opset, a metadata entry, a key of genai_config.json."""
 
-    verb: Verb
+    verb: ChangeVerb
     key: str
     before: str | None
     after: str | None
@@ -198,7 +198,7 @@ class NodeChange:
     function, e.g. `If '/gate' then_branch`. `layer` is read from the names, None outside of the layers.
     """
 
-    verb: Verb
+    verb: ChangeVerb
     operator: str
     before: str | None
     after: str | None
@@ -225,7 +225,7 @@ class NodeGroup:
     changes: tuple[NodeChange, ...]
 
     @property
-    def counts(self) -> dict[tuple[Verb, str], int]:
+    def counts(self) -> dict[tuple[ChangeVerb, str], int]:
         """(verb, operator) -> nodes, in the order of VERBS, the commonest operators first."""
         found = Counter((change.verb, change.operator) for change in self.changes)
         ordered = sorted(found, key=lambda key: (VERBS.index(key[0]), -found[key], key[1]))
@@ -258,7 +258,7 @@ class Weight:
 class WeightChange:
     """A tensor that is not the same on both sides. `delta` is in bytes."""
 
-    verb: Verb
+    verb: ChangeVerb
     before: Weight | None
     after: Weight | None
     reasons: tuple[Reason, ...] = ()
@@ -360,7 +360,7 @@ class Comparison:
     before: SideSummary
     after: SideSummary
     interface: tuple[InterfaceChange, ...]
-    layers: tuple[Layer, ...]
+    layers: tuple[LayerChange, ...]
     metadata: tuple[FieldChange, ...]
     nodes: Nodes
     weights: Weights

@@ -12,32 +12,32 @@ from surgery.compare.comparing import compare
 from surgery.compare.comparison import Comparison
 from surgery.compare.formats import FORMATS
 from surgery.compare.provenance import JSON_FILE, MARKDOWN_FILE, of_validation, witnessed
-from surgery.compare.subjects import of_pair, of_plan, open_side
+from surgery.compare.subjects import open_subject, subject_of_pair, subject_of_plan
 from surgery.folder.genai_config import genai_config
-from surgery.folder.multimodal import Part, media_config
+from surgery.folder.multimodal import GraphPlan, media_config
 from surgery.graph.model import Model
-from surgery.source.export import ENCODERS, Export, Pair
+from surgery.source.export import ENCODERS, Export, GraphPair
 from surgery.verify.report import Report
 
 
 def folder_reports(
-    folder: Path, export: Export, pair: Pair, outcomes: Sequence[Outcome], proof: Report | None
+    folder: Path, export: Export, pair: GraphPair, outcomes: Sequence[Outcome], proof: Report | None
 ) -> dict[str, str]:
     """Name -> text of the reports of a complete folder: the same that `diff` of its source and it gives later."""
     numbers = replace(of_validation(proof, "repack's closing proof"), recorded=True) if proof is not None else None
-    after = open_side(folder)
-    before = of_pair(export, pair, encoders=after.roles)
+    after = open_subject(folder)
+    before = subject_of_pair(export, pair, encoders=after.roles)
     found = compare(before, after, evidence=witnessed(outcomes, numbers), own=True)
     return {MARKDOWN_FILE: FORMATS["md"](found), JSON_FILE: FORMATS["json"](found)}
 
 
 def planned_report(
     export: Export,
-    pair: Pair,
+    pair: GraphPair,
     recipe: Sequence[Pass],
     provider: str = "cpu",
     runtime: Target = "genai-0.14",
-    media: Sequence[Part] = (),
+    media: Sequence[GraphPlan] = (),
 ) -> Comparison:
     """What a repack would change. Nothing is written, and no data file need be there.
 
@@ -45,8 +45,8 @@ def planned_report(
     """
     model, outcomes = apply(Model.open(pair.decoder, export.architecture), recipe)
     if not media:
-        after = of_plan(model, genai_config(model, export, provider, runtime), export.root)
-        return compare(of_pair(export, pair), after, evidence=witnessed(outcomes))
+        after = subject_of_plan(model, genai_config(model, export, provider, runtime), export.root)
+        return compare(subject_of_pair(export, pair), after, evidence=witnessed(outcomes))
     modalities = [modality for modality, role in ENCODERS.items() if any(part.role == role for part in media)]
     others = {}
     for part in media:
@@ -54,7 +54,7 @@ def planned_report(
         outcomes += found
     config = media_config(model, export, modalities, provider, runtime)
     return compare(
-        of_pair(export, pair, encoders=list(others)),
-        of_plan(model, config, export.root, others),
+        subject_of_pair(export, pair, encoders=list(others)),
+        subject_of_plan(model, config, export.root, others),
         evidence=witnessed(outcomes),
     )

@@ -15,7 +15,7 @@ from pathlib import Path
 from surgery.compare.comparing import compare
 from surgery.compare.comparison import Comparison
 from surgery.compare.graph_text import graph_text
-from surgery.compare.subjects import MODEL, Part, Side
+from surgery.compare.subjects import MODEL, Subject, SubjectGraph
 from surgery.errors import ModelError, RepositoryError, SurgeryError
 from surgery.files.safe_reading import read_pointer
 from surgery.folder.inspection import nearby_architecture
@@ -70,10 +70,10 @@ def compared(versions: Versions) -> Comparison | str:
         return _named(str(error), versions)
 
 
-def _side(path: str, file: Path, beside: str) -> Side:
+def _side(path: str, file: Path, beside: str) -> Subject:
     """A version as a side. Its architecture is the working copy's, for both: git's own file has nothing beside it."""
     arch = nearby_architecture(Path(beside))
-    return Side(path, "file", (Part(MODEL, Path(path).name, Model.open(file, arch)),), file.parent, arch)
+    return Subject(path, "file", (SubjectGraph(MODEL, Path(path).name, Model.open(file, arch)),), file.parent, arch)
 
 
 def _alone(versions: Versions) -> str:
@@ -92,7 +92,7 @@ def _named(text: str, versions: Versions) -> str:
     return text
 
 
-def text_of(file: Path) -> str:
+def graph_text_of(file: Path) -> str:
     """One version as text, a line for every thing; of what is no graph, a line that says so."""
     if (pointer := read_pointer(file)) is not None:
         return f"Git LFS pointer to {pointer.size} bytes, sha256 {pointer.sha256}; {FETCHED}\n"

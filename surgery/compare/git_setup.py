@@ -28,7 +28,7 @@ ATTRIBUTE = f"{PATTERN} diff={DRIVER}"
 REPORT_COMMAND, TEXT_COMMAND = "git-diff", "git-textconv"
 """Hidden commands of the command line that git runs."""
 
-Scope = Literal["local", "global"]
+ConfigScope = Literal["local", "global"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Setup:
     overruled_by: str | None = None
 
 
-def set_up(scope: Scope, program: Sequence[str], folder: Path) -> Setup:
+def set_up(scope: ConfigScope, program: Sequence[str], folder: Path) -> Setup:
     """Configure git for the repository that `folder` is in, or for the user. `program` is how our command is run.
 
     A second call changes nothing. Raises RepositoryError outside of a repository, or where git is missing or refuses.
@@ -66,7 +66,7 @@ def set_up(scope: Scope, program: Sequence[str], folder: Path) -> Setup:
     return Setup(tuple(settings), _overruled(folder) if scope == "global" else None)
 
 
-def take_away(scope: Scope, folder: Path) -> Setup:
+def take_away(scope: ConfigScope, folder: Path) -> Setup:
     """Remove what `set_up` wrote, and nothing else. Raises RepositoryError as `set_up` does."""
     attributes = _attributes_file(scope, folder)
     settings = []
@@ -83,20 +83,20 @@ def take_away(scope: Scope, folder: Path) -> Setup:
     return Setup(tuple(settings))
 
 
-def _set(scope: Scope, folder: Path, key: str, value: str) -> Setting:
+def _set(scope: ConfigScope, folder: Path, key: str, value: str) -> Setting:
     current = git.run(folder, "config", f"--{scope}", "--get-all", key).stdout.splitlines()
     if current != [value]:
         _ask(folder, "config", f"--{scope}", "--replace-all", key, value)
     return Setting(_origin(scope, folder, key), f"{key} = {value}", current != [value])
 
 
-def _origin(scope: Scope, folder: Path, key: str) -> str:
+def _origin(scope: ConfigScope, folder: Path, key: str) -> str:
     """The file that holds a setting; empty where none does."""
     found = git.run(folder, "config", f"--{scope}", "--show-origin", "--get-all", key).stdout
     return found.partition("\t")[0].removeprefix("file:")
 
 
-def _attributes_file(scope: Scope, folder: Path) -> Path:
+def _attributes_file(scope: ConfigScope, folder: Path) -> Path:
     """info/attributes of the repository, or the user's. Raises RepositoryError where there is no repository."""
     if scope == "local":
         found = git.run(folder, "rev-parse", "--git-path", "info/attributes")

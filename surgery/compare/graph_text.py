@@ -34,7 +34,7 @@ from surgery.errors import printable
 from surgery.files.safe_reading import read_regular
 from surgery.graph.external_data import external_field, is_external
 from surgery.graph.model import MAX_PROTO_BYTES, Model
-from surgery.graph.protos import declare, initializer_type, tensor_type
+from surgery.graph.protos import declared_types, initializer_type, tensor_type
 
 if TYPE_CHECKING:
     from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
@@ -87,7 +87,7 @@ def _graph(graph: GraphProto, indent: str) -> Iterator[str]:
     for sparse in graph.sparse_initializer:
         yield f"{inner}{_name(sparse.values.name)}  sparse {list(sparse.dims)} of {_tensor(sparse.values)}"
     yield f"{head}: nodes"
-    yield from _nodes(graph.node, declare(graph), inner)
+    yield from _nodes(graph.node, declared_types(graph), inner)
 
 
 def _functions(proto: ModelProto) -> Iterator[str]:

@@ -23,18 +23,18 @@ from surgery.compare.comparison import (
     FieldChange,
     FileChange,
     InterfaceChange,
-    Layer,
+    InterfaceValue,
+    LayerChange,
     NodeChange,
     NodeGroup,
     Numbers,
     Reason,
     SideSummary,
-    Value,
     Weight,
     WeightChange,
     tally,
 )
-from surgery.compare.layer_picture import initial, picture
+from surgery.compare.layer_picture import initial, layer_picture
 from surgery.compare.markup import Child, element, rendered
 from surgery.compare.sections import ranges, signed
 from surgery.printing import size
@@ -179,7 +179,7 @@ def _interface_why(group: Sequence[InterfaceChange]) -> Child:
     if all(texts == told[0] for texts in told):
         return _paragraphs(told[0])
     by = ", ".join(dict.fromkeys(reason.by for reason in group[0].reasons))
-    names = [(change.after or change.before or Value("", "")).name for change in group]
+    names = [(change.after or change.before or InterfaceValue("", "")).name for change in group]
     each = [
         element("li", element("code", name), f": {'; '.join(texts)}") for name, texts in zip(names, told, strict=True)
     ]
@@ -187,7 +187,7 @@ def _interface_why(group: Sequence[InterfaceChange]) -> Child:
     return element("details", summary, element("ul", *each, class_="why"))
 
 
-def _values(values: Sequence[Value | None]) -> Child:
+def _values(values: Sequence[InterfaceValue | None]) -> Child:
     """One value, or the first and the last of many alike, with all of them on demand."""
     there = [value for value in values if value is not None]
     if not there:
@@ -200,7 +200,7 @@ def _values(values: Sequence[Value | None]) -> Child:
     return element("div", element("details", element("summary", *shown), every), kind)
 
 
-def _caches(layers: Sequence[Layer], nodes: Sequence[NodeChange]) -> list[Child]:
+def _caches(layers: Sequence[LayerChange], nodes: Sequence[NodeChange]) -> list[Child]:
     if not layers:
         return []
     counts: dict[int | None, int] = {}
@@ -226,14 +226,16 @@ def _caches(layers: Sequence[Layer], nodes: Sequence[NodeChange]) -> list[Child]
     ]
     summary = f"All {len(layers)} layers, one by one"
     return [
-        element("div", picture(layers), class_="wide", tabindex="0", role="region", aria_label="Picture of the layers"),
+        element(
+            "div", layer_picture(layers), class_="wide", tabindex="0", role="region", aria_label="Picture of the layers"
+        ),
         _legend(layers),
         element("ul", *groups, class_="changes") if groups else None,
         element("details", element("summary", summary), _table(heads, rows, "layers"), id="layers"),
     ]
 
 
-def _legend(layers: Sequence[Layer]) -> Element:
+def _legend(layers: Sequence[LayerChange]) -> Element:
     swatches = (
         ("swatch sliding owner", "sliding attention, owns its cache"),
         ("swatch full owner", "full attention, owns its cache"),
@@ -251,7 +253,7 @@ def _legend(layers: Sequence[Layer]) -> Element:
     )
 
 
-def _layer_family(layer: Layer) -> Hashable:
+def _layer_family(layer: LayerChange) -> Hashable:
     return (
         tuple(map(_numberless, layer.edits)),
         layer.before is None,
@@ -260,7 +262,7 @@ def _layer_family(layer: Layer) -> Hashable:
     )
 
 
-def _layer_summary(group: Sequence[Layer]) -> Element:
+def _layer_summary(group: Sequence[LayerChange]) -> Element:
     """What changed in layers that changed alike; where their texts differ, in numbers alone, those are an N."""
     first = group[0]
     if first.before is None or first.after is None:
@@ -278,15 +280,15 @@ def _numberless(edit: Edit) -> Edit:
     return Edit(edit.what, before, after)
 
 
-def _layer_row(layer: Layer, nodes: int) -> Element:
-    def cell(read: Callable[[Layer, bool], object]) -> Child:
+def _layer_row(layer: LayerChange, nodes: int) -> Element:
+    def cell(read: Callable[[LayerChange, bool], object]) -> Child:
         before, after = (None if read(layer, side) is None else str(read(layer, side)) for side in (False, True))
         return (before or "") if before == after else _edit(before, after)
 
-    def field(name: str) -> Callable[[Layer, bool], object]:
+    def field(name: str) -> Callable[[LayerChange, bool], object]:
         return lambda layer, side: getattr(layer.after if side else layer.before, name, None)
 
-    def owner(layer: Layer, side: bool) -> object:
+    def owner(layer: LayerChange, side: bool) -> object:
         cache = layer.after if side else layer.before
         if cache is None or cache.owner is None:
             return None
@@ -552,7 +554,7 @@ def _badge(changes: Iterable[InterfaceChange | FieldChange | NodeChange | Weight
     return "" if text == "unchanged" else text
 
 
-def _changed_layers(layers: Sequence[Layer]) -> str:
+def _changed_layers(layers: Sequence[LayerChange]) -> str:
     changed = sum(layer.changed for layer in layers)
     return f"{changed} of {len(layers)} layers" if changed else ""
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from typing import Literal
 
 from surgery.compare.alignment import makers
-from surgery.compare.comparison import InterfaceChange, Value, Verb
+from surgery.compare.comparison import ChangeVerb, InterfaceChange, InterfaceValue
 from surgery.compare.node_changes import Compared, renamed_dims
-from surgery.compare.numbered_graph import Port, Scope, place
+from surgery.compare.numbered_graph import NumberedGraph, Port, node_place
 from surgery.graph.protos import tensor_type
 
 
@@ -39,14 +39,14 @@ def interface_changes(
     """
     used = _interface_dims(compared.before)
     dimensions = [
-        InterfaceChange("renamed", "dimension", Value(old, ""), Value(new, ""))
+        InterfaceChange("renamed", "dimension", InterfaceValue(old, ""), InterfaceValue(new, ""))
         for old, new in dims.items()
         if old in used
     ]
     return (*dimensions, *_inputs(compared, dims, main), *_outputs(compared, dims))
 
 
-def _interface_dims(scope: Scope) -> set[str]:
+def _interface_dims(scope: NumberedGraph) -> set[str]:
     ports = (*scope.inputs, *scope.outputs, *scope.joined)
     types = [tensor_type(port.declaration) for port in ports if port.declaration is not None]
     return {dim for found in types if found and found.shape for dim in found.shape if isinstance(dim, str)}
@@ -55,7 +55,7 @@ def _interface_dims(scope: Scope) -> set[str]:
 def _inputs(compared: Compared, dims: Mapping[str, str], main: tuple[str, str]) -> Iterator[InterfaceChange]:
     """Inputs of the graphs that both sides have: the main one, and beside it those of the same role."""
     roles = [
-        {place(item.role, own) for item in scope.items} for scope, own in zip(_scopes(compared), main, strict=True)
+        {node_place(item.role, own) for item in scope.items} for scope, own in zip(_scopes(compared), main, strict=True)
     ]
     both = (roles[0] & roles[1]) | {"main"}
     pairs = _input_pairs(compared)
@@ -63,25 +63,25 @@ def _inputs(compared: Compared, dims: Mapping[str, str], main: tuple[str, str]) 
     computed = _computed_inside(compared)
     for port in (*compared.after.inputs, *compared.after.joined):
         old = twins.get(id(port))
-        here = place(port.role, main[1])
+        here = node_place(port.role, main[1])
         if here not in both:
             continue
-        if old is not None and place(old.role, main[0]) == here:
+        if old is not None and node_place(old.role, main[0]) == here:
             if (change := _port_change("input", old, port, dims)) is not None:
                 yield change
             continue
         note = f"it was the input of {old.role}" if old is not None else computed[1].get(port.value, "")
-        yield InterfaceChange("added", "input", None, Value(port.name, port.type), _of(here, note))
+        yield InterfaceChange("added", "input", None, InterfaceValue(port.name, port.type), _of(here, note))
     mates = {id(old): new for old, new in pairs}
     for port in (*compared.before.inputs, *compared.before.joined):
         new = mates.get(id(port))
-        here = place(port.role, main[0])
-        if here in both and (new is None or place(new.role, main[1]) != here):
+        here = node_place(port.role, main[0])
+        if here in both and (new is None or node_place(new.role, main[1]) != here):
             note = f"it is the input of {new.role} now" if new is not None else computed[0].get(port.value, "")
-            yield InterfaceChange("removed", "input", Value(port.name, port.type), None, _of(here, note))
+            yield InterfaceChange("removed", "input", InterfaceValue(port.name, port.type), None, _of(here, note))
 
 
-def _scopes(compared: Compared) -> tuple[Scope, Scope]:
+def _scopes(compared: Compared) -> tuple[NumberedGraph, NumberedGraph]:
     return compared.before, compared.after
 
 
@@ -111,7 +111,7 @@ def _outputs(compared: Compared, dims: Mapping[str, str]) -> Iterator[InterfaceC
         old = twins.get(id(port))
         if old is None:
             note = _alias(compared.after, made[1], port)
-            yield InterfaceChange("added", "output", None, Value(port.name, port.type), note)
+            yield InterfaceChange("added", "output", None, InterfaceValue(port.name, port.type), note)
             continue
         note = ""
         if compared.alignment.values.get(old.value) != port.value:
@@ -123,7 +123,7 @@ def _outputs(compared: Compared, dims: Mapping[str, str]) -> Iterator[InterfaceC
     for port in compared.before.outputs:
         if id(port) not in kept:
             note = _alias(compared.before, made[0], port)
-            yield InterfaceChange("removed", "output", Value(port.name, port.type), None, note)
+            yield InterfaceChange("removed", "output", InterfaceValue(port.name, port.type), None, note)
 
 
 def _port_change(
@@ -135,11 +135,11 @@ def _port_change(
         same_type = renamed_dims(declared[0], dims) == declared[1]
     if same_type and old.name == new.name and not note:
         return None
-    verb: Verb = "renamed" if same_type and not note else "changed"
-    return InterfaceChange(verb, kind, Value(old.name, old.type), Value(new.name, new.type), note)
+    verb: ChangeVerb = "renamed" if same_type and not note else "changed"
+    return InterfaceChange(verb, kind, InterfaceValue(old.name, old.type), InterfaceValue(new.name, new.type), note)
 
 
-def _alias(scope: Scope, made: Mapping[int, int], port: Port) -> str:
+def _alias(scope: NumberedGraph, made: Mapping[int, int], port: Port) -> str:
     """Of an output that an Identity makes: what it is a copy of."""
     at = made.get(port.value)
     if at is None or scope.items[at].operator != "Identity":
@@ -147,7 +147,7 @@ def _alias(scope: Scope, made: Mapping[int, int], port: Port) -> str:
     return f"alias of {scope.name(scope.items[at].inputs[0])!r}"
 
 
-def _source(scope: Scope, made: Mapping[int, int], port: Port) -> str:
+def _source(scope: NumberedGraph, made: Mapping[int, int], port: Port) -> str:
     at = made.get(port.value)
     if at is None:
         return f"{scope.name(port.value)!r}, which no node makes"

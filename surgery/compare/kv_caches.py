@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 from surgery.architecture import Layer as ArchitectureLayer
-from surgery.attention.kv_wiring import Attention, attentions, spelling
-from surgery.compare.comparison import Layer, LayerCache
-from surgery.compare.subjects import Side
+from surgery.attention.kv_wiring import Attention, attentions, slot_of_name
+from surgery.compare.comparison import LayerCache, LayerChange
+from surgery.compare.subjects import Subject
 from surgery.errors import ModelError
 from surgery.graph.model import Model
-from surgery.graph.protos import TensorType, declare
+from surgery.graph.protos import TensorType, declared_types
 from surgery.source.layer_table import read_layer_table
 
 
-def layers(before: Side, after: Side) -> tuple[Layer, ...]:
+def layers(before: Subject, after: Subject) -> tuple[LayerChange, ...]:
     """Every layer of either side; none where neither graph has attention."""
     sides = _caches(before), _caches(after)
-    return tuple(Layer(index, sides[0].get(index), sides[1].get(index)) for index in sorted({*sides[0], *sides[1]}))
+    return tuple(
+        LayerChange(index, sides[0].get(index), sides[1].get(index)) for index in sorted({*sides[0], *sides[1]})
+    )
 
 
-def _caches(side: Side) -> dict[int, LayerCache]:
+def _caches(side: Subject) -> dict[int, LayerCache]:
     model = side.main.model
     known = _known_layers(model, side)
-    types = declare(model.graph)
-    aliases = {slot: value.name for value in model.graph.output if (slot := spelling(value.name)) is not None}
+    types = declared_types(model.graph)
+    aliases = {slot: value.name for value in model.graph.output if (slot := slot_of_name(value.name)) is not None}
     found = {}
     for index, core in enumerate(attentions(model.graph)):
         alias = aliases.get((index, "key"))
@@ -31,7 +33,7 @@ def _caches(side: Side) -> dict[int, LayerCache]:
     return found
 
 
-def _known_layers(model: Model, side: Side) -> tuple[ArchitectureLayer, ...]:
+def _known_layers(model: Model, side: Subject) -> tuple[ArchitectureLayer, ...]:
     try:
         table = read_layer_table(model)
     except ModelError:
@@ -49,7 +51,7 @@ def _cache(
         owner: int | None = layer.owner
         sizes: tuple[int | None, int | None] = (layer.kv_heads, layer.head_size)
     else:
-        slot = spelling(present or past or "")
+        slot = slot_of_name(present or past or "")
         owner = slot[0] if slot else None
         sizes = _declared(types.get(past or present or ""))
     return LayerCache(

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from xml.etree.ElementTree import Element
 
-from surgery.compare.comparison import Layer, LayerCache
+from surgery.compare.comparison import LayerCache, LayerChange
 from surgery.compare.markup import Child, append, element
 
 STEP, BAR, LABELS, MARGIN = 28, 20, 64, 8
@@ -24,14 +24,14 @@ STEP, BAR, LABELS, MARGIN = 28, 20, 64, 8
 TALLEST, SHORTEST = 54, 24
 INDEX_LINE, PORT_LINE, BAR_TOP, RAIL_GAP, RAIL_STEP, PANEL_GAP = 12, 23, 30, 12, 9, 18
 
-Side = Callable[[Layer], LayerCache | None]
+PictureSide = Callable[[LayerChange], LayerCache | None]
 
 
 @dataclass(frozen=True, slots=True)
 class _Panel:
     title: str
-    layers: Sequence[Layer]
-    side: Side
+    layers: Sequence[LayerChange]
+    side: PictureSide
     tallest_head: int
 
     def caches(self) -> list[tuple[int, LayerCache]]:
@@ -49,7 +49,7 @@ class _Panel:
         return BAR_TOP + TALLEST + RAIL_GAP + RAIL_STEP * len(self.rails)
 
 
-def picture(layers: Sequence[Layer]) -> Element:
+def layer_picture(layers: Sequence[LayerChange]) -> Element:
     """The picture of every layer; each is a link to `#layer-INDEX`. One panel where both sides are the same."""
     heads = [c.head_size or 0 for layer in layers for c in (layer.before, layer.after) if c is not None]
     tallest = max(heads, default=0)
@@ -77,7 +77,7 @@ def picture(layers: Sequence[Layer]) -> Element:
     return svg
 
 
-def _described(layers: Sequence[Layer]) -> str:
+def _described(layers: Sequence[LayerChange]) -> str:
     owners = sum(1 for layer in layers if layer.after and layer.after.owner == layer.index)
     changed = sum(layer.changed for layer in layers)
     return f"{len(layers)} layers, {owners} of them own a KV cache afterwards; {changed} layers changed"
@@ -112,7 +112,7 @@ def _rail(panel: _Panel, columns: dict[int, int], owner: int, rail: int) -> list
     return drawn
 
 
-def _column(panel: _Panel, column: int, layer: Layer) -> Element:
+def _column(panel: _Panel, column: int, layer: LayerChange) -> Element:
     cache = panel.side(layer)
     parts: list[Child] = [
         element("title", _told(panel.title, layer, cache)),
@@ -126,7 +126,7 @@ def _column(panel: _Panel, column: int, layer: Layer) -> Element:
     return element("a", *parts, href=f"#layer-{layer.index}", class_="changed" if layer.changed else None)
 
 
-def _bar(panel: _Panel, column: int, layer: Layer, cache: LayerCache) -> list[Child]:
+def _bar(panel: _Panel, column: int, layer: LayerChange, cache: LayerCache) -> list[Child]:
     tall = SHORTEST
     if cache.head_size and panel.tallest_head:
         tall += round((TALLEST - SHORTEST) * cache.head_size / panel.tallest_head)
@@ -145,7 +145,7 @@ def _bar(panel: _Panel, column: int, layer: Layer, cache: LayerCache) -> list[Ch
     return parts
 
 
-def _told(title: str, layer: Layer, cache: LayerCache | None) -> str:
+def _told(title: str, layer: LayerChange, cache: LayerCache | None) -> str:
     """The layer in words: a tooltip, and what a screen reader says."""
     if cache is None:
         return f"layer {layer.index}, {title}: not there"

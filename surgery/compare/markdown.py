@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from surgery.compare.comparison import Comparison
-from surgery.compare.sections import LEGEND, NONE, Row, Section, outline, title
+from surgery.compare.sections import LEGEND, NONE, ReportRow, ReportSection, sections_of, title
 from surgery.errors import printable
 
 MOST = 65_000
@@ -18,7 +18,7 @@ LONGEST_CELL = 400
 
 def to_markdown(comparison: Comparison, most: int = MOST) -> str:
     """The report in at most `most` characters: details go first, the longest before the others, then whole sections."""
-    blocks = [_Block(section) for section in outline(comparison)]
+    blocks = [_Block(section) for section in sections_of(comparison)]
     head = f"### {escaped(title(comparison))}\n\n**{escaped(comparison.verdict)}**\n"
     while len(report := _report(head, blocks)) > most:
         longest = max(blocks, key=lambda block: block.can_lose)
@@ -35,7 +35,7 @@ def _report(head: str, blocks: Sequence[_Block]) -> str:
 class _Block:
     """One section as text, from which its details and then its rows can be cut."""
 
-    def __init__(self, section: Section) -> None:
+    def __init__(self, section: ReportSection) -> None:
         self._title = section.title
         self._lead = f"{escaped(section.lead)}\n\n" if section.lead else ""
         self._rows = _table(section.rows) if section.rows else f"{NONE}\n"
@@ -71,7 +71,7 @@ def _collapsed(summary: str, body: str) -> str:
     return f"<details><summary>{summary}</summary>\n\n{body}\n</details>\n"
 
 
-def _table(rows: Sequence[Row]) -> str:
+def _table(rows: Sequence[ReportRow]) -> str:
     """A table of the columns that any row fills."""
     cells = [
         (row.mark.strip(), escaped(row.kind), _code(row.name), _code(row.change), escaped(row.note)) for row in rows

@@ -6,23 +6,23 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from surgery.compare.comparison import FieldChange, Verb
+from surgery.compare.comparison import ChangeVerb, FieldChange
 from surgery.compare.node_changes import Compared
-from surgery.compare.subjects import Side
+from surgery.compare.subjects import Subject
 from surgery.graph.changes import model_fields
 
 LONGEST_FIELD = 4000
 """Characters of a value in a report."""
 
 
-def metadata_changes(before: Side, after: Side) -> tuple[FieldChange, ...]:
+def metadata_changes(before: Subject, after: Subject) -> tuple[FieldChange, ...]:
     """IR version, opsets, producer, names, metadata and functions. Of a pair, what the decoder has is the one held
     against the other side; what the embedding graph alone has counts as well.
     """
     return _changes(_merged(before), _merged(after))
 
 
-def _merged(side: Side) -> dict[str, str]:
+def _merged(side: Subject) -> dict[str, str]:
     found: dict[str, str] = {}
     for part in side.parts:
         found |= model_fields(part.model.proto)
@@ -45,7 +45,7 @@ def declaration_changes(compared: Compared) -> tuple[FieldChange, ...]:
     return tuple(found)
 
 
-def config_changes(before: Side, after: Side) -> tuple[FieldChange, ...]:
+def config_changes(before: Subject, after: Subject) -> tuple[FieldChange, ...]:
     """genai_config.json, flattened: `model.decoder.head_size`."""
     return _changes(dict(_flat(before.config or {})), dict(_flat(after.config or {})))
 
@@ -65,7 +65,7 @@ def _changes(old: Mapping[str, str], new: Mapping[str, str]) -> tuple[FieldChang
     for key in (*new, *(key for key in old if key not in new)):
         before, after = old.get(key), new.get(key)
         if before != after:
-            verb: Verb = "added" if before is None else "removed" if after is None else "changed"
+            verb: ChangeVerb = "added" if before is None else "removed" if after is None else "changed"
             found.append(FieldChange(verb, key, _cut(before), _cut(after)))
     return tuple(found)
 

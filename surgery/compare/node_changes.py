@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from surgery.attention.kv_wiring import spelling
+from surgery.attention.kv_wiring import slot_of_name
 from surgery.compare.alignment import Alignment, align, makers
-from surgery.compare.comparison import Edit, NodeChange, Verb
-from surgery.compare.numbered_graph import MISSING, Item, Label, Scope, of_body, place
-from surgery.graph.changes import Thing, node_name
+from surgery.compare.comparison import ChangeVerb, Edit, NodeChange
+from surgery.compare.numbered_graph import MISSING, Label, NumberedGraph, NumberedNode, node_place, of_body
+from surgery.graph.changes import ModelThing, node_name
 from surgery.graph.protos import TensorType
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ LONGEST_VALUE = 120
 _LAYER = re.compile(r"(?:^|[./_])(?:layers?|blocks?|h)[./_](\d{1,5})(?=[./_]|$)")
 
 
-Blamable = tuple[NodeChange, list[Thing]]
+Blamable = tuple[NodeChange, list[ModelThing]]
 """A change, and the things that make it, for whoever knows which pass touched them."""
 
 
@@ -32,8 +32,8 @@ Blamable = tuple[NodeChange, list[Thing]]
 class Compared:
     """Two scopes, how they align, and the same of each pair of bodies. `where` is empty for the main graph."""
 
-    before: Scope
-    after: Scope
+    before: NumberedGraph
+    after: NumberedGraph
     alignment: Alignment
     where: str
     bodies: list[Compared] = field(default_factory=list)
@@ -47,8 +47,12 @@ class Compared:
             pending.extend(reversed(current.bodies))
 
 
-def compare_scopes(
-    before: Scope, after: Scope, labels: tuple[Label, Label], where: str = "", outer: Mapping[int, int] | None = None
+def compare_graphs(
+    before: NumberedGraph,
+    after: NumberedGraph,
+    labels: tuple[Label, Label],
+    where: str = "",
+    outer: Mapping[int, int] | None = None,
 ) -> Compared:
     """Align two scopes, and the bodies of the nodes that turn out to be the same."""
     found = Compared(before, after, align(before, after, labels, outer), where)
@@ -59,16 +63,18 @@ def compare_scopes(
             captured = _captured(inner, outer_inner, one, other, found.alignment)
             inside = f"{where} / " if where else ""
             label = f"{inside}{other.operator} {node_name(other.proto)!r} {name}"
-            found.bodies.append(compare_scopes(inner, outer_inner, labels, label, captured))
+            found.bodies.append(compare_graphs(inner, outer_inner, labels, label, captured))
     return found
 
 
-def _paired_bodies(one: Item, other: Item) -> Iterator[tuple[str, GraphProto, GraphProto]]:
+def _paired_bodies(one: NumberedNode, other: NumberedNode) -> Iterator[tuple[str, GraphProto, GraphProto]]:
     theirs = dict(other.bodies)
     return ((name, body, theirs[name]) for name, body in one.bodies if name in theirs)
 
 
-def _captured(inner: Scope, twin: Scope, one: Item, other: Item, around: Alignment) -> dict[int, int]:
+def _captured(
+    inner: NumberedGraph, twin: NumberedGraph, one: NumberedNode, other: NumberedNode, around: Alignment
+) -> dict[int, int]:
     """Values that two bodies capture -> each other, where the values around are the same."""
     by_value = {other.outer[name]: value for name, value in twin.captured.items() if name in other.outer}
     found = {}
@@ -109,38 +115,40 @@ class Differ:
         item = compared.before.items[at]
         return self._change("removed", compared, item, node_name(item.proto), None)
 
-    def _pair(self, compared: Compared, one: Item, other: Item) -> Blamable | None:
-        inner: list[Thing] = []
+    def _pair(self, compared: Compared, one: NumberedNode, other: NumberedNode) -> Blamable | None:
+        inner: list[ModelThing] = []
         edits = [Edit("operator", one.operator, other.operator)] if one.operator != other.operator else []
         edits += [*self._inputs(compared, one, other, inner), *_attributes(one, other)]
         edits += [*self._outputs(compared, one, other, inner), *_texts(one, other)]
         names = list(_names(compared, one, other))
-        moved = place(one.role, self._main[0]) != place(other.role, self._main[1])
+        moved = node_place(one.role, self._main[0]) != node_place(other.role, self._main[1])
         graph = [Edit("graph", one.role, other.role)] if moved else []
         if not (edits or names or graph):
             return None
-        verb: Verb = "changed" if edits else "moved" if graph else "renamed"
+        verb: ChangeVerb = "changed" if edits else "moved" if graph else "renamed"
         before, after = node_name(one.proto), node_name(other.proto)
         return self._change(verb, compared, other, before, after, (*graph, *edits, *names), inner)
 
     def _change(
         self,
-        verb: Verb,
+        verb: ChangeVerb,
         compared: Compared,
-        item: Item,
+        item: NumberedNode,
         before: str | None,
         after: str | None,
         edits: tuple[Edit, ...] = (),
-        inner: Sequence[Thing] = (),
+        inner: Sequence[ModelThing] = (),
     ) -> Blamable:
         """`inner` are the things beside the node itself that make the difference."""
         scope = compared.before if after is None else compared.after
         layer = layer_of(item, scope)
-        things: list[Thing] = [("node", name) for name in (before, after) if name is not None]
+        things: list[ModelThing] = [("node", name) for name in (before, after) if name is not None]
         change = NodeChange(verb, item.operator, before, after, item.role, compared.where, layer, edits)
         return change, [*things, *inner]
 
-    def _inputs(self, compared: Compared, one: Item, other: Item, inner: list[Thing]) -> Iterator[Edit]:
+    def _inputs(
+        self, compared: Compared, one: NumberedNode, other: NumberedNode, inner: list[ModelThing]
+    ) -> Iterator[Edit]:
         before, after = compared.before, compared.after
         for index in range(max(len(one.inputs), len(other.inputs))):
             old, new = _at(one.inputs, index), _at(other.inputs, index)
@@ -156,11 +164,13 @@ class Differ:
                     inner += [("node", node_name(item.proto)) for item in makers_of if item]
                 yield Edit(f"input {index}", *names)
 
-    def _maker(self, scope: Scope, value: int) -> Item | None:
+    def _maker(self, scope: NumberedGraph, value: int) -> NumberedNode | None:
         found = self._makers.setdefault(id(scope), makers(scope))
         return scope.items[found[value]] if value in found else None
 
-    def _outputs(self, compared: Compared, one: Item, other: Item, inner: list[Thing]) -> Iterator[Edit]:
+    def _outputs(
+        self, compared: Compared, one: NumberedNode, other: NumberedNode, inner: list[ModelThing]
+    ) -> Iterator[Edit]:
         for index in range(max(len(one.outputs), len(other.outputs))):
             old, new = _at(one.outputs, index), _at(other.outputs, index)
             if (old == MISSING) != (new == MISSING):
@@ -173,7 +183,7 @@ class Differ:
                     yield Edit(f"type of output {index}", str(before), str(after))
 
 
-def _operator(item: Item | None) -> str:
+def _operator(item: NumberedNode | None) -> str:
     return item.operator if item is not None else "no node"
 
 
@@ -193,7 +203,7 @@ def _at(values: list[int], index: int) -> int:
     return values[index] if index < len(values) else MISSING
 
 
-def _names(compared: Compared, one: Item, other: Item) -> Iterator[Edit]:
+def _names(compared: Compared, one: NumberedNode, other: NumberedNode) -> Iterator[Edit]:
     if one.proto.name != other.proto.name:
         yield Edit("name", one.proto.name or None, other.proto.name or None)
     for index, (old, new) in enumerate(zip(one.outputs, other.outputs, strict=False)):
@@ -202,7 +212,7 @@ def _names(compared: Compared, one: Item, other: Item) -> Iterator[Edit]:
             yield Edit(f"name of output {index}", before, after)
 
 
-def _attributes(one: Item, other: Item) -> Iterator[Edit]:
+def _attributes(one: NumberedNode, other: NumberedNode) -> Iterator[Edit]:
     old, new = dict(one.attributes), dict(other.attributes)
     bodies = ({name for name, _ in one.bodies}, {name for name, _ in other.bodies})
     for name in sorted(bodies[0] ^ bodies[1]):
@@ -216,7 +226,7 @@ def _attributes(one: Item, other: Item) -> Iterator[Edit]:
             yield Edit(f"attribute {name}", *texts)
 
 
-def _texts(one: Item, other: Item) -> Iterator[Edit]:
+def _texts(one: NumberedNode, other: NumberedNode) -> Iterator[Edit]:
     if one.proto.doc_string != other.proto.doc_string:
         yield Edit("doc_string", _clipped(one.proto.doc_string) or None, _clipped(other.proto.doc_string) or None)
     old, new = ({entry.key: entry.value for entry in item.proto.metadata_props} for item in (one, other))
@@ -265,13 +275,13 @@ def _clipped(text: str) -> str:
     return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 12]} [{len(text)} chars]"
 
 
-def layer_of(item: Item, scope: Scope) -> int | None:
+def layer_of(item: NumberedNode, scope: NumberedGraph) -> int | None:
     """The layer that a node's names speak of, or the cache that it makes."""
     outputs = [scope.names[value] for value in item.outputs if value != MISSING]
     for name in (item.proto.name, *outputs):
         if (layer := layer_in(name)) is not None:
             return layer
-    slot = next((found for name in outputs if (found := spelling(name)) is not None), None)
+    slot = next((found for name in outputs if (found := slot_of_name(name)) is not None), None)
     return slot[0] if slot else None
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from surgery.graph.protos import TensorType, captured, declare, initializer_type, tensor_type
+from surgery.graph.protos import TensorType, captured, declared_types, initializer_type, tensor_type
 
 if TYPE_CHECKING:
     from onnx import FunctionProto, GraphProto, NodeProto, TensorProto, ValueInfoProto
@@ -22,7 +22,7 @@ Names = dict[str, int]
 
 
 @dataclass(slots=True)
-class Item:
+class NumberedNode:
     """A node: its operator with its domain, its attributes as bytes, its values by number, its bodies by attribute."""
 
     proto: NodeProto
@@ -66,7 +66,7 @@ Label = Callable[[Stored], Hashable]
 
 
 @dataclass
-class Scope:
+class NumberedGraph:
     """The nodes of one graph, body or function, or of a joined pair. `names` and `types` are by value number.
 
     `joined` are the decoder's inputs that the embedding graph computes: they are part of its interface, but what
@@ -76,7 +76,7 @@ class Scope:
 
     names: list[str] = field(default_factory=list)
     types: dict[int, TensorType] = field(default_factory=dict)
-    items: list[Item] = field(default_factory=list)
+    items: list[NumberedNode] = field(default_factory=list)
     inputs: list[Port] = field(default_factory=list)
     outputs: list[Port] = field(default_factory=list)
     stored: list[Stored] = field(default_factory=list)
@@ -92,12 +92,12 @@ class Scope:
         return None if value == MISSING else self.names[value]
 
 
-def of_graphs(parts: Iterable[tuple[str, GraphProto]]) -> Scope:
+def of_graphs(parts: Iterable[tuple[str, GraphProto]]) -> NumberedGraph:
     """One scope of graphs of which each may take what those before it give; parts are (role, graph).
 
     The last one's outputs are the scope's: those of the others serve it.
     """
-    scope = Scope()
+    scope = NumberedGraph()
     given: Names = {}
     for role, graph in parts:
         given.update((port.name, port.value) for port in scope.outputs)
@@ -107,20 +107,20 @@ def of_graphs(parts: Iterable[tuple[str, GraphProto]]) -> Scope:
     return scope
 
 
-def place(role: str, main: str) -> str:
+def node_place(role: str, main: str) -> str:
     """Where a graph stands among a side's: `main`, whatever its name is, or its role."""
     return "main" if role == main else role
 
 
-def of_body(role: str, graph: GraphProto) -> Scope:
+def of_body(role: str, graph: GraphProto) -> NumberedGraph:
     """The body of an If, Loop or Scan. What it reads from outside becomes values of its own, named in `captured`."""
-    scope = Scope()
+    scope = NumberedGraph()
     _add_graph(scope, role, graph, {}, {})
     return scope
 
 
-def of_function(role: str, function: FunctionProto) -> Scope:
-    scope = Scope()
+def of_function(role: str, function: FunctionProto) -> NumberedGraph:
+    scope = NumberedGraph()
     names: Names = {}
     for name in function.input:
         scope.inputs.append(Port(_define(scope, names, name), name, role, None))
@@ -130,7 +130,7 @@ def of_function(role: str, function: FunctionProto) -> Scope:
     return scope
 
 
-def _add_graph(scope: Scope, role: str, graph: GraphProto, names: Names, given: Mapping[str, int]) -> None:
+def _add_graph(scope: NumberedGraph, role: str, graph: GraphProto, names: Names, given: Mapping[str, int]) -> None:
     stored = {tensor.name for tensor in graph.initializer}
     for value in graph.input:
         if value.name in given:
@@ -148,14 +148,14 @@ def _add_graph(scope: Scope, role: str, graph: GraphProto, names: Names, given: 
     _add_nodes(scope, role, graph.node, names)
     for value in graph.output:
         scope.outputs.append(Port(_read(scope, names, value.name), value.name, role, value))
-    for name, declared in declare(graph).items():
+    for name, declared in declared_types(graph).items():
         if name in names:
             scope.types.setdefault(names[name], declared)
     for stored_one in scope.stored:
         scope.types[stored_one.value] = initializer_type(stored_one.tensor)
 
 
-def _add_nodes(scope: Scope, role: str, nodes: Iterable[NodeProto], names: Names) -> None:
+def _add_nodes(scope: NumberedGraph, role: str, nodes: Iterable[NodeProto], names: Names) -> None:
     for node in nodes:
         inputs = [_read(scope, names, name) if name else MISSING for name in node.input]
         attributes, bodies = [], []
@@ -171,15 +171,15 @@ def _add_nodes(scope: Scope, role: str, nodes: Iterable[NodeProto], names: Names
         outputs = [_define(scope, names, name) if name else MISSING for name in node.output]
         operator = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"
         attributes.sort()
-        scope.items.append(Item(node, role, operator, tuple(attributes), inputs, outputs, tuple(bodies), outer))
+        scope.items.append(NumberedNode(node, role, operator, tuple(attributes), inputs, outputs, tuple(bodies), outer))
 
 
-def _define(scope: Scope, names: Names, name: str) -> int:
+def _define(scope: NumberedGraph, names: Names, name: str) -> int:
     names[name] = scope.value(name)
     return names[name]
 
 
-def _read(scope: Scope, names: Names, name: str) -> int:
+def _read(scope: NumberedGraph, names: Names, name: str) -> int:
     """The value of a name; of one that nothing before defined, a new value that comes from outside."""
     if name not in names:
         scope.captured[name] = _define(scope, names, name)

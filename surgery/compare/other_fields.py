@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from surgery.compare.comparison import FieldChange
-from surgery.compare.subjects import Side
+from surgery.compare.subjects import Subject
 from surgery.graph.protos import copied
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ _STORED = ("raw_data", "external_data", "data_location", "segment")
 """Fields of a tensor that say where its content is; those that end in `_data` hold it."""
 
 
-def leftover_changes(before: Side, after: Side) -> tuple[FieldChange, ...]:
+def leftover_changes(before: Subject, after: Subject) -> tuple[FieldChange, ...]:
     """Fields that differ in two sides whose graphs have the same roles; nothing for other sides."""
     if [part.role for part in before.parts] != [part.role for part in after.parts]:
         return ()

@@ -17,7 +17,7 @@ from surgery.architecture import read_config
 from surgery.compare.comparison import (
     FieldChange,
     InterfaceChange,
-    Layer,
+    LayerChange,
     NodeChange,
     NumberGate,
     Numbers,
@@ -28,9 +28,9 @@ from surgery.compare.comparison import (
     WeightChange,
 )
 from surgery.compare.report_json import VERSION
-from surgery.compare.subjects import Side
+from surgery.compare.subjects import Subject
 from surgery.errors import RequestError, SurgeryError
-from surgery.graph.changes import Thing
+from surgery.graph.changes import ModelThing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,24 +46,24 @@ Key = tuple[Hashable, ...]
 """What a change is told from the others of its section by: names, verbs, never its reasons."""
 
 
-class Blame(Protocol):
+class PassFinder(Protocol):
     """Who made a change."""
 
-    def reasons(self, section: str, key: Key, things: Sequence[Thing]) -> tuple[Reason, ...]:
+    def reasons(self, section: str, key: Key, things: Sequence[ModelThing]) -> tuple[Reason, ...]:
         """The passes that made a change. `things` are what changed, by its names before and after."""
 
 
 @dataclass(frozen=True)
-class Evidence:
-    blame: Blame
+class Provenance:
+    blame: PassFinder
     passes: tuple[PassRecord, ...] = ()
     numbers: Numbers | None = None
 
 
-class Nobody:
+class NoPasses:
     """No pass is known."""
 
-    def reasons(self, section: str, key: Key, things: Sequence[Thing]) -> tuple[Reason, ...]:
+    def reasons(self, section: str, key: Key, things: Sequence[ModelThing]) -> tuple[Reason, ...]:
         return ()
 
 
@@ -73,7 +73,7 @@ class _Witnessed:
     def __init__(self, outcomes: Sequence[Outcome]) -> None:
         self._outcomes = [(outcome, dict(_told(outcome))) for outcome in outcomes if outcome.changed]
 
-    def reasons(self, section: str, key: Key, things: Sequence[Thing]) -> tuple[Reason, ...]:
+    def reasons(self, section: str, key: Key, things: Sequence[ModelThing]) -> tuple[Reason, ...]:
         found = []
         for outcome, told in self._outcomes:
             if any(thing in outcome.touched for thing in things):
@@ -102,13 +102,13 @@ def subject_names(subject: str) -> list[str]:
     return [subject]
 
 
-def witnessed(outcomes: Sequence[Outcome], numbers: Numbers | None = None) -> Evidence:
+def witnessed(outcomes: Sequence[Outcome], numbers: Numbers | None = None) -> Provenance:
     """What `repack` knows: the outcomes of its passes, and what its closing proof measured."""
     passes = tuple(
         PassRecord(one.name, dict(one.operators), tuple(PassFinding(f.verb, f.subject, f.reason) for f in one.findings))
         for one in outcomes
     )
-    return Evidence(_Witnessed(outcomes), passes, numbers)
+    return Provenance(_Witnessed(outcomes), passes, numbers)
 
 
 class _Recorded:
@@ -117,11 +117,11 @@ class _Recorded:
     def __init__(self, found: Mapping[tuple[str, Key], tuple[Reason, ...]]) -> None:
         self._found = found
 
-    def reasons(self, section: str, key: Key, things: Sequence[Thing]) -> tuple[Reason, ...]:
+    def reasons(self, section: str, key: Key, things: Sequence[ModelThing]) -> tuple[Reason, ...]:
         return self._found.get((section, key), ())
 
 
-def recorded(after: Side, *sides: SideSummary) -> Evidence:
+def recorded(after: Subject, *sides: SideSummary) -> Provenance:
     """What AFTER's folder has on record about these two: reasons where their graphs are those that it speaks of, and
     numbers where all of their data is as well, going by SHA-256. Anybody may have written it, so it is read as data.
     """
@@ -136,10 +136,10 @@ def recorded(after: Side, *sides: SideSummary) -> Evidence:
             return _read(report, known and [side["data"] for side in spoken_of] == [side.data for side in sides])
     except (SurgeryError, KeyError, TypeError, AttributeError):
         pass  # no report, or not one of ours: the comparison does without
-    return Evidence(Nobody())
+    return Provenance(NoPasses())
 
 
-def _read(report: Mapping[str, Any], with_numbers: bool) -> Evidence:
+def _read(report: Mapping[str, Any], with_numbers: bool) -> Provenance:
     """Raises KeyError, TypeError or AttributeError for another form than that of docs/diff-report.md."""
     found: dict[tuple[str, Key], tuple[Reason, ...]] = {}
     for section, changes in _sections(report):
@@ -154,7 +154,7 @@ def _read(report: Mapping[str, Any], with_numbers: bool) -> Evidence:
         for entry in report["passes"]
     )
     numbers = report["numbers"] if with_numbers else None
-    return Evidence(_Recorded(found), passes, None if numbers is None else _recorded_numbers(numbers))
+    return Provenance(_Recorded(found), passes, None if numbers is None else _recorded_numbers(numbers))
 
 
 def _recorded_numbers(numbers: Mapping[str, Any]) -> Numbers:
@@ -199,9 +199,9 @@ def key_of(section: str, change: Mapping[str, Any]) -> Key:
     return change.get("kind"), *(value["name"] if value else None for value in names)
 
 
-def key(section: str, change: InterfaceChange | Layer | FieldChange | NodeChange | WeightChange) -> Key:
+def key(section: str, change: InterfaceChange | LayerChange | FieldChange | NodeChange | WeightChange) -> Key:
     """What a change is told from the others of its section by."""
-    if isinstance(change, Layer):
+    if isinstance(change, LayerChange):
         return (change.index,)
     if isinstance(change, FieldChange):
         return (change.key,)

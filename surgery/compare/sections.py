@@ -13,25 +13,32 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from surgery.compare.comparison import (
+    ChangeVerb,
     Comparison,
     FieldChange,
     FileChange,
     InterfaceChange,
-    Layer,
     LayerCache,
+    LayerChange,
     NodeChange,
     NodeGroup,
     Numbers,
     PassFinding,
     Reason,
-    Verb,
     WeightChange,
     tally,
 )
 from surgery.compare.node_changes import layer_in
 from surgery.printing import size
 
-MARKS: dict[str, str] = {"added": "+", "removed": "-", "changed": "~", "renamed": "=", "moved": ">", "skipped": " "}
+VERB_MARKS: dict[str, str] = {
+    "added": "+",
+    "removed": "-",
+    "changed": "~",
+    "renamed": "=",
+    "moved": ">",
+    "skipped": " ",
+}
 LEGEND = "+ added, - removed, ~ changed, = renamed, > moved"
 NONE = "(none)"
 
@@ -43,7 +50,7 @@ SMALL = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ReportRow:
     """One line: `kind` and `note` are our words, `name` and `change` may be anything that a model says."""
 
     mark: str
@@ -54,16 +61,16 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Section:
+class ReportSection:
     """`lead` is a sentence about the whole; `details` is empty where the rows say it all."""
 
     title: str
     lead: str
-    rows: tuple[Row, ...]
-    details: tuple[Row, ...] = ()
+    rows: tuple[ReportRow, ...]
+    details: tuple[ReportRow, ...] = ()
 
 
-def outline(comparison: Comparison) -> tuple[Section, ...]:
+def sections_of(comparison: Comparison) -> tuple[ReportSection, ...]:
     """The sections after the verdict, in their order."""
     return (
         _interface(comparison),
@@ -85,13 +92,13 @@ def title(comparison: Comparison) -> str:
 # ---- interface
 
 
-def _interface(comparison: Comparison) -> Section:
+def _interface(comparison: Comparison) -> ReportSection:
     changes = comparison.interface
-    rows: list[Row] = []
+    rows: list[ReportRow] = []
     for _, run in groupby(sorted(changes, key=_interface_rank), key=_family):
         rows += _interface_rows(list(run))
     details = tuple(_interface_row(change) for change in changes) if len(rows) < len(changes) else ()
-    return Section("Interface", tally(changes) if changes else "", tuple(rows), details)
+    return ReportSection("Interface", tally(changes) if changes else "", tuple(rows), details)
 
 
 _CACHE = re.compile(r"^(?P<head>.*?)(?P<layer>\d+)(?P<middle>\D*?)(?P<kind>key|value)(?P<tail>.*)$")
@@ -100,7 +107,7 @@ _CACHE = re.compile(r"^(?P<head>.*?)(?P<layer>\d+)(?P<middle>\D*?)(?P<kind>key|v
 def _interface_rank(change: InterfaceChange) -> tuple[int, int, Hashable]:
     """Dimensions, inputs, outputs; the caches of each behind the others, as one family."""
     kinds = ("dimension", "input", "output")
-    verbs = tuple(MARKS)
+    verbs = tuple(VERB_MARKS)
     shape = _shape(change)
     return kinds.index(change.kind), verbs.index(change.verb), ("" if shape is None else shape)
 
@@ -118,7 +125,7 @@ def _family(change: InterfaceChange) -> Hashable:
     return change.kind, change.verb, _shape(change)
 
 
-def _interface_rows(run: list[InterfaceChange]) -> Iterator[Row]:
+def _interface_rows(run: list[InterfaceChange]) -> Iterator[ReportRow]:
     if _shape(run[0]) is None or len(run) <= 2:
         yield from (_interface_row(change) for change in run)
         return
@@ -128,7 +135,7 @@ def _interface_rows(run: list[InterfaceChange]) -> Iterator[Row]:
     name = _folded([(change.after or change.before).name for change in run])  # type: ignore[union-attr]
     if run[0].verb == "renamed":
         name = f"{_folded([change.before.name for change in run if change.before])} -> {name}"
-    yield Row(MARKS[run[0].verb], f"{len(run)} {run[0].kind}s", name, types, note)
+    yield ReportRow(VERB_MARKS[run[0].verb], f"{len(run)} {run[0].kind}s", name, types, note)
 
 
 def _merged(types: Sequence[str]) -> str:
@@ -149,9 +156,9 @@ def _folded(names: Sequence[str]) -> str:
     return f"{first['head']}{{{layers}}}{first['middle']}{kind}{first['tail']}"
 
 
-def _interface_row(change: InterfaceChange) -> Row:
+def _interface_row(change: InterfaceChange) -> ReportRow:
     names = [value.name for value in (change.before, change.after) if value is not None]
-    return Row(MARKS[change.verb], change.kind, _arrow(names), _types(change), _note(change))
+    return ReportRow(VERB_MARKS[change.verb], change.kind, _arrow(names), _types(change), _note(change))
 
 
 def _types(change: InterfaceChange) -> str:
@@ -165,26 +172,26 @@ def _note(change: InterfaceChange) -> str:
 # ---- KV caches
 
 
-def _caches(layers: Sequence[Layer]) -> Section:
+def _caches(layers: Sequence[LayerChange]) -> ReportSection:
     """Layers with the same cache and the same change share a row."""
     groups: dict[tuple[str, str, str], list[int]] = {}
     for layer in layers:
         groups.setdefault(_cache_words(layer), []).append(layer.index)
     rows = tuple(
-        Row(mark, "layer" if len(found) == 1 else "layers", ranges(found), words, note)
+        ReportRow(mark, "layer" if len(found) == 1 else "layers", ranges(found), words, note)
         for (mark, words, note), found in groups.items()
     )
     owners = sum(1 for layer in layers if (now := layer.after or layer.before) and now.owner == layer.index)
     lead = f"{len(layers)} layers, {owners} of them own a cache" if layers else ""
     details = [
-        Row("~", "layer", str(layer.index), str(edit), _reasons(layer.reasons))
+        ReportRow("~", "layer", str(layer.index), str(edit), _reasons(layer.reasons))
         for layer in layers
         for edit in layer.edits
     ]
-    return Section("KV caches", lead, rows, tuple(details) if len(details) > len(rows) else ())
+    return ReportSection("KV caches", lead, rows, tuple(details) if len(details) > len(rows) else ())
 
 
-def _cache_words(layer: Layer) -> tuple[str, str, str]:
+def _cache_words(layer: LayerChange) -> tuple[str, str, str]:
     """Mark, description and reasons; a part that changed as `old -> new`."""
     sides = [_cache(cache, layer.index) for cache in (layer.before, layer.after) if cache is not None]
     parts = [_arrow([part for part in pair if part]) for pair in zip(*sides, strict=True)]
@@ -224,27 +231,27 @@ def _without_number(text: str, index: int) -> str:
 # ---- metadata and configuration
 
 
-def _fields(title: str, changes: Sequence[FieldChange]) -> Section:
+def _fields(title: str, changes: Sequence[FieldChange]) -> ReportSection:
     rows = tuple(_field(change, short=True) for change in changes)
     details = tuple(_field(change, short=False) for change in changes)
-    return Section(title, tally(changes) if changes else "", rows, details if details != rows else ())
+    return ReportSection(title, tally(changes) if changes else "", rows, details if details != rows else ())
 
 
-def _config(comparison: Comparison) -> Section:
+def _config(comparison: Comparison) -> ReportSection:
     """A file that only one side has is one row."""
     section = _fields("genai_config.json", comparison.config)
     kinds = comparison.before.kind, comparison.after.kind
     if not comparison.config or kinds == ("folder", "folder"):
         return section
-    mark = MARKS[comparison.config[0].verb]
-    row = Row(mark, "", "genai_config.json", f"{len(comparison.config)} keys")
-    return Section(section.title, "", (row,), section.details or section.rows)
+    mark = VERB_MARKS[comparison.config[0].verb]
+    row = ReportRow(mark, "", "genai_config.json", f"{len(comparison.config)} keys")
+    return ReportSection(section.title, "", (row,), section.details or section.rows)
 
 
-def _field(change: FieldChange, *, short: bool) -> Row:
+def _field(change: FieldChange, *, short: bool) -> ReportRow:
     values = [value for value in (change.before, change.after) if value is not None]
     text = _arrow([_short(value) if short else value for value in values])
-    return Row(MARKS[change.verb], "", change.key, text, _reasons(change.reasons))
+    return ReportRow(VERB_MARKS[change.verb], "", change.key, text, _reasons(change.reasons))
 
 
 def _short(value: str, most: int = 60) -> str:
@@ -254,9 +261,9 @@ def _short(value: str, most: int = 60) -> str:
 # ---- nodes
 
 
-def _nodes(comparison: Comparison) -> Section:
+def _nodes(comparison: Comparison) -> ReportSection:
     nodes = comparison.nodes
-    rows: list[Row] = []
+    rows: list[ReportRow] = []
     told: set[str] = set()
     for group in nodes.groups:
         rows += _group_rows(group)
@@ -267,10 +274,10 @@ def _nodes(comparison: Comparison) -> Section:
     changes = list(nodes)
     details = tuple(_node(change) for change in changes)
     lead = f"{tally(changes)}; {nodes.unchanged} unchanged" if changes else f"{nodes.unchanged} unchanged"
-    return Section("Nodes", lead, tuple(rows), details if len(details) > len(rows) or any(rows) else ())
+    return ReportSection("Nodes", lead, tuple(rows), details if len(details) > len(rows) or any(rows) else ())
 
 
-def _group_rows(group: NodeGroup) -> Iterator[Row]:
+def _group_rows(group: NodeGroup) -> Iterator[ReportRow]:
     for verb in dict.fromkeys(verb for verb, _ in group.counts):
         changes = [change for change in group.changes if change.verb == verb]
         rows = _across_layers(changes) if verb == "changed" else []
@@ -280,7 +287,7 @@ def _group_rows(group: NodeGroup) -> Iterator[Row]:
             yield _counted(group, verb, changes)
 
 
-def _across_layers(changes: Sequence[NodeChange]) -> list[Row]:
+def _across_layers(changes: Sequence[NodeChange]) -> list[ReportRow]:
     """A row per change; changes that differ in the number of their layer alone share one, with N for the number."""
     found: dict[tuple[str, ...], list[NodeChange]] = {}
     for change in changes:
@@ -292,9 +299,9 @@ def _across_layers(changes: Sequence[NodeChange]) -> list[Row]:
     return _same_types([_shared(key, same) for key, same in found.items()])
 
 
-def _same_types(rows: Sequence[Row]) -> list[Row]:
+def _same_types(rows: Sequence[ReportRow]) -> list[ReportRow]:
     """Rows with one row for nodes that differ in nothing but the same declared type."""
-    found: dict[Hashable, list[Row]] = {}
+    found: dict[Hashable, list[ReportRow]] = {}
     for index, row in enumerate(rows):
         alone = not row.change.startswith("type of output") or ";" in row.change
         found.setdefault(index if alone else (row.change, row.note), []).append(row)
@@ -306,17 +313,21 @@ def _same_types(rows: Sequence[Row]) -> list[Row]:
     ]
 
 
-def _shared(key: tuple[str, ...], changes: Sequence[NodeChange]) -> Row:
+def _shared(key: tuple[str, ...], changes: Sequence[NodeChange]) -> ReportRow:
     if len(changes) == 1:
         return _node(changes[0], brief=True)
     kind, name, change, note = key
     layers = ranges(sorted({each.layer for each in changes if each.layer is not None}))
-    return Row(
-        MARKS[changes[0].verb], f"{len(changes)} {kind}", name, change, "; ".join(filter(None, (f"N = {layers}", note)))
+    return ReportRow(
+        VERB_MARKS[changes[0].verb],
+        f"{len(changes)} {kind}",
+        name,
+        change,
+        "; ".join(filter(None, (f"N = {layers}", note))),
     )
 
 
-def _counted(group: NodeGroup, verb: Verb, changes: Sequence[NodeChange]) -> Row:
+def _counted(group: NodeGroup, verb: ChangeVerb, changes: Sequence[NodeChange]) -> ReportRow:
     counts = Counter(_operators(change) for change in changes)
     ordered = sorted(counts, key=lambda operator: (-counts[operator], operator))
     notes = [", ".join(group.by)]
@@ -324,7 +335,7 @@ def _counted(group: NodeGroup, verb: Verb, changes: Sequence[NodeChange]) -> Row
         notes.append(f"from {changes[0].edits[0].before}")
     nodes = f"{len(changes)} node{'s' if len(changes) > 1 else ''}"
     operators = ", ".join(f"{counts[operator]} {operator}" for operator in ordered)
-    return Row(MARKS[verb], _where(group), nodes, operators, "; ".join(filter(None, notes)))
+    return ReportRow(VERB_MARKS[verb], _where(group), nodes, operators, "; ".join(filter(None, notes)))
 
 
 def _operators(change: NodeChange) -> str:
@@ -340,7 +351,7 @@ def _where(group: NodeGroup) -> str:
     return f"{scope}layer{'s' if len(group.layers) > 1 else ''} {ranges(group.layers)}"
 
 
-def _node(change: NodeChange, *, brief: bool = False) -> Row:
+def _node(change: NodeChange, *, brief: bool = False) -> ReportRow:
     """`brief` says of a node with another operator no more than that: its attributes and inputs follow from it."""
     names = [name for name in (change.before, change.after) if name is not None]
     scope = f" in {change.scope}" if change.scope else ""
@@ -348,10 +359,12 @@ def _node(change: NodeChange, *, brief: bool = False) -> Row:
     if brief and edits and edits[0].what == "operator":
         edits = edits[:1]
     text = "; ".join(map(str, edits))
-    return Row(MARKS[change.verb], f"{change.operator}{scope}", _arrow(names), text, _reasons(change.reasons))
+    return ReportRow(
+        VERB_MARKS[change.verb], f"{change.operator}{scope}", _arrow(names), text, _reasons(change.reasons)
+    )
 
 
-def _findings(comparison: Comparison, name: str) -> Iterator[Row]:
+def _findings(comparison: Comparison, name: str) -> Iterator[ReportRow]:
     """What a pass said that no change shows: about nodes as a whole."""
     shown = {reason for changes in _all_reasons(comparison) for reason in changes}
     for record in comparison.passes:
@@ -360,8 +373,8 @@ def _findings(comparison: Comparison, name: str) -> Iterator[Row]:
             yield from (_finding(name, finding) for finding in told[:FEW])
 
 
-def _finding(name: str, finding: PassFinding) -> Row:
-    return Row(" ", "", finding.subject, finding.reason, name)
+def _finding(name: str, finding: PassFinding) -> ReportRow:
+    return ReportRow(" ", "", finding.subject, finding.reason, name)
 
 
 def _all_reasons(comparison: Comparison) -> Iterator[tuple[Reason, ...]]:
@@ -372,7 +385,7 @@ def _all_reasons(comparison: Comparison) -> Iterator[tuple[Reason, ...]]:
 # ---- weights
 
 
-def _weights(comparison: Comparison) -> Section:
+def _weights(comparison: Comparison) -> ReportSection:
     found = comparison.weights
     delta = comparison.after.weight_bytes - comparison.before.weight_bytes
     ways = {"reference": "by the digest of their file, offset and length", "digest": "by SHA-256 of their content"}
@@ -380,9 +393,9 @@ def _weights(comparison: Comparison) -> Section:
     rows = [_weights_row(same) for same in _like_weights(found.changes)]
     brief = rows if len(rows) <= 2 * FEW else [*rows[:FEW], *_rest(found.changes, rows[:FEW])]
     brief += [_file(file) for file in found.files]
-    brief += [Row("?", "not compared", reason) for reason in found.why]
+    brief += [ReportRow("?", "not compared", reason) for reason in found.why]
     details = tuple(_weight(change) for change in found.changes) if len(rows) < len(found.changes) else ()
-    return Section("Weights and files", "; ".join((lead, *found.basis)), tuple(brief), details)
+    return ReportSection("Weights and files", "; ".join((lead, *found.basis)), tuple(brief), details)
 
 
 def _like_weights(changes: Sequence[WeightChange]) -> list[list[WeightChange]]:
@@ -399,7 +412,7 @@ def _like_weights(changes: Sequence[WeightChange]) -> list[list[WeightChange]]:
     return sorted(found.values(), key=lambda same: -abs(sum(change.delta for change in same)))
 
 
-def _weights_row(same: Sequence[WeightChange]) -> Row:
+def _weights_row(same: Sequence[WeightChange]) -> ReportRow:
     first = _weight(same[0])
     if len(same) == 1:
         return first
@@ -407,11 +420,11 @@ def _weights_row(same: Sequence[WeightChange]) -> Row:
     by = _passes(change.reasons for change in same)
     delta = signed(sum(change.delta for change in same))
     if all(side.file is None and side.size <= SMALL for side in sides):
-        return Row(first.mark, "constants", f"{len(same)} {same[0].verb}", delta, by)
+        return ReportRow(first.mark, "constants", f"{len(same)} {same[0].verb}", delta, by)
     layers = ranges(sorted({layer for side in sides if (layer := layer_in(side.name)) is not None}))
     types = _arrow([side.type for side in (same[0].before, same[0].after) if side is not None])
     note = "; ".join(filter(None, (f"N = {layers}", by)))
-    return Row(first.mark, f"{len(same)} weights", _any_layer(first.name), f"{types}, {delta}", note)
+    return ReportRow(first.mark, f"{len(same)} weights", _any_layer(first.name), f"{types}, {delta}", note)
 
 
 def _any_layer(name: str) -> str:
@@ -419,41 +432,45 @@ def _any_layer(name: str) -> str:
     return name if layer is None else _without_number(name, layer)
 
 
-def _rest(changes: Sequence[WeightChange], shown: Sequence[Row]) -> Iterator[Row]:
+def _rest(changes: Sequence[WeightChange], shown: Sequence[ReportRow]) -> Iterator[ReportRow]:
     """One row a verb for what the rows that are shown leave out."""
     left = [change for same in _like_weights(changes) if _weights_row(same) not in shown for change in same]
-    for verb in MARKS:
+    for verb in VERB_MARKS:
         found = [change for change in left if change.verb == verb]
         if found:
-            yield Row(MARKS[verb], "others", f"{len(found)} {verb}", signed(sum(change.delta for change in found)))
+            yield ReportRow(
+                VERB_MARKS[verb], "others", f"{len(found)} {verb}", signed(sum(change.delta for change in found))
+            )
 
 
-def _file(file: FileChange) -> Row:
+def _file(file: FileChange) -> ReportRow:
     sizes = " -> ".join(NONE if count is None else size(count) for count in (file.before, file.after))
     if file.before is None or file.after is None:
-        return Row("+" if file.before is None else "-", "file", file.name, sizes, signed(file.delta))
+        return ReportRow("+" if file.before is None else "-", "file", file.name, sizes, signed(file.delta))
     states = {True: ("", "same content"), False: ("~", "other content"), None: ("", "not compared as a whole")}
     mark, state = states[file.same]
-    return Row(mark, "file", file.name, sizes, state)
+    return ReportRow(mark, "file", file.name, sizes, state)
 
 
-def _weight(change: WeightChange) -> Row:
+def _weight(change: WeightChange) -> ReportRow:
     sides = [side for side in (change.before, change.after) if side is not None]
     delta = f", {signed(change.delta)}" if change.verb != "renamed" else ""
     types = f"{_arrow([side.type for side in sides])}{delta}"
-    return Row(MARKS[change.verb], "weight", _arrow([side.name for side in sides]), types, _reasons(change.reasons))
+    return ReportRow(
+        VERB_MARKS[change.verb], "weight", _arrow([side.name for side in sides]), types, _reasons(change.reasons)
+    )
 
 
 # ---- numbers
 
 
-def _numbers(numbers: Numbers | None) -> Section:
+def _numbers(numbers: Numbers | None) -> ReportSection:
     if numbers is None:
-        return Section("Numbers", "not measured: no validation of these very graphs and weights is on record", ())
-    rows = [Row("ok" if gate.passed else "FAIL", gate.section, gate.name, gate.reading) for gate in numbers.gates]
+        return ReportSection("Numbers", "not measured: no validation of these very graphs and weights is on record", ())
+    rows = [ReportRow("ok" if gate.passed else "FAIL", gate.section, gate.name, gate.reading) for gate in numbers.gates]
     failed = tuple(row for row in rows if row.mark == "FAIL")
-    summary = Row("ok" if numbers.passed else "FAIL", "summary", numbers.summary)
-    return Section("Numbers", numbers.source, (summary, *failed), tuple(rows))
+    summary = ReportRow("ok" if numbers.passed else "FAIL", "summary", numbers.summary)
+    return ReportSection("Numbers", numbers.source, (summary, *failed), tuple(rows))
 
 
 # ---- words

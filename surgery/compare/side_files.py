@@ -6,7 +6,7 @@ from pathlib import Path
 
 from surgery.compare.comparison import FileChange
 from surgery.compare.provenance import JSON_FILE, MARKDOWN_FILE
-from surgery.compare.subjects import Side
+from surgery.compare.subjects import Subject
 from surgery.compare.tensor_contents import QUICK_BYTES, data_files, file_size
 from surgery.files.safe_reading import sha256
 from surgery.folder.genai_config import CONFIG_FILE
@@ -18,7 +18,7 @@ _APART = {CONFIG_FILE, MANIFEST_FILE, JSON_FILE, MARKDOWN_FILE, CARD_FILE}
 """Files that have a section of their own, or that follow from the others."""
 
 
-def side_file_changes(before: Side, after: Side) -> tuple[FileChange, ...]:
+def side_file_changes(before: Subject, after: Subject) -> tuple[FileChange, ...]:
     """Those that differ, by name; of an export beside a folder, only what the folder has. Nothing for single graphs."""
     if "file" in (before.kind, after.kind) or not (before.complete and after.complete):
         return ()
@@ -32,12 +32,12 @@ def side_file_changes(before: Side, after: Side) -> tuple[FileChange, ...]:
     return tuple(found)
 
 
-def _names(before: Side, after: Side) -> list[str]:
+def _names(before: Subject, after: Subject) -> list[str]:
     names = {name for side in (before, after) if side.kind == "folder" for name in _of_folder(side)}
     return sorted(names or SIDE_FILES)
 
 
-def _of_folder(side: Side) -> set[str]:
+def _of_folder(side: Subject) -> set[str]:
     """What lies in it; less the graphs and their data, and files whose names begin with a dot."""
     found = {path.name for path in side.root.iterdir() if path.is_file() and not path.name.startswith(".")}
     return found - _APART - {part.file for part in side.parts} - set(data_files(side).values())

@@ -13,7 +13,7 @@ from surgery.folder.genai_config import CONFIG_FILE, MODEL_FILE
 from surgery.folder.inspection import nearby_architecture
 from surgery.folder.manifest import NAME as MANIFEST_FILE
 from surgery.graph.model import Model
-from surgery.source.export import ENCODERS, Export, Pair, open_export
+from surgery.source.export import ENCODERS, Export, GraphPair, open_export
 
 MODEL, EMBED, DECODER = "model", "embed_tokens", "decoder"
 """Roles of graphs: of a single one, and of the two of a pair. Encoders have the names of `surgery.source.export.ENCODERS`."""
@@ -23,7 +23,7 @@ _BESIDE = {"vision": ENCODERS["image"], "speech": ENCODERS["audio"], "embedding"
 
 
 @dataclass(frozen=True)
-class Part:
+class SubjectGraph:
     """One graph of a side. `file` is its name as the report gives it, without a path of the machine."""
 
     role: str
@@ -32,7 +32,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Side:
+class Subject:
     """One of two things to compare. The last part's interface is the side's.
 
     `root` is the folder whose manifest names the side's files; `config` is genai_config.json, `manifest` is
@@ -41,7 +41,7 @@ class Side:
 
     label: str
     kind: Literal["file", "pair", "folder"]
-    parts: tuple[Part, ...]
+    parts: tuple[SubjectGraph, ...]
     root: Path
     architecture: Architecture | None = None
     config: Mapping[str, Any] | None = None
@@ -49,7 +49,7 @@ class Side:
     complete: bool = True
 
     @property
-    def main(self) -> Part:
+    def main(self) -> SubjectGraph:
         return self.parts[-1]
 
     @property
@@ -57,7 +57,7 @@ class Side:
         return tuple(part.role for part in self.parts)
 
 
-def open_side(path: Path | Model, precision: str | None = None, *, label: str | None = None) -> Side:
+def open_subject(path: Path | Model, precision: str | None = None, *, label: str | None = None) -> Subject:
     """Open an .onnx file, a GenAI folder, or one precision of an export (its best for the CPU, if none is named).
 
     A model in memory is a side as it is. Raises SurgeryError where it is none of them. No weight is read, and none
@@ -72,55 +72,59 @@ def open_side(path: Path | Model, precision: str | None = None, *, label: str | 
     if not path.is_dir():
         raise ExportError(f"{path} does not exist", hint="an .onnx file, an export or a GenAI folder can be compared")
     export = open_export(path)
-    return of_pair(export, export.pair(precision) if precision else export.best("cpu")[0], label)
+    return subject_of_pair(export, export.pair(precision) if precision else export.best("cpu")[0], label)
 
 
-def _file(model: Model, label: str | None) -> Side:
-    part = Part(MODEL, model.path.name, model)
-    return Side(label or _label((part,)), "file", (part,), model.path.parent, model.architecture)
+def _file(model: Model, label: str | None) -> Subject:
+    part = SubjectGraph(MODEL, model.path.name, model)
+    return Subject(label or _label((part,)), "file", (part,), model.path.parent, model.architecture)
 
 
-def open_sides(before: Path | Model, after: Path | Model, precision: str | None = None) -> tuple[Side, Side]:
+def open_subjects(before: Path | Model, after: Path | Model, precision: str | None = None) -> tuple[Subject, Subject]:
     """Two sides. Of an export beside a folder: the precision that the folder was made from, as its manifest says, and
     the encoders that the folder has.
     """
     folders = [side for side in (before, after) if isinstance(side, Path) and (side / CONFIG_FILE).is_file()]
     if len(folders) != 1:
-        return open_side(before, precision), open_side(after, precision)
-    folder = open_side(folders[0])
+        return open_subject(before, precision), open_subject(after, precision)
+    folder = open_subject(folders[0])
     other = after if folders[0] is before else before
     if isinstance(other, Path) and other.is_dir():
         export = open_export(other)
         wanted = precision or recorded_precision(folders[0])
         pair = export.pair(wanted) if wanted else export.best("cpu")[0]
-        against = of_pair(export, pair, encoders=folder.roles)
+        against = subject_of_pair(export, pair, encoders=folder.roles)
     else:
-        against = open_side(other)
+        against = open_subject(other)
     return (folder, against) if folders[0] is before else (against, folder)
 
 
-def of_pair(export: Export, pair: Pair, label: str | None = None, *, encoders: Collection[str] = ()) -> Side:
+def subject_of_pair(
+    export: Export, pair: GraphPair, label: str | None = None, *, encoders: Collection[str] = ()
+) -> Subject:
     """The two graphs of one precision of an export, as one model; with those `encoders`, by role, that it has."""
     graphs = {ENCODERS[modality]: path for modality, path in pair.encoders.items() if ENCODERS[modality] in encoders}
     graphs |= {EMBED: pair.embed, DECODER: pair.decoder}
     parts = tuple(
-        Part(role, _relative(graph, export.root), Model.open(graph, export.architecture))
+        SubjectGraph(role, _relative(graph, export.root), Model.open(graph, export.architecture))
         for role, graph in graphs.items()
     )
-    return Side(label or _label(parts), "pair", parts, export.root, export.architecture)
+    return Subject(label or _label(parts), "pair", parts, export.root, export.architecture)
 
 
-def of_plan(model: Model, config: Mapping[str, Any], root: Path, others: Mapping[str, Model] | None = None) -> Side:
+def subject_of_plan(
+    model: Model, config: Mapping[str, Any], root: Path, others: Mapping[str, Model] | None = None
+) -> Subject:
     """The folder that a repack would write: its graphs in memory, their weights where the source has them.
 
     `others` are the graphs beside the decoder, by role.
     """
     models = {**(others or {}), DECODER if others else MODEL: model}
-    parts = tuple(Part(role, name, models[role]) for role, name in _graph_files(config).items())
-    return Side(_label(parts), "folder", parts, root, model.architecture, config, complete=False)
+    parts = tuple(SubjectGraph(role, name, models[role]) for role, name in _graph_files(config).items())
+    return Subject(_label(parts), "folder", parts, root, model.architecture, config, complete=False)
 
 
-def _folder(path: Path, label: str | None) -> Side:
+def _folder(path: Path, label: str | None) -> Subject:
     """A folder's decoder, and what stands beside it where the folder takes images or sound."""
     config = read_config(path / CONFIG_FILE)
     graphs = _graph_files(config)
@@ -128,8 +132,8 @@ def _folder(path: Path, label: str | None) -> Side:
     for name in graphs.values():
         if not (path / name).resolve().is_relative_to(path.resolve()):
             raise FolderError(f"{path / CONFIG_FILE} names a graph outside of the folder: {name!r}")
-    parts = tuple(Part(role, name, Model.open(path / name, arch)) for role, name in graphs.items())
-    return Side(label or _label(parts), "folder", parts, path, arch, config, _manifest(path / MANIFEST_FILE))
+    parts = tuple(SubjectGraph(role, name, Model.open(path / name, arch)) for role, name in graphs.items())
+    return Subject(label or _label(parts), "folder", parts, path, arch, config, _manifest(path / MANIFEST_FILE))
 
 
 def _graph_files(config: Mapping[str, Any]) -> dict[str, str]:
@@ -162,7 +166,7 @@ def recorded_precision(folder: Path) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _label(parts: tuple[Part, ...]) -> str:
+def _label(parts: tuple[SubjectGraph, ...]) -> str:
     """The names of the graphs. A folder's own name is no part of it: it would make the report depend on the machine."""
     return " + ".join(part.file for part in parts)
 

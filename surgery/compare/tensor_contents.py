@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from surgery.compare.comparison import Method
 from surgery.compare.numbered_graph import Label, Stored, inline_content
-from surgery.compare.subjects import Side
+from surgery.compare.subjects import Subject
 from surgery.files.safe_reading import read_pointer, sha256
 from surgery.folder.manifest import blob_digest
 from surgery.graph.external_data import WeightReference, is_external, reference
@@ -29,7 +29,7 @@ from surgery.graph.external_data import WeightReference, is_external, reference
 Held = tuple[str, Hashable] | None
 """What a tensor holds: its bytes or their digest, or the extent of a known file; None where nothing is known."""
 
-Choice = Literal["auto", "reference", "digest"]
+WeightsBy = Literal["auto", "reference", "digest"]
 
 QUICK_BYTES = 64 * 1024 * 1024
 """Data files of so many bytes, both sides together, are read where nobody chose: that takes a tenth of a second."""
@@ -51,7 +51,7 @@ class FileContent:
 class Contents:
     """What the tensors of both sides hold, as far as the method tells. `labels` serve the alignment, one a side."""
 
-    def __init__(self, before: Side, after: Side, choice: Choice = "auto", *, own: bool = False) -> None:
+    def __init__(self, before: Subject, after: Subject, choice: WeightsBy = "auto", *, own: bool = False) -> None:
         """`own` manifests were written by this very process, so that what they say is no claim."""
         self.sides = (before, after)
         self.files = _file_contents(before, after, own, QUICK_BYTES if choice == "auto" else 0)
@@ -169,7 +169,7 @@ def _read_digest(ref: WeightReference) -> str | bytes | None:
     return digest.hexdigest() if not left else None
 
 
-def _method(before: Side, after: Side) -> Method:
+def _method(before: Subject, after: Subject) -> Method:
     """`digest` where that is quick: the data files are there, and small."""
     files = [file for side in (before, after) for file in data_files(side)]
     sizes = [None if read_pointer(file) else file_size(file) for file in files]
@@ -177,7 +177,7 @@ def _method(before: Side, after: Side) -> Method:
     return "digest" if len(known) == len(sizes) and sum(known) <= QUICK_BYTES else "reference"
 
 
-def data_files(side: Side) -> dict[Path, str]:
+def data_files(side: Subject) -> dict[Path, str]:
     """Every data file that the side's tensors refer to, and its name in the report."""
     found: dict[Path, str] = {}
     for part in side.parts:
@@ -186,7 +186,7 @@ def data_files(side: Side) -> dict[Path, str]:
     return found
 
 
-def _file_contents(before: Side, after: Side, own: bool, most: int) -> dict[Path, FileContent]:
+def _file_contents(before: Subject, after: Subject, own: bool, most: int) -> dict[Path, FileContent]:
     """What is known of each data file. A manifest speaks of its folder's files, and of the source's it was made from.
 
     Files of up to `most` bytes, together, are read where nothing but a claim is known of them.
@@ -211,7 +211,7 @@ def _file_contents(before: Side, after: Side, own: bool, most: int) -> dict[Path
     return found
 
 
-def _recorded(side: Side, key: Literal["source", "files"], root: Path, wanted: Collection[Path]) -> dict[Path, str]:
+def _recorded(side: Subject, key: Literal["source", "files"], root: Path, wanted: Collection[Path]) -> dict[Path, str]:
     """File -> SHA-256 of those `wanted` files that a manifest lists and that still have the size it says."""
     entries: Any = (side.manifest or {}).get(key)
     if key == "source" and isinstance(entries, Mapping):
@@ -228,7 +228,7 @@ def _recorded(side: Side, key: Literal["source", "files"], root: Path, wanted: C
     }
 
 
-def _same_files(before: Side, after: Side, found: dict[Path, FileContent]) -> None:
+def _same_files(before: Subject, after: Subject, found: dict[Path, FileContent]) -> None:
     """Files of which both sides refer to the same one, by a link say, are equal whatever they hold."""
     ours = {_identity(file): file for file in data_files(before)}
     for file in data_files(after):

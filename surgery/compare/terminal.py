@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from surgery.compare.commits import Reviewed, summary
 from surgery.compare.comparison import Comparison
-from surgery.compare.sections import NONE, Row, Section, outline, title
+from surgery.compare.sections import NONE, ReportRow, ReportSection, sections_of, title
 from surgery.printing import plain
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ _STYLES = {"+": "green", "-": "red", "~": "yellow", "=": "cyan", ">": "blue", "F
 def show_comparison(console: Console, comparison: Comparison, *, full: bool = False) -> None:
     console.print(plain(title(comparison), "bold"))
     console.print(plain(comparison.verdict, "bold green" if comparison.same else "bold yellow"))
-    for section in outline(comparison):
+    for section in sections_of(comparison):
         console.print()
         _show_section(console, section, full)
 
@@ -38,7 +38,7 @@ def show_review(console: Console, found: Sequence[Reviewed]) -> None:
     console.print(plain(summary(found)))
 
 
-def _show_section(console: Console, section: Section, full: bool) -> None:
+def _show_section(console: Console, section: ReportSection, full: bool) -> None:
     rows = (section.details or section.rows) if full else section.rows
     head = plain(section.title, "bold")
     if section.lead or not rows:
@@ -50,7 +50,7 @@ def _show_section(console: Console, section: Section, full: bool) -> None:
         console.print(plain(f"  and {len(rows) - ROWS} others; --full shows them", "dim"))
 
 
-def _line(row: Row):  # type: ignore[no-untyped-def]
+def _line(row: ReportRow):  # type: ignore[no-untyped-def]
     line = plain(f"  {row.mark or ' '} ", _STYLES.get(row.mark, ""))
     line.append_text(plain(f"{row.kind} " if row.kind else "", "dim"))
     line.append_text(plain(row.name))

@@ -18,7 +18,7 @@ DATA = Path(__file__).with_name("kernels.json")
 
 Operator = tuple[str, str]
 """Domain, "" for ai.onnx, and operator."""
-Kind = Literal["kernel", "operator", "version", "type", "unknown"]
+MatchKind = Literal["kernel", "operator", "version", "type", "unknown"]
 
 _SHOWN = {"float": "float32", "double": "float64"}
 """Types whose name in the runtime is not the one that people use."""
@@ -86,7 +86,7 @@ class Schema:
 class Match:
     """Whether there is a kernel for a node. `reason` says why not; `first` is the version of the kernel found."""
 
-    kind: Kind
+    kind: MatchKind
     reason: str = ""
     first: int = 0
 

@@ -28,7 +28,7 @@ from surgery.cuda.layering import stays_on_cpu
 from surgery.cuda.limits import broken_limit
 from surgery.errors import ModelError
 from surgery.graph.model import Model
-from surgery.graph.protos import TensorType, declare, describe, subgraphs
+from surgery.graph.protos import TensorType, declared_types, node_in_words, subgraphs
 
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto
@@ -197,7 +197,7 @@ def _mask_end(graph: GraphProto) -> str:
     fold-logits-to-keep{keep=last} logits are off by 11, with keep=all by 0; single tokens are equal in both.
     """
     slices = (node for node in graph.node if node.op_type == "Slice" and node.input[0] == "attention_mask")
-    return next((node.name or describe(node) for node in slices), "")
+    return next((node.name or node_in_words(node) for node in slices), "")
 
 
 def require_cuda(model: Model, runtime: str | None = None) -> None:
@@ -229,7 +229,7 @@ class _Scope:
         self._local = local
         self._table = table
         self._runtime = runtime
-        self.types: dict[str, TensorType] = {**outer, **declare(graph)}
+        self.types: dict[str, TensorType] = {**outer, **declared_types(graph)}
         self._matches = [self._match(node) for node in graph.node]
         unknown = {index for index, match in enumerate(self._matches) if match.kind == "unknown"}
         host = [self._host(index) for index in range(len(graph.node))]
@@ -242,7 +242,7 @@ class _Scope:
             if _is_constant(node):
                 continue
             match = self._matches[index]
-            name = node.name or describe(node)
+            name = node.name or node_in_words(node)
             if why := self._by_choice.get(index):
                 yield Assignment(name, node.op_type, "cpu", why, ALLOWED_ON_CPU[why])
             elif match.kind == "kernel":

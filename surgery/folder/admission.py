@@ -153,7 +153,7 @@ def admit(folder: Path) -> dict[str, Any]:
         raise FolderError(f"{folder} is not a folder")
     try:
         config = read_config(folder / CONFIG_FILE)
-        found = list(islice(faults(folder, config), 3))
+        found = list(islice(admission_faults(folder, config), 3))
     except ArchitectureError as error:
         raise FolderError(str(error)) from None
     if found:
@@ -164,7 +164,7 @@ def admit(folder: Path) -> dict[str, Any]:
     return config
 
 
-def faults(folder: Path, config: Mapping[str, Any]) -> Iterator[str]:
+def admission_faults(folder: Path, config: Mapping[str, Any]) -> Iterator[str]:
     """What the runtime must not be given, one sentence each, of a folder and its genai_config.json."""
     named = list(_unknown(config, _SETTINGS, ""))
     yield from (f"{CONFIG_FILE}: {fault}" for fault in named)

@@ -27,13 +27,13 @@ from surgery.folder.genai_config import (
 )
 from surgery.folder.manifest import NAME as MANIFEST_FILE
 from surgery.folder.manifest import manifest, refuse_foreign
-from surgery.folder.minimum_versions import oldest_runtimes
+from surgery.folder.minimum_versions import minimum_versions
 from surgery.folder.model_card import CARD_FILE, model_card
-from surgery.folder.multimodal import PROCESSORS, Part, check_export, media_config, usage, write_media_files
+from surgery.folder.multimodal import PROCESSORS, GraphPlan, check_export, media_config, usage, write_media_files
 from surgery.folder.publishing import Published
 from surgery.graph.model import Model
 from surgery.graph.weight_writing import Placed, Progress, consolidated_size, unlinkable
-from surgery.source.export import EMBED, ENCODERS, MEDIA_FILES, Export, Pair
+from surgery.source.export import EMBED, ENCODERS, MEDIA_FILES, Export, GraphPair
 
 Proof = TypeVar("Proof")
 Proof_co = TypeVar("Proof_co", covariant=True)
@@ -71,7 +71,7 @@ class Repacked(Generic[Proof_co]):
 
 
 def plan(
-    pair: Pair, export: Export, recipe: Sequence[Pass], observe: Callable[[Outcome], None] | None = None
+    pair: GraphPair, export: Export, recipe: Sequence[Pass], observe: Callable[[Outcome], None] | None = None
 ) -> tuple[Model, list[Outcome]]:
     """Apply the recipe to the decoder of a pair, in memory. Every extent of every weight is checked first."""
     decoder = Model.open(pair.decoder, export.architecture)
@@ -80,13 +80,13 @@ def plan(
     return apply(decoder, recipe, observe)
 
 
-def repack(
+def build_folder(
     export: Export,
-    pair: Pair,
+    pair: GraphPair,
     recipe: Sequence[Pass],
     target: Path,
     *,
-    media: Sequence[Part] = (),
+    media: Sequence[GraphPlan] = (),
     recipe_text: str | Mapping[str, str] = "",
     provider: str = "cpu",
     runtime: Target = "genai-0.14",
@@ -143,7 +143,7 @@ def repack(
         card = model_card(
             export, pair, "genai", placed,
             recipe=recipe_text, rewritten=rewritten, modalities=modalities, further=usage(modalities) if media else "",
-            needs=str(oldest_runtimes(model, runtime, multimodal=bool(media))),
+            needs=str(minimum_versions(model, runtime, multimodal=bool(media))),
         )  # fmt: skip
         write_text(stage / CARD_FILE, card)
         described = manifest(stage, export, pair, recipe_text, weights, placed, data_files, encoders)
@@ -156,8 +156,8 @@ def repack(
     return Repacked(target, pair.precision, tuple(outcomes), tuple(placed), cache_costs(model), proof, passed)
 
 
-def contents(
-    export: Export, pair: Pair, recipe: Sequence[Pass], parts: Sequence[Part], weights: WeightMode
+def planned_files(
+    export: Export, pair: GraphPair, recipe: Sequence[Pass], parts: Sequence[GraphPlan], weights: WeightMode
 ) -> dict[str, int | None]:
     """The files of the folder and their bytes; None for what is written anew, or is not there yet to be measured."""
     models = {MODEL_FILE: apply(Model.open(pair.decoder, export.architecture), recipe)[0]}
@@ -185,7 +185,7 @@ def _add(stage: Path, texts: Mapping[str, str], manifest: dict[str, Any]) -> Non
     write_json(stage / MANIFEST_FILE, manifest)
 
 
-def _apply_named(part: Part, observe: Callable[[Outcome], None] | None) -> tuple[Model, list[Outcome]]:
+def _apply_named(part: GraphPlan, observe: Callable[[Outcome], None] | None) -> tuple[Model, list[Outcome]]:
     """Apply a part's recipe; an error names the graph."""
     model = Model.open(part.source)
     model.check_weights()

@@ -31,7 +31,7 @@ from surgery.choices import Target
 from surgery.cuda.layering import OPTION, SETTING, has_layers
 from surgery.errors import ArchitectureError, ExportError, FolderError, ModelError
 from surgery.graph.model import Model
-from surgery.graph.protos import declare
+from surgery.graph.protos import declared_types
 from surgery.source.export import LICENSES, Export
 
 MODEL_FILE = "model.onnx"
@@ -70,7 +70,9 @@ def cache_costs(model: Model) -> dict[str, CacheCost]:
     The sizes are those of the interface, padding included; config.json's where it has no numbers.
     """
     arch = model.require_architecture()
-    dtypes = {declared.dtype for name, declared in declare(model.graph).items() if name.startswith("past_key_values.")}
+    dtypes = {
+        declared.dtype for name, declared in declared_types(model.graph).items() if name.startswith("past_key_values.")
+    }
     element = 2 if "FLOAT16" in dtypes else 4
     layouts = {"aliased": arch.layers, "unique": arch.owners}
     elements = {owner: math.prod(size) for owner, size in _cache_sizes(model).items()}
@@ -187,7 +189,7 @@ def _check_uniform(model: Model) -> None:
 
 def _check_vocabulary(model: Model, arch: Architecture) -> None:
     """`Got invalid dimensions for output: logits ... index: 2` is what a wrong vocab_size comes to at the first run."""
-    logits = declare(model.graph).get("logits")
+    logits = declared_types(model.graph).get("logits")
     size = logits.shape[-1] if logits and logits.shape else None
     if isinstance(size, int) and size != arch.vocab_size:
         raise ArchitectureError(f"config.json has vocab_size {arch.vocab_size}, but the logits are {logits}")

@@ -15,7 +15,7 @@ from surgery.folder.genai_config import CONFIG_FILE, MODEL_FILE
 from surgery.graph.external_data import is_external, tensors
 from surgery.graph.model import Model
 from surgery.graph.protos import tensor_type
-from surgery.source.export import DECODER, EMBED, ENCODERS, Export, Pair, open_export
+from surgery.source.export import DECODER, EMBED, ENCODERS, Export, GraphPair, open_export
 from surgery.source.layer_table import layer_entry, read_layer_table
 
 
@@ -227,7 +227,7 @@ def inspect(path: Path, precision: str | None = None) -> Inspection | ExportInsp
     return ExportInspection(export, sizes, pair.precision, graphs)
 
 
-def _graphs(pair: Pair) -> dict[str, Path]:
+def _graphs(pair: GraphPair) -> dict[str, Path]:
     encoders = {ENCODERS[modality]: path for modality, path in pair.encoders.items()}
     return {EMBED: pair.embed, DECODER: pair.decoder, **encoders}
 

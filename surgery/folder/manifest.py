@@ -27,7 +27,7 @@ from surgery.errors import FolderError
 from surgery.files.safe_reading import sha256
 from surgery.folder.genai_config import CONFIG_FILE
 from surgery.graph.weight_writing import Placed
-from surgery.source.export import Export, Pair
+from surgery.source.export import Export, GraphPair
 
 NAME = "manifest.json"
 VERSION = 1
@@ -45,7 +45,7 @@ class FileFault:
 def manifest(
     folder: Path,
     export: Export,
-    pair: Pair,
+    pair: GraphPair,
     recipe: str | Mapping[str, str],
     weights: str,
     placed: Iterable[Placed],

@@ -10,7 +10,7 @@ from surgery.graph.model import Model
 
 
 @dataclass(frozen=True, slots=True)
-class Oldest:
+class MinimumVersions:
     """Versions as people write them. `onnxruntime` is None where every one that such a GenAI admits will do."""
 
     genai: str
@@ -22,7 +22,7 @@ class Oldest:
         return f"It needs onnxruntime-genai {self.genai} and onnxruntime {self.onnxruntime}, or later versions of both."
 
 
-def oldest_runtimes(model: Model, target: Target, *, multimodal: bool) -> Oldest:
+def minimum_versions(model: Model, target: Target, *, multimodal: bool) -> MinimumVersions:
     """What `model`, made for `target`, can run on; `docs/validation/runtimes.md` has every cell behind it.
 
     GenAI reads the head size of each cache from 0.14 on, the number of KV heads from 0.15 on, which also has the
@@ -38,5 +38,5 @@ def oldest_runtimes(model: Model, target: Target, *, multimodal: bool) -> Oldest
         if node.op_type == OPERATOR and len(node.input) > PAST_KEY and node.input[PAST_KEY] not in inputs
     ]
     if not borrowers:
-        return Oldest(genai, None)
-    return Oldest(genai, "1.31" if any(len(node.output) == 1 for node in borrowers) else "1.27")
+        return MinimumVersions(genai, None)
+    return MinimumVersions(genai, "1.31" if any(len(node.output) == 1 for node in borrowers) else "1.27")

@@ -15,18 +15,18 @@ from surgery.choices import Modality
 from surgery.files.safe_reading import read_regular
 from surgery.folder.manifest import made_by
 from surgery.graph.weight_writing import Placed
-from surgery.source.export import EMBED, ENCODERS, LICENSES, Export, Pair
+from surgery.source.export import EMBED, ENCODERS, LICENSES, Export, GraphPair
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
 
 CARD_FILE = "README.md"
-Kind = Literal["genai", "two-graph"]
+FolderKind = Literal["genai", "two-graph"]
 
 _MAX_CARD = 1024 * 1024
 _FAMILIES = {"gemma3": "Gemma 3", "gemma3n": "Gemma 3n", "gemma4": "Gemma 4"}
-_LIBRARIES: dict[Kind, str] = {"genai": "onnxruntime-genai", "two-graph": "transformers.js"}
-_TITLES: dict[Kind, str] = {"genai": "for ONNX Runtime GenAI", "two-graph": "text only, as two ONNX graphs"}
+_LIBRARIES: dict[FolderKind, str] = {"genai": "onnxruntime-genai", "two-graph": "transformers.js"}
+_TITLES: dict[FolderKind, str] = {"genai": "for ONNX Runtime GenAI", "two-graph": "text only, as two ONNX graphs"}
 _TASKS: dict[frozenset[Modality], str] = {
     frozenset(): "text-generation",
     frozenset({"image"}): "image-text-to-text",
@@ -40,7 +40,7 @@ _MAX_LENGTH = 2048
 
 
 @dataclass(frozen=True)
-class Told:
+class CardFacts:
     """What a source says of itself: the metadata of its card, and its licence files."""
 
     metadata: Mapping[str, Any]
@@ -54,8 +54,8 @@ class Told:
 
 def model_card(
     export: Export,
-    pair: Pair,
-    kind: Kind,
+    pair: GraphPair,
+    kind: FolderKind,
     placed: Sequence[Placed],
     *,
     recipe: str | Mapping[str, str] = "",
@@ -84,7 +84,7 @@ def model_card(
     return "\n\n".join(parts) + "\n"
 
 
-def read_told(export: Export) -> Told:
+def read_told(export: Export) -> CardFacts:
     """The source's card and licences; empty where it has none that can be read."""
     licences = tuple(name for name in LICENSES if export.file(name))
     metadata: dict[str, Any] = {}
@@ -92,7 +92,7 @@ def read_told(export: Export) -> Told:
         metadata = _card_metadata(path)
     if "license" not in metadata and (apache := _apache(export, licences)):
         metadata["license"] = apache
-    return Told(metadata, licences)
+    return CardFacts(metadata, licences)
 
 
 def _card_metadata(path: Path) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def _apache(export: Export, licences: Iterable[str]) -> str | None:
     return None
 
 
-def _metadata(export: Export, kind: Kind, told: Told, modalities: Sequence[Modality]) -> ModelCardData:
+def _metadata(export: Export, kind: FolderKind, told: CardFacts, modalities: Sequence[Modality]) -> ModelCardData:
     from huggingface_hub import ModelCardData
 
     known = {key: told.metadata[key] for key in ("license_name", "license_link", "language") if key in told.metadata}
@@ -132,7 +132,7 @@ def _metadata(export: Export, kind: Kind, told: Told, modalities: Sequence[Modal
     )
 
 
-def _introduction(export: Export, kind: Kind, rewritten: bool, modalities: Sequence[Modality]) -> str:
+def _introduction(export: Export, kind: FolderKind, rewritten: bool, modalities: Sequence[Modality]) -> str:
     source = f"[{export.repo}](https://huggingface.co/{export.repo})" if export.repo else "a community export"
     what = {
         "genai": "graphs and a configuration that `onnxruntime-genai` loads",
@@ -223,7 +223,7 @@ console.log(answer.generated_text.at(-1).content);
 
 def _provenance(
     export: Export,
-    pair: Pair,
+    pair: GraphPair,
     recipe: str | Mapping[str, str],
     placed: Sequence[Placed],
     modalities: Sequence[Modality],
@@ -248,7 +248,7 @@ def _provenance(
     )
 
 
-def _licence(told: Told) -> str:
+def _licence(told: CardFacts) -> str:
     texts = " and ".join(f"[{name}]({name})" for name in told.licences)
     if told.licence and texts:
         return f"## License\n\n{told.licence}, as the source's: {texts}"

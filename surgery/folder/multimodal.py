@@ -65,7 +65,7 @@ LIMITS: Mapping[Modality, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class Part:
+class GraphPlan:
     """A graph of the folder beside its decoder: its role, which is its name there, its source, and what is done to it."""
 
     role: str

@@ -28,7 +28,7 @@ from surgery.folder.model_card import CARD_FILE, model_card
 from surgery.folder.publishing import Published
 from surgery.graph.model import Model
 from surgery.graph.weight_writing import Placed, Progress, unlinkable
-from surgery.source.export import DECODER, DTYPES, EMBED, Export, Pair
+from surgery.source.export import DECODER, DTYPES, EMBED, Export, GraphPair
 
 GRAPHS = "onnx"
 """The folder of the graphs, where transformers.js looks for them."""
@@ -67,9 +67,9 @@ class Stripped(Generic[Proof_co]):
         }
 
 
-def strip(
+def build_text_only(
     export: Export,
-    pair: Pair,
+    pair: GraphPair,
     target: Path,
     *,
     weights: Literal["copy", "link"] = "copy",
@@ -111,7 +111,7 @@ def strip(
     return Stripped(target, pair.precision, tuple(below), left_out, proof)
 
 
-def contents(export: Export, pair: Pair) -> dict[str, int | None]:
+def planned_text_only(export: Export, pair: GraphPair) -> dict[str, int | None]:
     """The files of the folder and their bytes; None for what is written anew, or is not there yet to be measured."""
     found: dict[str, int | None] = dict.fromkeys(("config.json", "tokenizer_config.json", CARD_FILE, MANIFEST_FILE))
     found |= {name: _size(export.root / name) for name in COPIED if export.file(name)}
@@ -126,7 +126,7 @@ def _size(path: Path) -> int | None:
     return path.stat().st_size if path.is_file() else None
 
 
-def two_graph_config(export: Export, pair: Pair, data_files: Mapping[str, int]) -> dict[str, Any]:
+def two_graph_config(export: Export, pair: GraphPair, data_files: Mapping[str, int]) -> dict[str, Any]:
     """config.json of the text model in two graphs. `data_files` is the number of them by the name of the graph."""
     text = {key: value for key, value in text_config(export.config).items() if key not in _LEFT_OUT}
     config = {**text, **{key: value for key, value in export.config.items() if key not in _LEFT_OUT}}
@@ -141,7 +141,7 @@ def two_graph_config(export: Export, pair: Pair, data_files: Mapping[str, int]) 
     }
 
 
-def _transformers_js(found: object, pair: Pair, data_files: Mapping[str, int]) -> dict[str, Any]:
+def _transformers_js(found: object, pair: GraphPair, data_files: Mapping[str, int]) -> dict[str, Any]:
     """The source's settings, cut down to the precision that is there, which becomes the default."""
     settings = dict(found) if isinstance(found, Mapping) else {}
     embed, decoder = (DTYPES.get(name, name) for name in (pair.others.get(EMBED, pair.precision), pair.precision))

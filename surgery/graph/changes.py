@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 Verb = Literal["added", "removed", "changed", "skipped"]
 
-Kind = Literal["node", "input", "output", "type", "weight", "field"]
+ThingKind = Literal["node", "input", "output", "type", "weight", "field"]
 
-Thing = tuple[Kind, str]
+ModelThing = tuple[ThingKind, str]
 """A thing of a model by kind and name: a node by `node_name`, a field by its key among `model_fields`, the declared
 type of an inner value by the value's name."""
 
-Snapshot = dict[Thing, list[int]]
+Snapshot = dict[ModelThing, list[int]]
 """Thing -> a hash of each one of that name, valid in this process."""
 
 
@@ -43,7 +43,7 @@ def snapshot(proto: ModelProto) -> Snapshot:
     return found
 
 
-def touched(before: Snapshot, after: Snapshot) -> frozenset[Thing]:
+def touched(before: Snapshot, after: Snapshot) -> frozenset[ModelThing]:
     """What was added, removed or changed; a renamed thing by both of its names. Its place in the order is no content."""
     return frozenset(thing for thing in before.keys() | after.keys() if before.get(thing) != after.get(thing))
 
@@ -53,7 +53,7 @@ def node_name(node: NodeProto) -> str:
     return node.name or next((name for name in node.output if name), "")
 
 
-def _things(proto: ModelProto) -> Iterator[tuple[Thing, bytes | str]]:
+def _things(proto: ModelProto) -> Iterator[tuple[ModelThing, bytes | str]]:
     nodes: list[Iterable[NodeProto]] = [graph.node for graph in graphs(proto.graph)]
     for each in (*nodes, *(function.node for function in proto.functions)):
         for node in each:

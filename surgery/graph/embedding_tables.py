@@ -16,8 +16,8 @@ from surgery.errors import PassError
 from surgery.graph.changes import Finding
 from surgery.graph.external_data import BITS, external_field, is_external, reference, tensors
 from surgery.graph.model import Model
-from surgery.graph.protos import describe, initializer_type, reads
-from surgery.graph.weight_conversion import Columns, Conversion, NewFiles, Part, compacted, moved, side_by_side
+from surgery.graph.protos import initializer_type, node_in_words, reads
+from surgery.graph.weight_conversion import Columns, Conversion, NewFiles, SourcePart, compacted, moved, side_by_side
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,7 +38,7 @@ class Matrix:
 
 
 @dataclass(frozen=True, slots=True)
-class Lookup:
+class TableLookup:
     """A look-up of whole rows. `matrices` are its tensors by input; `width` is the number of values in a row."""
 
     node: NodeProto
@@ -50,7 +50,7 @@ class Lookup:
         return str(self.node.input[_IDS])
 
 
-def lookups(graph: GraphProto) -> Iterator[Lookup]:
+def table_lookups(graph: GraphProto) -> Iterator[TableLookup]:
     """Every look-up in the main graph whose table is stored in it, in node order."""
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
@@ -64,14 +64,14 @@ def lookups(graph: GraphProto) -> Iterator[Lookup]:
                 yield found
 
 
-def _plain(node: NodeProto, given: dict[int, TensorProto], attributes: dict[str, int]) -> Lookup | None:
+def _plain(node: NodeProto, given: dict[int, TensorProto], attributes: dict[str, int]) -> TableLookup | None:
     if attributes.get("axis", 0) != 0:
         return None
     width = given[0].dims[1]
-    return Lookup(node, {0: Matrix(given[0], Columns(width, 0, width, _bits(given[0])), 1)}, width)
+    return TableLookup(node, {0: Matrix(given[0], Columns(width, 0, width, _bits(given[0])), 1)}, width)
 
 
-def _blocks(node: NodeProto, given: dict[int, TensorProto], attributes: dict[str, int]) -> Lookup | None:
+def _blocks(node: NodeProto, given: dict[int, TensorProto], attributes: dict[str, int]) -> TableLookup | None:
     """uint8 codes are packed; zero points are packed as the codes are, and absent for symmetric codes."""
     bits, block = attributes.get("bits", 4), attributes.get("block_size", 128)
     whole = all(index in given for index, name in enumerate(node.input) if index != _IDS and name)
@@ -82,14 +82,14 @@ def _blocks(node: NodeProto, given: dict[int, TensorProto], attributes: dict[str
     for index, tensor in given.items():
         count, size = (width, 1) if index == 0 else (given[2].dims[1], block)
         matrices[index] = Matrix(tensor, Columns(count, 0, count, _bits(tensor) if index == 2 else bits), size)
-    return Lookup(node, matrices, width)
+    return TableLookup(node, matrices, width)
 
 
 def _bits(tensor: TensorProto) -> int:
     return BITS.get(initializer_type(tensor).dtype, 0)
 
 
-def scaled_by(graph: GraphProto, lookup: Lookup) -> NodeProto | None:
+def scaled_by(graph: GraphProto, lookup: TableLookup) -> NodeProto | None:
     """The Mul by one number that alone reads the rows, or None."""
     rows = lookup.node.output[0]
     readers = [node for node in graph.node if rows in reads(node)]
@@ -105,11 +105,11 @@ def made_from(model: Model, matrix: Matrix) -> Conversion:
     tensor, columns = matrix.tensor, matrix.columns
     made = model.conversion(tensor)
     if made is None:
-        return Conversion((Part(reference(tensor, model.weight_files), columns),))
+        return Conversion((SourcePart(reference(tensor, model.weight_files), columns),))
     if len(made.parts) == 1 and made.parts[0].columns.is_whole:
         # as a whole it may be declared in rows of any length
         columns = replace(columns, bits=32) if made.half else columns
-        return replace(made, parts=(Part(made.parts[0].source, columns),))
+        return replace(made, parts=(SourcePart(made.parts[0].source, columns),))
     return made
 
 
@@ -123,12 +123,12 @@ def inline_rows(matrix: Matrix) -> NDArray[np.uint8]:
     return np.frombuffer(data, np.uint8).reshape(tensor.dims[0], -1)
 
 
-def check_rows(lookup: Lookup, matrix: Matrix, columns: Columns) -> None:
+def check_rows(lookup: TableLookup, matrix: Matrix, columns: Columns) -> None:
     """Raise PassError unless the rows of a matrix, or of these columns of it, begin at a byte."""
     stored = _bits(matrix.tensor) * matrix.tensor.dims[1]
     if stored % 8 or columns.row_bytes * 8 != stored or (_bits(matrix.tensor) < 8 and columns.count * columns.bits % 8):
         raise PassError(
-            f"{describe(lookup.node)}: the rows of {matrix.tensor.name!r}, {initializer_type(matrix.tensor)}, "
+            f"{node_in_words(lookup.node)}: the rows of {matrix.tensor.name!r}, {initializer_type(matrix.tensor)}, "
             "do not begin at a byte"
         )
 
@@ -151,7 +151,7 @@ def fill(tensor: TensorProto, pieces: list[tuple[NDArray[np.uint8], Columns]]) -
     tensor.raw_data = side_by_side(pieces).tobytes()
 
 
-def locations(lookup: Lookup) -> set[str]:
+def locations(lookup: TableLookup) -> set[str]:
     """The data files that its external tensors name."""
     stored = [matrix.tensor for matrix in lookup.matrices.values() if is_external(matrix.tensor)]
     return {external_field(tensor, "location") or "" for tensor in stored}

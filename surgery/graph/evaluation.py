@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from surgery.errors import ModelError
 from surgery.graph.external_data import is_external
-from surgery.graph.protos import TensorType, copied, declare, describe, producers, subgraphs
+from surgery.graph.protos import TensorType, copied, declared_types, node_in_words, producers, subgraphs
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -35,7 +35,7 @@ _SMALL = 16
 _HALVES = ("FLOAT16", "BFLOAT16")
 
 
-class Fragments:
+class Subgraphs:
     """Cuts fragments out of one model; what has to be known of the whole graph is found out once."""
 
     def __init__(self, model: ModelProto) -> None:
@@ -43,9 +43,9 @@ class Fragments:
         self._ir_version = model.ir_version
         self._producers = producers(model.graph)
         self._constants = {tensor.name: tensor for tensor in model.graph.initializer}
-        self.types = declare(model.graph)
+        self.types = declared_types(model.graph)
 
-    def cut(self, outputs: Sequence[str], at: Collection[str]) -> Fragment:
+    def cut(self, outputs: Sequence[str], at: Collection[str]) -> Subgraph:
         """The nodes from the values `at` to `outputs`, in an order that depends on the wiring alone.
 
         Raises ModelError where it reaches an input of the graph that is no cut, a weight, or a node with a subgraph.
@@ -73,7 +73,7 @@ class Fragments:
             if id(node) in found:
                 continue
             if any(True for _ in subgraphs(node)) or len(found) == MOST_NODES:
-                raise ModelError(f"it depends on {describe(node)}, and more than is looked at")
+                raise ModelError(f"it depends on {node_in_words(node)}, and more than is looked at")
             found.add(id(node))
             pending.append(node)
             if node.op_type == "Shape" and node.input[0] not in at:
@@ -82,7 +82,7 @@ class Fragments:
             else:
                 pending.extend(reversed(node.input))
         cuts = {name: self._declared(name) for name in at}
-        return Fragment(self._proto(nodes, constants, cuts | shaped, outputs), cuts, shaped)
+        return Subgraph(self._proto(nodes, constants, cuts | shaped, outputs), cuts, shaped)
 
     def _small(self, tensor: TensorProto) -> TensorProto:
         if is_external(tensor):
@@ -136,7 +136,7 @@ def _widen(graph: GraphProto) -> None:
                 attribute.i = TensorProto.FLOAT
 
 
-class Fragment:
+class Subgraph:
     """A runnable part. `cuts` are the values to give, with their declared types; it takes and gives float32 for halves."""
 
     def __init__(self, proto: ModelProto, cuts: Mapping[str, TensorType], shaped: Mapping[str, TensorType]) -> None:

@@ -27,7 +27,7 @@ from surgery.graph.external_data import (
 )
 from surgery.graph.protos import graphs
 from surgery.graph.weight_conversion import Conversion
-from surgery.graph.weight_writing import Placed, Progress, consolidate, convert, place
+from surgery.graph.weight_writing import Placed, Progress, consolidate, convert, write_data_file
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -230,7 +230,7 @@ class Model:
         for file, target in moves:
             location = str(target.relative_to(path.parent))
             with _renamed_into_place(target) as staged:
-                placed.append(place(file, staged, location, weights, ends[target], progress))
+                placed.append(write_data_file(file, staged, location, weights, ends[target], progress))
         for location, target in new.items():
             with _renamed_into_place(target) as staged:
                 placed.append(convert(self, staged, location, progress))

@@ -254,7 +254,7 @@ def replace_nodes(graph: GraphProto, old: Iterable[NodeProto], new: Iterable[Nod
         del graph.node[index]
 
 
-def declare(graph: GraphProto) -> dict[str, TensorType]:
+def declared_types(graph: GraphProto) -> dict[str, TensorType]:
     """The declared type of every value that has one: interface, value_info and initializers."""
     types: dict[str, TensorType] = {}
     for value in (*graph.value_info, *graph.input, *graph.output):
@@ -276,7 +276,7 @@ def initializer_type(tensor: TensorProto) -> TensorType:
     return TensorType(dtype, tuple(tensor.dims))
 
 
-def check_structure(proto: ModelProto) -> None:
+def check_definitions(proto: ModelProto) -> None:
     """Raise ModelError unless every value has one definition, and every reader comes after it.
 
     What `onnx.checker` would also check (schemas, shapes) is left out on purpose: it rejects
@@ -298,7 +298,7 @@ def _check_graph(graph: GraphProto, outer: tuple[set[str], ...]) -> None:
     for node in graph.node:
         for name in node.input:
             if name and not _is_known(name, scopes):
-                raise ModelError(f"{describe(node)} reads {name!r}, which nothing before it defines")
+                raise ModelError(f"{node_in_words(node)} reads {name!r}, which nothing before it defines")
         for body in subgraphs(node):
             _check_graph(body, scopes)
         for name in node.output:
@@ -316,7 +316,9 @@ def _is_known(name: str, scopes: tuple[set[str], ...]) -> bool:
 
 def _define(name: str, own: set[str], by: str | NodeProto) -> None:
     if name in own:
-        raise ModelError(f"value {name!r} is defined a second time by {by if isinstance(by, str) else describe(by)}")
+        raise ModelError(
+            f"value {name!r} is defined a second time by {by if isinstance(by, str) else node_in_words(by)}"
+        )
     own.add(name)
 
 
@@ -326,12 +328,12 @@ def _refuse_repeats(names: Iterable[str]) -> None:
         _define(name, seen, "another entry of the same list")
 
 
-def describe(node: NodeProto) -> str:
+def node_in_words(node: NodeProto) -> str:
     """A node as people name it: its operator and its name."""
     return f"{node.op_type} node {node.name!r}" if node.name else f"unnamed {node.op_type} node -> {list(node.output)}"
 
 
-def integer_attribute(node: NodeProto, name: str, default: int) -> int:
+def int_attribute(node: NodeProto, name: str, default: int) -> int:
     return next((attribute.i for attribute in node.attribute if attribute.name == name), default)
 
 

@@ -64,7 +64,7 @@ class Columns:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class SourcePart:
     """Columns of a weight that is stored."""
 
     source: WeightReference
@@ -87,7 +87,7 @@ class Conversion:
     what float16 does not hold at its end of the range.
     """
 
-    parts: tuple[Part, ...]
+    parts: tuple[SourcePart, ...]
     half: bool = False
     clip: bool = False
 
@@ -125,13 +125,13 @@ class Conversion:
     def rounded(self, *, clip: bool = False) -> Conversion:
         """The same, of float32, as float16."""
         if (source := self.unchanged) is not None:
-            return Conversion((Part(source, Columns(1, 0, 1, 32)),), half=True, clip=clip)
+            return Conversion((SourcePart(source, Columns(1, 0, 1, 32)),), half=True, clip=clip)
         return replace(self, half=True, clip=clip)
 
 
 def moved(source: WeightReference) -> Conversion:
     """The weight as it is, in another file."""
-    return Conversion((Part(source, Columns(1, 0, 1, 8)),))
+    return Conversion((SourcePart(source, Columns(1, 0, 1, 8)),))
 
 
 @dataclass
@@ -252,7 +252,7 @@ def write_converted(places: Mapping[Conversion, int], writer: BinaryIO) -> Itera
                 yield _write(writer, _portion(conversion, held), start + row * conversion.row_bytes)
 
 
-def _read(file: BinaryIO, part: Part, row: int, count: int) -> bytes:
+def _read(file: BinaryIO, part: SourcePart, row: int, count: int) -> bytes:
     size = count * part.columns.row_bytes
     data = os.pread(file.fileno(), size, part.source.offset + row * part.columns.row_bytes)
     while len(data) < size:

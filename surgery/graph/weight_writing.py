@@ -70,7 +70,7 @@ def unlinkable(files: Iterable[Path], parent: Path) -> int:
     return sum(found.st_size for found in (file.stat() for file in files) if found.st_dev != device)
 
 
-def place(
+def write_data_file(
     source: Path,
     target: Path,
     location: str,

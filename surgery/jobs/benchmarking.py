@@ -30,7 +30,7 @@ def bench(
     Raises FolderError for what is no GenAI folder, ExportError, and RuntimeMissing.
     """
     from surgery.folder.genai_config import require_folder
-    from surgery.runtime.benchmark import bench as run
+    from surgery.runtime.benchmark import measure as run
     from surgery.runtime.sessions import provider_of
 
     folder = Path(folder)

@@ -32,9 +32,9 @@ def diff(
     """
     from surgery.compare.comparing import compare
     from surgery.compare.provenance import read_validation
-    from surgery.compare.subjects import open_sides
+    from surgery.compare.subjects import open_subjects
 
-    sides = open_sides(_subject(before), _subject(after), precision)
+    sides = open_subjects(_subject(before), _subject(after), precision)
     found = compare(*sides, weights_by=weights, ignore=frozenset(ignore))
     return found if numbers is None else replace(found, numbers=read_validation(Path(numbers)))
 

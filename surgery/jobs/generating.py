@@ -30,10 +30,10 @@ def generate(
 
         print("".join(surgery.generate("out", "Why is the sky blue?")))
     """
-    from surgery.runtime.prompting import Question, answer
+    from surgery.runtime.prompting import PromptRequest, generate_text
 
     files = [tuple(Path(file) for file in given) for given in (images, sounds)]
-    question = Question(prompt, new_tokens, sample or seed is not None, template, seed, *files)
-    runs, pieces = answer(Path(folder), question, precision)
+    question = PromptRequest(prompt, new_tokens, sample or seed is not None, template, seed, *files)
+    runs, pieces = generate_text(Path(folder), question, precision)
     listener.said(f"runs       {runs}")
     return pieces

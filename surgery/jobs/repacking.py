@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from passes.recipe import Recipe
     from surgery.compare.comparison import Comparison
     from surgery.folder.building import Repacked
-    from surgery.folder.multimodal import Part
+    from surgery.folder.multimodal import GraphPlan
     from surgery.folder.publishing import Destination
-    from surgery.source.export import Export, Pair
+    from surgery.source.export import Export, GraphPair
     from surgery.source.hub import Download
-    from surgery.source.opening import Choice, Opened
+    from surgery.source.opening import OpenedSource, SourceRequest
     from surgery.verify.report import Report
 
 
@@ -165,9 +165,9 @@ def repack(
     """
     from surgery.compare.folder_report import folder_reports
     from surgery.files.atomic import refuse_existing
-    from surgery.folder.building import repack as build
+    from surgery.folder.building import build_folder as build
     from surgery.source.opening import open_source
-    from surgery.verify.closing_proof import closing
+    from surgery.verify.closing_proof import closing_proof
 
     options = options or RepackOptions()
     target = Path(target)
@@ -185,7 +185,7 @@ def repack(
         export, pair, work.recipe, target,
         media=work.parts, recipe_text=work.texts, runtime=options.target, provider=provider,
         weights=options.weights, force=options.force,
-        check=closing(pair, provider, listener.stage) if options.validate else None,
+        check=closing_proof(pair, provider, listener.stage) if options.validate else None,
         describe=lambda *made: folder_reports(made[0], export, pair, *made[1:]),
         started=listener.started, progress=listener.advanced,
     )  # fmt: skip
@@ -196,14 +196,14 @@ def plan_repack(source: str | Path, options: RepackOptions | None = None, *, lis
     """What `repack` would write and change. Of a Hub repository the graphs alone are fetched; nothing is written."""
     from surgery.compare.folder_report import planned_report
     from surgery.compare.provenance import JSON_FILE, MARKDOWN_FILE
-    from surgery.folder.building import contents
+    from surgery.folder.building import planned_files
     from surgery.source.opening import look_up
 
     options = options or RepackOptions()
     provider = _provider(options)
     found = look_up(_choice(source, options, provider), listener.said)
     work = _Work.of(found, options, provider, _onnxruntime(replace(options, validate=False)))
-    files = contents(found.export, found.pair, work.recipe, work.parts, options.weights)
+    files = planned_files(found.export, found.pair, work.recipe, work.parts, options.weights)
     files = {**files, **dict.fromkeys((JSON_FILE, MARKDOWN_FILE))}
     report = planned_report(found.export, found.pair, work.recipe, provider, options.target, work.parts)
     sized = found.download.sized(files) if found.download else files
@@ -215,18 +215,18 @@ class _Work:
     """What is done to each graph: the decoder's recipe, the other graphs with theirs, and all as the manifest has it."""
 
     recipe: Recipe
-    parts: Sequence[Part]
+    parts: Sequence[GraphPlan]
     texts: str | Mapping[str, str]
 
     @classmethod
-    def of(cls, found: Opened, options: RepackOptions, provider: Provider, runtime: OnnxRuntime) -> _Work:
-        from passes.recipe import text
+    def of(cls, found: OpenedSource, options: RepackOptions, provider: Provider, runtime: OnnxRuntime) -> _Work:
+        from passes.recipe import recipe_text
 
         export, pair = found.export, found.pair
         recipe = _recipe(pair.embed, options, provider, runtime)
         if options.modalities:
             return _with_media(export, pair, recipe, options.modalities)
-        return cls(recipe, (), text(_recipe(export.below(pair.embed), options, provider, runtime)))
+        return cls(recipe, (), recipe_text(_recipe(export.below(pair.embed), options, provider, runtime)))
 
 
 def _recipe(embed: Path, options: RepackOptions, provider: Provider, runtime: OnnxRuntime) -> Recipe:
@@ -244,26 +244,26 @@ def _recipe(embed: Path, options: RepackOptions, provider: Provider, runtime: On
     return *steps, *per_layer_tables(options.per_layer_table), *kept_in_host_memory(options.host_embeddings)
 
 
-def _with_media(export: Export, pair: Pair, recipe: Recipe, media: Sequence[Modality]) -> _Work:
+def _with_media(export: Export, pair: GraphPair, recipe: Recipe, media: Sequence[Modality]) -> _Work:
     from passes.presets import multimodal
-    from passes.recipe import text
-    from surgery.folder.multimodal import Part, check_export, most_patches
+    from passes.recipe import recipe_text
+    from surgery.folder.multimodal import GraphPlan, check_export, most_patches
     from surgery.source.export import EMBED, ENCODERS
 
     check_export(export, media)
     tokens = {modality: export.placeholder(modality) for modality in media}
     recipes = multimodal(recipe, tokens, export.architecture.hidden_size, most_patches(export))
     sources = {EMBED: pair.embed, **{ENCODERS[modality]: pair.encoder(modality) for modality in media}}
-    parts = [Part(role, path, recipes[role]) for role, path in sources.items()]
-    return _Work(recipes["decoder_model_merged"], parts, {role: text(one) for role, one in recipes.items()})
+    parts = [GraphPlan(role, path, recipes[role]) for role, path in sources.items()]
+    return _Work(recipes["decoder_model_merged"], parts, {role: recipe_text(one) for role, one in recipes.items()})
 
 
-def _choice(source: str | Path, options: RepackOptions, provider: Provider) -> Choice:
-    from surgery.source.opening import Choice, given_pair
+def _choice(source: str | Path, options: RepackOptions, provider: Provider) -> SourceRequest:
+    from surgery.source.opening import SourceRequest, given_pair
 
     suited = "cpu" if options.to_fp16 else provider  # to-fp16 makes of any precision what CUDA takes
     given = given_pair(options.embed, options.decoder)
-    return Choice(str(source), suited, options.precision, options.revision, given, options.modalities)
+    return SourceRequest(str(source), suited, options.precision, options.revision, given, options.modalities)
 
 
 def _provider(options: RepackOptions) -> Provider:

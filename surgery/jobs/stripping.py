@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from surgery.folder.publishing import Destination
     from surgery.folder.text_only import Stripped
     from surgery.source.hub import Download
-    from surgery.source.opening import Choice
+    from surgery.source.opening import SourceRequest
     from surgery.verify.report import Report
 
 
@@ -59,10 +59,10 @@ def strip(
     Raises SurgeryError for everything that a user can mend, GateFailed where the proof fails.
     """
     from surgery.files.atomic import refuse_existing
-    from surgery.folder.text_only import strip as build
+    from surgery.folder.text_only import build_text_only as build
     from surgery.runtime.sessions import provider_of
     from surgery.source.opening import open_source
-    from surgery.verify.closing_proof import closing_two_graphs
+    from surgery.verify.closing_proof import closing_proof_of_two_graphs
 
     options = options or StripOptions()
     target = Path(target)
@@ -75,7 +75,7 @@ def strip(
     listener.said(f"precision  {found.reason}")
     result = build(
         found.export, found.pair, target, weights=options.weights, force=options.force,
-        check=closing_two_graphs(found.pair, provider, listener.stage) if options.validate else None,
+        check=closing_proof_of_two_graphs(found.pair, provider, listener.stage) if options.validate else None,
         started=listener.started, progress=listener.advanced,
     )  # fmt: skip
     return upload(result, destination, f"{result.precision}, text only, as two graphs", listener)
@@ -83,18 +83,18 @@ def strip(
 
 def plan_strip(source: str | Path, options: StripOptions | None = None, *, listener: Listener = SILENT) -> StripPlan:
     """What `strip` would write; nothing is written, and of a Hub repository the graphs alone are fetched."""
-    from surgery.folder.text_only import contents
+    from surgery.folder.text_only import planned_text_only
     from surgery.source.opening import look_up
 
     options = options or StripOptions()
     found = look_up(_choice(source, options), listener.said)
-    files = contents(found.export, found.pair)
+    files = planned_text_only(found.export, found.pair)
     sized = found.download.sized(files) if found.download else files
     return StripPlan(sized, found.download, destination_of(options.push_to, options.private))
 
 
-def _choice(source: str | Path, options: StripOptions) -> Choice:
+def _choice(source: str | Path, options: StripOptions) -> SourceRequest:
     from surgery.runtime.sessions import provider_of
-    from surgery.source.opening import Choice
+    from surgery.source.opening import SourceRequest
 
-    return Choice(str(source), provider_of(options.provider), options.precision, options.revision)
+    return SourceRequest(str(source), provider_of(options.provider), options.precision, options.revision)

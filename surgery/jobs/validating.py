@@ -9,7 +9,7 @@ from surgery.choices import ProviderChoice
 from surgery.jobs.listener import SILENT, Listener
 
 if TYPE_CHECKING:
-    from surgery.source.export import Pair
+    from surgery.source.export import GraphPair
     from surgery.verify.report import Report
     from surgery.verify.validation import Request
 
@@ -33,7 +33,7 @@ def validate(
     """
     from surgery.folder.genai_config import require_folder
     from surgery.runtime.sessions import provider_of
-    from surgery.verify.validation import validate as prove
+    from surgery.verify.validation import prove_folder as prove
 
     folder = Path(folder)
     require_folder(folder)
@@ -41,7 +41,7 @@ def validate(
     return prove(folder, pair, provider=provider_of(provider), request=request, progress=listener.stage)
 
 
-def source_pair(folder: Path, source: str | Path | None, precision: str | None) -> Pair | None:
+def source_pair(folder: Path, source: str | Path | None, precision: str | None) -> GraphPair | None:
     """The pair of `source` that a GenAI folder was made from: of the precision that is named, or whose data files it
     has. None without a source. Raises ExportError where there is none.
     """

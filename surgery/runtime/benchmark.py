@@ -20,14 +20,14 @@ from typing import Any, Literal
 from surgery.architecture import architecture, read_config
 from surgery.choices import Provider
 from surgery.errors import FolderError
-from surgery.source.export import Pair
+from surgery.source.export import GraphPair
 
 CONTEXTS = (128, 1024, 4096)
 """Lengths of prompts, in tokens."""
 
 NEW_TOKENS = 16
 SEED = 20261120
-Side = Literal["folder", "source"]
+BenchmarkSide = Literal["folder", "source"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Timing:
 class Benchmark:
     """One side: `folder` in onnxruntime-genai, or `source` as two sessions in a loop. Memory in bytes."""
 
-    side: Side
+    side: BenchmarkSide
     load_seconds: float
     timings: tuple[Timing, ...]
     peak_rss: int
@@ -53,14 +53,14 @@ class Benchmark:
         return asdict(self)
 
 
-def bench(
+def measure(
     folder: Path,
-    source: Pair | None,
+    source: GraphPair | None,
     *,
     provider: Provider = "cpu",
     contexts: Sequence[int] = CONTEXTS,
     new_tokens: int = NEW_TOKENS,
-    sides: Collection[Side] = ("folder", "source"),
+    sides: Collection[BenchmarkSide] = ("folder", "source"),
     progress: Callable[[str], None] | None = None,
 ) -> list[Benchmark]:
     """Measure a folder, and its source where one is given. Contexts that do not fit the model are left out.
@@ -99,10 +99,10 @@ def _measure_folder(folder: Path, prompts: list[list[int]], new_tokens: int, pro
     import numpy as np
 
     from surgery.verify.genai_proof import load_genai
-    from surgery.verify.structure import open_folder
+    from surgery.verify.structure import open_genai_folder
 
     og = load_genai(provider)
-    open_folder(folder).check_weights()
+    open_genai_folder(folder).check_weights()
     started = time.perf_counter()
     try:
         config = og.Config(str(folder))
@@ -130,17 +130,17 @@ def _measure_folder(folder: Path, prompts: list[list[int]], new_tokens: int, pro
     return Benchmark("folder", loaded, tuple(timings), _peak_rss())
 
 
-def _measure_source(pair: Pair, prompts: list[list[int]], new_tokens: int, provider: Provider) -> Benchmark:
-    from surgery.runtime.decoding import generate
+def _measure_source(pair: GraphPair, prompts: list[list[int]], new_tokens: int, provider: Provider) -> Benchmark:
+    from surgery.runtime.decoding import generate_tokens
     from surgery.runtime.sessions import Settings
-    from surgery.runtime.two_graphs import PairModel
+    from surgery.runtime.two_graphs import TwoGraphModel
 
     started = time.perf_counter()
-    source = PairModel.open(pair, Settings(provider))
+    source = TwoGraphModel.open(pair, Settings(provider))
     loaded = time.perf_counter() - started
     timings = []
     for prompt in prompts:
-        tokens = generate(source, [prompt], new_tokens=new_tokens)
+        tokens = generate_tokens(source, [prompt], new_tokens=new_tokens)
 
         def step(tokens: Iterator[object] = tokens) -> None:
             next(tokens)

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from surgery.errors import ModelError, RequestError
-from surgery.runtime.sessions import Array, Cache, Feed, Runner
+from surgery.runtime.sessions import Array, Feed, KVCaches, Runner
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,21 +32,21 @@ class Step:
         return tokens
 
 
-Side = Literal["left", "right"]
+PaddingSide = Literal["left", "right"]
 Chooser = Callable[[Step], Array]
 """Chooses a token for each row: int64 [B]."""
 
 
-class Loop:
+class DecodeLoop:
     """A batch of rows under way in a model."""
 
     def __init__(self, runner: Runner, rows: int) -> None:
         self._runner = runner
         self._mask: Array = np.zeros((rows, 0), np.int64)
-        self.cache: Cache = runner.start(rows)
+        self.cache: KVCaches = runner.start(rows)
 
     def prompt(
-        self, rows: Sequence[Sequence[int]], pad: int = 0, chunk: int | None = None, side: Side = "right"
+        self, rows: Sequence[Sequence[int]], pad: int = 0, chunk: int | None = None, side: PaddingSide = "right"
     ) -> Iterator[Step]:
         """Feed token ids, `chunk` at a time where that is given; rows of different length are padded on a side."""
         for feed in prompt_feeds(rows, pad, chunk, self._mask, side):
@@ -75,7 +75,7 @@ def prompt_feeds(
     pad: int = 0,
     chunk: int | None = None,
     before: Array | None = None,
-    side: Side = "right",
+    side: PaddingSide = "right",
 ) -> Iterator[Feed]:
     """The prompt as it is fed: padded on one side, in pieces of `chunk` tokens, masks up to each piece.
 
@@ -111,7 +111,7 @@ def _behind(mask: Array, ids: Array, real: Array) -> Feed:
     return Feed(ids, np.concatenate([mask, real], axis=1), positions)
 
 
-def generate(
+def generate_tokens(
     runner: Runner,
     rows: Sequence[Sequence[int]],
     *,
@@ -133,7 +133,7 @@ def generate(
         raise RequestError(
             f"GroupQueryAttention takes one row alone in chunks, and there are {len(rows)}", hint="leave out the chunks"
         )
-    loop = Loop(runner, len(rows))
+    loop = DecodeLoop(runner, len(rows))
     *_, step = loop.prompt(rows, pad, chunk, "left")
     ended = np.zeros(len(rows), bool)
     for left in reversed(range(new_tokens)):

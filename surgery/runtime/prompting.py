@@ -16,11 +16,10 @@ from surgery.folder.genai_config import CONFIG_FILE
 from surgery.folder.multimodal import SECTIONS
 from surgery.source.export import holds_pair
 from surgery.verify.genai_proof import load_genai, render
-from surgery.verify.structure import open_folder
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class PromptRequest:
     """A prompt, and files that stand where it says `<|image|>` and `<|audio|>`; in front where it says neither.
 
     `template` wraps it in the folder's chat template; `sample` uses the folder's sampling values,
@@ -36,7 +35,7 @@ class Question:
     sounds: tuple[Path, ...] = ()
 
 
-def answer(folder: Path, question: Question, precision: str | None = None) -> tuple[str, Iterator[str]]:
+def generate_text(folder: Path, question: PromptRequest, precision: str | None = None) -> tuple[str, Iterator[str]]:
     """What runs the folder, in words, and the pieces of the answer, as they are decoded.
 
     A folder with genai_config.json runs in onnxruntime-genai, one with two graphs, of `precision` or the best one, in
@@ -57,10 +56,10 @@ def answer(folder: Path, question: Question, precision: str | None = None) -> tu
     return _by_pair(folder, question, precision)
 
 
-def _by_genai(folder: Path, question: Question) -> Iterator[str]:
+def _by_genai(folder: Path, question: PromptRequest) -> Iterator[str]:
     _check_files(folder, question)
     og = load_genai("cpu")
-    open_folder(folder).check_weights()
+    open_genai_folder(folder).check_weights()
     prompt = _with_markers(question.prompt, question.images, question.sounds)
     try:
         model = og.Model(str(folder))
@@ -90,10 +89,10 @@ def _by_genai(folder: Path, question: Question) -> Iterator[str]:
         raise FolderError(f"{folder}: the runtime says: {error}") from error
 
 
-def _by_pair(folder: Path, question: Question, precision: str | None) -> tuple[str, Iterator[str]]:
-    from surgery.runtime.two_graphs import open_folder
+def _by_pair(folder: Path, question: PromptRequest, precision: str | None) -> tuple[str, Iterator[str]]:
+    from surgery.runtime.two_graphs import open_two_graphs
 
-    opened = open_folder(folder, precision)
+    opened = open_two_graphs(folder, precision)
     sampling = replace(opened.sampling, do_sample=question.sample, seed=question.seed)
     names = f"{opened.pair.embed.name} and {opened.pair.decoder.name}"
     return f"{folder} in two sessions of onnxruntime: {names}", opened.answer(
@@ -101,7 +100,7 @@ def _by_pair(folder: Path, question: Question, precision: str | None) -> tuple[s
     )
 
 
-def _check_files(folder: Path, question: Question) -> None:
+def _check_files(folder: Path, question: PromptRequest) -> None:
     """Raise FolderError where the folder does not take what is given, or a file is not there."""
     if not question.images and not question.sounds:
         return

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from surgery.attention.kv_wiring import Slot, spelling
+from surgery.attention.kv_wiring import Slot, slot_of_name
 from surgery.attention.shared_buffer import KEY as IN_PLACE
 from surgery.attention.shared_buffer import VALUE as IN_PLACE_VALUE
 from surgery.choices import Provider, ProviderChoice
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     import onnxruntime as ort
 
 Array = NDArray[Any]
-Value: TypeAlias = "ort.OrtValue"
+OrtTensor: TypeAlias = "ort.OrtValue"
 """A tensor on the device of its session; `host` makes a numpy array of it."""
-Cache: TypeAlias = "dict[Slot, ort.OrtValue]"
+KVCaches: TypeAlias = "dict[Slot, ort.OrtValue]"
 """The KV caches between two steps: [batch, kv heads, tokens so far, head size] each."""
 
 _DTYPES: dict[str, type[np.generic]] = {
@@ -70,10 +70,10 @@ class Feed:
 class Runner(Protocol):
     """A model that takes tokens and caches, and gives logits and caches."""
 
-    def start(self, batch: int) -> Cache:
+    def start(self, batch: int) -> KVCaches:
         """Empty caches for `batch` rows."""
 
-    def step(self, feed: Feed, cache: Cache, keep: int) -> tuple[Array, Cache]:
+    def step(self, feed: Feed, cache: KVCaches, keep: int) -> tuple[Array, KVCaches]:
         """Logits [B, n, V] and the caches afterwards.
 
         `keep` asks for the logits of the last `keep` tokens, 0 for those of all; a graph that takes no
@@ -122,7 +122,7 @@ def installed_onnxruntime() -> str | None:
     return None
 
 
-def host(value: Value) -> Array:
+def host(value: OrtTensor) -> Array:
     """A tensor as a numpy array in this process's memory."""
     array: Array = value.numpy()
     return array
@@ -151,7 +151,7 @@ class OpenGraph:
         self._in_place = self._session.get_modelmeta().custom_metadata_map.get(IN_PLACE) == IN_PLACE_VALUE
         ranked = {value.name: len(value.shape) for value in outputs}
         self._pasts = {
-            found: name for name, shape in self._shapes.items() if len(shape) == 4 and (found := spelling(name))
+            found: name for name, shape in self._shapes.items() if len(shape) == 4 and (found := slot_of_name(name))
         }
         own = [name for name in self._outputs if name not in set(exposed)]
         if strange := next((value for value in outputs if value.name in own and "bfloat16" in value.type), None):
@@ -160,37 +160,37 @@ class OpenGraph:
                 hint="float32, float16 and their quantized forms can be run here: choose another precision",
             )
         self.presents: dict[str, Slot] = {
-            name: found for name in own if ranked[name] == 4 and (found := spelling(name))
+            name: found for name in own if ranked[name] == 4 and (found := slot_of_name(name))
         }
         kept = set(self.presents.values())
         if missing := [name for found, name in self._pasts.items() if found not in kept]:
             raise ModelError(f"{path}: {missing[0]} has no present of the same layer among the outputs")
 
-    def empty_cache(self, batch: int) -> Cache:
+    def empty_cache(self, batch: int) -> KVCaches:
         return {found: self._empty(name, batch) for found, name in self._pasts.items()}
 
-    def _empty(self, name: str, batch: int) -> Value:
+    def _empty(self, name: str, batch: int) -> OrtTensor:
         _, heads, _, size = self._shapes[name]
         if not isinstance(heads, int) or not isinstance(size, int):
             raise ModelError(f"{self.path}: {name} is {self._shapes[name]}; KV heads and head size must be numbers")
         empty = np.zeros((batch, heads, 0, size), self._types[name])
         return load_onnxruntime(self._device).OrtValue.ortvalue_from_numpy(empty, self._device, 0)
 
-    def _with_room(self, cache: Cache, tokens: int) -> Cache:
+    def _with_room(self, cache: KVCaches, tokens: int) -> KVCaches:
         """Caches of `tokens` rows, new ones zero: for a graph that writes new rows into its past."""
-        grown: Cache = {}
+        grown: KVCaches = {}
         for found, value in cache.items():
             rows = host(value)
             room = np.pad(rows, ((0, 0), (0, 0), (0, tokens - rows.shape[2]), (0, 0)))
             grown[found] = load_onnxruntime(self._device).OrtValue.ortvalue_from_numpy(room, self._device, 0)
         return grown
 
-    def run(self, values: Mapping[str, Array | Value], cache: Cache) -> tuple[dict[str, Value], Cache]:
+    def run(self, values: Mapping[str, Array | OrtTensor], cache: KVCaches) -> tuple[dict[str, OrtTensor], KVCaches]:
         """Other outputs by name, and the caches by slot. Values that the graph does not take are left out.
 
         Features of images or sound, [n, size], that are not given are none.
         """
-        feeds: dict[str, Array | Value] = {own: values[role] for own, role in self._roles.items() if role in values}
+        feeds: dict[str, Array | OrtTensor] = {own: values[role] for own, role in self._roles.items() if role in values}
         if self._in_place and isinstance(mask := values.get("attention_mask"), np.ndarray):
             cache = self._with_room(cache, mask.shape[1])
         feeds |= {name: cache[found] for found, name in self._pasts.items()}
@@ -201,8 +201,8 @@ class OpenGraph:
             results = self._bound_run(feeds)
         except Exception as error:  # the runtime's exceptions share no base class of their own
             raise ModelError(f"ONNX Runtime cannot run {self.path}: {one_line(error)}") from None
-        others: dict[str, Value] = {}
-        presents: Cache = {}
+        others: dict[str, OrtTensor] = {}
+        presents: KVCaches = {}
         for name, value in zip(self._outputs, results, strict=True):
             found = self.presents.get(name)
             if found is None:
@@ -211,7 +211,7 @@ class OpenGraph:
                 presents[found] = value
         return others, presents
 
-    def _bound_run(self, feeds: Mapping[str, Array | Value]) -> Sequence[Value]:
+    def _bound_run(self, feeds: Mapping[str, Array | OrtTensor]) -> Sequence[OrtTensor]:
         """Outputs stay on the device; without binding, ONNX Runtime copies each of them to the host."""
         binding = self._session.io_binding()
         arrays = []  # binding a numpy array copies nothing, and does not keep it alive
@@ -230,15 +230,15 @@ class OpenGraph:
         for name in self._outputs:
             binding.bind_output(name, self._device, 0)
         self._session.run_with_iobinding(binding)
-        results: Sequence[Value] = binding.get_outputs()
+        results: Sequence[OrtTensor] = binding.get_outputs()
         return results
 
-    def steering(self, feed: Feed, keep: int) -> dict[str, Array | Value]:
+    def steering(self, feed: Feed, keep: int) -> dict[str, Array | OrtTensor]:
         """The inputs that are neither tokens nor caches."""
         kept = np.full([1] * len(self._shapes.get("num_logits_to_keep", [])), keep, np.int64)
         return {"attention_mask": feed.mask, "position_ids": feed.positions, "num_logits_to_keep": kept}
 
-    def logits(self, outputs: Mapping[str, Value]) -> Array:
+    def logits(self, outputs: Mapping[str, OrtTensor]) -> Array:
         """Raises ModelError where the outputs have no `logits` of rank 3."""
         logits = host(outputs["logits"]) if "logits" in outputs else None
         if logits is None or logits.ndim != 3:
@@ -252,10 +252,10 @@ class MergedModel:
     def __init__(self, path: Path, settings: Settings) -> None:
         self._graph = OpenGraph(path, settings)
 
-    def start(self, batch: int) -> Cache:
+    def start(self, batch: int) -> KVCaches:
         return self._graph.empty_cache(batch)
 
-    def step(self, feed: Feed, cache: Cache, keep: int) -> tuple[Array, Cache]:
+    def step(self, feed: Feed, cache: KVCaches, keep: int) -> tuple[Array, KVCaches]:
         outputs, presents = self._graph.run({"input_ids": feed.ids, **self._graph.steering(feed, keep)}, cache)
         return self._graph.logits(outputs), presents
 

@@ -24,19 +24,19 @@ from typing import Any, TypeAlias
 
 from surgery.errors import RequestError
 from surgery.folder.genai_config import generation_settings, token_ids
-from surgery.runtime.decoding import generate
+from surgery.runtime.decoding import generate_tokens
 from surgery.runtime.sampling import Sampler, Sampling, read_sampling
-from surgery.runtime.sessions import Array, Cache, Feed, OpenGraph, Settings, Value
+from surgery.runtime.sessions import Array, Feed, KVCaches, OpenGraph, OrtTensor, Settings
 from surgery.runtime.tokenizer import Tokenizer
-from surgery.source.export import Pair, open_export
+from surgery.source.export import GraphPair, open_export
 
-Embeddings: TypeAlias = "Mapping[str, Array | Value]"
+Embeddings: TypeAlias = "Mapping[str, Array | OrtTensor]"
 """What goes from the first graph to the second, by name: numpy arrays, or values on the device."""
 Change: TypeAlias = "Callable[[Feed, Embeddings], Embeddings]"
 """Puts other embeddings in place; `feed` tells which tokens they are of."""
 
 
-class PairModel:
+class TwoGraphModel:
     """A Runner of two sessions. `step` is `embed`, the change between the graphs if there is one, and `decode`.
 
     `also` is what the first graph takes beside token ids.
@@ -55,45 +55,47 @@ class PairModel:
         self._also = also or {}
 
     @classmethod
-    def open(cls, pair: Pair, settings: Settings) -> PairModel:
+    def open(cls, pair: GraphPair, settings: Settings) -> TwoGraphModel:
         """Raises ModelError where ONNX Runtime cannot load a graph, RuntimeMissing where it is not there."""
         return cls(OpenGraph(pair.embed, settings), OpenGraph(pair.decoder, settings))
 
-    def changing(self, change: Change) -> PairModel:
+    def changing(self, change: Change) -> TwoGraphModel:
         """The same two sessions with a change between them."""
-        return PairModel(self._embed, self._decoder, change, self._also)
+        return TwoGraphModel(self._embed, self._decoder, change, self._also)
 
-    def start(self, batch: int) -> Cache:
+    def start(self, batch: int) -> KVCaches:
         return self._decoder.empty_cache(batch)
 
-    def step(self, feed: Feed, cache: Cache, keep: int) -> tuple[Array, Cache]:
+    def step(self, feed: Feed, cache: KVCaches, keep: int) -> tuple[Array, KVCaches]:
         embedded = self.embed(feed.ids)
         return self.decode(embedded if self._change is None else self._change(feed, embedded), feed, cache, keep)
 
-    def embed(self, ids: Array) -> dict[str, Value]:
+    def embed(self, ids: Array) -> dict[str, OrtTensor]:
         """The embeddings of token ids, int64 [B, S]."""
         return self._embed.run({"input_ids": ids, **self._also}, {})[0]
 
-    def decode(self, embedded: Embeddings, feed: Feed, cache: Cache, keep: int) -> tuple[Array, Cache]:
+    def decode(self, embedded: Embeddings, feed: Feed, cache: KVCaches, keep: int) -> tuple[Array, KVCaches]:
         """Logits and caches, as Runner.step gives them; of `feed`, the ids are read by a decoder that takes them too."""
         outputs, presents = self.outputs(embedded, feed, cache, keep)
         return self._decoder.logits(outputs), presents
 
-    def outputs(self, embedded: Embeddings, feed: Feed, cache: Cache, keep: int) -> tuple[dict[str, Value], Cache]:
+    def outputs(
+        self, embedded: Embeddings, feed: Feed, cache: KVCaches, keep: int
+    ) -> tuple[dict[str, OrtTensor], KVCaches]:
         """Everything that the decoder gives beside its caches; more than logits where its session exposes more."""
         values = {"input_ids": feed.ids, **embedded, **self._decoder.steering(feed, keep)}
         return self._decoder.run(values, cache)
 
 
 @dataclass(frozen=True)
-class PairFolder:
+class TwoGraphFolder:
     """A two-graph folder that is ready to answer.
 
     `stop`, `pad` and `sampling` are generation_config.json's; `context_length` is in tokens.
     """
 
-    pair: Pair
-    model: PairModel
+    pair: GraphPair
+    model: TwoGraphModel
     tokenizer: Tokenizer
     sampling: Sampling
     stop: tuple[int, ...]
@@ -141,13 +143,15 @@ class PairFolder:
             )
         chooser = Sampler(sampling or self.sampling, rows)
         most = min(new_tokens, room)
-        return generate(self.model, rows, new_tokens=most, choose=chooser, stop=self.stop, pad=self.pad, chunk=chunk)
+        return generate_tokens(
+            self.model, rows, new_tokens=most, choose=chooser, stop=self.stop, pad=self.pad, chunk=chunk
+        )
 
     def _asked(self, prompt: str) -> str:
         return self.tokenizer.render([{"role": "user", "content": prompt}])
 
 
-def open_folder(folder: Path, precision: str | None = None, settings: Settings | None = None) -> PairFolder:
+def open_two_graphs(folder: Path, precision: str | None = None, settings: Settings | None = None) -> TwoGraphFolder:
     """Open a two-graph folder: an export, or what `strip` wrote. Without `precision`, the best for the provider.
 
     Raises SurgeryError for a folder that is not one, RuntimeMissing without onnxruntime, tokenizers or jinja2.
@@ -157,9 +161,9 @@ def open_folder(folder: Path, precision: str | None = None, settings: Settings |
     pair = export.pair(precision) if precision else export.best(settings.provider)[0]
     ids = token_ids(export)
     tokenizer = Tokenizer(export)  # before gigabytes are loaded
-    return PairFolder(
+    return TwoGraphFolder(
         pair=pair,
-        model=PairModel.open(pair, settings),
+        model=TwoGraphModel.open(pair, settings),
         tokenizer=tokenizer,
         sampling=read_sampling(generation_settings(export)),
         stop=ids.get("eos_token_id", ()),

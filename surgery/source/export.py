@@ -62,7 +62,7 @@ _GRAPH = re.compile(rf"(?P<role>{'|'.join(_ROLES)})(?P<suffix>_[A-Za-z0-9]+)?\.o
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class GraphPair:
     """The two graphs of one precision, and its encoders. `others` has the precision of the graphs, by role, that
     config.json gives another one than the decoder.
     """
@@ -94,7 +94,7 @@ class Export:
     root: Path
     config: Mapping[str, Any]
     architecture: Architecture
-    pairs: Mapping[str, Pair]
+    pairs: Mapping[str, GraphPair]
     repo: str | None = None
     revision: str | None = None
 
@@ -110,7 +110,7 @@ class Export:
         """A path as manifests record it: relative to the export, so that it does not depend on the machine."""
         return path.relative_to(self.root) if path.is_relative_to(self.root) else Path(path.name)
 
-    def pair(self, precision: str) -> Pair:
+    def pair(self, precision: str) -> GraphPair:
         """Raises ExportError naming the precisions that exist."""
         if precision in self.pairs:
             return self.pairs[precision]
@@ -129,12 +129,12 @@ class Export:
             )
         return token
 
-    def best(self, provider: str) -> tuple[Pair, str]:
+    def best(self, provider: str) -> tuple[GraphPair, str]:
         """The best precision for a provider, and the reason in words. Raises ExportError where none can run."""
         precision, reason = best_precision(list(self.pairs), provider, str(self.root))
         return self.pairs[precision], reason
 
-    def matching(self, locations: Iterable[str]) -> Pair:
+    def matching(self, locations: Iterable[str]) -> GraphPair:
         """The pair whose decoder's data files have these names. Raises ExportError where none does."""
         names = list(locations)
         for pair in self.pairs.values():
@@ -146,7 +146,7 @@ class Export:
         )
 
 
-def open_export(folder: Path, given: Pair | None = None) -> Export:
+def open_export(folder: Path, given: GraphPair | None = None) -> Export:
     """Read a source folder. `given` names the two graphs where they do not lie in the community's layout.
 
     Raises ExportError, with what was expected and what was found, if it is not an export.
@@ -209,7 +209,7 @@ def declared_precisions(config: Mapping[str, Any]) -> dict[str, str]:
     return {role: by_dtype.get(name, name) for role, name in found if role in _ROLES and isinstance(name, str)}
 
 
-def find_pairs(folder: Path, declared: Mapping[str, str] | None = None) -> dict[str, Pair]:
+def find_pairs(folder: Path, declared: Mapping[str, str] | None = None) -> dict[str, GraphPair]:
     """The complete pairs in `folder/onnx`, or in `folder` itself, with their encoders. `declared` is what config.json
     says of the precision of each role.
     """
@@ -219,7 +219,7 @@ def find_pairs(folder: Path, declared: Mapping[str, str] | None = None) -> dict[
     for precision, found in named_graphs(names, declared).items():
         encoders = {m: graphs / found[role] for m, role in ENCODERS.items() if role in found}
         others = other_precisions(precision, declared)
-        pairs[precision] = Pair(precision, graphs / found[EMBED], graphs / found[DECODER], encoders, others)
+        pairs[precision] = GraphPair(precision, graphs / found[EMBED], graphs / found[DECODER], encoders, others)
     if not pairs and (split := _split_form(folder)) is not None:
         return {split.precision: split}
     if not pairs:
@@ -259,12 +259,12 @@ def _described_graph(role: str, precision: str) -> str:
     return f"{role} of precision {precision!r}"
 
 
-def _split_form(folder: Path) -> Pair | None:
+def _split_form(folder: Path) -> GraphPair | None:
     """The two graphs of a package by mobius; their one precision is called `split`."""
     for name in ("{}/model.onnx", "{}.onnx"):
         embed, decoder = folder / name.format("embedding"), folder / name.format("decoder")
         if embed.is_file() and decoder.is_file():
-            return Pair("split", embed, decoder)
+            return GraphPair("split", embed, decoder)
     return None
 
 

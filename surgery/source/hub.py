@@ -196,7 +196,7 @@ def list_files(source: HubSource) -> Listing:
         return _cached_listing(source, reason)
 
 
-def plan(listing: Listing, precision: str, modalities: Sequence[Modality] = ()) -> Download:
+def plan_download(listing: Listing, precision: str, modalities: Sequence[Modality] = ()) -> Download:
     """The files that a precision needs, with the encoders of `modalities`. Fetches config.json and the graphs, which
     name their data files.
 

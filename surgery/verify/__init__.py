@@ -14,6 +14,6 @@ bisect         the first node where two graphs part
 report         what a validation came to
 """
 
-from surgery.verify.validation import TOKENS, Request, validate
+from surgery.verify.validation import TOKENS, Request, prove_folder
 
-__all__ = ["TOKENS", "Request", "validate"]
+__all__ = ["TOKENS", "Request", "prove_folder"]

@@ -111,7 +111,7 @@ class CaseResult:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class Agreement:
     """All cases of two recordings. `dtype` is the coarsest number type on either side."""
 
     cases: tuple[CaseResult, ...]
@@ -140,7 +140,7 @@ class Comparison:
         return max(found, key=lambda worst: abs(worst.source - worst.merged), default=None)
 
 
-def compare(source: Recording, merged: Recording, owners: Mapping[int, int], tolerance: float = 0.0) -> Comparison:
+def agreement_of(source: Recording, merged: Recording, owners: Mapping[int, int], tolerance: float = 0.0) -> Agreement:
     """Compare the merged graph's recording with the source's.
 
     `owners` maps each layer to the KV owner whose cache it reads. Raises ModelError where the recordings are
@@ -150,7 +150,7 @@ def compare(source: Recording, merged: Recording, owners: Mapping[int, int], tol
         raise ModelError("the recordings are not of the same cases")
     pairs = zip(source.answers, merged.answers, strict=True)
     cases = tuple(_case(theirs, ours, owners, tolerance) for theirs, ours in pairs)
-    return Comparison(cases, coarsest(source, merged))
+    return Agreement(cases, coarsest(source, merged))
 
 
 def coarsest(*recordings: Recording) -> str:

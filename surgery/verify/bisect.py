@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from surgery.attention.kv_wiring import Slot, spelling
+from surgery.attention.kv_wiring import Slot, slot_of_name
 from surgery.errors import ModelError
 from surgery.graph.external_data import is_external, reference
 from surgery.graph.model import Model
 from surgery.graph.protos import producers
 from surgery.runtime.decoding import keep_of, next_feed, prompt_feeds
-from surgery.runtime.sessions import Array, Cache, Feed, OpenGraph, Settings, Value, host
-from surgery.runtime.two_graphs import PairModel
-from surgery.source.export import Pair
+from surgery.runtime.sessions import Array, Feed, KVCaches, OpenGraph, OrtTensor, Settings, host
+from surgery.runtime.two_graphs import TwoGraphModel
+from surgery.source.export import GraphPair
 from surgery.verify.agreement import own_part
 from surgery.verify.prompts import Case
 from surgery.verify.residual_stream import residual_stream
@@ -40,7 +40,7 @@ Values = Mapping[str, Array]
 
 
 @dataclass(frozen=True, slots=True)
-class Parting:
+class Divergence:
     """The first value that differs, and the node that makes it.
 
     `layer` is None before the first layer and after the last. `unmatched` are inputs that the source does not have:
@@ -71,9 +71,9 @@ class Parting:
         )
 
 
-def find_parting(
-    pair: Pair, path: Path, case: Case, settings: Settings, *, steps: int = 0, tolerance: float = 0.0
-) -> Parting | None:
+def find_divergence(
+    pair: GraphPair, path: Path, case: Case, settings: Settings, *, steps: int = 0, tolerance: float = 0.0
+) -> Divergence | None:
     """Run a case through both and stop at the first difference; None where every value agrees in every step.
 
     `tolerance` is relative to the largest |value| of the source, or 1 where that is smaller. Raises ModelError where
@@ -107,7 +107,7 @@ class _Exposed:
         self.graph = OpenGraph(path, settings, [name for _, name in self.computed if name not in outputs])
         self.slots = self.graph.presents
 
-    def values(self, outputs: Mapping[str, Value], presents: Cache) -> dict[str, Array]:
+    def values(self, outputs: Mapping[str, OrtTensor], presents: KVCaches) -> dict[str, Array]:
         """Every value of one step by its name."""
         named = {**outputs, **{name: presents[slot] for name, slot in self.slots.items()}}
         return {name: host(value) for name, value in named.items()}
@@ -116,17 +116,17 @@ class _Exposed:
 class _Source:
     """The pair, both graphs exposed; values of the decoder go before the embedding graph's."""
 
-    def __init__(self, pair: Pair, settings: Settings) -> None:
+    def __init__(self, pair: GraphPair, settings: Settings) -> None:
         self.embed = _Exposed(pair.embed, settings)
         self.decoder = _Exposed(pair.decoder, settings)
-        self._pair = PairModel(self.embed.graph, self.decoder.graph)
+        self._pair = TwoGraphModel(self.embed.graph, self.decoder.graph)
         self._by_slot = {slot: name for name, slot in self.decoder.slots.items()}
         self.last: Array | None = None
 
-    def start(self, batch: int) -> Cache:
+    def start(self, batch: int) -> KVCaches:
         return self._pair.start(batch)
 
-    def step(self, feed: Feed, cache: Cache) -> tuple[dict[str, Array], Cache]:
+    def step(self, feed: Feed, cache: KVCaches) -> tuple[dict[str, Array], KVCaches]:
         """All values; those of the embedding graph also under the prefix that a merge gives them."""
         outputs = self._pair.embed(feed.ids)
         decoder_outputs, presents = self._pair.outputs(outputs, feed, cache, keep_of(feed))
@@ -195,7 +195,7 @@ class _Describe:
         self._source, self._merged, self._values = source, merged, values
         self._weights = {tensor.name: tensor for tensor in merged.model.graph.initializer}
 
-    def parting(self, case: str, step: int, place: int, value: str, apart: float) -> Parting:
+    def parting(self, case: str, step: int, place: int, value: str, apart: float) -> Divergence:
         node = self._merged.model.graph.node[place]
         inputs = [name for name in node.input if name and name not in self._weights]
         given = {each.name for each in self._merged.model.graph.input}
@@ -205,7 +205,7 @@ class _Describe:
             for name in dict.fromkeys(inputs)
             if name not in given and self._source.namesake(self._values, name, slots.get(name)) is None
         ]
-        return Parting(
+        return Divergence(
             case, step, node.name, node.op_type, self._layer(place), value, apart, tuple(unmatched),
             self._cause(node, value),
         )  # fmt: skip
@@ -243,8 +243,8 @@ class _Describe:
 
     def _same_cache(self, mine: str, original: str) -> bool:
         """Whether a pass gave a cache another name."""
-        found = spelling(mine)
-        return found is not None and found == spelling(original)
+        found = slot_of_name(mine)
+        return found is not None and found == slot_of_name(original)
 
     def _digest(self, name: str) -> str:
         return _digest(self._merged.model, self._weights[name])

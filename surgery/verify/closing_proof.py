@@ -7,22 +7,22 @@ from pathlib import Path
 
 from surgery.choices import Provider
 from surgery.errors import GateFailed, RuntimeMissing
-from surgery.source.export import Pair
+from surgery.source.export import GraphPair
 from surgery.verify.report import Report
 from surgery.verify.two_graph_proof import validate_two_graphs
-from surgery.verify.validation import Progress, Request, validate
+from surgery.verify.validation import Progress, Request, prove_folder
 
 Check = Callable[[Path], Report]
 """Takes a staged folder. Raises GateFailed where a gate fails, RuntimeMissing where a runtime is not installed."""
 
 
-def closing(pair: Pair, provider: Provider, progress: Progress | None = None) -> Check:
+def closing_proof(pair: GraphPair, provider: Provider, progress: Progress | None = None) -> Check:
     """The check of a GenAI folder that is made of `pair`. `progress` is told the stages."""
     request = Request(scope="closing")
-    return _passing(lambda folder: validate(folder, pair, provider=provider, request=request, progress=progress))
+    return _passing(lambda folder: prove_folder(folder, pair, provider=provider, request=request, progress=progress))
 
 
-def closing_two_graphs(pair: Pair, provider: Provider, progress: Progress | None = None) -> Check:
+def closing_proof_of_two_graphs(pair: GraphPair, provider: Provider, progress: Progress | None = None) -> Check:
     """The check of a two-graph folder that is made of `pair`. `progress` is told the stages."""
     return _passing(lambda folder: validate_two_graphs(folder, pair, provider=provider, progress=progress))
 

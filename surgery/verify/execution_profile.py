@@ -64,7 +64,7 @@ class Ran:
 
 
 @dataclass(frozen=True)
-class Trace:
+class ExecutionProfile:
     """Every node that ran, in the order of the first runs, copies included."""
 
     nodes: tuple[Ran, ...]
@@ -85,7 +85,7 @@ class Trace:
         return {"nodes": [asdict(ran) for ran in self.nodes], "copies": len(self.copies)}
 
 
-def read_profile(path: Path) -> Trace:
+def read_profile(path: Path) -> ExecutionProfile:
     """Raises ModelError where the file is not a profile, or holds no run of a node."""
     try:
         events = json.loads(read_regular(path, MAX_BYTES))
@@ -99,7 +99,9 @@ def read_profile(path: Path) -> Trace:
         times[key] = times.get(key, 0) + 1
     if not found:
         raise ModelError(f"{path} holds no run of a node", hint="a session writes its profile when it is ended")
-    return Trace(tuple(Ran(r.node, r.operator, r.provider, r.operands, times[key]) for key, r in found.items()))
+    return ExecutionProfile(
+        tuple(Ran(r.node, r.operator, r.provider, r.operands, times[key]) for key, r in found.items())
+    )
 
 
 def _runs(events: list[Any]) -> Iterator[Ran]:
@@ -127,7 +129,7 @@ def _operands(arguments: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ..
                         yield str(kind), tuple(shape)
 
 
-def trace(path: Path, provider: Provider, tokens: int = TOKENS) -> Trace:
+def profile_run(path: Path, provider: Provider, tokens: int = TOKENS) -> ExecutionProfile:
     """Run a graph once, on `tokens` tokens and empty caches, and read where its nodes ran.
 
     Raises ModelError, with the runtime's words, where the graph cannot be run on inputs of the declared types, and
@@ -169,7 +171,7 @@ def _feed(path: Path, value: Any, tokens: int) -> Array:
     return np.broadcast_to(np.arange(tokens, dtype=kind), shape).copy() if value.name == "position_ids" else ones
 
 
-def trace_gates(found: Trace, expected: Prediction | None = None) -> list[Gate]:
+def profile_gates(found: ExecutionProfile, expected: Prediction | None = None) -> list[Gate]:
     """Whether a model ran on CUDA as it should: no decoder node fell to the CPU, and no more was copied than expected.
 
     What may run on the CPU: shape arithmetic, and nodes that `expected` puts there without calling it a fault.

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from surgery.graph.model import Model
-from surgery.runtime.sessions import Array, Cache, Feed, OpenGraph, Settings, host
+from surgery.runtime.sessions import Array, Feed, KVCaches, OpenGraph, Settings, host
 from surgery.verify.prompts import Case
 from surgery.verify.recording import record
 from surgery.verify.residual_stream import EMBEDDINGS, Carried, residual_stream
@@ -58,10 +58,10 @@ class _Watched:
         self.case = ""
         self.peaks: dict[int, LayerPeak] = {}
 
-    def start(self, batch: int) -> Cache:
+    def start(self, batch: int) -> KVCaches:
         return self._graph.empty_cache(batch)
 
-    def step(self, feed: Feed, cache: Cache, keep: int) -> tuple[Array, Cache]:
+    def step(self, feed: Feed, cache: KVCaches, keep: int) -> tuple[Array, KVCaches]:
         outputs, presents = self._graph.run({"input_ids": feed.ids, **self._graph.steering(feed, keep)}, cache)
         for carried in self._values:
             self._look(carried, host(outputs[carried.name]))
@@ -80,7 +80,7 @@ class _Watched:
             self.peaks[carried.layer] = replace(higher, not_finite=before.not_finite + strange)
 
 
-def watch(
+def measure_headroom(
     path: Path,
     cases: Sequence[Case],
     settings: Settings,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from surgery.verify.agreement import CaseResult, Comparison
+from surgery.verify.agreement import Agreement, CaseResult
 from surgery.verify.fp16_headroom import LIMIT, LayerPeak
 from surgery.verify.parity import Parity, furthest, parity, parted
 from surgery.verify.report import Gate
 from surgery.verify.thresholds import LEAST, Thresholds
 
 
-def number_gates(found: Comparison, thresholds: Thresholds) -> list[Gate]:
+def number_gates(found: Agreement, thresholds: Thresholds) -> list[Gate]:
     """The gates of a comparison that name one fault each; `found` of a failed one is what would have passed it."""
     cases = found.cases
     broken = [case.name for case in cases if case.source_not_finite]
@@ -47,7 +47,7 @@ def _difference(name: str, option: str, found: float, limit: float, detail: str)
     return Gate("numbers", name, found <= limit, limit, found, detail, "max |difference|", option)
 
 
-def _worst(found: Comparison) -> str:
+def _worst(found: Agreement) -> str:
     worst = found.worst
     if worst is None:
         return f"{len(found.cases)} cases, {sum(case.steps for case in found.cases)} steps"
@@ -58,7 +58,7 @@ def _worst(found: Comparison) -> str:
     )
 
 
-def parity_gates(found: Comparison, thresholds: Thresholds) -> list[Gate]:
+def parity_gates(found: Agreement, thresholds: Thresholds) -> list[Gate]:
     """What all positions and continuations together come to."""
     total = parity(found)
     return [

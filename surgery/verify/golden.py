@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from surgery.attention.kv_wiring import Slot, spelling
+from surgery.attention.kv_wiring import Slot, slot_of_name
 from surgery.errors import RequestError
 from surgery.files.safe_reading import sha256
 from surgery.runtime.decoding import Step
@@ -99,7 +99,7 @@ def graph_digests(paths: Sequence[Path]) -> dict[str, str]:
 
 def save_golden(golden: Golden, path: Path) -> None:
     """Write a new file; it appears whole or not at all. Raises RequestError."""
-    refuse_existing(path)
+    refuse_existing_recording(path)
     arrays: dict[str, Array] = {}
     for index, answer in enumerate(golden.recording.answers):
         for number, step in enumerate(answer.steps):
@@ -130,7 +130,7 @@ def save_golden(golden: Golden, path: Path) -> None:
             staged.unlink(missing_ok=True)
 
 
-def refuse_existing(path: Path) -> None:
+def refuse_existing_recording(path: Path) -> None:
     """Raise RequestError where a golden file cannot be written: before models run for minutes, not after."""
     if path.exists():
         raise RequestError(f"{path} exists; a recording does not replace a file", hint="choose another name")
@@ -253,7 +253,7 @@ def _logits(arrays: _Arrays, name: str, rows: int) -> Array:
 
 
 def _cache(arrays: _Arrays, index: int, described: Mapping[str, Any]) -> tuple[Slot, StoredCache]:
-    found = spelling(described["slot"])
+    found = slot_of_name(described["slot"])
     if found is None:
         raise ValueError(f"{described['slot']!r} names no cache")
     shape = tuple(_whole(size) for size in described["shape"])

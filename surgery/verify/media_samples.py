@@ -13,7 +13,7 @@ RATE = 16_000
 """Samples a second of a sound."""
 
 
-def picture(width: int, height: int, tint: int = 0) -> bytes:
+def sample_picture(width: int, height: int, tint: int = 0) -> bytes:
     """A PNG, RGB of 8 bits: a ramp across, a ramp down, and stripes that `tint` moves."""
     down, across = np.mgrid[0:height, 0:width]
     red, green = across * 255 // max(width - 1, 1), down * 255 // max(height - 1, 1)
@@ -29,7 +29,7 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def sound(seconds: float) -> bytes:
+def sample_sound(seconds: float) -> bytes:
     """A WAV, one channel of 16 bits: a tone that rises from 300 Hz."""
     time = np.arange(int(seconds * RATE)) / RATE
     samples = (np.sin(2 * np.pi * (300 + 200 * time) * time) * 20_000).astype("<i2")

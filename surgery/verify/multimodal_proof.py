@@ -18,13 +18,13 @@ import numpy as np
 from surgery.choices import Modality
 from surgery.errors import ModelError
 from surgery.graph.model import Model
-from surgery.runtime.sessions import Array, Cache, Feed, OpenGraph, Settings, host
-from surgery.runtime.two_graphs import Embeddings, PairModel
+from surgery.runtime.sessions import Array, Feed, KVCaches, OpenGraph, Settings, host
+from surgery.runtime.two_graphs import Embeddings, TwoGraphModel
 from surgery.source.encoders import encoder_inputs, encoder_output
-from surgery.source.export import ENCODERS, Pair
+from surgery.source.export import ENCODERS, GraphPair
 from surgery.verify.genai_proof import GenAI, first_fault, has_chat_template, render
-from surgery.verify.media_samples import picture, sound
-from surgery.verify.prompts import Case, Scope, Skipped
+from surgery.verify.media_samples import sample_picture, sample_sound
+from surgery.verify.prompts import Case, Coverage, Skipped
 from surgery.verify.recording import Answer, record
 from surgery.verify.report import Gate, Section
 
@@ -44,7 +44,7 @@ _ROUNDING = 1e-2
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
+class MediaPrompt:
     """A prompt with its files: images as (width, height), sounds in seconds. `chunk` is search.chunk_size."""
 
     name: str
@@ -58,24 +58,24 @@ class Prompt:
         return {modality for modality, there in given.items() if there}
 
 
-PROMPTS = (
-    Prompt("image", images=((96, 64),)),
-    Prompt("audio", sounds=(1.0,)),
-    Prompt("image and audio", images=((64, 96),), sounds=(0.7,)),
-    Prompt("two images", images=((96, 64), (96, 64))),
-    Prompt("two images of different sizes", images=((200, 48), (64, 64))),
-    Prompt("image, in chunks", images=((96, 64),), chunk=16),
+MEDIA_PROMPTS = (
+    MediaPrompt("image", images=((96, 64),)),
+    MediaPrompt("audio", sounds=(1.0,)),
+    MediaPrompt("image and audio", images=((64, 96),), sounds=(0.7,)),
+    MediaPrompt("two images", images=((96, 64), (96, 64))),
+    MediaPrompt("two images of different sizes", images=((200, 48), (64, 64))),
+    MediaPrompt("image, in chunks", images=((96, 64),), chunk=16),
 )
-CLOSING = frozenset({"image", "image and audio", "two images of different sizes"})
+CLOSING_TOKENS = frozenset({"image", "image and audio", "two images of different sizes"})
 """What a repack ends with."""
 
 
 class SourceLoop:
     """The source's pair and encoders. `answer` runs one prompt, as GenAI's processor prepared it."""
 
-    def __init__(self, source: Pair, tokens: Mapping[Modality, int], settings: Settings) -> None:
+    def __init__(self, source: GraphPair, tokens: Mapping[Modality, int], settings: Settings) -> None:
         self._tokens = tokens
-        self._pair = PairModel.open(source, settings)
+        self._pair = TwoGraphModel.open(source, settings)
         self._encoders = {modality: Encoder(source.encoder(modality), modality, settings) for modality in tokens}
 
     def answer(self, name: str, prepared: Mapping[str, Array], steps: int) -> Answer:
@@ -124,17 +124,17 @@ class _Scattering:
     """A Runner: the source's two graphs, with features in place of the placeholders of the prompt."""
 
     def __init__(
-        self, pair: PairModel, tokens: Mapping[Modality, int], features: Mapping[Modality, Array], prompt: int
+        self, pair: TwoGraphModel, tokens: Mapping[Modality, int], features: Mapping[Modality, Array], prompt: int
     ) -> None:
         self._pair = pair
         self._tokens = tokens
         self._features = features
         self._prompt = prompt
 
-    def start(self, batch: int) -> Cache:
+    def start(self, batch: int) -> KVCaches:
         return self._pair.start(batch)
 
-    def step(self, feed: Feed, cache: Cache, keep: int) -> tuple[Array, Cache]:
+    def step(self, feed: Feed, cache: KVCaches, keep: int) -> tuple[Array, KVCaches]:
         return self._pair.decode(self._embed(feed), feed, cache, keep)
 
     def _embed(self, feed: Feed) -> Embeddings:
@@ -152,7 +152,7 @@ class _Scattering:
 
 
 @dataclass
-class Media:
+class MultimodalProof:
     """The proof of one folder: what it takes, and the runtime that it is tried in."""
 
     folder: Path
@@ -164,7 +164,7 @@ class Media:
     skipped: list[Skipped] = field(default_factory=list)
 
     def prove(
-        self, genai: GenAI, source: Pair | None, scope: Scope, tolerance: float, told: Callable[[str], None]
+        self, genai: GenAI, source: GraphPair | None, scope: Coverage, tolerance: float, told: Callable[[str], None]
     ) -> Iterator[Gate]:
         """One gate for each prompt, one for padding and one for wrong counts."""
         if "image" in self.tokens:
@@ -185,10 +185,10 @@ class Media:
                 told("wrong counts")
                 yield self._wrong_count(genai, files)
 
-    def _prompts(self, scope: Scope, version: str) -> Iterator[Prompt]:
+    def _prompts(self, scope: Coverage, version: str) -> Iterator[MediaPrompt]:
         several = tuple(int(part) for part in version.split(".")[:2]) >= SEVERAL_IMAGES
-        for prompt in PROMPTS:
-            if not prompt.needs <= self.tokens.keys() or (scope != "full" and prompt.name not in CLOSING):
+        for prompt in MEDIA_PROMPTS:
+            if not prompt.needs <= self.tokens.keys() or (scope != "full" and prompt.name not in CLOSING_TOKENS):
                 continue
             if len(prompt.images) > 1 and not several:
                 self.skipped.append(Skipped(prompt.name, f"onnxruntime-genai {version} takes one image; 0.18 several"))
@@ -196,7 +196,7 @@ class Media:
             yield prompt
 
     def _prompt(
-        self, genai: GenAI, loop: SourceLoop | None, prompt: Prompt, files: Files, tolerance: float
+        self, genai: GenAI, loop: SourceLoop | None, prompt: MediaPrompt, files: Files, tolerance: float
     ) -> Gate | None:
         options: dict[str, Any] = {} if prompt.chunk is None else {"chunk_size": prompt.chunk}
         try:
@@ -224,8 +224,8 @@ class Media:
             "max |difference| of the prompt's logits", "logits",
         )  # fmt: skip
 
-    def _text(self, genai: GenAI, prompt: Prompt) -> str:
-        message = text_of(prompt)
+    def _text(self, genai: GenAI, prompt: MediaPrompt) -> str:
+        message = prompt_text(prompt)
         return render(genai.tokenizer(), message) if has_chat_template(self.folder) else f"<bos>{message}"
 
     def _padding(self) -> Gate:
@@ -246,7 +246,7 @@ class Media:
     def _wrong_count(self, genai: GenAI, files: Files) -> Gate:
         """Two placeholders and one image: an error, and no token."""
         name = "a wrong number of images is an error"
-        one, two = Prompt("", images=((96, 64),)), Prompt("", images=((96, 64),) * 2)
+        one, two = MediaPrompt("", images=((96, 64),)), MediaPrompt("", images=((96, 64),) * 2)
         try:
             genai.continued(genai.prepare(self._text(genai, two), *files.of(one)), 1)
         except ModelError as error:
@@ -254,7 +254,7 @@ class Media:
         return Gate(SECTION, name, False, detail="two placeholders and one image gave a token")
 
 
-def text_of(prompt: Prompt) -> str:
+def prompt_text(prompt: MediaPrompt) -> str:
     """A message with a placeholder for each file in front."""
     return "<|image|>" * len(prompt.images) + "<|audio|>" * len(prompt.sounds) + "hello, what is this?"
 
@@ -265,12 +265,12 @@ class Files:
     def __init__(self, place: Path) -> None:
         self._place = place
 
-    def of(self, prompt: Prompt) -> tuple[list[Path], list[Path]]:
+    def of(self, prompt: MediaPrompt) -> tuple[list[Path], list[Path]]:
         images = [
-            self._written(f"{number}-{width}x{height}.png", picture(width, height, 40 * number))
+            self._written(f"{number}-{width}x{height}.png", sample_picture(width, height, 40 * number))
             for number, (width, height) in enumerate(prompt.images)
         ]
-        return images, [self._written(f"{seconds}.wav", sound(seconds)) for seconds in prompt.sounds]
+        return images, [self._written(f"{seconds}.wav", sample_sound(seconds)) for seconds in prompt.sounds]
 
     def _written(self, name: str, data: bytes) -> Path:
         path = self._place / name

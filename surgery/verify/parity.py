@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from surgery.verify.agreement import CaseResult, Comparison, Continuation, Position
+from surgery.verify.agreement import Agreement, CaseResult, Continuation, Position
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Parity:
         )
 
 
-def parity(found: Comparison) -> Parity:
+def parity(found: Agreement) -> Parity:
     """Sum up a comparison."""
     positions = [position for case in found.cases for position in case.positions]
     continuations = [row for case in found.cases for row in case.continuations]

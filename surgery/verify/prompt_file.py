@@ -27,7 +27,7 @@ from typing import Any, Literal
 
 from surgery.errors import RequestError, nearest
 from surgery.files.safe_reading import read_regular
-from surgery.verify.prompts import Case, Row, Skipped, Vocabulary
+from surgery.verify.prompts import Case, Skipped, TokenRow, Vocabulary
 
 SHIPPED = Path(__file__).with_name("prompts.jsonl")
 HEAVY = 256
@@ -36,10 +36,10 @@ _MOST_BYTES = 64 * 2**20
 _KINDS = ("text", "messages", "ids")
 _BESIDE = ("name", "covers", "chunk", "batch")
 
-Kind = Literal["text", "messages", "ids"]
+PromptKind = Literal["text", "messages", "ids"]
 Message = tuple[str, str]
 """Role and content."""
-Content = str | tuple[Message, ...] | Row
+Content = str | tuple[Message, ...] | TokenRow
 Encode = Callable[[str], list[int]]
 Converse = Callable[[Sequence[Message]], list[int]]
 
@@ -50,7 +50,7 @@ class Prompt:
 
     name: str
     covers: str
-    kind: Kind
+    kind: PromptKind
     rows: tuple[Content, ...]
     chunk: int | None = None
 
@@ -111,7 +111,7 @@ def _prompt(line: str, where: str, name: str) -> Prompt:
     for field in found:
         if field not in known:
             raise RequestError(f"{where}: {field!r} is no field{nearest(field, known)}; there are {', '.join(known)}")
-    kinds: list[Kind] = [kind for kind in ("text", "messages", "ids") if kind in found]
+    kinds: list[PromptKind] = [kind for kind in ("text", "messages", "ids") if kind in found]
     if len(kinds) != 1:
         raise RequestError(f"{where}: one of {', '.join(_KINDS)} is expected, {len(kinds)} are found")
     kind = kinds[0]
@@ -159,7 +159,7 @@ def _ids(value: object, where: str) -> Content:
     return tuple(value)
 
 
-_READERS: dict[Kind, Callable[[object, str], Content]] = {"text": _text, "messages": _messages, "ids": _ids}
+_READERS: dict[PromptKind, Callable[[object, str], Content]] = {"text": _text, "messages": _messages, "ids": _ids}
 
 
 def _is_whole(value: object) -> bool:
@@ -178,7 +178,7 @@ def cases_of(
 
     `encode` turns text into ids, `converse` a conversation; None where the folder has no tokenizer or no template.
     """
-    readers: dict[Kind, Callable[[Any], Row] | None] = {
+    readers: dict[PromptKind, Callable[[Any], TokenRow] | None] = {
         "text": _reader_of_text(vocabulary, encode),
         "messages": (lambda messages: tuple(converse(messages))) if converse else None,
         "ids": tuple,
@@ -197,8 +197,8 @@ def cases_of(
         yield Case(prompt.name, prompt.covers, rows, prompt.chunk, vocabulary.pad or 0, heavy)
 
 
-def _reader_of_text(vocabulary: Vocabulary, encode: Encode | None) -> Callable[[str], Row] | None:
+def _reader_of_text(vocabulary: Vocabulary, encode: Encode | None) -> Callable[[str], TokenRow] | None:
     if encode is None:
         return None
-    first: Row = (vocabulary.bos,) if vocabulary.bos is not None else ()
+    first: TokenRow = (vocabulary.bos,) if vocabulary.bos is not None else ()
     return lambda text: first + tuple(encode(text))

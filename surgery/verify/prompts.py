@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Row = tuple[int, ...]
+TokenRow = tuple[int, ...]
 
 LONGEST = 600
 """The most tokens in a built-in prompt: past the window of 512, and still seconds on a CPU."""
@@ -28,7 +28,7 @@ GENERATED = frozenset({"one-token", "latin", "scripts", "conversation", "chunks-
 """Those of CLOSING that the real runtime generates from too: one for each way in which it feeds a graph. That the
 graph answers as the source does, given what it is fed, the numbers have shown by then.
 """
-Scope = Literal["full", "closing", "light"]
+Coverage = Literal["full", "closing", "light"]
 """Which cases are run: all; those of CLOSING; those of CLOSING that take no more than a few dozen tokens."""
 
 
@@ -42,7 +42,7 @@ class Case:
 
     name: str
     covers: str
-    rows: tuple[Row, ...]
+    rows: tuple[TokenRow, ...]
     chunk: int | None = None
     pad: int = 0
     heavy: bool = False
@@ -78,7 +78,7 @@ class Vocabulary:
     window: int | None = None
 
 
-def within(scope: Scope, cases: Sequence[Case | Skipped]) -> list[Case | Skipped]:
+def within(scope: Coverage, cases: Sequence[Case | Skipped]) -> list[Case | Skipped]:
     """The cases of a scope. A light check names the heavy ones as skipped; cases of other scopes are not its own."""
     if scope == "full":
         return list(cases)
@@ -122,7 +122,7 @@ def _fault(case: Case, vocabulary: Vocabulary, steps: int) -> str | None:
 def of_ids(vocabulary: Vocabulary) -> Iterator[Case | Skipped]:
     """Cases made of ids: they need no tokenizer, and reach what no text reaches."""
     ordinary = _ordinary(vocabulary)
-    first: Row = (vocabulary.bos,) if vocabulary.bos is not None else ()
+    first: TokenRow = (vocabulary.bos,) if vocabulary.bos is not None else ()
     pad = vocabulary.pad or 0
     last = vocabulary.size - 1
     words = first + ordinary(17)
@@ -146,7 +146,9 @@ def of_ids(vocabulary: Vocabulary) -> Iterator[Case | Skipped]:
     yield from _past_the_window(vocabulary, first, ordinary)
 
 
-def _past_the_window(vocabulary: Vocabulary, first: Row, ordinary: Callable[[int], Row]) -> Iterator[Case | Skipped]:
+def _past_the_window(
+    vocabulary: Vocabulary, first: TokenRow, ordinary: Callable[[int], TokenRow]
+) -> Iterator[Case | Skipped]:
     window = vocabulary.window
     if window is None or window >= LONGEST:
         why = "no window is known" if window is None else f"the window of {window} is longer than {LONGEST}"
@@ -164,12 +166,12 @@ def _past_the_window(vocabulary: Vocabulary, first: Row, ordinary: Callable[[int
     )
 
 
-def _ordinary(vocabulary: Vocabulary) -> Callable[[int], Row]:
+def _ordinary(vocabulary: Vocabulary) -> Callable[[int], TokenRow]:
     """Ids without meaning, other ones at each call and the same ones in each run."""
     special = {vocabulary.bos, vocabulary.pad, vocabulary.image, vocabulary.audio, *vocabulary.eos, 0}
     numbers = random.Random(vocabulary.size)
 
-    def take(count: int) -> Row:
+    def take(count: int) -> TokenRow:
         row: list[int] = []
         while len(row) < count:
             token = numbers.randrange(vocabulary.size)

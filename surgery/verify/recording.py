@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from surgery.attention.kv_wiring import Slot
-from surgery.runtime.decoding import Loop, Step
+from surgery.runtime.decoding import DecodeLoop, Step
 from surgery.runtime.sessions import Array, Runner, host
 from surgery.verify.prompts import Case
 
@@ -92,7 +92,7 @@ def record(
 
 
 def _run(runner: Runner, case: Case, steps: int, chosen: Array | None, budget: int, *, packed: bool = False) -> Answer:
-    loop = Loop(runner, len(case.rows))
+    loop = DecodeLoop(runner, len(case.rows))
     taken = list(loop.prompt(case.rows, case.pad, case.chunk))
     prefill = len(taken)
     for number in range(steps):

@@ -14,7 +14,7 @@ from surgery.verify.prompts import Skipped
 from surgery.verify.thresholds import LEAST
 
 Section = Literal["manifest", "structure", "numbers", "parity", "activations", "runtime", "media"]
-Value = float | str | None
+Measured = float | str | None
 _RUNTIMES = ("onnxruntime", "onnxruntime-genai")
 
 
@@ -28,8 +28,8 @@ class Gate:
     section: Section
     name: str
     passed: bool
-    threshold: Value = None
-    found: Value = None
+    threshold: Measured = None
+    found: Measured = None
     detail: str = ""
     measure: str = ""
     option: str = ""
@@ -96,7 +96,7 @@ class Report:
         }
 
 
-def _shown(value: Value) -> str:
+def _shown(value: Measured) -> str:
     return f"{value:.6g}" if isinstance(value, float | int) else str(value)
 
 

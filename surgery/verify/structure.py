@@ -14,7 +14,7 @@ from surgery.architecture import Layer, read_config
 from surgery.attention.cache_padding import own_sizes
 from surgery.attention.gqa import window_faults
 from surgery.attention.kv_wiring import attentions
-from surgery.attention.shared_buffer import is_in_place
+from surgery.attention.shared_buffer import has_shared_buffer
 from surgery.choices import Modality
 from surgery.errors import FolderError, SurgeryError
 from surgery.folder.admission import admit
@@ -24,7 +24,7 @@ from surgery.folder.multimodal import TYPE as MULTIMODAL
 from surgery.graph.model import Model
 from surgery.graph.protos import TensorType, producers, tensor_type
 from surgery.source.layer_table import read_layer_table
-from surgery.verify.report import Gate, Value
+from surgery.verify.report import Gate, Measured
 
 if TYPE_CHECKING:
     from onnx import ValueInfoProto
@@ -37,7 +37,7 @@ _UNCHECKED = "it could not be checked"
 
 
 @dataclass(frozen=True)
-class Folder:
+class OpenedFolder:
     """A GenAI folder: its configuration, its graph without the weights, its layer table or None."""
 
     root: Path
@@ -94,12 +94,12 @@ class Folder:
         return max((layer.window for layer in self.layers or () if layer.window), default=None)
 
 
-def open_folder(root: Path) -> Folder:
+def open_genai_folder(root: Path) -> OpenedFolder:
     """Read a folder that the runtime may be given. Raises FolderError, or ModelError where its graph is at fault."""
     config = admit(root)
     decoder = _object(_object(config, "model"), "decoder")
     model = Model.open(root / _filename(decoder))
-    return Folder(root, config, model, read_layer_table(model), dict(_others(root, config)))
+    return OpenedFolder(root, config, model, read_layer_table(model), dict(_others(root, config)))
 
 
 def _others(root: Path, config: Mapping[str, Any]) -> Iterator[tuple[str, Model]]:
@@ -112,22 +112,22 @@ def _others(root: Path, config: Mapping[str, Any]) -> Iterator[tuple[str, Model]
             yield section, Model.open(root / _filename(described, section))
 
 
-def check_structure(folder: Folder) -> list[Gate]:
+def structure_gates(folder: OpenedFolder) -> list[Gate]:
     """One gate per rule; a rule that cannot be checked has failed, and says why."""
     return [_gate(name, rule, folder) for name, rule in _RULES.items()]
 
 
-def _gate(name: str, rule: Callable[[Folder], Iterator[str]], folder: Folder) -> Gate:
+def _gate(name: str, rule: Callable[[OpenedFolder], Iterator[str]], folder: OpenedFolder) -> Gate:
     try:
         faults = list(rule(folder))
     except SurgeryError as error:
         return Gate("structure", name, False, 0, _UNCHECKED, str(error))
-    found: Value = len(faults)
+    found: Measured = len(faults)
     more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
     return Gate("structure", name, not faults, 0, found, "; ".join(faults[:3]) + more)
 
 
-def _files(folder: Folder) -> Iterator[str]:
+def _files(folder: OpenedFolder) -> Iterator[str]:
     for name in _TOKENIZER:
         path = folder.root / name
         if not path.is_file():
@@ -136,12 +136,12 @@ def _files(folder: Folder) -> Iterator[str]:
             read_config(path)
 
 
-def _weights(folder: Folder) -> Iterator[str]:
+def _weights(folder: OpenedFolder) -> Iterator[str]:
     folder.check_weights()
     yield from ()
 
 
-def _interface(folder: Folder) -> Iterator[str]:
+def _interface(folder: OpenedFolder) -> Iterator[str]:
     """Every name in the configuration is in the graph, and every input of the graph will be fed."""
     inputs = {value.name for value in folder.model.graph.input}
     outputs = {value.name for value in folder.model.graph.output}
@@ -164,7 +164,7 @@ def _interface(folder: Folder) -> Iterator[str]:
         yield f"nothing feeds the input {name!r}"
 
 
-def _media_interface(folder: Folder) -> Iterator[str]:
+def _media_interface(folder: OpenedFolder) -> Iterator[str]:
     """Each further graph has the inputs and outputs of its section, and takes nothing else."""
     for section, model in folder.others.items():
         described = _object(_object(folder.config, "model"), section)
@@ -192,7 +192,7 @@ def _flat(declared: TensorType) -> bool:
     return declared.shape is not None and len(declared.shape) == 3 and isinstance(declared.shape[2], int)
 
 
-def _caches(folder: Folder) -> Iterator[str]:
+def _caches(folder: OpenedFolder) -> Iterator[str]:
     """Every past has a present, both with concrete KV heads and head size."""
     types = _interface_types(folder)
     if not (names := list(_cache_names(folder))):
@@ -206,14 +206,14 @@ def _caches(folder: Folder) -> Iterator[str]:
                 yield f"{name} is {declared}; numbers are expected for its KV heads and its head size"
 
 
-def _vocabulary(folder: Folder) -> Iterator[str]:
+def _vocabulary(folder: OpenedFolder) -> Iterator[str]:
     logits = _logits(folder)
     size = logits.shape[-1] if logits and logits.shape else None
     if size != folder.vocab_size:
         yield f"vocab_size is {folder.vocab_size}, but the logits are {logits}"
 
 
-def _logits_shape(folder: Folder) -> Iterator[str]:
+def _logits_shape(folder: OpenedFolder) -> Iterator[str]:
     """[batch, tokens, vocabulary]; the number 1 for tokens makes the runtime read one row per prompt."""
     logits = _logits(folder)
     if logits is None or logits.shape is None or len(logits.shape) != 3:
@@ -222,7 +222,7 @@ def _logits_shape(folder: Folder) -> Iterator[str]:
         yield f"the logits are {logits}; one token or a symbolic number of tokens is expected"
 
 
-def _token_ids(folder: Folder) -> Iterator[str]:
+def _token_ids(folder: OpenedFolder) -> Iterator[str]:
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
         for token in folder.token_ids(key):
             if not 0 <= token < folder.vocab_size:
@@ -231,16 +231,16 @@ def _token_ids(folder: Folder) -> Iterator[str]:
         yield "eos_token_id is missing: generation would stop at the pad id"
 
 
-def _share_buffer(folder: Folder) -> Iterator[str]:
+def _share_buffer(folder: OpenedFolder) -> Iterator[str]:
     """Also the other way round: caches that are updated in place find no room in a past of the tokens so far."""
     shared = _object(folder.config, "search").get("past_present_share_buffer")
     if shared and not shares_buffer(folder.model):
         yield "past_present_share_buffer is true, but not only GroupQueryAttention touches the caches"
-    if not shared and is_in_place(folder.model):
+    if not shared and has_shared_buffer(folder.model):
         yield "past_present_share_buffer is not true, but the graph updates its caches in place"
 
 
-def _layer_sizes(folder: Folder) -> Iterator[str]:
+def _layer_sizes(folder: OpenedFolder) -> Iterator[str]:
     """The layer table says the sizes that the layers use: those of the interface, less padding that the graph cuts off."""
     if folder.layers is None:
         yield "the graph carries no layer table"
@@ -261,7 +261,7 @@ def _layer_sizes(folder: Folder) -> Iterator[str]:
             )
 
 
-def _layer_wiring(folder: Folder) -> Iterator[str]:
+def _layer_wiring(folder: OpenedFolder) -> Iterator[str]:
     """Each attention reads the cache, and has the window, that the layer table gives it."""
     yield from window_faults(folder.model.graph, folder.layers or (), "the layer table")
     cores, layers = attentions(folder.model.graph), folder.layers or ()
@@ -277,7 +277,7 @@ def _layer_wiring(folder: Folder) -> Iterator[str]:
                 yield f"layer {layer.index} should read layer {layer.owner}'s {kind}, but reads {found}"
 
 
-def _aliases(folder: Folder) -> Iterator[str]:
+def _aliases(folder: OpenedFolder) -> Iterator[str]:
     """A borrower's present is its owner's, through nothing but Identity."""
     makers = producers(folder.model.graph)
     outputs = {value.name for value in folder.model.graph.output}
@@ -299,7 +299,7 @@ def _through_identity(name: str, makers: Mapping[str, Any]) -> list[str]:
 
 _PARTS = tuple((prefix, kind) for prefix in ("past_key_values", "present") for kind in ("key", "value"))
 
-_RULES: dict[str, Callable[[Folder], Iterator[str]]] = {
+_RULES: dict[str, Callable[[OpenedFolder], Iterator[str]]] = {
     "tokenizer files are there": _files,
     "weights are where the graph says": _weights,
     "interface is what the configuration names": _interface,
@@ -314,7 +314,7 @@ _RULES: dict[str, Callable[[Folder], Iterator[str]]] = {
 }
 
 
-def _cache_names(folder: Folder) -> Iterator[tuple[str, str]]:
+def _cache_names(folder: OpenedFolder) -> Iterator[tuple[str, str]]:
     """(past, present) of every past in the graph, by the patterns of the configuration."""
     inputs, outputs = _object(folder.decoder, "inputs"), _object(folder.decoder, "outputs")
     for kind in ("key", "value"):
@@ -334,12 +334,12 @@ def _pattern(names: Mapping[str, Any], key: str, default: str) -> str:
     return pattern
 
 
-def _interface_types(folder: Folder) -> dict[str, TensorType | None]:
+def _interface_types(folder: OpenedFolder) -> dict[str, TensorType | None]:
     graph = folder.model.graph
     return {value.name: tensor_type(value) for value in (*graph.input, *graph.output)}
 
 
-def _logits(folder: Folder) -> TensorType | None:
+def _logits(folder: OpenedFolder) -> TensorType | None:
     name = _object(folder.decoder, "outputs").get("logits", "logits")
     return _interface_types(folder).get(name)
 

@@ -12,13 +12,13 @@ from surgery.errors import FolderError, SurgeryError
 from surgery.folder.genai_config import token_ids
 from surgery.runtime.sessions import Settings, versions
 from surgery.runtime.tokenizer import Tokenizer
-from surgery.runtime.two_graphs import PairModel
-from surgery.source.export import Export, Pair, open_export
-from surgery.verify.agreement import coarsest, compare
+from surgery.runtime.two_graphs import TwoGraphModel
+from surgery.source.export import Export, GraphPair, open_export
+from surgery.verify.agreement import agreement_of, coarsest
 from surgery.verify.gates import number_gates
 from surgery.verify.parity import parity
 from surgery.verify.prompt_file import cases_of, shipped
-from surgery.verify.prompts import Case, Scope, Skipped, Vocabulary, admissible, of_ids, within
+from surgery.verify.prompts import Case, Coverage, Skipped, Vocabulary, admissible, of_ids, within
 from surgery.verify.recording import Recording, record
 from surgery.verify.report import Gate, Report
 from surgery.verify.thresholds import default_thresholds
@@ -29,10 +29,10 @@ Progress = Callable[[str], None]
 
 def validate_two_graphs(
     folder: Path,
-    source: Pair,
+    source: GraphPair,
     *,
     provider: Provider = "cpu",
-    scope: Scope = "closing",
+    scope: Coverage = "closing",
     progress: Progress | None = None,
 ) -> Report:
     """Check a two-graph folder against its source. Both are held one after the other, never together.
@@ -57,7 +57,7 @@ def validate_two_graphs(
         told("folder")
         pair = next(iter(export.pairs.values()))
         ours = _record(pair, settings, cases, theirs, TOKENS[scope] - 1, lambda case: told(f"folder: {case}"))
-        found = compare(theirs, ours, {layer.index: layer.owner for layer in export.architecture.layers})
+        found = agreement_of(theirs, ours, {layer.index: layer.owner for layer in export.architecture.layers})
         gates += number_gates(found, default_thresholds(coarsest(theirs, ours)))
     except SurgeryError as error:
         gates.append(Gate("structure", "folder answers", False, detail=str(error)))
@@ -77,7 +77,7 @@ def _one_pair(export: Export) -> Gate:
     return Gate("structure", "two graphs of one precision", len(export.pairs) == 1, 1, len(export.pairs), held)
 
 
-def _cases(export: Export, scope: Scope, tokens: int) -> tuple[list[Case], list[Skipped]]:
+def _cases(export: Export, scope: Coverage, tokens: int) -> tuple[list[Case], list[Skipped]]:
     tokenizer, ids, arch = Tokenizer(export), token_ids(export), export.architecture
     vocabulary = Vocabulary(
         size=arch.vocab_size,
@@ -104,9 +104,9 @@ def _placeholder(export: Export, key: str) -> int | None:
 
 
 def _record(
-    pair: Pair, settings: Settings, cases: Sequence[Case], follow: Recording | None, steps: int, told: Progress
+    pair: GraphPair, settings: Settings, cases: Sequence[Case], follow: Recording | None, steps: int, told: Progress
 ) -> Recording:
     try:
-        return record(PairModel.open(pair, settings), cases, steps=steps, follow=follow, progress=told)
+        return record(TwoGraphModel.open(pair, settings), cases, steps=steps, follow=follow, progress=told)
     finally:
         gc.collect()

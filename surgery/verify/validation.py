@@ -22,12 +22,12 @@ from surgery.cuda.prediction import predict
 from surgery.errors import ArchitectureError, ModelError, RequestError, SurgeryError
 from surgery.folder.manifest import faults
 from surgery.runtime.sessions import MergedModel, OpenGraph, Runner, Settings, load_onnxruntime, versions
-from surgery.runtime.two_graphs import PairModel
-from surgery.source.export import Pair
-from surgery.verify.agreement import CaseResult, coarsest, compare
-from surgery.verify.bisect import find_parting
-from surgery.verify.execution_profile import trace, trace_gates
-from surgery.verify.fp16_headroom import LayerPeak, watch
+from surgery.runtime.two_graphs import TwoGraphModel
+from surgery.source.export import GraphPair
+from surgery.verify.agreement import CaseResult, agreement_of, coarsest
+from surgery.verify.bisect import find_divergence
+from surgery.verify.execution_profile import profile_gates, profile_run
+from surgery.verify.fp16_headroom import LayerPeak, measure_headroom
 from surgery.verify.gates import activation_gates, number_gates, parity_gates
 from surgery.verify.genai_proof import (
     GenAI,
@@ -40,15 +40,15 @@ from surgery.verify.genai_proof import (
     load_genai,
     open_tokenizer,
 )
-from surgery.verify.golden import Golden, graph_digests, load_golden, refuse_existing, save_golden
-from surgery.verify.multimodal_proof import Media
+from surgery.verify.golden import Golden, graph_digests, load_golden, refuse_existing_recording, save_golden
+from surgery.verify.multimodal_proof import MultimodalProof
 from surgery.verify.parity import Parity, parity
 from surgery.verify.prompt_file import Message, Prompt, cases_of, shipped
 from surgery.verify.prompts import (
     CLOSING,
     GENERATED,
     Case,
-    Scope,
+    Coverage,
     Skipped,
     Vocabulary,
     admissible,
@@ -58,10 +58,10 @@ from surgery.verify.prompts import (
 )
 from surgery.verify.recording import Padding, Recording, record
 from surgery.verify.report import Gate, Report
-from surgery.verify.structure import Folder, check_structure, open_folder
+from surgery.verify.structure import OpenedFolder, open_genai_folder, structure_gates
 from surgery.verify.thresholds import Thresholds, default_thresholds, numerics_of, rows_stand_alone
 
-TOKENS: dict[Scope, int] = {"full": 8, "closing": 3, "light": 3}
+TOKENS: dict[Coverage, int] = {"full": 8, "closing": 3, "light": 3}
 """Greedy tokens that each prompt is continued by, unless a request says how many."""
 MOST_TOKENS = 64
 Progress = Callable[[str], None]
@@ -82,7 +82,7 @@ class Request:
     bisect            where logits differ, find the first node that makes something else than the source's
     """
 
-    scope: Scope = "full"
+    scope: Coverage = "full"
     tokens: int | None = None
     prompts: Sequence[Prompt] | None = None
     cases: Sequence[Case] | None = None
@@ -97,7 +97,7 @@ class Request:
     def length(self) -> int:
         return TOKENS[self.scope] if self.tokens is None else self.tokens
 
-    def refuse_contradictions(self, source: Pair | None) -> None:
+    def refuse_contradictions(self, source: GraphPair | None) -> None:
         """Raise RequestError for what cannot be had together, before anything runs."""
         if not 1 <= self.length <= MOST_TOKENS:
             raise RequestError(f"{self.length} tokens are asked for; 1 to {MOST_TOKENS} can be compared")
@@ -108,7 +108,7 @@ class Request:
         if self.bisect and source is None:
             raise RequestError("a bisection runs the source's graphs too, and no source is given")
         if self.save_golden is not None:
-            refuse_existing(self.save_golden)
+            refuse_existing_recording(self.save_golden)
         if clash := {prompt.name for prompt in self.prompts or ()} & _names_of_ids():
             raise RequestError(f"a prompt is named {min(clash)!r}, as a built-in case is", hint="give it another name")
 
@@ -120,9 +120,9 @@ def _names_of_ids() -> set[str]:
     return {case.name for case in of_ids(Vocabulary(size=16, context=16, window=8))}
 
 
-def validate(
+def prove_folder(
     folder: Path,
-    source: Pair | None,
+    source: GraphPair | None,
     *,
     provider: Provider = "cpu",
     request: Request | None = None,
@@ -165,7 +165,7 @@ class _Run:
     """One validation under way: what it was asked, and what it has found so far."""
 
     folder: Path
-    source: Pair | None
+    source: GraphPair | None
     golden: Golden | None
     request: Request
     settings: Settings
@@ -195,10 +195,10 @@ class _Run:
     def told(self, stage: str) -> Progress:
         return lambda case: self.progress(f"{stage}: {case}")
 
-    def structure(self) -> Folder | None:
+    def structure(self) -> OpenedFolder | None:
         """The structure's gates; None where the folder cannot be read at all."""
         try:
-            opened = open_folder(self.folder)
+            opened = open_genai_folder(self.folder)
         except SurgeryError as error:
             self.gates.append(Gate("structure", "folder can be read", False, detail=str(error)))
             return None
@@ -208,10 +208,10 @@ class _Run:
                 hint="try them on the folder that repack writes for text alone",
             )
         self.gates.append(Gate("structure", "folder can be read", True))
-        self.gates.extend(check_structure(opened))
+        self.gates.extend(structure_gates(opened))
         return opened
 
-    def prove(self, folder: Folder) -> None:
+    def prove(self, folder: OpenedFolder) -> None:
         """The numbers and the runtime, of a folder that is what was written and whose structure is sound."""
         try:
             vocabulary = _vocabulary(folder, self.source)
@@ -235,14 +235,14 @@ class _Run:
             with self.stage("generation"):
                 self._generation(folder, vocabulary, cases, reference)
 
-    def _placement(self, folder: Folder) -> None:
+    def _placement(self, folder: OpenedFolder) -> None:
         """Where each node ran on CUDA, from the session's own profile."""
         try:
-            self.gates.extend(trace_gates(trace(folder.model.path, "cuda"), predict(folder.model)))
+            self.gates.extend(profile_gates(profile_run(folder.model.path, "cuda"), predict(folder.model)))
         except ModelError as error:
             self.gates.append(Gate("runtime", "nodes run on CUDA", False, detail=str(error)))
 
-    def _cases(self, folder: Folder, vocabulary: Vocabulary) -> list[Case]:
+    def _cases(self, folder: OpenedFolder, vocabulary: Vocabulary) -> list[Case]:
         tokenizer = self._tokenizer(vocabulary)
         found: list[Case | Skipped]
         if self.request.cases is not None:
@@ -288,7 +288,7 @@ class _Run:
         self.gates.extend(gates)
         return tokenizer if all(gate.passed for gate in gates) else None
 
-    def _numbers(self, folder: Folder, cases: Sequence[Case]) -> Recording | None:
+    def _numbers(self, folder: OpenedFolder, cases: Sequence[Case]) -> Recording | None:
         """Record the source, free it, record the merged graph on the source's tokens, compare."""
         reference = self._reference(cases)
         if reference is None and (self.source is not None or self.request.save_golden is None):
@@ -322,7 +322,7 @@ class _Run:
         pair, settings = self.source, self._source_settings()
         with self.stage("source"):
             padding: Padding = "none" if rows_stand_alone(self.folder) else "between"
-            theirs = self._record("source runs", lambda: PairModel.open(pair, settings), cases, None, padding)
+            theirs = self._record("source runs", lambda: TwoGraphModel.open(pair, settings), cases, None, padding)
         if theirs is not None and self.request.save_golden is not None:
             self._save(theirs, [pair.embed, pair.decoder], settings)
         return theirs
@@ -342,10 +342,10 @@ class _Run:
         assert self.thresholds is not None  # a comparison sets them
         return self.thresholds
 
-    def _compare(self, folder: Folder, reference: Recording, ours: Recording) -> None:
+    def _compare(self, folder: OpenedFolder, reference: Recording, ours: Recording) -> None:
         self.thresholds = self._thresholds(coarsest(reference, ours))
         try:
-            found = compare(reference, ours, folder.owners, self.thresholds.logits)
+            found = agreement_of(reference, ours, folder.owners, self.thresholds.logits)
         except ModelError as error:
             self.gates.append(Gate("numbers", "logits can be compared", False, detail=str(error)))
             return
@@ -365,7 +365,7 @@ class _Run:
         case = next(case for case in cases if case.name == worst.name)
         try:
             settings = self._source_settings()
-            found = find_parting(self.source, path, case, settings, steps=self.steps, tolerance=self._held().logits)
+            found = find_divergence(self.source, path, case, settings, steps=self.steps, tolerance=self._held().logits)
         except ModelError as error:
             self.gates.append(Gate("numbers", "values inside the graphs", False, detail=str(error)))
             return
@@ -376,10 +376,10 @@ class _Run:
                  detail, "first |difference|")
         )  # fmt: skip
 
-    def _watch(self, folder: Folder, cases: Sequence[Case]) -> None:
+    def _watch(self, folder: OpenedFolder, cases: Sequence[Case]) -> None:
         name = "residual stream is found"
         try:
-            self.peaks = watch(folder.model.path, cases, self.settings, progress=self.told("activations"))
+            self.peaks = measure_headroom(folder.model.path, cases, self.settings, progress=self.told("activations"))
         except ModelError as error:
             self.gates.append(Gate("activations", name, False, detail=str(error)))
             return
@@ -412,7 +412,7 @@ class _Run:
         return case.name in GENERATED or (case.name not in CLOSING and not case.heavy)
 
     def _generation(
-        self, folder: Folder, vocabulary: Vocabulary, cases: Sequence[Case], reference: Recording | None
+        self, folder: OpenedFolder, vocabulary: Vocabulary, cases: Sequence[Case], reference: Recording | None
     ) -> None:
         name = "og.Model loads the folder"
         try:
@@ -431,11 +431,13 @@ class _Run:
         self.gates.extend(check_generation(genai, answers, vocabulary.eos, tolerance, told))
         self._media(folder, genai, vocabulary, tolerance)
 
-    def _media(self, folder: Folder, genai: GenAI, vocabulary: Vocabulary, tolerance: float) -> None:
+    def _media(self, folder: OpenedFolder, genai: GenAI, vocabulary: Vocabulary, tolerance: float) -> None:
         """Images and sound, where the folder takes them."""
         if not folder.others:
             return
-        proof = Media(self.folder, folder.media, self.settings, self.request.length, vocabulary.context, vocabulary.eos)
+        proof = MultimodalProof(
+            self.folder, folder.media, self.settings, self.request.length, vocabulary.context, vocabulary.eos
+        )
         with self.stage("media"):
             self.gates.extend(proof.prove(genai, self.source, self.request.scope, tolerance, self.told("media")))
         self.skipped.extend(proof.skipped)
@@ -447,7 +449,7 @@ _NO_MASK = "the graph takes no attention_mask: it reads a shorter row's padding 
 _WITH_FILES = "here a placeholder stands for features: the media section has prompts with files"
 
 
-def runner(folder: Folder, settings: Settings) -> Runner:
+def runner(folder: OpenedFolder, settings: Settings) -> Runner:
     """The folder's own graphs: one, or the embeddings and the decoder, fed as for a prompt of text."""
     path = folder.model.path
     if not folder.others:
@@ -455,7 +457,7 @@ def runner(folder: Folder, settings: Settings) -> Runner:
     embed = OpenGraph(folder.others["embedding"].path, settings)
     nothing = np.zeros((0, folder.hidden_size), np.float32)
     features = {f"{modality}_features": nothing for modality in folder.media}
-    return PairModel(embed, OpenGraph(path, settings), also=features)
+    return TwoGraphModel(embed, OpenGraph(path, settings), also=features)
 
 
 def manifest_gate(folder: Path) -> Gate:
@@ -469,7 +471,7 @@ def manifest_gate(folder: Path) -> Gate:
     return Gate("manifest", name, not found, 0, len(found), detail)
 
 
-def _vocabulary(folder: Folder, source: Pair | None) -> Vocabulary:
+def _vocabulary(folder: OpenedFolder, source: GraphPair | None) -> Vocabulary:
     """Sizes and ids from the folder; placeholder ids, which a text config lacks, from the source's."""
     placeholders: dict[str, int] = {}
     for config in _configs(folder, source):
@@ -489,7 +491,7 @@ def _vocabulary(folder: Folder, source: Pair | None) -> Vocabulary:
     )
 
 
-def _configs(folder: Folder, source: Pair | None) -> Iterator[dict[str, object]]:
+def _configs(folder: OpenedFolder, source: GraphPair | None) -> Iterator[dict[str, object]]:
     paths = [folder.root / "config.json"]
     if source is not None:
         paths += [source.embed.parent / "config.json", source.embed.parent.parent / "config.json"]

@@ -7,7 +7,7 @@ from onnx import GraphProto, NodeProto
 from onnx.helper import make_node
 from small import FLOAT, INT32, decoder, graph_of
 
-from surgery.attention.kv_wiring import Cache, attentions
+from surgery.attention.kv_wiring import KVCache, attentions
 from surgery.graph.protos import rename
 
 CACHE = (FLOAT, ["batch", 1, "tokens", 8])
@@ -26,11 +26,11 @@ def fused(*nodes: NodeProto, owners: int = 1) -> GraphProto:
     return graph_of(*nodes, inputs=inputs | pasts, outputs=presents)
 
 
-def caches(graph: GraphProto) -> list[tuple[Cache | None, Cache | None]]:
+def caches(graph: GraphProto) -> list[tuple[KVCache | None, KVCache | None]]:
     return [(core.key, core.value) for core in attentions(graph)]
 
 
-OWN = (Cache("k_in_0", "k_out_0"), Cache("v_in_0", "v_out_0"))
+OWN = (KVCache("k_in_0", "k_out_0"), KVCache("v_in_0", "v_out_0"))
 OWNER = gqa(0, ("k_in_0", "v_in_0"), ("k_out_0", "v_out_0"))
 
 
@@ -41,7 +41,7 @@ def test_every_form_of_the_exporter_whatever_its_values_are_called() -> None:
     assert [value.present for _, value in expected if value] == [f"present.{n}.value" for n in (0, 1, 0, 1)]
     names = {value.name: f"v{i}" for i, value in enumerate((*graph.input, *graph.output))}
     rename(graph, names)
-    renamed = [tuple(Cache(names[c.past or ""], names[c.present or ""]) for c in pair if c) for pair in expected]
+    renamed = [tuple(KVCache(names[c.past or ""], names[c.present or ""]) for c in pair if c) for pair in expected]
     assert caches(graph) == renamed
 
 

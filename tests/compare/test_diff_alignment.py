@@ -11,9 +11,9 @@ import pytest
 from onnx import ModelProto, parser
 from onnx.helper import make_attribute, make_node, make_tensor_value_info
 
-from surgery.compare import Comparison, Side, compare
+from surgery.compare import Comparison, Subject, compare
 from surgery.compare.comparison import Edit, NodeChange
-from surgery.compare.subjects import Part, open_side
+from surgery.compare.subjects import SubjectGraph, open_subject
 from surgery.graph.model import Model
 from surgery.graph.protos import all_names, reads, rename_in_every_scope
 
@@ -52,10 +52,10 @@ def parsed(text: str) -> ModelProto:
     return model
 
 
-def side(proto: ModelProto) -> Side:
+def side(proto: ModelProto) -> Subject:
     path = ONNX / "decoder_model_merged_q4.onnx"
     files = {location: ONNX / location for location in ("decoder_model_merged_q4.onnx_data",)}
-    return Side("a", "file", (Part("model", "a.onnx", Model(proto, path, files)),), ONNX)
+    return Subject("a", "file", (SubjectGraph("model", "a.onnx", Model(proto, path, files)),), ONNX)
 
 
 def edited(proto: ModelProto, change: Change) -> ModelProto:
@@ -270,7 +270,7 @@ MIRRORED = {"added": "removed", "removed": "added"}
 @pytest.mark.parametrize(("before", "after"), [("decoder_model_merged_q4", "decoder_model_merged"),
                                                ("decoder_model_merged_fp16", "decoder_model_merged_q4f16")])  # fmt: skip
 def test_the_other_direction_is_the_mirror_image(before: str, after: str) -> None:
-    sides = [open_side(ONNX / f"{name}.onnx") for name in (before, after)]
+    sides = [open_subject(ONNX / f"{name}.onnx") for name in (before, after)]
     there, back = compare(*sides), compare(*reversed(sides))
     turned = {(MIRRORED.get(c.verb, c.verb), c.after, c.before, turn(c.edits)) for c in nodes(there)}
     assert turned == {(c.verb, c.before, c.after, tuple(sorted(c.edits, key=str))) for c in nodes(back)}

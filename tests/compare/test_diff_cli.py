@@ -15,12 +15,12 @@ import pytest
 from hub_server import Hub, serve
 
 from passes.presets import compatible
-from passes.recipe import text
-from surgery.compare import compare, open_side, open_sides
+from passes.recipe import recipe_text
+from surgery.compare import compare, open_subject, open_subjects
 from surgery.compare.comparison import ASPECTS, read_aspects
 from surgery.compare.folder_report import folder_reports, planned_report
 from surgery.compare.formats import is_current
-from surgery.folder.building import repack
+from surgery.folder.building import build_folder
 from surgery.folder.manifest import faults
 from surgery.source.export import open_export
 
@@ -42,9 +42,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     export = open_export(TINY)
     pair = export.pair("q4")
     recipe = compatible(pair.embed)
-    repack(
+    build_folder(
         export, pair, recipe, target,
-        recipe_text=text(compatible(Path("onnx/embed_tokens_q4.onnx"))),
+        recipe_text=recipe_text(compatible(Path("onnx/embed_tokens_q4.onnx"))),
         describe=lambda stage, outcomes, proof: folder_reports(stage, export, pair, outcomes, None),
     )  # fmt: skip
     return target
@@ -67,7 +67,7 @@ def test_exit_codes(renamed: Path, tmp_path: Path) -> None:
 
 
 def test_what_counts(renamed: Path) -> None:
-    sides = open_side(DECODER), open_side(renamed)
+    sides = open_subject(DECODER), open_subject(renamed)
     found = compare(*sides)
     assert found.differing == ("names",) and found.fails(ASPECTS)
     assert found.fails(("names",)) and not found.fails(("nodes", "weights")) and not found.fails(())
@@ -172,7 +172,7 @@ def test_a_dry_run_of_a_repository_fetches_no_data_file_and_prints_both(tmp_path
 def test_a_folder_for_images_is_compared_graph_by_graph(tmp_path: Path) -> None:
     done = run("repack", TINY, "out", "--modalities", "text,image", "--precision", "q4", "--no-validate", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    found = compare(*open_sides(TINY, tmp_path / "out"))
+    found = compare(*open_subjects(TINY, tmp_path / "out"))
     assert [graph.role for graph in found.after.graphs] == ["vision_encoder", "embed_tokens", "decoder"]
     assert [graph.role for graph in found.before.graphs] == ["vision_encoder", "embed_tokens", "decoder"]
     assert not any(change.verb == "moved" for change in found.nodes)

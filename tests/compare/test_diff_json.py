@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from surgery.compare import Comparison, compare, open_side
+from surgery.compare import Comparison, compare, open_subject
 from surgery.compare.report_json import to_dict, to_json
 
 ROOT = Path(__file__).parents[2]
@@ -29,7 +29,7 @@ def test_every_key_is_documented() -> None:
     page = (ROOT / "docs" / "diff-report.md").read_text()
     rows = "\n".join(line for line in page.splitlines() if line.startswith("| `"))
     documented = {word for text in re.findall(r"`([^`]+)`", rows) for word in re.findall(r"\w+", text)}
-    pair = to_dict(compare(open_side(TINY, "q4"), open_side(TINY, "q4")))
+    pair = to_dict(compare(open_subject(TINY, "q4"), open_subject(TINY, "q4")))
     assert fields_of(Comparison) <= documented, fields_of(Comparison) - documented
     assert set(pair) <= documented
 
@@ -37,7 +37,7 @@ def test_every_key_is_documented() -> None:
 def test_the_same_two_models_give_the_same_bytes_in_another_folder(tmp_path: Path) -> None:
     shutil.copytree(TINY, tmp_path / "moved")
     here, there = (
-        to_json(compare(open_side(root, "q4"), open_side(root, "fp16"))) for root in (TINY, tmp_path / "moved")
+        to_json(compare(open_subject(root, "q4"), open_subject(root, "fp16"))) for root in (TINY, tmp_path / "moved")
     )
     assert here == there
     assert json.loads(here)["version"] == 1 and str(tmp_path) not in there

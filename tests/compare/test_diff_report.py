@@ -12,11 +12,11 @@ from onnx import ModelProto
 from onnx.helper import make_node
 from rich.console import Console
 
-from surgery.compare import Comparison, Side, compare, open_side
+from surgery.compare import Comparison, Subject, compare, open_subject
 from surgery.compare.comparison import NodeGroup, Reason
 from surgery.compare.markdown import to_markdown
-from surgery.compare.sections import outline, ranges, signed
-from surgery.compare.subjects import Part
+from surgery.compare.sections import ranges, sections_of, signed
+from surgery.compare.subjects import SubjectGraph
 from surgery.compare.terminal import show_comparison
 from surgery.graph.model import Model
 
@@ -33,9 +33,9 @@ SECTIONS = [
 HOSTILE = "`</summary><script>alert(1)</script> | @somebody \x1b[31m ``` \n # head"
 
 
-def side(proto: ModelProto) -> Side:
+def side(proto: ModelProto) -> Subject:
     files = {name: ONNX / name for name in ("decoder_model_merged_q4.onnx_data",)}
-    return Side("a", "file", (Part("model", "a.onnx", Model(proto, Path("a.onnx"), files)),), ONNX)
+    return Subject("a", "file", (SubjectGraph("model", "a.onnx", Model(proto, Path("a.onnx"), files)),), ONNX)
 
 
 def of_nodes(*nodes: object) -> ModelProto:
@@ -46,7 +46,9 @@ def of_nodes(*nodes: object) -> ModelProto:
 
 @pytest.fixture(scope="module")
 def different() -> Comparison:
-    return compare(open_side(ONNX / "decoder_model_merged_q4.onnx"), open_side(ONNX / "decoder_model_merged_fp16.onnx"))
+    return compare(
+        open_subject(ONNX / "decoder_model_merged_q4.onnx"), open_subject(ONNX / "decoder_model_merged_fp16.onnx")
+    )
 
 
 def printed(comparison: Comparison, *, full: bool = False) -> str:
@@ -59,7 +61,7 @@ def printed(comparison: Comparison, *, full: bool = False) -> str:
 def test_every_section_is_there_even_where_nothing_differs(different: Comparison) -> None:
     same = compare(side(of_nodes()), side(of_nodes()))
     for found in (same, different):
-        assert [section.title for section in outline(found)] == SECTIONS
+        assert [section.title for section in sections_of(found)] == SECTIONS
         text = to_markdown(found)
         places = [text.index(title) for title in SECTIONS]
         assert places == sorted(places)
@@ -96,8 +98,8 @@ def test_no_name_breaks_out_of_the_markdown() -> None:
 
 
 def test_like_caches_share_a_row() -> None:
-    found = compare(open_side(ONNX / "decoder_model_merged_q4.onnx"), side(of_nodes()))
-    rows = next(section for section in outline(found) if section.title == "Interface").rows
+    found = compare(open_subject(ONNX / "decoder_model_merged_q4.onnx"), side(of_nodes()))
+    rows = next(section for section in sections_of(found) if section.title == "Interface").rows
     caches = [row for row in rows if "key_values" in row.name]
     assert [(row.kind, row.name) for row in caches] == [("10 inputs", "past_key_values.{0-4}.{key,value}")]
     assert caches[0].change == "FLOAT [batch_size, 1, past_sequence_length, 16|32]"

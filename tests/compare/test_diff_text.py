@@ -12,7 +12,7 @@ from mutation import mutated_model
 from onnx import ModelProto, TensorProto, helper
 from onnx.numpy_helper import from_array
 
-from surgery.compare.git_drivers import text_of
+from surgery.compare.git_drivers import graph_text_of
 from surgery.compare.graph_text import graph_text
 from surgery.graph.model import Model
 from surgery.graph.protos import copied
@@ -121,7 +121,7 @@ def test_whatever_the_file_is_there_is_a_text(tmp_path: Path) -> None:
     for _ in range(60):
         done, data = mutated_model(source, rng)
         file.write_bytes(data)
-        text = text_of(file)
+        text = graph_text_of(file)
         assert text.endswith("\n") and all(line.isprintable() for line in text.split("\n")), done
 
 

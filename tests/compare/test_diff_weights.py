@@ -18,12 +18,12 @@ from torture import TRAPS
 
 from passes.presets import compatible
 from surgery.choices import WeightMode
-from surgery.compare import Side, compare, open_side, tensor_contents
+from surgery.compare import Subject, compare, open_subject, tensor_contents
 from surgery.compare.comparison import Weights
-from surgery.compare.subjects import Part
-from surgery.compare.tensor_contents import Choice
+from surgery.compare.subjects import SubjectGraph
+from surgery.compare.tensor_contents import WeightsBy
 from surgery.errors import SurgeryError
-from surgery.folder.building import repack
+from surgery.folder.building import build_folder
 from surgery.graph.model import Model
 from surgery.source.export import open_export
 
@@ -34,7 +34,7 @@ DATA = "decoder_model_merged_q4.onnx_data"
 def repacked(target: Path, weights: WeightMode = "copy", source: Path = TINY) -> Path:
     export = open_export(source)
     pair = export.pair("q4")
-    repack(export, pair, compatible(pair.embed), target, weights=weights)
+    build_folder(export, pair, compatible(pair.embed), target, weights=weights)
     return target
 
 
@@ -43,8 +43,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return repacked(tmp_path_factory.mktemp("weights") / "out")
 
 
-def compared(before: Path, after: Path, by: Choice) -> Weights:
-    return compare(open_side(before, "q4"), open_side(after, "q4"), weights_by=by).weights
+def compared(before: Path, after: Path, by: WeightsBy) -> Weights:
+    return compare(open_subject(before, "q4"), open_subject(after, "q4"), weights_by=by).weights
 
 
 def test_where_the_manifest_is_our_own_no_data_file_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,7 +55,7 @@ def test_where_the_manifest_is_our_own_no_data_file_is_read(folder: Path, monkey
         opened.append(path.name)
         return really(path, *words, **options)
 
-    sides = open_side(TINY, "q4"), open_side(folder)
+    sides = open_subject(TINY, "q4"), open_subject(folder)
     monkeypatch.setattr(Path, "open", watched)
     found = compare(*sides, weights_by="reference", own=True).weights
     assert (found.unchanged, found.uncompared, found.method) == (345, 0, "reference")
@@ -64,7 +64,7 @@ def test_where_the_manifest_is_our_own_no_data_file_is_read(folder: Path, monkey
 
 
 def test_what_a_folder_claims_of_its_data_is_no_equality(folder: Path) -> None:
-    found = compare(open_side(TINY, "q4"), open_side(folder), weights_by="reference")
+    found = compare(open_subject(TINY, "q4"), open_subject(folder), weights_by="reference")
     assert found.weights.uncompared == 93 and "weights" in found.differing and found.numbers is None
     assert found.weights.why[0] == (
         "the digest of embed_tokens_q4.onnx_data is claimed by the folder, not checked; --weights digest reads it"
@@ -79,16 +79,16 @@ def test_every_byte_of_large_weights_flipped(folder: Path, tmp_path: Path, monke
     for data in flipped.glob("*_data"):
         data.write_bytes(bytes(byte ^ 255 for byte in data.read_bytes()))
     monkeypatch.setattr(tensor_contents, "QUICK_BYTES", 1000)
-    by_name = compare(open_side(folder), open_side(flipped))
+    by_name = compare(open_subject(folder), open_subject(flipped))
     assert by_name.weights.method == "reference" and by_name.weights.uncompared == 93 and by_name.fails(["weights"])
-    read = compare(open_side(folder), open_side(flipped), weights_by="digest")
+    read = compare(open_subject(folder), open_subject(flipped), weights_by="digest")
     assert sum(change.verb == "changed" for change in read.weights.changes) == 93
 
 
 def test_numbers_are_the_authors_and_of_these_very_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = run("repack", str(TINY), str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr
-    sides = open_side(TINY, "q4"), open_side(tmp_path / "out")
+    sides = open_subject(TINY, "q4"), open_subject(tmp_path / "out")
     found = compare(*sides)
     assert "numbers identical by the author's record" in found.verdict and found.numbers and found.numbers.recorded
     assert found.numbers.source.startswith("recorded by the folder's author: repack's closing proof")
@@ -96,10 +96,10 @@ def test_numbers_are_the_authors_and_of_these_very_weights(tmp_path: Path, monke
     content = bytearray(data.read_bytes())
     content[-1] ^= 1
     data.write_bytes(content)
-    other = compare(open_side(TINY, "q4"), open_side(tmp_path / "out"))
+    other = compare(open_subject(TINY, "q4"), open_subject(tmp_path / "out"))
     assert other.numbers is None and other.passes == found.passes, "the passes made the graph, which is the same"
     monkeypatch.setattr(tensor_contents, "QUICK_BYTES", 1000)
-    assert compare(open_side(TINY, "q4"), open_side(tmp_path / "out")).numbers is None
+    assert compare(open_subject(TINY, "q4"), open_subject(tmp_path / "out")).numbers is None
 
 
 def test_a_side_file_that_the_manifest_leaves_out_is_compared(folder: Path, tmp_path: Path) -> None:
@@ -109,13 +109,13 @@ def test_a_side_file_that_the_manifest_leaves_out_is_compared(folder: Path, tmp_
     (quiet / "manifest.json").write_text(json.dumps(manifest))
     shutil.copytree(quiet, tmp_path / "other")
     (tmp_path / "other" / "tokenizer.json").write_text("{}")
-    assert compare(open_side(quiet), open_side(tmp_path / "other")).differing == ("files",)
+    assert compare(open_subject(quiet), open_subject(tmp_path / "other")).differing == ("files",)
 
 
 def test_without_a_digest_weights_are_not_compared_and_that_is_no_equality(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "out")
     (tmp_path / "out" / "manifest.json").unlink()
-    found = compare(open_side(TINY, "q4"), open_side(tmp_path / "out"), weights_by="reference")
+    found = compare(open_subject(TINY, "q4"), open_subject(tmp_path / "out"), weights_by="reference")
     assert found.weights.uncompared == 93 and not any(c.verb == "changed" for c in found.weights.changes)
     assert found.weights.why[0] == (
         "no digest of embed_tokens_q4.onnx_data is known on both sides; --weights digest reads it"
@@ -124,7 +124,7 @@ def test_without_a_digest_weights_are_not_compared_and_that_is_no_equality(folde
 
 
 @pytest.mark.parametrize("by", ["auto", "digest"])
-def test_read_in_portions_one_other_byte_is_one_changed_tensor(folder: Path, tmp_path: Path, by: Choice) -> None:
+def test_read_in_portions_one_other_byte_is_one_changed_tensor(folder: Path, tmp_path: Path, by: WeightsBy) -> None:
     shutil.copytree(folder, tmp_path / "out")
     with (tmp_path / "out" / DATA).open("r+b") as file:
         file.seek(20_000)
@@ -169,10 +169,10 @@ def test_what_the_users_cache_names_by_its_digest_is_known(tmp_path: Path, monke
 # ---- nothing goes unseen
 
 
-def side(proto: ModelProto) -> Side:
+def side(proto: ModelProto) -> Subject:
     path = Path("/nowhere/model.onnx")
     files = {entry.value: path.with_name(entry.value) for entry in _locations(proto)}
-    return Side("a", "file", (Part("model", "model.onnx", Model(proto, path, files)),), path.parent)
+    return Subject("a", "file", (SubjectGraph("model", "model.onnx", Model(proto, path, files)),), path.parent)
 
 
 def _locations(message: Any) -> Iterator[Any]:
@@ -220,11 +220,11 @@ def _drops(message: Any, path: tuple[str | int, ...]) -> Iterator[tuple[str | in
 
 
 def test_another_tokenizer_is_a_difference_of_folders(folder: Path, tmp_path: Path) -> None:
-    assert compare(open_side(folder), open_side(folder)).same
+    assert compare(open_subject(folder), open_subject(folder)).same
     shutil.copytree(folder, tmp_path / "out")
     (tmp_path / "out" / "tokenizer.json").write_text("{}")
     (tmp_path / "out" / "chat_template.jinja").unlink()
-    found = compare(open_side(folder), open_side(tmp_path / "out"))
+    found = compare(open_subject(folder), open_subject(tmp_path / "out"))
     assert found.differing == ("files",) and "files: 2 differ" in found.verdict
     assert [(file.name, file.after) for file in found.weights.files if file.kind == "side"] == [
         ("chat_template.jinja", None),

@@ -145,10 +145,10 @@ def test_large_weights_are_told_apart_by_git_and_not_by_the_manifest(
     commit(repository, "first")
     (folder / "genai_config.json").write_text((folder / "genai_config.json").read_text() + "\n\n")
     commit(repository, "nothing but space")
-    assert commits.review(repository, "HEAD~") == []
+    assert commits.review_commits(repository, "HEAD~") == []
     keep(255)
     commit(repository, "flipped")
-    (found,) = commits.review(repository, "HEAD~")
+    (found,) = commits.review_commits(repository, "HEAD~")
     assert found.comparison and found.comparison.weights.uncompared == 93 and found.fails(["weights"])
     assert [file.same for file in found.comparison.weights.files if file.kind == "data"] == [False, False]
     assert found.comparison.numbers is None

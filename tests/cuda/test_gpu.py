@@ -17,13 +17,13 @@ from surgery.choices import KVLayout, Provider
 from surgery.cuda.kernels import cuda_kernels
 from surgery.cuda.prediction import predict
 from surgery.errors import RuntimeMissing
-from surgery.folder.building import repack
+from surgery.folder.building import build_folder
 from surgery.graph.model import Model
 from surgery.runtime.sessions import MergedModel, Settings, load_onnxruntime, machine_provider
-from surgery.runtime.two_graphs import PairModel
-from surgery.source.export import Export, Pair, open_export
-from surgery.verify.agreement import compare
-from surgery.verify.execution_profile import trace, trace_gates
+from surgery.runtime.two_graphs import TwoGraphModel
+from surgery.source.export import Export, GraphPair, open_export
+from surgery.verify.agreement import agreement_of
+from surgery.verify.execution_profile import profile_gates, profile_run
 from surgery.verify.genai_proof import GenAI, check_generation
 from surgery.verify.prompts import Case
 from surgery.verify.recording import Recording, record
@@ -53,7 +53,7 @@ def absent() -> str | None:
             return "needs a CUDA device: there is no GPU, or the installed onnxruntime has no CUDA provider"
         runtime = load_onnxruntime("cuda")
         runtime.preload_dlls()
-        PairModel.open(open_export(TINY).pair("fp16"), Settings("cuda"))
+        TwoGraphModel.open(open_export(TINY).pair("fp16"), Settings("cuda"))
     except RuntimeMissing as error:
         return f"needs a CUDA device: {error}"
     return None
@@ -76,27 +76,27 @@ def export() -> Export:
 @pytest.fixture(scope="module", params=[(p, layout) for p in PRECISIONS for layout in LAYOUTS], ids="-".join)
 def repacked(
     request: pytest.FixtureRequest, provider: Provider, export: Export, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Pair, Path]:
+) -> tuple[GraphPair, Path]:
     """The source pair and the folder made of it for the provider."""
     precision, layout = request.param
     pair = export.pair(precision)
     target = tmp_path_factory.mktemp("gpu") / "out"
-    return pair, repack(export, pair, compatible(pair.embed, layout), target, provider=provider).folder
+    return pair, build_folder(export, pair, compatible(pair.embed, layout), target, provider=provider).folder
 
 
 @pytest.fixture(scope="module")
 def references(provider: Provider, export: Export) -> Iterator[dict[str, Recording]]:
     """Precision -> what the source pair answers on the CPU."""
-    yield {p: record(PairModel.open(export.pair(p), Settings("cpu")), CASES, steps=STEPS) for p in PRECISIONS}
+    yield {p: record(TwoGraphModel.open(export.pair(p), Settings("cpu")), CASES, steps=STEPS) for p in PRECISIONS}
 
 
 def test_logits_caches_and_tokens_are_those_of_the_cpu(
-    provider: Provider, repacked: tuple[Pair, Path], references: dict[str, Recording]
+    provider: Provider, repacked: tuple[GraphPair, Path], references: dict[str, Recording]
 ) -> None:
     pair, folder = repacked
     reference = references[pair.precision]
     found = record(MergedModel(folder / "model.onnx", Settings(provider)), CASES, steps=STEPS, follow=reference)
-    compared = compare(reference, found, OWNERS, TOLERANCE)
+    compared = agreement_of(reference, found, OWNERS, TOLERANCE)
     assert max(compared.max_abs, compared.regrouped_max_abs) <= TOLERANCE
     assert compared.cache_max_abs <= TOLERANCE
     for case in compared.cases:
@@ -105,9 +105,9 @@ def test_logits_caches_and_tokens_are_those_of_the_cpu(
         assert case.cosine > 0.999, case.name
 
 
-def test_every_node_runs_where_it_was_predicted(provider: Provider, repacked: tuple[Pair, Path]) -> None:
+def test_every_node_runs_where_it_was_predicted(provider: Provider, repacked: tuple[GraphPair, Path]) -> None:
     path = repacked[1] / "model.onnx"
-    expected, found = predict(Model.open(path)), trace(path, provider)
+    expected, found = predict(Model.open(path)), profile_run(path, provider)
     known = {each.node: each.provider for each in expected.assignments}
     ran = {each.node: each.provider for each in found.nodes if each.node in known}
     assert len(ran) > len(known) / 2  # the optimizers fuse the others, and name what they make
@@ -117,12 +117,12 @@ def test_every_node_runs_where_it_was_predicted(provider: Provider, repacked: tu
     if load_onnxruntime("cuda").__version__ == cuda_kernels().onnxruntime:
         assert {node: where for node, where in ran.items() if where != known[node]} == {}
         assert len(found.copies) == len(expected.copies)
-    gates = trace_gates(found, expected)
+    gates = profile_gates(found, expected)
     assert [gate.detail for gate in gates if not gate.passed] == []
 
 
 def test_genai_generates_what_the_source_does_on_the_cpu(
-    provider: Provider, repacked: tuple[Pair, Path], references: dict[str, Recording]
+    provider: Provider, repacked: tuple[GraphPair, Path], references: dict[str, Recording]
 ) -> None:
     pair, folder = repacked
     gates = check_generation(GenAI(folder, provider), references[pair.precision].answers, EOS, TOLERANCE)
@@ -133,6 +133,6 @@ def test_genai_generates_what_the_source_does_on_the_cpu(
 def test_float32_attention_falls_to_the_cpu_as_predicted(provider: Provider, export: Export, precision: str) -> None:
     path = export.pair(precision).decoder
     expected = predict(Model.open(path))
-    fallen = {each.node for each in trace(path, provider).fallen(expected)}
+    fallen = {each.node for each in profile_run(path, provider).fallen(expected)}
     faults = {each.node for each in expected.faults}
     assert faults <= fallen if provider == "cpu" else faults == fallen

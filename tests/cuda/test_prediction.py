@@ -37,7 +37,7 @@ from surgery.errors import LONGEST, ModelError, SurgeryError
 from surgery.folder.building import plan
 from surgery.graph.model import Model
 from surgery.source.export import BEST, open_export
-from surgery.verify.execution_profile import Ran, Trace, read_profile, trace, trace_gates
+from surgery.verify.execution_profile import ExecutionProfile, Ran, profile_gates, profile_run, read_profile
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "fixtures" / "tiny-e2b"
@@ -449,7 +449,7 @@ def test_a_profile_of_cuda_tells_nodes_and_copies(tmp_path: Path) -> None:
     assert [ran.node for ran in found.on("cpu")] == ["/mask/Sub"] and found.fallen() == ()
     assert [(ran.operator, ran.times) for ran in found.copies] == [("MemcpyFromHost", 1)]
     assert found.nodes[-1].times == 2
-    gates = trace_gates(found)
+    gates = profile_gates(found)
     assert all(gate.passed for gate in gates)
     assert gates[0].detail == "3 nodes on CUDA, 1 on the CPU"
     assert gates[1].detail == "1 a run; MemcpyFromHost of int64 [1, 1]"
@@ -467,7 +467,7 @@ def test_a_profile_of_cuda_tells_nodes_and_copies(tmp_path: Path) -> None:
     ids=["attention", "small but not an integer", "integers, but many", "shape arithmetic"],
 )
 def test_a_decoder_node_on_the_cpu_fails_the_gate(tmp_path: Path, fallen: Any, passes: bool) -> None:
-    gate, _ = trace_gates(read_profile(profile(tmp_path, [CUDA_RUN[1], fallen])))
+    gate, _ = profile_gates(read_profile(profile(tmp_path, [CUDA_RUN[1], fallen])))
     assert gate.passed is passes
     if not passes:
         assert gate.found == 1 and "ran on the CPU" in gate.detail
@@ -476,7 +476,7 @@ def test_a_decoder_node_on_the_cpu_fails_the_gate(tmp_path: Path, fallen: Any, p
 def test_more_copies_than_predicted_fail_the_gate(tmp_path: Path) -> None:
     expected = predict(merged("q4f16", "aliased"))
     copies = [event(f"Memcpy{n}", "MemcpyToHost", "CUDA") for n in range(2)]
-    _, gate = trace_gates(read_profile(profile(tmp_path, [*CUDA_RUN[:4], *copies])), expected)
+    _, gate = profile_gates(read_profile(profile(tmp_path, [*CUDA_RUN[:4], *copies])), expected)
     assert (gate.passed, gate.threshold, gate.found) == (False, 1, 2)
 
 
@@ -484,7 +484,7 @@ def test_nodes_that_are_meant_for_the_cpu_are_no_fault() -> None:
     expected = predict(merged("q4f16", "aliased"))
     name = expected.on("cpu")[0].node
     long = Ran(name, "Sub", "cpu", (("int64", (1, 5000)),))
-    assert Trace((long,)).fallen() == (long,) and Trace((long,)).fallen(expected) == ()
+    assert ExecutionProfile((long,)).fallen() == (long,) and ExecutionProfile((long,)).fallen(expected) == ()
 
 
 @pytest.mark.parametrize(
@@ -508,13 +508,13 @@ def test_strange_operands_of_an_event_are_left_out(tmp_path: Path) -> None:
 
 def test_a_real_run_on_the_cpu_is_told_as_such(tmp_path: Path) -> None:
     path = TINY / "onnx" / "decoder_model_merged_q4f16.onnx"
-    found = trace(path, "cpu")
+    found = profile_run(path, "cpu")
     assert found.on("cuda") == () and found.copies == () and len(found.on("cpu")) > 300
     expected = predict(Model.open(path))
     meant = {each.node for each in expected.on("cpu")}
     ran = {each.node: each for each in found.nodes}
     assert all(ran[name].is_small for name in meant & ran.keys())
-    gate, _ = trace_gates(found, expected)
+    gate, _ = profile_gates(found, expected)
     assert not gate.passed and "GroupQueryAttention" in {each.operator for each in found.fallen(expected)}
 
 
@@ -522,7 +522,7 @@ def test_a_graph_that_cannot_be_traced_is_named(tmp_path: Path) -> None:
     text = graph([make_node("Identity", ["x"], ["y"], name="n")], {"x": TensorProto.STRING}, {"y": TensorProto.STRING})
     onnx.save(text.proto, tmp_path / "text.onnx")
     with pytest.raises(ModelError, match="input x is tensor"):
-        trace(tmp_path / "text.onnx", "cpu")
+        profile_run(tmp_path / "text.onnx", "cpu")
     (tmp_path / "broken.onnx").write_bytes(b"no")
     with pytest.raises(ModelError, match="cannot run"):
-        trace(tmp_path / "broken.onnx", "cpu")
+        profile_run(tmp_path / "broken.onnx", "cpu")

@@ -16,11 +16,11 @@ import pytest
 from passes.presets import compatible
 from surgery.errors import FolderError, SurgeryError
 from surgery.folder.admission import admit
-from surgery.folder.building import repack
-from surgery.runtime.benchmark import bench
-from surgery.runtime.prompting import Question, answer
+from surgery.folder.building import build_folder
+from surgery.runtime.benchmark import measure
+from surgery.runtime.prompting import PromptRequest, generate_text
 from surgery.source.export import open_export
-from surgery.verify import Request, validate
+from surgery.verify import Request, prove_folder
 from surgery.verify.genai_proof import GenAI, open_tokenizer
 from surgery.verify.prompts import Case
 from tests.signing import sign
@@ -34,7 +34,7 @@ REQUEST = Request(cases=[Case("short", "a short prompt", ((2, 10, 77, 31),))], t
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     export = open_export(TINY)
     pair = export.pair("q4")
-    return repack(export, pair, compatible(pair.embed), tmp_path_factory.mktemp("sound") / "out").folder
+    return build_folder(export, pair, compatible(pair.embed), tmp_path_factory.mktemp("sound") / "out").folder
 
 
 @pytest.fixture
@@ -59,16 +59,16 @@ def put(place: str, value: object) -> Callable[[dict[str, Any]], None]:
 
 
 def generated(folder: Path) -> list[str]:
-    return list(answer(folder, Question("hello", 2))[1])
+    return list(generate_text(folder, PromptRequest("hello", 2))[1])
 
 
 def measured(folder: Path) -> object:
-    return bench(folder, None, contexts=[4], new_tokens=2)
+    return measure(folder, None, contexts=[4], new_tokens=2)
 
 
 def validated(folder: Path) -> None:
     sign(folder)
-    report = validate(folder, None, request=REQUEST)
+    report = prove_folder(folder, None, request=REQUEST)
     if not report.passed:
         assert {gate.section for gate in report.gates if gate.passed} <= {"manifest", "structure"}, "it ran"
         raise FolderError(str(report.failed))
@@ -248,6 +248,6 @@ def test_data_outside_is_refused_before_a_session(folder: Path) -> None:
 
 def test_a_folder_that_is_not_what_was_written_is_not_run(folder: Path) -> None:
     (folder / "tokenizer.json").write_text((folder / "tokenizer.json").read_text() + " ")
-    report = validate(folder, None, request=REQUEST)
+    report = prove_folder(folder, None, request=REQUEST)
     assert {gate.section for gate in report.gates if gate.passed} == {"structure"}
     assert [gate.name for gate in report.failed] == ["files are what was written", "generation"]

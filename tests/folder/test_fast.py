@@ -21,22 +21,22 @@ import fixtures
 from passes import AnnotateHeadSizes, DropAttentionBias, ExpandSharedKV, FuseAttention, SliceCaches
 from passes.base import Outcome, Pass, apply
 from passes.presets import fast
-from passes.recipe import parse, text
+from passes.recipe import parse, recipe_text
 from surgery.architecture import architecture
 from surgery.attention.kv_wiring import attentions
 from surgery.commands.app import app
 from surgery.errors import PassError, RequestError
-from surgery.folder.building import repack
+from surgery.folder.building import build_folder
 from surgery.folder.genai_config import shares_buffer
-from surgery.graph.evaluation import Fragment
+from surgery.graph.evaluation import Subgraph
 from surgery.graph.model import Model
-from surgery.graph.protos import copied, declare, describe
-from surgery.runtime.decoding import Loop, prompt_feeds
+from surgery.graph.protos import copied, declared_types, node_in_words
+from surgery.runtime.decoding import DecodeLoop, prompt_feeds
 from surgery.runtime.sessions import MergedModel, OpenGraph, Settings, host
-from surgery.runtime.two_graphs import PairModel
+from surgery.runtime.two_graphs import TwoGraphModel
 from surgery.source.export import Export, open_export
-from surgery.verify import Request, validate
-from surgery.verify.structure import check_structure, open_folder
+from surgery.verify import Request, prove_folder
+from surgery.verify.structure import open_genai_folder, structure_gates
 
 DATA = Path(__file__).parents[2] / "fixtures" / "data"
 TINY = Path(__file__).parents[2] / "fixtures" / "tiny-e2b"
@@ -64,7 +64,7 @@ def folders(exports: dict[str, Export], tmp_path_factory: pytest.TempPathFactory
 def repacked(export: Export, precision: str, target: Path) -> None:
     pair = export.pair(precision)
     recipe = fast(pair.embed)
-    repack(export, pair, recipe, target, recipe_text=text(fast(Path(pair.embed.name))))
+    build_folder(export, pair, recipe, target, recipe_text=recipe_text(fast(Path(pair.embed.name))))
 
 
 def decoder(exports: dict[str, Export], name: str) -> Model:
@@ -109,7 +109,7 @@ def test_logits_are_those_of_transformers(name: str, folders: dict[str, Path]) -
     expected = np.load(DATA / f"{REFERENCES[name]}_ref.npz")
     runner = MergedModel(folders[name] / "model.onnx", Settings())
     for prompt in range(6):
-        loop = Loop(runner, 1)
+        loop = DecodeLoop(runner, 1)
         prefill, tokens = (expected[f"p{prompt}_{part}"] for part in ("prefill_logits", "tokens"))
         wanted = [
             prefill.reshape(-1, prefill.shape[-1])[-1],
@@ -124,7 +124,7 @@ def test_logits_are_those_of_transformers(name: str, folders: dict[str, Path]) -
 def test_every_gate_passes_within_the_tolerance_of_another_order(
     name: str, folders: dict[str, Path], exports: dict[str, Export]
 ) -> None:
-    report = validate(folders[name], exports[name].pair("fp32"), request=Request(scope="closing"))
+    report = prove_folder(folders[name], exports[name].pair("fp32"), request=Request(scope="closing"))
     assert report.passed, [gate for gate in report.gates if not gate.passed]
     assert report.settings["thresholds"]["logits"] == 1e-4
     assert report.parity is not None and report.parity.exact == report.parity.continuations
@@ -132,7 +132,7 @@ def test_every_gate_passes_within_the_tolerance_of_another_order(
 
 def test_float16_keeps_to_its_own_tolerance(exports: dict[str, Export], tmp_path: Path) -> None:
     repacked(exports["tiny-e4b"], "q4f16", tmp_path / "out")
-    report = validate(tmp_path / "out", exports["tiny-e4b"].pair("q4f16"), request=Request(scope="closing"))
+    report = prove_folder(tmp_path / "out", exports["tiny-e4b"].pair("q4f16"), request=Request(scope="closing"))
     assert report.passed, [gate for gate in report.gates if not gate.passed]
     assert 0 < report.settings["thresholds"]["logits"] < 1
 
@@ -148,7 +148,7 @@ def test_a_window_of_one_token_less_fails_the_gates(
             if attribute.name == "local_window_size" and attribute.i == 8 and "layers.5/" in node.name:
                 attribute.i = 7
     (tmp_path / "out" / "model.onnx").write_bytes(model.to_bytes())
-    report = validate(tmp_path / "out", exports["tiny-e2b"].pair("fp32"), request=Request(scope="light"))
+    report = prove_folder(tmp_path / "out", exports["tiny-e2b"].pair("fp32"), request=Request(scope="light"))
     failed = {gate.name for gate in report.gates if not gate.passed}
     assert "logits" in failed and "greedy tokens" in failed
 
@@ -172,9 +172,12 @@ def test_a_padded_row_is_what_it_is_alone(folders: dict[str, Path], exports: dic
     """The shorter row's padding is longer than the window: the source's own graphs lose its prompt there."""
     numbers = np.random.default_rng(5)
     rows = [tuple(numbers.integers(4, 100, size).tolist()) for size in (3, 15)]
-    source, merged = PairModel.open(exports["tiny-e2b"].pair("fp32"), Settings()), folders["tiny-e2b"] / "model.onnx"
-    together, wrong = Loop(MergedModel(merged, Settings()), 2), Loop(source, 2)
-    alone = [Loop(source, 1) for _ in rows]
+    source, merged = (
+        TwoGraphModel.open(exports["tiny-e2b"].pair("fp32"), Settings()),
+        folders["tiny-e2b"] / "model.onnx",
+    )
+    together, wrong = DecodeLoop(MergedModel(merged, Settings()), 2), DecodeLoop(source, 2)
+    alone = [DecodeLoop(source, 1) for _ in rows]
     steps = [next(iter(loop.prompt(given))) for loop, given in ((together, rows), (wrong, rows))]
     wanted = np.concatenate([next(iter(loop.prompt([row]))).logits for loop, row in zip(alone, rows, strict=True)])
     for _ in range(10):
@@ -210,8 +213,10 @@ def test_a_window_that_is_not_the_layer_tables_fails_a_gate(folders: dict[str, P
     node = next(node for node in model.graph.node if "layers.5/" in node.name and node.op_type == "GroupQueryAttention")
     next(attribute for attribute in node.attribute if attribute.name == "local_window_size").i = 2048
     (folder / "model.onnx").write_bytes(model.to_bytes())
-    failed = [gate.detail for gate in check_structure(open_folder(folder)) if not gate.passed]
-    assert failed == [f"layer 5 sees 8 tokens by the layer table, but local_window_size of {describe(node)} is 2048"]
+    failed = [gate.detail for gate in structure_gates(open_genai_folder(folder)) if not gate.passed]
+    assert failed == [
+        f"layer 5 sees 8 tokens by the layer table, but local_window_size of {node_in_words(node)} is 2048"
+    ]
 
 
 # fuse-attention
@@ -388,8 +393,8 @@ SCALE = "/model/layers.5/attn/manual/scores/Mul"
 
 def test_layers_of_one_form_are_tried_once(exports: dict[str, Export], monkeypatch: pytest.MonkeyPatch) -> None:
     runs: list[int] = []
-    run = Fragment.run
-    monkeypatch.setattr(Fragment, "run", lambda self, *given: runs.append(id(self)) or run(self, *given))
+    run = Subgraph.run
+    monkeypatch.setattr(Subgraph, "run", lambda self, *given: runs.append(id(self)) or run(self, *given))
     _, (outcome,) = fused(decoder(exports, "tiny-e4b"), FuseAttention())
     assert "changed layer 5, 11" in said(outcome) and len(set(runs)) == 3  # owners, and two kinds of borrowers
 
@@ -488,7 +493,7 @@ def test_float16_is_read_as_float32_and_converted_once_for_a_cache(exports: dict
     export = exports["tiny-e4b"]
     model, outcome = sliced(Model.open(export.pair("q4f16").decoder, export.architecture))
     assert outcome.operators["ScatterND"] == 2 * len(model.require_architecture().owners)
-    types = declare(model.graph)
+    types = declared_types(model.graph)
     fused = [node for node in model.graph.node if node.op_type == "GroupQueryAttention"]
     assert {types[node.input[3]].dtype for node in fused} == {"FLOAT"}
     assert len({node.input[3] for node in fused}) == len(model.require_architecture().owners)
@@ -559,14 +564,16 @@ def test_caches_in_place_need_a_shared_buffer(folders: dict[str, Path], tmp_path
     config = json.loads((folder / "genai_config.json").read_text())
     config["search"]["past_present_share_buffer"] = False
     (folder / "genai_config.json").write_text(json.dumps(config))
-    failed = [gate for gate in check_structure(open_folder(folder)) if not gate.passed]
+    failed = [gate for gate in structure_gates(open_genai_folder(folder)) if not gate.passed]
     assert [gate.detail for gate in failed] == [
         "past_present_share_buffer is not true, but the graph updates its caches in place"
     ]
 
 
 def test_cuda_keeps_whole_caches_for_its_own_operator() -> None:
-    assert "slice-caches" in text(fast(Path("e.onnx"))) and "slice-caches" not in text(fast(Path("e.onnx"), "cuda"))
+    assert "slice-caches" in recipe_text(fast(Path("e.onnx"))) and "slice-caches" not in recipe_text(
+        fast(Path("e.onnx"), "cuda")
+    )
 
 
 # The command

@@ -27,7 +27,7 @@ from passes.presets import compatible
 from surgery.errors import FolderError
 from surgery.files import atomic as staging
 from surgery.files.atomic import require_space, staged_folder, unwind_when_told_to_stop
-from surgery.folder.building import plan, repack
+from surgery.folder.building import build_folder, plan
 from surgery.graph import weight_writing as placement
 from surgery.graph.model import Model
 from surgery.source.export import open_export
@@ -47,7 +47,7 @@ def run(source: Path, target: Path, precision: str = "q4", **options: object) ->
     export = open_export(source)
     pair = export.pair(precision)
     recipe = compatible(pair.embed)
-    repack(export, pair, recipe, target, recipe_text="", **options)  # type: ignore[arg-type]
+    build_folder(export, pair, recipe, target, recipe_text="", **options)  # type: ignore[arg-type]
 
 
 def digests(folder: Path) -> dict[str, str]:

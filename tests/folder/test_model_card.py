@@ -17,13 +17,13 @@ from huggingface_hub import ModelCard
 
 import fixtures
 from passes.presets import compatible, fast
-from passes.recipe import Recipe, text
+from passes.recipe import Recipe, recipe_text
 from surgery.choices import Target
 from surgery.files.safe_reading import sha256
-from surgery.folder.building import plan, repack
-from surgery.folder.minimum_versions import oldest_runtimes
+from surgery.folder.building import build_folder, plan
+from surgery.folder.minimum_versions import minimum_versions
 from surgery.folder.model_card import model_card
-from surgery.folder.text_only import strip
+from surgery.folder.text_only import build_text_only
 from surgery.graph.weight_writing import Placed
 from surgery.source.export import Export, open_export
 
@@ -38,8 +38,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     export = replace(open_export(TINY), repo=REPO, revision=COMMIT)
     pair, out = export.pair("q4"), tmp_path_factory.mktemp("cards")
     recipe = compatible(pair.embed)
-    repack(export, pair, recipe, out / "genai", recipe_text=text(recipe))
-    strip(export, pair, out / "two-graph")
+    build_folder(export, pair, recipe, out / "genai", recipe_text=recipe_text(recipe))
+    build_text_only(export, pair, out / "two-graph")
     return {"genai": out / "genai", "two-graph": out / "two-graph"}
 
 
@@ -94,7 +94,7 @@ def test_the_oldest_runtimes_are_read_from_the_graph(
     export = open_export(TINY)
     pair = export.pair("q4")
     model, _ = plan(pair, export, made(pair.embed))
-    assert str(oldest_runtimes(model, target, multimodal=multimodal)).endswith(needs)
+    assert str(minimum_versions(model, target, multimodal=multimodal)).endswith(needs)
 
 
 def test_kv_heads_that_differ_need_a_newer_runtime(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_kv_heads_that_differ_need_a_newer_runtime(tmp_path: Path) -> None:
     export = open_export(tmp_path / "export")
     pair = export.pair("q4")
     model, _ = plan(pair, export, compatible(pair.embed))
-    assert oldest_runtimes(model, "genai-0.14", multimodal=False).genai == "0.15"
+    assert minimum_versions(model, "genai-0.14", multimodal=False).genai == "0.15"
 
 
 def test_the_card_says_which_runtimes(folders: dict[str, Path]) -> None:
@@ -129,7 +129,7 @@ def test_the_csharp_example_calls_what_the_python_one_does(folders: dict[str, Pa
 
 def test_it_is_the_manifest_s_and_does_not_depend_on_the_place(folders: dict[str, Path], tmp_path: Path) -> None:
     export = replace(open_export(Path(shutil.copytree(TINY, tmp_path / "elsewhere"))), repo=REPO, revision=COMMIT)
-    strip(export, export.pair("q4"), tmp_path / "out")
+    build_text_only(export, export.pair("q4"), tmp_path / "out")
     assert (tmp_path / "out" / "README.md").read_bytes() == (folders["two-graph"] / "README.md").read_bytes()
     assert str(tmp_path) not in (tmp_path / "out" / "README.md").read_text()
 

@@ -16,19 +16,19 @@ from onnx.numpy_helper import from_array
 import fixtures
 from fixtures.precision import Reading
 from passes.presets import compatible, fast, multimodal
-from passes.recipe import Recipe, text
+from passes.recipe import Recipe, recipe_text
 from surgery.choices import Modality
-from surgery.compare import compare, open_sides
+from surgery.compare import compare, open_subjects
 from surgery.compare.folder_report import planned_report
 from surgery.errors import ExportError, FolderError, RequestError, SurgeryError
-from surgery.folder.building import Repacked, repack
+from surgery.folder.building import Repacked, build_folder
 from surgery.folder.inspection import FolderInspection, inspect
-from surgery.folder.multimodal import Part, check_export, most_patches, read_modalities
-from surgery.runtime.prompting import Question, answer
-from surgery.source.export import EMBED, ENCODERS, Export, Pair, open_export
-from surgery.verify import Request, validate
+from surgery.folder.multimodal import GraphPlan, check_export, most_patches, read_modalities
+from surgery.runtime.prompting import PromptRequest, generate_text
+from surgery.source.export import EMBED, ENCODERS, Export, GraphPair, open_export
+from surgery.verify import Request, prove_folder
 from surgery.verify.genai_proof import GenAI
-from surgery.verify.media_samples import picture, sound
+from surgery.verify.media_samples import sample_picture, sample_sound
 from surgery.verify.report import Gate, Report
 from tests.signing import sign
 
@@ -42,22 +42,22 @@ def write(
 ) -> Repacked[None]:
     pair = export.pair(precision)
     decoder, parts, recorded = recipes_of(export, pair, modalities, layout)
-    return repack(export, pair, decoder, target, media=parts, recipe_text=recorded)
+    return build_folder(export, pair, decoder, target, media=parts, recipe_text=recorded)
 
 
 def recipes_of(
-    export: Export, pair: Pair, modalities: Sequence[Modality] = BOTH, layout: str = "aliased"
-) -> tuple[Recipe, list[Part], dict[str, str]]:
+    export: Export, pair: GraphPair, modalities: Sequence[Modality] = BOTH, layout: str = "aliased"
+) -> tuple[Recipe, list[GraphPlan], dict[str, str]]:
     tokens = {modality: export.placeholder(modality) for modality in modalities}
     recipe = fast(pair.embed) if layout == "fast" else compatible(pair.embed, layout)  # type: ignore[arg-type]
     recipes = multimodal(recipe, tokens, export.architecture.hidden_size, most_patches(export))
     sources = {EMBED: pair.embed, **{ENCODERS[modality]: pair.encoder(modality) for modality in modalities}}
-    parts = [Part(role, path, recipes[role]) for role, path in sources.items()]
-    return recipes["decoder_model_merged"], parts, {role: text(recipe) for role, recipe in recipes.items()}
+    parts = [GraphPlan(role, path, recipes[role]) for role, path in sources.items()]
+    return recipes["decoder_model_merged"], parts, {role: recipe_text(recipe) for role, recipe in recipes.items()}
 
 
-def proven(folder: Path, source: Pair, **request: object) -> Report:
-    return validate(sign(folder), source, request=Request(**{"scope": "light", **request}))  # type: ignore[arg-type]
+def proven(folder: Path, source: GraphPair, **request: object) -> Report:
+    return prove_folder(sign(folder), source, request=Request(**{"scope": "light", **request}))  # type: ignore[arg-type]
 
 
 def media_gates(report: Report) -> dict[str, Gate]:
@@ -126,8 +126,8 @@ def test_the_runtime_gives_the_logits_of_transformers(source: Path, tmp_path: Pa
         )
         onnx.save(model, path)
     write(open_export(source), tmp_path / "out", "fp32")
-    (tmp_path / "a.png").write_bytes(picture(96, 64))
-    (tmp_path / "b.wav").write_bytes(sound(1.0))
+    (tmp_path / "a.png").write_bytes(sample_picture(96, 64))
+    (tmp_path / "b.wav").write_bytes(sample_sound(1.0))
     genai = GenAI(tmp_path / "out", "cpu")
     text = "<bos><|turn>user\n<|image|><|audio|>hello, what is this?<turn|>\n<|turn>model\n"
     prepared = genai.prepare(text, [tmp_path / "a.png"], [tmp_path / "b.wav"])
@@ -192,7 +192,7 @@ def test_inspect_shows_all_graphs(folder: Path) -> None:
 
 
 def test_diff_compares_all_graphs_and_a_plan_is_what_comes_of_it(folder: Path) -> None:
-    found = compare(*open_sides(TINY, folder))
+    found = compare(*open_subjects(TINY, folder))
     roles = ["vision_encoder", "audio_encoder", "embed_tokens", "decoder"]
     assert [graph.role for graph in found.before.graphs] == [graph.role for graph in found.after.graphs] == roles
     added = {c.operator for group in found.nodes.groups for c in group.changes if c.verb == "added"}
@@ -329,13 +329,13 @@ def test_an_encoder_of_another_width_names_its_file(source: Path, tmp_path: Path
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("files")
-    (place / "a.png").write_bytes(picture(96, 64))
-    (place / "b.wav").write_bytes(sound(0.5))
+    (place / "a.png").write_bytes(sample_picture(96, 64))
+    (place / "b.wav").write_bytes(sample_sound(0.5))
     return place
 
 
 def said(folder: Path, prompt: str, **given: object) -> str:
-    return "".join(answer(folder, Question(prompt, new_tokens=12, **given))[1])  # type: ignore[arg-type]
+    return "".join(generate_text(folder, PromptRequest(prompt, new_tokens=12, **given))[1])  # type: ignore[arg-type]
 
 
 def test_answer_reads_files_where_the_prompt_says_so(folder: Path, files: Path) -> None:

@@ -15,9 +15,9 @@ from hub_server import NOBODY, Answer, Hub, reach_nobody_by_default, serve
 
 from surgery.errors import PublishError
 from surgery.folder.publishing import Destination, publish, require_login, uploads
-from surgery.folder.text_only import strip
+from surgery.folder.text_only import build_text_only
 from surgery.source.export import open_export
-from surgery.source.hub import HubSource, fetch, list_files, plan
+from surgery.source.hub import HubSource, fetch, list_files, plan_download
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "fixtures" / "tiny-e2b"
@@ -41,7 +41,7 @@ def hub() -> Iterator[Hub]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     export = open_export(TINY)
-    return strip(export, export.pair("q4"), tmp_path_factory.mktemp("publish") / "out").folder
+    return build_text_only(export, export.pair("q4"), tmp_path_factory.mktemp("publish") / "out").folder
 
 
 def to(hub: Hub, **changed: bool) -> Destination:
@@ -68,9 +68,9 @@ def test_every_file_arrives_in_a_repository_made_for_it(hub: Hub, folder: Path) 
 
 def test_what_was_pushed_is_a_source(hub: Hub, folder: Path, tmp_path: Path) -> None:
     publish(folder, to(hub), "Upload q4")
-    root = fetch(plan(list_files(HubSource(REPO, endpoint=hub.endpoint, cache=tmp_path)), "q4"))
+    root = fetch(plan_download(list_files(HubSource(REPO, endpoint=hub.endpoint, cache=tmp_path)), "q4"))
     export = open_export(root)
-    strip(export, export.pair("q4"), tmp_path / "again")
+    build_text_only(export, export.pair("q4"), tmp_path / "again")
     names = [name for name in of_folder(folder) if name not in ("README.md", "manifest.json")]
     assert {n: of_folder(tmp_path / "again")[n] for n in names} == {n: of_folder(folder)[n] for n in names}
 

@@ -16,7 +16,7 @@ import fixtures
 from passes.presets import compatible
 from surgery.choices import KVLayout
 from surgery.errors import ArchitectureError, ExportError, FolderError, ModelError, PassError, SurgeryError, WeightError
-from surgery.folder.building import Repacked, plan, repack
+from surgery.folder.building import Repacked, build_folder, plan
 from surgery.folder.genai_config import genai_config, shares_buffer
 from surgery.graph.model import Model
 from surgery.source.export import Export, open_export
@@ -30,7 +30,7 @@ LAYOUTS: tuple[KVLayout, ...] = ("aliased", "unique")
 
 def run(export: Export, precision: str, layout: KVLayout, target: Path, **options: object) -> Repacked[object]:
     pair = export.pair(precision)
-    return repack(export, pair, compatible(pair.embed, layout), target, **options)  # type: ignore[arg-type]
+    return build_folder(export, pair, compatible(pair.embed, layout), target, **options)  # type: ignore[arg-type]
 
 
 def digests(folder: Path) -> dict[str, str]:

@@ -13,11 +13,11 @@ import pytest
 
 from passes.presets import compatible
 from surgery.errors import ExportError, FolderError, SurgeryError
-from surgery.folder.building import repack
+from surgery.folder.building import build_folder
 from surgery.folder.manifest import faults
-from surgery.folder.text_only import Stripped, strip
+from surgery.folder.text_only import Stripped, build_text_only
 from surgery.runtime.sampling import Sampling
-from surgery.runtime.two_graphs import open_folder
+from surgery.runtime.two_graphs import open_two_graphs
 from surgery.source.export import open_export
 from surgery.verify.two_graph_proof import validate_two_graphs
 from tests.signing import sign
@@ -29,7 +29,7 @@ PRECISIONS = ("fp32", "fp16", "q4", "q4f16", "quantized")
 
 def run(target: Path, precision: str = "q4", source: Path = TINY, **options: object) -> Stripped[object]:
     export = open_export(source)
-    return strip(export, export.pair(precision), target, **options)  # type: ignore[arg-type]
+    return build_text_only(export, export.pair(precision), target, **options)  # type: ignore[arg-type]
 
 
 def files(folder: Path) -> dict[str, str]:
@@ -98,7 +98,7 @@ def test_licences_are_handed_over(tmp_path: Path) -> None:
 def test_it_answers_through_surgery_pair_as_the_source_does(tmp_path: Path) -> None:
     run(tmp_path / "out")
     answers = [
-        list(open_folder(one, "q4").answer("hello", new_tokens=12, sampling=Sampling()))
+        list(open_two_graphs(one, "q4").answer("hello", new_tokens=12, sampling=Sampling()))
         for one in (TINY, tmp_path / "out")
     ]
     assert answers[0] == answers[1] and "".join(answers[0])
@@ -110,7 +110,7 @@ def test_it_is_a_source_of_the_same_folder(tmp_path: Path) -> None:
     for name, source in (("one", TINY), ("two", tmp_path / "stripped")):
         export = open_export(source)
         pair = export.pair("q4")
-        repack(export, pair, compatible(pair.embed), tmp_path / name)
+        build_folder(export, pair, compatible(pair.embed), tmp_path / name)
         made.append(files(tmp_path / name))
     assert made[0] == made[1]
     again = run(tmp_path / "again", source=tmp_path / "stripped")

@@ -16,7 +16,7 @@ from torture import CONDITION, FLOAT, TRAPS, X, body, external, if_node, model, 
 
 from surgery.errors import ModelError
 from surgery.graph.editing import edited
-from surgery.graph.protos import check_structure
+from surgery.graph.protos import check_definitions
 
 
 def chain() -> ModelProto:
@@ -57,7 +57,7 @@ def test_a_node_is_added_at_its_position_and_the_rest_is_identical() -> None:
         new = gs.Variable("a_neg", dtype=np.float32, shape=["n"])
         view.nodes.insert(1, gs.Node("Neg", "neg", inputs=[value], outputs=[new]))
         add.inputs[0] = new
-    check_structure(proto)
+    check_definitions(proto)
     assert names(proto.graph.node) == ["relu_a", "neg", "add", "leaky"]
     assert proto.graph.value_info[-1] == make_tensor_value_info("a_neg", FLOAT, ["n"])
     del proto.graph.node[1], proto.graph.value_info[-1]
@@ -85,7 +85,7 @@ def test_a_dropped_node_takes_its_value_info_and_initializer_along() -> None:
         leaky = shown(view, "leaky")
         leaky.inputs[0] = shown(view, "relu_a").outputs[0]
         view.nodes.remove(shown(view, "add"))
-    check_structure(proto)
+    check_definitions(proto)
     assert names(proto.graph.node) == ["relu_a", "leaky"]
     assert names(proto.graph.initializer) == ["unused", "far"]
     assert names(proto.graph.value_info) == ["a", "left_over"]
@@ -206,7 +206,7 @@ def test_interface_entries_come_and_go() -> None:
         extra = gs.Variable("new_out", dtype=np.float32, shape=["n"])
         view.nodes.append(gs.Node("Identity", "alias", inputs=[view.outputs[0]], outputs=[extra]))
         view.outputs = [extra]
-    check_structure(proto)
+    check_definitions(proto)
     assert names(proto.graph.input) == ["x", "new_in"] and names(proto.graph.output) == ["new_out"]
     assert proto.graph.value_info[-1] == chain().graph.output[0], "an output that turns inner stays declared"
 
@@ -279,7 +279,7 @@ def test_big_graphs_are_edited_in_linear_time(name: str) -> None:
             reader.inputs[0] = new
         view.nodes.insert(0, gs.Node("Identity", "identity", inputs=[source], outputs=[new]))
     assert time.perf_counter() - started < 8
-    check_structure(proto)
+    check_definitions(proto)
     assert len(proto.graph.node) in (10_001, 4_002)
 
 

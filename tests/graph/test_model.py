@@ -18,7 +18,7 @@ from torture import FLOAT, TRAPS, body, external, if_node, model
 from surgery.errors import FolderError, ModelError, SurgeryError, WeightError
 from surgery.graph.external_data import BITS, byte_size
 from surgery.graph.model import Model
-from surgery.graph.protos import captured, check_structure, reads, rename, use_counts
+from surgery.graph.protos import captured, check_definitions, reads, rename, use_counts
 
 BROKEN_ON_PURPOSE = {"nodes_in_an_invalid_order"}
 
@@ -66,9 +66,9 @@ def test_a_view_without_an_edit_is_identical(name: str, tmp_path: Path) -> None:
 def test_every_trap_but_the_broken_one_has_a_sound_structure(name: str) -> None:
     if name in BROKEN_ON_PURPOSE:
         with pytest.raises(ModelError, match="which nothing before it defines"):
-            check_structure(TRAPS[name]())
+            check_definitions(TRAPS[name]())
     else:
-        check_structure(TRAPS[name]())
+        check_definitions(TRAPS[name]())
 
 
 def test_there_are_committed_fixtures() -> None:
@@ -161,7 +161,7 @@ def test_damaged_bytes_never_end_in_a_traceback(tmp_path: Path) -> None:
             path.write_bytes(data)
             try:
                 opened = Model.open(path)
-                check_structure(opened.proto)
+                check_definitions(opened.proto)
                 with opened.edited():
                     pass
                 opened.check_weights()
@@ -473,7 +473,7 @@ def test_rename_follows_captures_and_stops_at_shadows() -> None:
     else:
         assert list(reads_it.node[0].input) == ["x", "w"]
         assert list(hides.node[0].input) == ["x", "weight"]
-    check_structure(proto)
+    check_definitions(proto)
 
 
 def test_rename_keeps_a_read_before_a_shadow_with_its_outer_value() -> None:
@@ -482,26 +482,26 @@ def test_rename_keeps_a_read_before_a_shadow_with_its_outer_value() -> None:
     bodies = {attribute.name: attribute.g for attribute in proto.graph.node[1].attribute}
     then = bodies["then_branch"]
     assert list(then.node[0].input) == ["hidden"] and list(then.node[1].output) == ["h"] == [then.output[0].name]
-    check_structure(proto)
+    check_definitions(proto)
 
 
 def test_structure_refuses_second_definitions_and_unknown_reads() -> None:
     twice = model([make_node("Relu", ["x"], ["y"], name="one"), make_node("Abs", ["x"], ["y"], name="two")])
     with pytest.raises(ModelError, match="value 'y' is defined a second time by Abs node 'two'"):
-        check_structure(twice)
+        check_definitions(twice)
     nothing = model(outputs=[make_tensor_value_info("z", FLOAT, ["n"])])
     with pytest.raises(ModelError, match="graph output 'z' is defined by no node"):
-        check_structure(nothing)
+        check_definitions(nothing)
     inner = model([if_node(body([make_node("Relu", ["ghost"], ["a"])], "a"), body([], "x"))])
     inner.graph.input.add().CopyFrom(make_tensor_value_info("c", TensorProto.BOOL, []))
     with pytest.raises(ModelError, match="reads 'ghost', which nothing before it defines"):
-        check_structure(inner)
+        check_definitions(inner)
 
 
 def test_structure_is_linear_in_many_bodies() -> None:
     proto = TRAPS["two_thousand_ifs_around_two_thousand_values"]()
     started = time.perf_counter()
-    check_structure(proto)
+    check_definitions(proto)
     rename(proto.graph, {f"v{i}": f"w{i}" for i in range(2000)})
     assert time.perf_counter() - started < 2
 

@@ -17,7 +17,7 @@ from passes.base import apply
 from passes.presets import compatible
 from passes.split_per_layer_table import SplitPerLayerTable
 from surgery.choices import WeightMode
-from surgery.folder.building import Repacked, repack
+from surgery.folder.building import Repacked, build_folder
 from surgery.folder.manifest import blob_digest, faults
 from surgery.graph.model import Model
 from surgery.graph.weight_writing import ALIGNMENT
@@ -138,7 +138,7 @@ def test_the_digest_is_of_what_was_written_where_weights_are_written_side_by_sid
 def repacked(target: Path, placement: WeightMode = "copy", source: Path = TINY) -> Repacked[None]:
     export = open_export(source)
     pair = export.pair("q4")
-    return repack(export, pair, compatible(pair.embed), target, recipe_text="a recipe", weights=placement)
+    return build_folder(export, pair, compatible(pair.embed), target, recipe_text="a recipe", weights=placement)
 
 
 def test_the_manifest_names_every_file_and_its_source(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from passes import FoldLogitsToKeep
 from passes.base import Outcome, apply
 from surgery.errors import PassError
 from surgery.graph.model import Model
-from surgery.graph.protos import check_structure, rename, tensor_type, use_counts
+from surgery.graph.protos import check_definitions, rename, tensor_type, use_counts
 
 LAST, ALL = FoldLogitsToKeep(), FoldLogitsToKeep(keep="all")
 SLICE = "/lm_head/num_logits_to_keep/Slice"
@@ -273,4 +273,4 @@ def test_keep_all_refuses_readers_that_it_cannot_rewire(tmp_path: Path) -> None:
     refused(tmp_path, proto, f"keep=all would remove '{kept}', which is read by the interface", ALL)
     model, _ = folded(tmp_path, proto)
     assert str(tensor_type(model.graph.output[-1])) == f"FLOAT [batch_size, 1, {HIDDEN}]"
-    check_structure(model.proto)
+    check_definitions(model.proto)

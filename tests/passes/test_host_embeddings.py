@@ -15,17 +15,17 @@ from typer.testing import CliRunner
 from passes import FoldLogitsToKeep, HostEmbeddings, MergeEmbeddings
 from passes.base import apply
 from passes.presets import compatible, fast, kept_in_host_memory
-from passes.recipe import parse, text
+from passes.recipe import parse, recipe_text
 from surgery.commands.app import app
 from surgery.cuda.layering import CPU, KEY, OPTION, SETTING, stays_on_cpu
 from surgery.cuda.prediction import Copy, predict, require_cuda
 from surgery.errors import PassError
-from surgery.folder.building import plan, repack
+from surgery.folder.building import build_folder, plan
 from surgery.graph.model import Model
 from surgery.runtime.sessions import MergedModel, Settings
-from surgery.runtime.two_graphs import PairModel
+from surgery.runtime.two_graphs import TwoGraphModel
 from surgery.source.export import open_export
-from surgery.verify.agreement import compare
+from surgery.verify.agreement import agreement_of
 from surgery.verify.prompts import Case
 from surgery.verify.recording import record
 
@@ -84,13 +84,13 @@ def test_nodes_without_metadata_are_refused() -> None:
 def test_numbers_stay_and_the_folder_tells_the_runtime(tmp_path: Path) -> None:
     pair = EXPORT.pair("q4f16")
     recipe = (*compatible(pair.embed), *kept_in_host_memory(True))
-    repack(EXPORT, pair, recipe, tmp_path / "out", provider="cuda")
+    build_folder(EXPORT, pair, recipe, tmp_path / "out", provider="cuda")
     config = json.loads((tmp_path / "out" / "genai_config.json").read_text())
     assert config["model"]["decoder"]["session_options"][OPTION] == SETTING
     cases, settings = [Case("one", "", ((2, 5, 9, 30, 31, 7, 8, 9, 10),))], Settings(threads=1)
-    theirs = record(PairModel.open(pair, settings), cases, steps=4)
+    theirs = record(TwoGraphModel.open(pair, settings), cases, steps=4)
     ours = record(MergedModel(tmp_path / "out" / "model.onnx", settings), cases, steps=4, follow=theirs)
-    found = compare(theirs, ours, {})
+    found = agreement_of(theirs, ours, {})
     assert (found.max_abs, found.cache_max_abs) == (0, 0)
     runtime = og.Config(str(tmp_path / "out"))
     runtime.clear_providers()
@@ -99,7 +99,7 @@ def test_numbers_stay_and_the_folder_tells_the_runtime(tmp_path: Path) -> None:
 
 def test_folder_without_annotation_has_no_such_key(tmp_path: Path) -> None:
     pair = EXPORT.pair("q4f16")
-    repack(EXPORT, pair, compatible(pair.embed), tmp_path / "out", provider="cuda")
+    build_folder(EXPORT, pair, compatible(pair.embed), tmp_path / "out", provider="cuda")
     assert OPTION not in (tmp_path / "out" / "genai_config.json").read_text()
 
 
@@ -108,7 +108,7 @@ def test_command_appends_it_behind_what_changes_the_tables(tmp_path: Path) -> No
     result = CliRunner().invoke(app, [*arguments, "--preset", "fast", "--per-layer-table", "split"])
     assert result.exit_code == 0, result.output
     recipe = json.loads((tmp_path / "out" / "manifest.json").read_text())["recipe"]
-    assert recipe.endswith(",split-per-layer-table,host-embeddings") and text(parse(recipe)) == recipe
+    assert recipe.endswith(",split-per-layer-table,host-embeddings") and recipe_text(parse(recipe)) == recipe
     model = Model.open(tmp_path / "out" / "model.onnx")
     assert sum(node.op_type == "GatherBlockQuantized" and stays_on_cpu(node) for node in model.graph.node) == 11
     assert predict(model).faults == ()

@@ -15,14 +15,14 @@ from onnx.helper import make_tensor_value_info
 
 import fixtures
 from passes.presets import compatible, fast, per_layer_tables
-from passes.recipe import Recipe, text
+from passes.recipe import Recipe, recipe_text
 from surgery.architecture import architecture
 from surgery.errors import ExportError
-from surgery.folder.building import plan, repack
+from surgery.folder.building import build_folder, plan
 from surgery.graph.model import Model
 from surgery.graph.protos import rename
 from surgery.source.export import open_export
-from surgery.verify import Request, validate
+from surgery.verify import Request, prove_folder
 
 ROOT = Path(__file__).parents[2]
 
@@ -60,8 +60,8 @@ def test_genai_runs_gemma3n_under_another_name_and_every_gate_but_the_padded_bat
 ) -> None:
     export = open_export(gemma3n)
     pair = export.pair("fp32")
-    repack(export, pair, compatible(pair.embed), tmp_path / "out")
-    report = validate(tmp_path / "out", pair, provider="cpu", request=Request(scope="light"))
+    build_folder(export, pair, compatible(pair.embed), tmp_path / "out")
+    report = prove_folder(tmp_path / "out", pair, provider="cpu", request=Request(scope="light"))
     assert report.passed
     assert {case.name: case.reason for case in report.skipped}["ragged-batch"].startswith(
         "the graph takes no attention"
@@ -80,7 +80,7 @@ def test_the_split_form_is_a_source(flat_decoder: bool, tmp_path: Path) -> None:
     """Its graphs have inputs for images, which a merged graph for text gets none of, and data files of one name."""
     export = open_export(neighbours.mobius(tmp_path / "source", flat_decoder=flat_decoder))
     pair = export.pair("split")
-    repack(export, pair, compatible(pair.embed), tmp_path / "out")
+    build_folder(export, pair, compatible(pair.embed), tmp_path / "out")
     model = Model.open(tmp_path / "out" / "model.onnx")
     assert not {value.name for value in model.graph.input} & {"image_features", "per_layer_inputs", "inputs_embeds"}
     assert [node.op_type for node in model.graph.node].count("Reshape") > 0
@@ -94,8 +94,8 @@ def test_the_split_form_is_a_source(flat_decoder: bool, tmp_path: Path) -> None:
 def test_the_split_form_is_proven_against_itself(flat_decoder: bool, tmp_path: Path) -> None:
     export = open_export(neighbours.mobius(tmp_path / "source", flat_decoder=flat_decoder))
     pair = export.pair("split")
-    repack(export, pair, (*compatible(pair.embed), *per_layer_tables("split")), tmp_path / "out")
-    report = validate(tmp_path / "out", pair, provider="cpu", request=Request(scope="light"))
+    build_folder(export, pair, (*compatible(pair.embed), *per_layer_tables("split")), tmp_path / "out")
+    report = prove_folder(tmp_path / "out", pair, provider="cpu", request=Request(scope="light"))
     assert report.passed
 
 
@@ -133,7 +133,7 @@ def test_a_decoder_with_other_token_inputs_is_repacked_and_proven(
     pair.decoder.write_bytes(proto.SerializeToString())
     export = open_export(tmp_path / "source")
     recipe = preset(pair.embed)
-    repack(export, pair, recipe, tmp_path / "out", recipe_text=text(recipe))
-    report = validate(tmp_path / "out", pair, provider="cpu", request=Request(scope="light"))
+    build_folder(export, pair, recipe, tmp_path / "out", recipe_text=recipe_text(recipe))
+    report = prove_folder(tmp_path / "out", pair, provider="cpu", request=Request(scope="light"))
     assert [gate for gate in report.gates if not gate.passed and gate.section != "manifest"] == []
     assert report.parity is not None and report.parity.continuations

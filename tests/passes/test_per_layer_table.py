@@ -22,12 +22,12 @@ from passes.presets import compatible, per_layer_tables
 from passes.recipe import parse
 from surgery.choices import WeightMode
 from surgery.errors import PassError
-from surgery.folder.building import repack
+from surgery.folder.building import build_folder
 from surgery.graph.external_data import external_field
 from surgery.graph.model import Model
 from surgery.graph.weight_conversion import Columns, NewFiles, side_by_side
 from surgery.runtime.sessions import Feed, MergedModel, Settings, host
-from surgery.runtime.two_graphs import PairModel
+from surgery.runtime.two_graphs import TwoGraphModel
 from surgery.source.export import open_export
 
 ROOT = Path(__file__).parents[2]
@@ -155,11 +155,11 @@ def test_repack_with_a_split_table(weights: WeightMode, tmp_path: Path) -> None:
     export = open_export(tmp_path / "source")
     pair = export.pair("q4f16")
     recipe = (*compatible(pair.embed), *per_layer_tables("split"))
-    result = repack(export, pair, recipe, tmp_path / "out", weights=weights)
+    result = build_folder(export, pair, recipe, tmp_path / "out", weights=weights)
     model = Model.open(tmp_path / "out" / "model.onnx")
     assert model.check_weights() <= sum(placed.size for placed in result.placed)
     assert not (tmp_path / "out" / "embed_tokens_q4f16.onnx_data").exists()
-    runners = PairModel.open(pair, Settings()), MergedModel(model.path, Settings())
+    runners = TwoGraphModel.open(pair, Settings()), MergedModel(model.path, Settings())
     feed = Feed(IDS, np.ones_like(IDS), np.tile(np.arange(6), (2, 1)))
     (truth, caches), (found, ours) = (runner.step(feed, runner.start(2), 1) for runner in runners)
     np.testing.assert_array_equal(found, truth)

@@ -11,7 +11,7 @@ import pytest
 from passes import AnnotateHeadSizes, ExpandSharedKV, FoldLogitsToKeep, MergeEmbeddings, RenameIO
 from passes.base import Finding, Pass
 from passes.presets import compatible
-from passes.recipe import build, parse, text
+from passes.recipe import build, parse, recipe_text
 from passes.registry import BUILT_IN, pass_class
 from surgery.errors import RecipeError
 from surgery.graph.model import Model
@@ -26,25 +26,26 @@ HOSTILE = [
 
 def test_the_main_recipe_has_one_canonical_text() -> None:
     recipe = compatible(Path("onnx/embed_tokens_q4.onnx"))
-    assert text(recipe) == (
+    assert recipe_text(recipe) == (
         "merge-embeddings{embed=onnx/embed_tokens_q4.onnx},fold-logits-to-keep,rename-io,expand-shared-kv,"
         "annotate-head-sizes"
     )
-    assert parse(text(recipe)) == recipe
+    assert parse(recipe_text(recipe)) == recipe
     assert ExpandSharedKV() not in compatible(Path("a"), "unique")
 
 
 def test_options_at_their_defaults_are_left_out() -> None:
-    assert text(parse('fold-logits-to-keep{keep="last"}')) == "fold-logits-to-keep"
+    assert recipe_text(parse('fold-logits-to-keep{keep="last"}')) == "fold-logits-to-keep"
     assert (
-        text(parse(" rename-io { } , fold-logits-to-keep { keep = all } ")) == "rename-io,fold-logits-to-keep{keep=all}"
+        recipe_text(parse(" rename-io { } , fold-logits-to-keep { keep = all } "))
+        == "rename-io,fold-logits-to-keep{keep=all}"
     )
 
 
 @pytest.mark.parametrize("path", HOSTILE)
 def test_hostile_paths_come_back(path: str) -> None:
     recipe = (MergeEmbeddings(Path(path)), RenameIO())
-    assert parse(text(recipe)) == recipe
+    assert parse(recipe_text(recipe)) == recipe
 
 
 def test_random_recipes_come_back_and_have_one_text() -> None:
@@ -58,9 +59,9 @@ def test_random_recipes_come_back_and_have_one_text() -> None:
 
     for _ in range(500):
         recipe = tuple(some_pass() for _ in range(rng.randrange(1, 6)))
-        written = text(recipe)
+        written = recipe_text(recipe)
         assert parse(written) == recipe
-        assert text(parse(written)) == written
+        assert recipe_text(parse(written)) == written
 
 
 @pytest.mark.parametrize(
@@ -108,7 +109,7 @@ def test_options_have_the_types_that_their_pass_declares() -> None:
 
     built = build(Many, {"count": "-3", "exact": "true", "limit": "7", "label": "a b"})
     assert built == Many(-3, True, 7, "a b")
-    assert text((built,)) == 'many{count=-3,exact=true,limit=7,label="a b"}'
+    assert recipe_text((built,)) == 'many{count=-3,exact=true,limit=7,label="a b"}'
     for option, value, expected in (("count", "1.5", "a whole number"), ("exact", "yes", "true or false")):
         with pytest.raises(RecipeError, match=f"many: {option} is '{value}'; {expected} is expected"):
             build(Many, {option: value})

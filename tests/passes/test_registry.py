@@ -15,7 +15,7 @@ from conftest import FIXTURES
 
 import passes
 from passes.base import LOSSY, Finding, Pass
-from passes.recipe import describe, parse, text
+from passes.recipe import describe_pass, parse, recipe_text
 from passes.registry import BUILT_IN, names, pass_class, register
 from surgery.errors import RecipeError
 from surgery.graph.model import Model
@@ -151,8 +151,8 @@ def test_a_registered_pass_is_known_and_may_be_defined_again(empty: None) -> Non
     with pytest.raises(RecipeError, match="no pass is named 'mark'"):
         parse("mark")
     assert register(register(Mark)) is Mark
-    assert parse("rename-io,mark") == (passes.RenameIO(), Mark()) and text(parse("mark")) == "mark"
-    assert names()[-1] == "mark" and describe("mark")["summary"] == "a pass for tests"
+    assert parse("rename-io,mark") == (passes.RenameIO(), Mark()) and recipe_text(parse("mark")) == "mark"
+    assert names()[-1] == "mark" and describe_pass("mark")["summary"] == "a pass for tests"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from small import FLOAT, INT64, KV_HEADS, decoder, embed_tokens, feeds, opened, 
 
 from passes import MergeEmbeddings, RenameIO
 from passes.base import Outcome, apply
-from surgery.attention.kv_wiring import spelling
+from surgery.attention.kv_wiring import slot_of_name
 from surgery.errors import PassError
 from surgery.graph.model import Model
 from surgery.graph.protos import rename
@@ -224,4 +224,4 @@ def test_a_node_may_have_the_name_of_a_value(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_spelling(name: str, slot: tuple[int, str] | None) -> None:
-    assert spelling(name) == slot
+    assert slot_of_name(name) == slot

@@ -11,14 +11,14 @@ import fixtures
 from passes import SetAccuracyLevel
 from passes.base import EXACT, apply
 from passes.presets import compatible
-from passes.recipe import parse, text
+from passes.recipe import parse, recipe_text
 from passes.set_accuracy_level import INT8
 from surgery.commands.app import app
 from surgery.errors import PassError
-from surgery.folder.building import repack
+from surgery.folder.building import build_folder
 from surgery.graph.model import Model
 from surgery.source.export import open_export
-from surgery.verify import Request, validate
+from surgery.verify import Request, prove_folder
 from surgery.verify.thresholds import default_thresholds, numerics_of
 
 TINY = Path(__file__).parents[2] / "fixtures" / "tiny-e2b"
@@ -67,13 +67,13 @@ def test_int8_is_within_what_is_stated_and_not_equal(target: str, tmp_path: Path
     export = open_export(tmp_path / "source")
     pair = export.pair(precision)
     recipe = compatible(pair.embed, accuracy_level="4")
-    repack(export, pair, recipe, tmp_path / "out", recipe_text=text(recipe), weights="link")
-    report = validate(tmp_path / "out", pair, request=Request(scope="light", tokens=24))
+    build_folder(export, pair, recipe, tmp_path / "out", recipe_text=recipe_text(recipe), weights="link")
+    report = prove_folder(tmp_path / "out", pair, request=Request(scope="light", tokens=24))
     assert [f"{gate.name}: {gate.found}" for gate in report.failed] == []
     assert report.parity is not None and report.parity.max_abs > 0.1
     strict = default_thresholds("float32").to_dict()
     strict.pop("headroom")
-    again = validate(tmp_path / "out", pair, request=Request(scope="light", thresholds=strict))
+    again = prove_folder(tmp_path / "out", pair, request=Request(scope="light", thresholds=strict))
     assert {"logits", "mean difference"} <= {gate.name for gate in again.failed}
 
 
@@ -82,20 +82,20 @@ def test_fault_is_outside_of_what_is_stated(tmp_path: Path) -> None:
     export = open_export(TINY)
     pair = export.pair("q4")
     recipe = compatible(pair.embed, accuracy_level="4")
-    repack(export, pair, recipe, tmp_path / "out", recipe_text=text(recipe))
+    build_folder(export, pair, recipe, tmp_path / "out", recipe_text=recipe_text(recipe))
     model = Model.open(tmp_path / "out" / "model.onnx")
     node = next(node for node in model.graph.node if node.name == "/model/layers.3/attn/q_proj/MatMul_Quant")
     codes = next(ref for ref in model.weight_references() if ref.name == node.input[1])
     with codes.file.open("r+b") as file:
         file.seek(codes.offset)
         file.write(bytes(codes.length))
-    report = validate(tmp_path / "out", pair, request=Request(scope="light"))
+    report = prove_folder(tmp_path / "out", pair, request=Request(scope="light"))
     assert {"logits", "direction"} <= {gate.name for gate in report.failed}
 
 
 def test_recipe_of_the_option_parses_back_and_is_known_as_lossy(tmp_path: Path) -> None:
     recipe = compatible(Path("e.onnx"), accuracy_level="1")
-    assert parse(text(recipe)) == recipe and text(recipe).endswith(",set-accuracy-level{level=1}")
+    assert parse(recipe_text(recipe)) == recipe and recipe_text(recipe).endswith(",set-accuracy-level{level=1}")
     assert numerics_of(tmp_path) == []
     (tmp_path / "manifest.json").write_text('{"version": 1, "recipe": "rename-io,set-accuracy-level"}')
     assert numerics_of(tmp_path) == [EXACT, INT8]

@@ -16,14 +16,14 @@ from passes.base import Outcome, apply
 from passes.presets import compatible
 from surgery.choices import WeightMode
 from surgery.errors import PassError
-from surgery.folder.building import repack
+from surgery.folder.building import build_folder
 from surgery.graph.external_data import WeightReference
 from surgery.graph.model import Model
 from surgery.graph.weight_comparison import first_difference, is_transpose
 from surgery.runtime.sessions import MergedModel, Settings
-from surgery.runtime.two_graphs import PairModel
+from surgery.runtime.two_graphs import TwoGraphModel
 from surgery.source.export import open_export
-from surgery.verify.agreement import compare
+from surgery.verify.agreement import agreement_of
 from surgery.verify.prompts import Case
 from surgery.verify.recording import record
 
@@ -75,18 +75,18 @@ def change_byte(source: Path, precision: str, tensor: str) -> int:
 def test_bytes_are_stored_once_and_every_number_stays(precision: str, weights: WeightMode, tmp_path: Path) -> None:
     export = open_export(TINY)
     pair = export.pair(precision)
-    plain = repack(export, pair, compatible(pair.embed), tmp_path / "plain", weights=weights)
+    plain = build_folder(export, pair, compatible(pair.embed), tmp_path / "plain", weights=weights)
     recipe = compatible(pair.embed)
-    result = repack(export, pair, (*recipe, TieLmHead()), tmp_path / "out", weights=weights)
+    result = build_folder(export, pair, (*recipe, TieLmHead()), tmp_path / "out", weights=weights)
     findings = [str(finding) for finding in result.outcomes[-1].findings]
     assert findings[: len(EXPECTED[precision])] == EXPECTED[precision]
     claimed = sum(int(f.split(": ")[-1].split()[0].replace(",", "")) for f in findings if f.startswith("changed"))
     freed = sum(entry.size for entry in plain.placed) - sum(entry.size for entry in result.placed)
     assert claimed <= freed < claimed + 8192  # consolidating aligns each weight to a page
     settings = Settings(threads=1)
-    theirs = record(PairModel.open(pair, settings), CASES, steps=6)
+    theirs = record(TwoGraphModel.open(pair, settings), CASES, steps=6)
     ours = record(MergedModel(tmp_path / "out" / "model.onnx", settings), CASES, steps=6, follow=theirs)
-    found = compare(theirs, ours, {})
+    found = agreement_of(theirs, ours, {})
     assert (found.max_abs, found.cache_max_abs) == (0, 0)
     load(tmp_path / "out" / "model.onnx")  # as onnx reads it, too
 
@@ -113,7 +113,7 @@ def test_what_is_cut_off_is_hashed_again(tmp_path: Path) -> None:
 
     export = open_export(TINY)
     pair = export.pair("fp32")
-    result = repack(export, pair, (*compatible(pair.embed), TieLmHead()), tmp_path / "out")
+    result = build_folder(export, pair, (*compatible(pair.embed), TieLmHead()), tmp_path / "out")
     assert list(faults(tmp_path / "out")) == []
     assert {entry.size for entry in result.placed} == {196608, 1875968 - 32768}
 

@@ -20,22 +20,22 @@ from fixtures.precision import Reading
 from passes import FoldLogitsToKeep, MergeEmbeddings, RenameIO, ToFp16, UniformHeads
 from passes.base import Outcome, apply
 from passes.presets import compatible
-from passes.recipe import parse, text
+from passes.recipe import parse, recipe_text
 from surgery.choices import WeightMode
 from surgery.errors import PassError, WeightError
-from surgery.folder.building import repack
+from surgery.folder.building import build_folder
 from surgery.folder.genai_config import cache_costs
 from surgery.graph.external_data import WeightReference, is_external, tensors
 from surgery.graph.model import Model
-from surgery.graph.protos import declare
+from surgery.graph.protos import declared_types
 from surgery.graph.weight_conversion import moved, write_converted
 from surgery.runtime.sessions import MergedModel, Runner, Settings
-from surgery.runtime.two_graphs import PairModel
-from surgery.source.export import Pair, open_export
-from surgery.verify.agreement import Comparison, compare
+from surgery.runtime.two_graphs import TwoGraphModel
+from surgery.source.export import GraphPair, open_export
+from surgery.verify.agreement import Agreement, agreement_of
 from surgery.verify.prompts import Case
 from surgery.verify.recording import record
-from surgery.verify.structure import check_structure, open_folder
+from surgery.verify.structure import open_genai_folder, structure_gates
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "fixtures" / "tiny-e2b"
@@ -59,9 +59,9 @@ def refused(folder: Path, proto: ModelProto, sentence: str) -> None:
     assert "\n" not in str(raised.value)
 
 
-def differences(source: Runner, result: Runner, steps: int = 6) -> Comparison:
+def differences(source: Runner, result: Runner, steps: int = 6) -> Agreement:
     theirs = record(source, CASES, steps=steps)
-    return compare(theirs, record(result, CASES, steps=steps, follow=theirs), {})
+    return agreement_of(theirs, record(result, CASES, steps=steps, follow=theirs), {})
 
 
 # The numbers
@@ -79,7 +79,7 @@ def test_pair_becomes_what_the_exporter_writes_in_float16(
     fixtures.build(fixture, SIBLINGS[precision], tmp_path / "b", reading=Reading(norm_casts=norms == "float32"))
     given = open_export(tmp_path / "a").pair(precision)
     wanted = open_export(tmp_path / "b").pair(SIBLINGS[precision])
-    made = Pair("made", tmp_path / "embed" / "m.onnx", tmp_path / "decoder" / "m.onnx")
+    made = GraphPair("made", tmp_path / "embed" / "m.onnx", tmp_path / "decoder" / "m.onnx")
     for graph, target, sibling in (
         (given.embed, made.embed, wanted.embed),
         (given.decoder, made.decoder, wanted.decoder),
@@ -90,7 +90,7 @@ def test_pair_becomes_what_the_exporter_writes_in_float16(
         shared = {name for name in theirs if "/constants/" not in name}
         assert shared == {name for name in ours if "/constants/" not in name}
         assert [name for name in shared if theirs[name] != ours[name]] == []
-    found = differences(PairModel.open(wanted, Settings(threads=1)), PairModel.open(made, Settings(threads=1)))
+    found = differences(TwoGraphModel.open(wanted, Settings(threads=1)), TwoGraphModel.open(made, Settings(threads=1)))
     assert (found.max_abs, found.cache_max_abs) == (0, 0)
 
 
@@ -103,11 +103,11 @@ def test_merged_graph_is_close_to_its_float32_source(fixture: str, precision: st
     fixtures.build(fixture, precision, tmp_path / "source")
     export = open_export(tmp_path / "source")
     pair = export.pair(precision)
-    repack(export, pair, compatible(pair.embed, half=True), tmp_path / "out")
-    folder = open_folder(tmp_path / "out")
-    assert [gate for gate in check_structure(folder) if not gate.passed] == []
+    build_folder(export, pair, compatible(pair.embed, half=True), tmp_path / "out")
+    folder = open_genai_folder(tmp_path / "out")
+    assert [gate for gate in structure_gates(folder) if not gate.passed] == []
     settings = Settings(threads=1)
-    found = differences(PairModel.open(pair, settings), MergedModel(folder.model.path, settings))
+    found = differences(TwoGraphModel.open(pair, settings), MergedModel(folder.model.path, settings))
     assert 0 < found.max_abs <= LOGITS and 0 < found.cache_max_abs <= CACHES
     assert all(case.merged_not_finite == 0 and case.cosine > 0.9999 for case in found.cases)
 
@@ -115,7 +115,7 @@ def test_merged_graph_is_close_to_its_float32_source(fixture: str, precision: st
 def test_runtime_generates_the_tokens_of_the_float32_source(tmp_path: Path) -> None:
     export = open_export(TINY)
     pair = export.pair("q4")
-    repack(export, pair, compatible(pair.embed, half=True), tmp_path / "out", weights="consolidate")
+    build_folder(export, pair, compatible(pair.embed, half=True), tmp_path / "out", weights="consolidate")
     model, expected = og.Model(str(tmp_path / "out")), np.load(DATA / "tiny_e2b_q4_ref.npz")
     for prompt in range(6):
         ids, wanted = (expected[f"p{prompt}_{part}"].reshape(-1).tolist() for part in ("ids", "tokens"))
@@ -170,7 +170,7 @@ def test_nothing_but_norms_is_left_in_float32_and_every_value_is_declared_right(
     pair = export.pair("q4")
     plain, _ = apply(Model.open(pair.decoder, export.architecture), [])
     model, _ = apply(plain, [ToFp16()])
-    before, after = declare(plain.graph), declare(model.graph)
+    before, after = declared_types(plain.graph), declared_types(model.graph)
     assert before.keys() <= after.keys()
     norms = {name for node in model.graph.node if "LayerNorm" in node.op_type for name in (*node.input, *node.output)}
     left = {name for name, declared in after.items() if declared.dtype == "FLOAT"}
@@ -277,7 +277,7 @@ def test_codes_stay_where_they_are_and_floats_are_written_once(placement: Weight
     export = open_export(TINY)
     pair = export.pair("q4")
     source = {path.name: path.read_bytes() for path in pair.decoder.parent.iterdir()}
-    result = repack(export, pair, (*compatible(pair.embed), ToFp16()), tmp_path / "out", weights=placement)
+    result = build_folder(export, pair, (*compatible(pair.embed), ToFp16()), tmp_path / "out", weights=placement)
     files = {path.name for path in (tmp_path / "out").glob("*data*")}
     model = Model.open(tmp_path / "out" / "model.onnx", export.architecture)
     assert model.check_weights() > 0
@@ -334,6 +334,6 @@ def test_a_source_that_shrinks_while_it_is_read_is_an_error(tmp_path: Path) -> N
 
 
 def test_its_options_have_a_text_form() -> None:
-    assert parse(text((ToFp16("float16", "clip"),))) == (ToFp16("float16", "clip"),)
-    assert text((ToFp16(),)) == "to-fp16"
+    assert parse(recipe_text((ToFp16("float16", "clip"),))) == (ToFp16("float16", "clip"),)
+    assert recipe_text((ToFp16(),)) == "to-fp16"
     assert compatible(Path("a.onnx"), half=True) == (*compatible(Path("a.onnx")), ToFp16())

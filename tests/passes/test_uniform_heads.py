@@ -17,23 +17,23 @@ import fixtures
 from passes import AnnotateHeadSizes, ExpandSharedKV, UniformHeads
 from passes.base import Outcome, apply
 from passes.presets import compatible
-from passes.recipe import parse, text
+from passes.recipe import parse, recipe_text
 from surgery.attention.cache_padding import declared_sizes, own_sizes
 from surgery.attention.kv_wiring import attentions
 from surgery.choices import KVLayout, Target
 from surgery.errors import ModelError, PassError
-from surgery.folder.building import plan, repack
+from surgery.folder.building import build_folder, plan
 from surgery.folder.genai_config import cache_costs, genai_config, shares_buffer
 from surgery.graph.model import Model
-from surgery.graph.protos import declare
+from surgery.graph.protos import declared_types
 from surgery.runtime.sessions import MergedModel, Settings
-from surgery.runtime.two_graphs import PairModel
+from surgery.runtime.two_graphs import TwoGraphModel
 from surgery.source.export import Export, open_export
 from surgery.source.layer_table import read_layer_table
-from surgery.verify.agreement import compare
+from surgery.verify.agreement import agreement_of
 from surgery.verify.prompts import Case
 from surgery.verify.recording import record
-from surgery.verify.structure import check_structure, open_folder
+from surgery.verify.structure import open_genai_folder, structure_gates
 
 DATA = Path(__file__).parents[2] / "fixtures" / "data"
 TINY = Path(__file__).parents[2] / "fixtures" / "tiny-e2b"
@@ -108,7 +108,7 @@ def test_the_layer_table_stays_true_and_the_wiring_is_still_found(tmp_path: Path
 
 def test_inner_values_are_declared_with_their_own_size(tmp_path: Path) -> None:
     model, _ = padded(tmp_path, decoder())
-    types = declare(model.graph)
+    types = declared_types(model.graph)
     cut = next(node for node in model.graph.node if "past_key_values.0.key" in node.input)
     pad = next(node for node in model.graph.node if "present.0.key" in node.output)
     assert str(types[cut.output[0]]) == "FLOAT [batch_size, 1, past_sequence_length, 8]"
@@ -160,7 +160,7 @@ def test_what_cannot_be_padded_is_refused(tmp_path: Path) -> None:
 
 def written(export: Export, precision: str, layout: KVLayout, target: Path, runtime: Target = "genai-0.12") -> Path:
     pair = export.pair(precision)
-    repack(export, pair, compatible(pair.embed, layout, runtime), target, runtime=runtime)
+    build_folder(export, pair, compatible(pair.embed, layout, runtime), target, runtime=runtime)
     return target
 
 
@@ -176,18 +176,18 @@ def written(export: Export, precision: str, layout: KVLayout, target: Path, runt
 def test_folder_equals_its_source_bit_for_bit(fixture: str, precision: str, layout: KVLayout, tmp_path: Path) -> None:
     fixtures.build(fixture, precision, tmp_path / "source")
     export = open_export(tmp_path / "source")
-    folder = open_folder(written(export, precision, layout, tmp_path / "out"))
+    folder = open_genai_folder(written(export, precision, layout, tmp_path / "out"))
     assert cache_sizes(folder.model) == {SIZES[fixture]}
-    assert [gate for gate in check_structure(folder) if not gate.passed] == []
+    assert [gate for gate in structure_gates(folder) if not gate.passed] == []
     assert not shares_buffer(folder.model)
     cases = [
         Case("one", "", ((2, 5, 9, 30, 31, 7, 8, 9, 10, 11, 12),)),
         Case("chunks", "", ((2, 17, 4, 4, 9),), chunk=2),
     ]
     settings = Settings(threads=1)
-    theirs = record(PairModel.open(export.pair(precision), settings), cases, steps=6)
+    theirs = record(TwoGraphModel.open(export.pair(precision), settings), cases, steps=6)
     ours = record(MergedModel(folder.model.path, settings), cases, steps=6, follow=theirs)
-    found = compare(theirs, ours, folder.owners)
+    found = agreement_of(theirs, ours, folder.owners)
     assert (found.max_abs, found.regrouped_max_abs, found.cache_max_abs) == (0, 0, 0)
     assert not any(case.alias_faults for case in found.cases)
 
@@ -247,22 +247,24 @@ def test_a_layer_table_that_the_padding_contradicts_is_found(tmp_path: Path) -> 
     ends = next(tensor for tensor in model.graph.initializer if tensor.name.endswith("constants/ends_16"))
     ends.raw_data = np.array([24], np.int64).tobytes()
     path.write_bytes(model.to_bytes())
-    gate = next(g for g in check_structure(open_folder(path.parent)) if g.name == "layer table agrees with the caches")
+    gate = next(
+        g for g in structure_gates(open_genai_folder(path.parent)) if g.name == "layer table agrees with the caches"
+    )
     assert not gate.passed and "used as 1 KV heads of 24; the layer table says 1 KV heads of 16" in gate.detail
 
 
 def test_padding_that_is_not_zero_is_a_difference(tmp_path: Path) -> None:
-    folder = open_folder(written(open_export(TINY), "q4", "unique", tmp_path / "out"))
+    folder = open_genai_folder(written(open_export(TINY), "q4", "unique", tmp_path / "out"))
     export, settings, cases = open_export(TINY), Settings(threads=1), [Case("one", "", ((2, 5, 9),))]
-    theirs = record(PairModel.open(export.pair("q4"), settings), cases, steps=1)
+    theirs = record(TwoGraphModel.open(export.pair("q4"), settings), cases, steps=1)
     ours = record(MergedModel(folder.model.path, settings), cases, steps=1, follow=theirs)
     cache = ours.answers[0].caches[0, "key"].values
-    assert cache is not None and compare(theirs, ours, {}).cache_max_abs == 0
+    assert cache is not None and agreement_of(theirs, ours, {}).cache_max_abs == 0
     cache[0, 0, 0, -1] = 1e-6
-    assert compare(theirs, ours, {}).cache_max_abs > 0
+    assert agreement_of(theirs, ours, {}).cache_max_abs > 0
 
 
 def test_the_recipe_for_old_runtimes_ends_with_it() -> None:
     recipe = compatible(Path("a.onnx"), "aliased", "genai-0.12")
-    assert recipe[-1] == UniformHeads() and parse(text(recipe)) == recipe
+    assert recipe[-1] == UniformHeads() and parse(recipe_text(recipe)) == recipe
     assert UniformHeads() not in compatible(Path("a.onnx"))

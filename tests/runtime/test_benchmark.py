@@ -12,8 +12,8 @@ import pytest
 
 from passes.presets import compatible
 from surgery.errors import FolderError
-from surgery.folder.building import repack
-from surgery.runtime.benchmark import bench
+from surgery.folder.building import build_folder
+from surgery.runtime.benchmark import measure
 from surgery.source.export import open_export
 
 ROOT = Path(__file__).parents[2]
@@ -24,7 +24,7 @@ TINY = ROOT / "fixtures" / "tiny-e2b"
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     export = open_export(TINY)
     pair = export.pair("q4")
-    return repack(export, pair, compatible(pair.embed), tmp_path_factory.mktemp("bench") / "out").folder
+    return build_folder(export, pair, compatible(pair.embed), tmp_path_factory.mktemp("bench") / "out").folder
 
 
 def test_both_sides_are_measured_at_each_context_that_fits(folder: Path) -> None:
@@ -46,7 +46,7 @@ def test_both_sides_are_measured_at_each_context_that_fits(folder: Path) -> None
 
 def test_a_context_that_does_not_fit_is_one_sentence(folder: Path) -> None:
     with pytest.raises(FolderError, match=r"takes 256 tokens: no context of \[1024\] fits"):
-        bench(folder, None, contexts=[1024])
+        measure(folder, None, contexts=[1024])
 
 
 def test_what_the_runtime_says_is_passed_on(folder: Path, tmp_path: Path) -> None:
@@ -54,4 +54,4 @@ def test_what_the_runtime_says_is_passed_on(folder: Path, tmp_path: Path) -> Non
     config = (broken / "genai_config.json").read_text()
     (broken / "genai_config.json").write_text(config.replace("gemma4_text", "nonesuch"))
     with pytest.raises(FolderError, match="the runtime says"):
-        bench(broken, None, contexts=[8], new_tokens=2)
+        measure(broken, None, contexts=[8], new_tokens=2)

@@ -12,12 +12,12 @@ from onnx import parser
 
 from passes.presets import compatible
 from surgery.errors import ExportError, ModelError, RequestError
-from surgery.folder.building import repack
-from surgery.runtime.decoding import Loop, generate, prompt_feeds
-from surgery.runtime.prompting import Question, answer
+from surgery.folder.building import build_folder
+from surgery.runtime.decoding import DecodeLoop, generate_tokens, prompt_feeds
+from surgery.runtime.prompting import PromptRequest, generate_text
 from surgery.runtime.sampling import Sampling
 from surgery.runtime.sessions import Feed, OpenGraph, Settings, host
-from surgery.runtime.two_graphs import Embeddings, PairFolder, PairModel, open_folder
+from surgery.runtime.two_graphs import Embeddings, TwoGraphFolder, TwoGraphModel, open_two_graphs
 from surgery.source.export import open_export
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
@@ -27,8 +27,8 @@ TOKENS = 24
 
 
 @pytest.fixture(scope="module")
-def pair() -> PairModel:
-    return PairModel.open(open_export(TINY).pair("fp32"), Settings())
+def pair() -> TwoGraphModel:
+    return TwoGraphModel.open(open_export(TINY).pair("fp32"), Settings())
 
 
 @pytest.fixture(scope="module")
@@ -54,48 +54,48 @@ def test_logits_that_numpy_does_not_have_are_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("chunk", [None, 1, 7])
 def test_the_tokens_are_those_of_hugging_face(
-    pair: PairModel, reference: list[tuple[list[int], list[int]]], chunk: int | None
+    pair: TwoGraphModel, reference: list[tuple[list[int], list[int]]], chunk: int | None
 ) -> None:
     for ids, tokens in reference:
-        assert rows_of(generate(pair, [ids], new_tokens=TOKENS, chunk=chunk)) == [tokens]
+        assert rows_of(generate_tokens(pair, [ids], new_tokens=TOKENS, chunk=chunk)) == [tokens]
 
 
 def test_rows_of_a_padded_batch_do_not_touch_each_other(
-    pair: PairModel, reference: list[tuple[list[int], list[int]]]
+    pair: TwoGraphModel, reference: list[tuple[list[int], list[int]]]
 ) -> None:
     """The window is 8 tokens, and the rows differ by up to 28."""
     prompts, tokens = zip(*reference, strict=True)
-    assert rows_of(generate(pair, prompts, new_tokens=TOKENS)) == list(tokens)
+    assert rows_of(generate_tokens(pair, prompts, new_tokens=TOKENS)) == list(tokens)
 
 
-def test_a_batch_in_chunks_is_refused(pair: PairModel) -> None:
+def test_a_batch_in_chunks_is_refused(pair: TwoGraphModel) -> None:
     with pytest.raises(RequestError, match="there are 2"):
-        next(generate(pair, [[2, 5], [2, 6]], new_tokens=1, chunk=1))
+        next(generate_tokens(pair, [[2, 5], [2, 6]], new_tokens=1, chunk=1))
 
 
 def test_a_row_ends_behind_a_stop_token_and_the_others_go_on(
-    pair: PairModel, reference: list[tuple[list[int], list[int]]]
+    pair: TwoGraphModel, reference: list[tuple[list[int], list[int]]]
 ) -> None:
     (one, first), (other, second) = reference[2], reference[4]
     stop = first[5]
     assert stop not in second
     short = first.index(stop) + 1
-    found = rows_of(generate(pair, [one, other], new_tokens=8, stop=[stop, 1]))
+    found = rows_of(generate_tokens(pair, [one, other], new_tokens=8, stop=[stop, 1]))
     assert found == [[*first[:short], *[None] * (8 - short)], second[:8]]
-    assert rows_of(generate(pair, [one], new_tokens=8, stop=[stop])) == [first[:short]]
+    assert rows_of(generate_tokens(pair, [one], new_tokens=8, stop=[stop])) == [first[:short]]
 
 
 def test_more_tokens_go_behind_those_in_the_caches(
-    pair: PairModel, reference: list[tuple[list[int], list[int]]]
+    pair: TwoGraphModel, reference: list[tuple[list[int], list[int]]]
 ) -> None:
     ids, tokens = reference[5]
-    loop = Loop(pair, 1)
+    loop = DecodeLoop(pair, 1)
     for part in (ids[:10], ids[10:]):
         *_, step = loop.prompt([part])
     assert step.greedy().tolist() == tokens[:1]
 
 
-def test_embed_and_decode_are_steps_of_their_own(pair: PairModel) -> None:
+def test_embed_and_decode_are_steps_of_their_own(pair: TwoGraphModel) -> None:
     (feed,) = prompt_feeds([[2, 10, 77, 31]])
     logits, cache = pair.step(feed, pair.start(1), 0)
     embedded = {name: host(value) for name, value in pair.embed(feed.ids).items()}
@@ -108,7 +108,7 @@ def test_embed_and_decode_are_steps_of_their_own(pair: PairModel) -> None:
     assert all(host(value).shape[2] == 4 for value in cache.values())
 
 
-def test_other_embeddings_between_the_graphs_are_other_tokens(pair: PairModel) -> None:
+def test_other_embeddings_between_the_graphs_are_other_tokens(pair: TwoGraphModel) -> None:
     """Where every 31 is given the embeddings of 40, the model answers as to 40."""
     meant = {name: host(value) for name, value in pair.embed(np.array([[40]])).items()}
     seen = []
@@ -123,13 +123,13 @@ def test_other_embeddings_between_the_graphs_are_other_tokens(pair: PairModel) -
     def hosted(embedded: Embeddings) -> dict[str, np.ndarray]:
         return {name: value if isinstance(value, np.ndarray) else host(value) for name, value in embedded.items()}
 
-    changed = rows_of(generate(pair.changing(change), [[2, 31, 77, 31]], new_tokens=4, chunk=3))
-    assert changed == rows_of(generate(pair, [[2, 40, 77, 40]], new_tokens=4, chunk=3))
-    assert changed != rows_of(generate(pair, [[2, 31, 77, 31]], new_tokens=4))
+    changed = rows_of(generate_tokens(pair.changing(change), [[2, 31, 77, 31]], new_tokens=4, chunk=3))
+    assert changed == rows_of(generate_tokens(pair, [[2, 40, 77, 40]], new_tokens=4, chunk=3))
+    assert changed != rows_of(generate_tokens(pair, [[2, 31, 77, 31]], new_tokens=4))
     assert seen[:2] == [([[2, 31, 77]], [[0, 1, 2]]), ([[31]], [[3]])]
 
 
-def test_embeddings_of_another_size_are_refused_with_the_runtime_s_words(pair: PairModel) -> None:
+def test_embeddings_of_another_size_are_refused_with_the_runtime_s_words(pair: TwoGraphModel) -> None:
     (feed,) = prompt_feeds([[2, 10]])
     wrong = {name: host(value)[:, :1] for name, value in pair.embed(feed.ids).items()}
     with pytest.raises(ModelError, match=r"cannot run .*decoder_model_merged\.onnx"):
@@ -142,17 +142,17 @@ def test_embeddings_of_another_size_are_refused_with_the_runtime_s_words(pair: P
 
 
 @pytest.fixture(scope="module")
-def opened() -> PairFolder:
-    return open_folder(TINY, "fp32")
+def opened() -> TwoGraphFolder:
+    return open_two_graphs(TINY, "fp32")
 
 
-def test_a_folder_brings_its_stop_tokens_and_its_sampling(opened: PairFolder) -> None:
+def test_a_folder_brings_its_stop_tokens_and_its_sampling(opened: TwoGraphFolder) -> None:
     assert opened.stop == (1, 106, 50) and opened.pad == 0 and opened.context_length == 256
     assert opened.sampling == Sampling(True, 1.0, 64, 0.95)
-    assert open_folder(TINY).pair.precision == "q4"
+    assert open_two_graphs(TINY).pair.precision == "q4"
 
 
-def test_the_pieces_of_an_answer_are_its_text(opened: PairFolder) -> None:
+def test_the_pieces_of_an_answer_are_its_text(opened: TwoGraphFolder) -> None:
     greedy = Sampling()
     prompt = opened.tokenizer.encode(opened.tokenizer.render([{"role": "user", "content": "hello"}]))
     (row,) = rows_of(opened.generate([prompt], new_tokens=20, sampling=greedy))
@@ -162,14 +162,14 @@ def test_the_pieces_of_an_answer_are_its_text(opened: PairFolder) -> None:
     assert pieces != list(opened.answer("hello", new_tokens=20, sampling=greedy, template=False))
 
 
-def test_the_prompt_of_a_conversation_is_that_of_the_real_runtime(opened: PairFolder) -> None:
+def test_the_prompt_of_a_conversation_is_that_of_the_real_runtime(opened: TwoGraphFolder) -> None:
     """The text that GenAI's own tokenizer and template engine make of the same files; see tests/test_fixtures.py."""
     rendered = opened.tokenizer.render([{"role": "user", "content": " hi "}, {"role": "assistant", "content": "yes"}])
     assert rendered == "<bos><|turn>user\nhi<turn|>\n<|turn>model\nyes<turn|>\n<|turn>model\n"
     assert opened.tokenizer.encode(rendered)[:2] == [2, 105]
 
 
-def test_a_prompt_has_to_fit_the_context(opened: PairFolder) -> None:
+def test_a_prompt_has_to_fit_the_context(opened: TwoGraphFolder) -> None:
     assert len(list(opened.generate([[2] * 250], new_tokens=50, sampling=Sampling()))) <= 6
     with pytest.raises(RequestError, match="the prompt has 256 tokens, and the context 256"):
         opened.generate([[2] * 256])
@@ -196,17 +196,17 @@ def folder_with(tmp_path: Path, name: str, text: str | None) -> Path:
 )
 def test_a_damaged_text_file_is_a_sentence(tmp_path: Path, name: str, text: str | None, sentence: str) -> None:
     with pytest.raises(ExportError, match=sentence):
-        list(open_folder(folder_with(tmp_path, name, text)).answer("hello", new_tokens=1))
+        list(open_two_graphs(folder_with(tmp_path, name, text)).answer("hello", new_tokens=1))
 
 
 def test_both_kinds_of_folder_answer_the_same(tmp_path: Path) -> None:
     export = open_export(TINY)
     pair = export.pair("q4")
-    repack(export, pair, compatible(pair.embed), tmp_path / "out")
-    for question in (Question("hello", 12), Question("hello", 12, template=False)):
-        (runs, merged), (also_runs, two) = answer(tmp_path / "out", question), answer(TINY, question)
+    build_folder(export, pair, compatible(pair.embed), tmp_path / "out")
+    for question in (PromptRequest("hello", 12), PromptRequest("hello", 12, template=False)):
+        (runs, merged), (also_runs, two) = generate_text(tmp_path / "out", question), generate_text(TINY, question)
         assert "".join(merged) == "".join(two)
     assert "onnxruntime-genai" in runs and "decoder_model_merged_q4.onnx" in also_runs
-    assert "".join(answer(TINY, Question("hello", 9, sample=True, seed=1))[1])
+    assert "".join(generate_text(TINY, PromptRequest("hello", 9, sample=True, seed=1))[1])
     with pytest.raises(RequestError, match="it has one precision"):
-        answer(tmp_path / "out", Question("hello"), "q4")
+        generate_text(tmp_path / "out", PromptRequest("hello"), "q4")

@@ -14,13 +14,13 @@ from hub_server import Hub, reach_nobody_by_default, serve
 
 import fixtures
 from passes.presets import compatible
-from surgery.compare.subjects import open_sides
+from surgery.compare.subjects import open_subjects
 from surgery.errors import ExportError
-from surgery.folder.building import repack
+from surgery.folder.building import build_folder
 from surgery.folder.inspection import ExportInspection, inspect
-from surgery.folder.text_only import strip
+from surgery.folder.text_only import build_text_only
 from surgery.source.export import open_export
-from surgery.source.hub import HubSource, fetch, list_files, plan
+from surgery.source.hub import HubSource, fetch, list_files, plan_download
 
 REPO = "onnx-community/tiny-gemma-4-qat-mobile-ONNX"
 
@@ -120,13 +120,13 @@ def test_inspect_shows_the_graphs_of_all_precisions(folder: Path) -> None:
 
 def test_strip_leaves_a_configuration_that_says_what_is_there(folder: Path, tmp_path: Path) -> None:
     export = open_export(folder)
-    strip(export, export.pair("q2f16"), tmp_path / "one")
+    build_text_only(export, export.pair("q2f16"), tmp_path / "one")
     assert settings(tmp_path / "one")["dtype"] == "q2f16"
     assert settings(tmp_path / "one")["kv_cache_dtype"] == {"q2f16": "float16"}
     rename(folder, "embed_tokens", "_q2f16", "_quantized")
     declare(folder, {"embed_tokens": "q8", "decoder_model_merged": "q2f16"})
     export = open_export(folder)
-    strip(export, export.pair("q2f16"), tmp_path / "two")
+    build_text_only(export, export.pair("q2f16"), tmp_path / "two")
     assert settings(tmp_path / "two")["dtype"] == {"embed_tokens": "q8", "decoder_model_merged": "q2f16"}
     assert names(tmp_path / "two") == {"embed": "embed_tokens_quantized.onnx"}
 
@@ -139,8 +139,8 @@ def settings(folder: Path) -> dict[str, Any]:
 def test_diff_finds_the_precision_that_a_folder_was_made_from(folder: Path, tmp_path: Path) -> None:
     export = open_export(folder)
     pair = export.pair("q2f16")
-    repack(export, pair, compatible(pair.embed), tmp_path / "out")
-    before, _ = open_sides(folder, tmp_path / "out")
+    build_folder(export, pair, compatible(pair.embed), tmp_path / "out")
+    before, _ = open_subjects(folder, tmp_path / "out")
     assert [part.model.path.name for part in before.parts] == [
         "embed_tokens_q2f16.onnx",
         "decoder_model_merged_q2f16.onnx",
@@ -151,7 +151,7 @@ def test_diff_finds_the_precision_that_a_folder_was_made_from(folder: Path, tmp_
 
 
 def test_the_plan_has_the_graphs_that_the_configuration_names(source: HubSource) -> None:
-    planned = plan(list_files(source), "q2f16", ("image", "audio"))
+    planned = plan_download(list_files(source), "q2f16", ("image", "audio"))
     graphs = sorted(entry.file.name for entry in planned.files if entry.file.name.endswith(".onnx"))
     assert graphs == [
         "onnx/audio_encoder_q2f16.onnx",
@@ -162,7 +162,7 @@ def test_the_plan_has_the_graphs_that_the_configuration_names(source: HubSource)
 
 
 def test_text_alone_fetches_no_encoder(source: HubSource) -> None:
-    planned = plan(list_files(source), "q2f16")
+    planned = plan_download(list_files(source), "q2f16")
     assert not [entry.file.name for entry in planned.files if "encoder" in entry.file.name]
     assert open_export(fetch(planned)).best("cpu")[0].encoders == {}
 
@@ -188,4 +188,4 @@ def test_what_a_repository_lacks(
     with serve(Hub.of(folder, REPO)) as served:
         listing = list_files(HubSource(REPO, endpoint=served.endpoint, cache=tmp_path / "cache"))
         with pytest.raises(ExportError, match=message):
-            plan(listing, "q2f16", ("image",))
+            plan_download(listing, "q2f16", ("image",))

@@ -19,7 +19,7 @@ from surgery.errors import ArchitectureError, ExportError, ModelError, WeightErr
 from surgery.graph.external_data import is_external, set_location, tensors
 from surgery.graph.model import Model
 from surgery.source.export import open_export
-from surgery.source.hub import Download, HubSource, HubUnreachable, fetch, hub_source, list_files, plan
+from surgery.source.hub import Download, HubSource, HubUnreachable, fetch, hub_source, list_files, plan_download
 
 pytest.importorskip("huggingface_hub")
 
@@ -54,7 +54,7 @@ def source(hub: Hub, tmp_path: Path) -> HubSource:
 
 
 def download(source: HubSource, precision: str = "q4") -> Download:
-    return plan(list_files(source), precision)
+    return plan_download(list_files(source), precision)
 
 
 def needed(planned: Download) -> list[str]:
@@ -295,7 +295,7 @@ def test_trouble_with_a_complete_cache_is_none(answer: Answer, hub: Hub, source:
     listing = list_files(source)
     assert isinstance(listing.unreachable, HubUnreachable)
     assert listing.commit == COMMIT
-    check(fetch(plan(listing, "q4")))
+    check(fetch(plan_download(listing, "q4")))
 
 
 def test_without_a_network(tmp_path: Path) -> None:

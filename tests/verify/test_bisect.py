@@ -13,12 +13,12 @@ from onnx import GraphProto, NodeProto, numpy_helper
 
 from passes.presets import compatible
 from surgery.errors import RequestError
-from surgery.folder.building import repack
+from surgery.folder.building import build_folder
 from surgery.graph.model import Model
 from surgery.runtime.sessions import Settings
 from surgery.source.export import Export, open_export
-from surgery.verify import Request, validate
-from surgery.verify.bisect import Parting, find_parting
+from surgery.verify import Request, prove_folder
+from surgery.verify.bisect import Divergence, find_divergence
 from surgery.verify.prompts import Case
 from tests.signing import sign
 
@@ -35,7 +35,7 @@ def export() -> Export:
 @pytest.fixture(scope="module")
 def sound(export: Export, tmp_path_factory: pytest.TempPathFactory) -> Path:
     pair = export.pair("fp32")
-    return repack(export, pair, compatible(pair.embed), tmp_path_factory.mktemp("sound") / "out").folder
+    return build_folder(export, pair, compatible(pair.embed), tmp_path_factory.mktemp("sound") / "out").folder
 
 
 @pytest.fixture
@@ -53,9 +53,9 @@ def edit(folder: Path, change: Callable[[GraphProto], None]) -> None:
     (folder / "model.onnx").write_bytes(model.proto.SerializeToString())
 
 
-def part(folder: Path, export: Export, case: Case = CASE, tolerance: float = 0.0) -> Parting | None:
+def part(folder: Path, export: Export, case: Case = CASE, tolerance: float = 0.0) -> Divergence | None:
     pair = export.pair("fp32")
-    return find_parting(pair, folder / "model.onnx", case, Settings(), steps=2, tolerance=tolerance)
+    return find_divergence(pair, folder / "model.onnx", case, Settings(), steps=2, tolerance=tolerance)
 
 
 @pytest.mark.parametrize("case", [CASE, RAGGED])
@@ -67,7 +67,7 @@ def test_padded_caches_do_not_part(export: Export, tmp_path: Path) -> None:
     from passes.uniform_heads import UniformHeads
 
     pair = export.pair("fp32")
-    made = repack(export, pair, (*compatible(pair.embed), UniformHeads()), tmp_path / "out").folder
+    made = build_folder(export, pair, (*compatible(pair.embed), UniformHeads()), tmp_path / "out").folder
     assert part(made, export) is None
 
 
@@ -175,14 +175,14 @@ def test_a_tolerance_steps_over_small_differences(folder: Path, export: Export) 
 
 def test_validate_bisects_when_logits_differ(folder: Path, sound: Path, export: Export) -> None:
     request = Request(cases=[replace(CASE, chunk=None)], tokens=2, bisect=True)
-    names = {gate.name for gate in validate(sound, export.pair("fp32"), request=request).gates}
+    names = {gate.name for gate in prove_folder(sound, export.pair("fp32"), request=request).gates}
     assert "values inside the graphs" not in names
     edit(folder, lambda graph: other_wire(graph) and None)
     (gate,) = [
         gate
-        for gate in validate(sign(folder), export.pair("fp32"), request=request).failed
+        for gate in prove_folder(sign(folder), export.pair("fp32"), request=request).failed
         if gate.name == "values inside the graphs"
     ]
     assert "in layer 5, at Add node '/model/layers.5/Add_2'" in gate.detail
     with pytest.raises(RequestError, match="no source is given"):
-        validate(sound, None, request=request)
+        prove_folder(sound, None, request=request)

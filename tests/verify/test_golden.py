@@ -15,12 +15,12 @@ import pytest
 
 from passes.presets import compatible
 from surgery.errors import RequestError
-from surgery.folder.building import repack
+from surgery.folder.building import build_folder
 from surgery.runtime.sessions import MergedModel, Settings
-from surgery.runtime.two_graphs import PairModel
+from surgery.runtime.two_graphs import TwoGraphModel
 from surgery.source.export import Export, open_export
-from surgery.verify import Request, validate
-from surgery.verify.agreement import compare
+from surgery.verify import Request, prove_folder
+from surgery.verify.agreement import agreement_of
 from surgery.verify.golden import Golden, load_golden, save_golden
 from surgery.verify.prompts import Case
 from surgery.verify.recording import Recording, record
@@ -40,12 +40,12 @@ def export() -> Export:
 @pytest.fixture(scope="module")
 def folder(export: Export, tmp_path_factory: pytest.TempPathFactory) -> Path:
     pair = export.pair("fp16")
-    return repack(export, pair, compatible(pair.embed), tmp_path_factory.mktemp("folder") / "out").folder
+    return build_folder(export, pair, compatible(pair.embed), tmp_path_factory.mktemp("folder") / "out").folder
 
 
 @pytest.fixture(scope="module")
 def recorded(export: Export) -> Recording:
-    return record(PairModel.open(export.pair("fp16"), Settings()), CASES, steps=2)
+    return record(TwoGraphModel.open(export.pair("fp16"), Settings()), CASES, steps=2)
 
 
 @pytest.fixture
@@ -60,18 +60,18 @@ def test_a_recording_survives_its_file(recorded: Recording, stored: Path, folder
     golden = load_golden(stored)
     assert [answer.case for answer in golden.recording.answers] == CASES
     assert (golden.model, golden.tokens, golden.settings["provider"]) == ("tiny", 3, "cpu")
-    found = compare(recorded, golden.recording, OWNERS)
+    found = agreement_of(recorded, golden.recording, OWNERS)
     assert found.smallest_tolerance == found.regrouped_max_abs == 0 and found.dtype == "float16"
     merged = record(MergedModel(folder / "model.onnx", Settings()), CASES, steps=2, follow=golden.recording)
-    assert compare(golden.recording, merged, OWNERS).max_abs == 0
+    assert agreement_of(golden.recording, merged, OWNERS).max_abs == 0
     assert [path.name for path in stored.parent.iterdir()] == ["golden.npz"]
 
 
 def test_a_source_is_recorded_and_compared_with_later(folder: Path, export: Export, tmp_path: Path) -> None:
     path = tmp_path / "source.npz"
     kept = Request(cases=CASES, tokens=3, save_golden=path)
-    assert validate(folder, export.pair("fp16"), request=kept).passed
-    report = validate(folder, None, request=Request(cases=CASES, tokens=3, golden=path))
+    assert prove_folder(folder, export.pair("fp16"), request=kept).passed
+    report = prove_folder(folder, None, request=Request(cases=CASES, tokens=3, golden=path))
     assert report.passed, report.failed
     assert report.parity and report.parity.exact == 3 and report.parity.max_abs == 0
     assert set(load_golden(path).graphs) == {"embed_tokens_fp16.onnx", "decoder_model_merged_fp16.onnx"}
@@ -79,18 +79,18 @@ def test_a_source_is_recorded_and_compared_with_later(folder: Path, export: Expo
 
 def test_without_a_source_the_folder_itself_is_recorded(folder: Path, export: Export, tmp_path: Path) -> None:
     path = tmp_path / "folder.npz"
-    report = validate(folder, None, request=Request(cases=CASES, tokens=3, save_golden=path))
+    report = prove_folder(folder, None, request=Request(cases=CASES, tokens=3, save_golden=path))
     assert report.passed and report.parity is None and path.is_file()
     pair = export.pair("fp16")
-    unique = repack(export, pair, compatible(pair.embed, "unique"), tmp_path / "out").folder
-    report = validate(unique, None, request=Request(cases=CASES, tokens=3, golden=path))
+    unique = build_folder(export, pair, compatible(pair.embed, "unique"), tmp_path / "out").folder
+    report = prove_folder(unique, None, request=Request(cases=CASES, tokens=3, golden=path))
     assert report.passed, report.failed
 
 
 def test_another_model_fails(stored: Path, export: Export, tmp_path: Path) -> None:
     pair = export.pair("q4f16")
-    other = repack(export, pair, compatible(pair.embed), tmp_path / "out").folder
-    report = validate(other, None, request=Request(cases=CASES, tokens=3, golden=stored))
+    other = build_folder(export, pair, compatible(pair.embed), tmp_path / "out").folder
+    report = prove_folder(other, None, request=Request(cases=CASES, tokens=3, golden=stored))
     assert {"logits", "owners' caches"} <= {gate.name for gate in report.failed}
 
 
@@ -99,7 +99,7 @@ def test_a_recording_of_another_provider_is_held_to_wider_thresholds(
 ) -> None:
     settings = {**Settings().to_dict(), "provider": "cuda"}
     save_golden(Golden(recorded, "tiny", {}, 3, settings, {}), tmp_path / "cuda.npz")
-    report = validate(folder, None, request=Request(cases=CASES, tokens=3, golden=tmp_path / "cuda.npz"))
+    report = prove_folder(folder, None, request=Request(cases=CASES, tokens=3, golden=tmp_path / "cuda.npz"))
     thresholds = report.settings["thresholds"]
     assert report.passed and thresholds["logits"] > 0 and thresholds["exact"] < 1
 
@@ -115,7 +115,7 @@ def test_a_recording_of_another_provider_is_held_to_wider_thresholds(
 )
 def test_other_prompts_are_refused(request_: Request, message: str, stored: Path, folder: Path) -> None:
     with pytest.raises(RequestError, match=message):
-        validate(folder, None, request=replace(request_, golden=stored))
+        prove_folder(folder, None, request=replace(request_, golden=stored))
 
 
 @pytest.mark.parametrize(
@@ -132,12 +132,12 @@ def test_what_cannot_be_had_is_refused_before_anything_runs(
 ) -> None:
     paths: dict[str, Any] = {key: stored.parent / name for key, name in change.items()}
     with pytest.raises(RequestError, match=message):
-        validate(folder, None, request=Request(**paths))
+        prove_folder(folder, None, request=Request(**paths))
 
 
 def test_golden_and_source_together_are_refused(stored: Path, folder: Path, export: Export) -> None:
     with pytest.raises(RequestError, match="compared with one of them"):
-        validate(folder, export.pair("fp16"), request=Request(golden=stored))
+        prove_folder(folder, export.pair("fp16"), request=Request(golden=stored))
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x93NUMPY", b"{}", b"PK\x05\x06" + bytes(18)])

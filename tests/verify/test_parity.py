@@ -13,12 +13,12 @@ from onnx import GraphProto, numpy_helper
 from passes.base import LOSSY
 from passes.presets import compatible
 from surgery.errors import RequestError
-from surgery.folder.building import repack
+from surgery.folder.building import build_folder
 from surgery.graph.model import Model
 from surgery.runtime.decoding import Step
 from surgery.source.export import Export, open_export
-from surgery.verify import Request, validate
-from surgery.verify.agreement import Comparison, Continuation, compare
+from surgery.verify import Request, prove_folder
+from surgery.verify.agreement import Agreement, Continuation, agreement_of
 from surgery.verify.gates import parity_gates
 from surgery.verify.parity import parity
 from surgery.verify.prompt_file import read_prompts
@@ -44,10 +44,10 @@ def steps(count: int = 4, vocabulary: int = 50) -> list[np.ndarray]:
     return [numbers.normal(0, 4, (2, vocabulary)).astype(np.float32) for _ in range(count)]
 
 
-def compared(change: Callable[[list[np.ndarray]], object], rows: int = 2) -> Comparison:
+def compared(change: Callable[[list[np.ndarray]], object], rows: int = 2) -> Agreement:
     theirs, ours = steps(), steps()
     change(ours)
-    return compare(recording(*theirs), recording(*ours, rows=rows), {})
+    return agreement_of(recording(*theirs), recording(*ours, rows=rows), {})
 
 
 def test_equal_answers_are_equal_in_every_number() -> None:
@@ -90,7 +90,7 @@ def test_rows_of_other_groups_are_counted_apart() -> None:
     assert parity(found).regrouped_max_abs == found.regrouped_max_abs
 
 
-def failed(found: Comparison, thresholds: Thresholds = LOOSE) -> set[str]:
+def failed(found: Agreement, thresholds: Thresholds = LOOSE) -> set[str]:
     return {gate.option for gate in parity_gates(found, thresholds) if not gate.passed}
 
 
@@ -136,7 +136,7 @@ def test_what_a_graph_makes_of_padding_is_not_compared() -> None:
     for place, expected in ((2, 0.0), (1, 3.0), (3, 3.0)):
         ours = theirs.copy()
         ours[1, 0, place, 0] = 3
-        assert compare(kept(theirs, case), kept(ours, case), {}).cache_max_abs == expected
+        assert agreement_of(kept(theirs, case), kept(ours, case), {}).cache_max_abs == expected
 
 
 @pytest.mark.parametrize(("padding", "expected"), [(0.0, 0.0), (0.25, 0.25), (np.nan, np.inf)])
@@ -145,8 +145,8 @@ def test_a_padded_cache_is_compared_without_its_padding(padding: float, expected
     padded = np.full((2, 2, 3, 8), padding, np.float32)
     padded[:, :1, :, :4] = own
 
-    assert compare(kept(own), kept(padded), {}).cache_max_abs == expected
-    assert compare(kept(padded), kept(own), {}).cache_max_abs == np.inf
+    assert agreement_of(kept(own), kept(padded), {}).cache_max_abs == expected
+    assert agreement_of(kept(padded), kept(own), {}).cache_max_abs == np.inf
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +157,7 @@ def export() -> Export:
 @pytest.fixture
 def folder(export: Export, tmp_path: Path) -> Path:
     pair = export.pair("fp16")
-    return repack(export, pair, compatible(pair.embed), tmp_path / "out").folder
+    return build_folder(export, pair, compatible(pair.embed), tmp_path / "out").folder
 
 
 def scaled(folder: Path, factor: float) -> None:
@@ -176,7 +176,7 @@ def set_constant(graph: GraphProto, name: str, value: np.generic) -> None:
 
 def watched(folder: Path, **thresholds: float) -> dict[str, Gate]:
     request = Request(cases=[SHORT], tokens=2, watch=True, thresholds=thresholds)
-    report = validate(folder, None, request=request)
+    report = prove_folder(folder, None, request=request)
     assert [peak.layer for peak in report.peaks] == list(range(-1, 10))
     assert report.to_dict()["peaks"][0]["headroom"] is not None
     return {gate.name: gate for gate in report.section("activations")}
@@ -210,10 +210,10 @@ def test_what_is_near_the_limit_has_little_headroom(folder: Path) -> None:
 def test_thresholds_of_the_user_replace_the_defaults(folder: Path, export: Export) -> None:
     scaled(folder, 1.01)
     request = Request(cases=[SHORT], tokens=2)
-    report = validate(folder, export.pair("fp16"), request=request)
+    report = prove_folder(folder, export.pair("fp16"), request=request)
     assert "logits" in {gate.option for gate in report.failed}
     wide = {"logits": 1e3, "caches": 1e3, "mean": 1e3, "kl": 1e3, "cosine": 0, "top1": 0, "top10": 0}
-    report = validate(
+    report = prove_folder(
         folder, export.pair("fp16"), request=replace(request, thresholds={**wide, "exact": 0, "first": 0})
     )
     assert not [gate for gate in report.failed if gate.section in ("numbers", "parity")]
@@ -229,7 +229,7 @@ def test_prompts_of_a_file_replace_the_shipped_ones(folder: Path, export: Export
     )
     path.write_text("\n".join(lines))
     request = Request(scope="light", tokens=2, prompts=read_prompts(path))
-    report = validate(folder, export.pair("fp16"), request=request)
+    report = prove_folder(folder, export.pair("fp16"), request=request)
     assert report.passed, report.failed
     names = {case.name for case in report.cases}
     assert {"sea", "line-2", "one-token"} <= names and not {"latin", "conversation", "any-ids"} & names
@@ -238,17 +238,17 @@ def test_prompts_of_a_file_replace_the_shipped_ones(folder: Path, export: Export
     }
     path.write_text('{"text": "the sea", "name": "batch"}\n')
     with pytest.raises(RequestError, match="is named 'batch', as a built-in case is"):
-        validate(folder, None, request=Request(prompts=read_prompts(path)))
+        prove_folder(folder, None, request=Request(prompts=read_prompts(path)))
 
 
 @pytest.mark.parametrize("tokens", [0, 65])
 def test_tokens_have_bounds(tokens: int, folder: Path) -> None:
     with pytest.raises(RequestError, match="1 to 64 can be compared"):
-        validate(folder, None, request=Request(tokens=tokens))
+        prove_folder(folder, None, request=Request(tokens=tokens))
 
 
 def test_a_closing_check_is_small_and_has_a_dozen_prompts(folder: Path, export: Export) -> None:
-    report = validate(folder, export.pair("fp16"), request=Request(scope="closing"))
+    report = prove_folder(folder, export.pair("fp16"), request=Request(scope="closing"))
     assert report.passed, report.failed
     assert len(report.cases) >= 12 and report.parity and report.parity.positions < 80
     assert {"one-token", "conversation", "scripts", "past-the-window-in-chunks"} <= {c.name for c in report.cases}

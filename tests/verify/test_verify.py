@@ -18,14 +18,14 @@ import fixtures
 from passes import ExpandSharedKV, FoldLogitsToKeep
 from passes.presets import compatible
 from surgery.errors import RuntimeMissing
-from surgery.folder.building import repack
+from surgery.folder.building import build_folder
 from surgery.graph.model import Model
 from surgery.runtime.decoding import Step, prompt_feeds
 from surgery.runtime.sessions import Settings
-from surgery.runtime.two_graphs import PairModel
+from surgery.runtime.two_graphs import TwoGraphModel
 from surgery.source.export import Export, open_export
-from surgery.verify import Request, validate
-from surgery.verify.agreement import compare
+from surgery.verify import Request, prove_folder
+from surgery.verify.agreement import agreement_of
 from surgery.verify.gates import number_gates
 from surgery.verify.prompt_file import cases_of, shipped
 from surgery.verify.prompts import Case, Skipped, Vocabulary, admissible, of_ids
@@ -61,7 +61,7 @@ def folder(sound: Path, tmp_path: Path) -> Path:
 
 def folder_of(export: Export, precision: str, target: Path, layout: Any = "aliased") -> Path:
     pair = export.pair(precision)
-    return repack(export, pair, compatible(pair.embed, layout), target).folder
+    return build_folder(export, pair, compatible(pair.embed, layout), target).folder
 
 
 def edit(folder: Path, change: Callable[[GraphProto], None]) -> None:
@@ -83,7 +83,9 @@ def node(graph: GraphProto, name: str) -> NodeProto:
 def check(folder: Path, export: Export, *, source: bool = True) -> Report:
     """A short validation of a float32 folder, signed as it is."""
     sign(folder)
-    return validate(folder, export.pair("fp32") if source else None, request=Request(cases=[SHORT, RAGGED], tokens=4))
+    return prove_folder(
+        folder, export.pair("fp32") if source else None, request=Request(cases=[SHORT, RAGGED], tokens=4)
+    )
 
 
 def failures(report: Report, section: str) -> set[str]:
@@ -94,7 +96,7 @@ def failures(report: Report, section: str) -> set[str]:
 def test_a_repacked_folder_is_its_source_bit_by_bit(export: Export, precision: str, tmp_path: Path) -> None:
     folder = folder_of(export, precision, tmp_path / "out")
     told: list[str] = []
-    report = validate(folder, export.pair(precision), progress=told.append)
+    report = prove_folder(folder, export.pair(precision), progress=told.append)
     assert report.passed, report.failed
     assert len(report.cases) >= 14
     assert all(case.max_abs == case.cache_max_abs == case.mean_abs == case.kl == 0 for case in report.cases)
@@ -108,7 +110,7 @@ def test_a_repacked_folder_is_its_source_bit_by_bit(export: Export, precision: s
 def test_other_architectures_too(name: str, tmp_path: Path) -> None:
     fixtures.build(name, "q4f16", tmp_path / "source")
     export = open_export(tmp_path / "source")
-    report = validate(
+    report = prove_folder(
         folder_of(export, "q4f16", tmp_path / "out"), export.pair("q4f16"), request=Request(scope="light")
     )
     assert report.passed, report.failed
@@ -123,7 +125,7 @@ def test_unique_caches_and_all_logits(export: Export, tmp_path: Path) -> None:
         for step in compatible(pair.embed)
         if not isinstance(step, ExpandSharedKV)
     )
-    report = check(repack(export, pair, recipe, tmp_path / "out").folder, export)
+    report = check(build_folder(export, pair, recipe, tmp_path / "out").folder, export)
     assert report.passed, report.failed
     assert all(case.cache_max_abs == 0 for case in report.cases)
 
@@ -333,14 +335,14 @@ def test_a_config_that_the_runtime_refuses_is_told_in_its_words(folder: Path, ex
 def test_a_missing_runtime_is_one_sentence(sound: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime_genai", None)
     with pytest.raises(RuntimeMissing, match="pip install 'gemma4-surgery"):
-        validate(sound, None)
+        prove_folder(sound, None)
     with pytest.raises(RuntimeMissing, match="CUDA"):
-        validate(sound, None, provider="cuda")
+        prove_folder(sound, None, provider="cuda")
 
 
 @pytest.fixture(scope="module")
 def recorded(export: Export) -> Recording:
-    return record(PairModel.open(export.pair("fp16"), Settings()), [SHORT, RAGGED], steps=2)
+    return record(TwoGraphModel.open(export.pair("fp16"), Settings()), [SHORT, RAGGED], steps=2)
 
 
 def with_logits(recorded: Recording, change: Callable[[np.ndarray], np.ndarray]) -> Recording:
@@ -353,10 +355,10 @@ def with_logits(recorded: Recording, change: Callable[[np.ndarray], np.ndarray])
 
 def test_a_source_that_is_not_finite_is_its_own_failure(recorded: Recording) -> None:
     broken = with_logits(recorded, lambda logits: np.where(np.arange(128) == 5, np.nan, logits))
-    gates = {gate.name: gate.passed for gate in number_gates(compare(broken, broken, OWNERS), EXACT)}
+    gates = {gate.name: gate.passed for gate in number_gates(agreement_of(broken, broken, OWNERS), EXACT)}
     assert not gates["source itself is finite"]
     assert gates["finite where the source is"] and gates["logits"]
-    gates = {gate.name: gate.passed for gate in number_gates(compare(recorded, broken, OWNERS), EXACT)}
+    gates = {gate.name: gate.passed for gate in number_gates(agreement_of(recorded, broken, OWNERS), EXACT)}
     assert gates["source itself is finite"]
     assert not gates["finite where the source is"] and not gates["logits"]
 
@@ -364,7 +366,7 @@ def test_a_source_that_is_not_finite_is_its_own_failure(recorded: Recording) -> 
 def test_numbers_of_a_known_difference(recorded: Recording) -> None:
     """Logits shifted by 0.5: every difference is 0.5, and softmax does not see it."""
     shifted = with_logits(recorded, lambda logits: logits.astype(np.float32) + np.float32(0.5))
-    found = compare(recorded, shifted, OWNERS, tolerance=0.6)
+    found = agreement_of(recorded, shifted, OWNERS, tolerance=0.6)
     assert found.max_abs == pytest.approx(0.5) == found.smallest_tolerance
     for case in found.cases:
         assert case.mean_abs == pytest.approx(0.5, rel=1e-6)
@@ -375,17 +377,17 @@ def test_numbers_of_a_known_difference(recorded: Recording) -> None:
 
 def test_tokens_may_differ_only_where_the_source_hardly_prefers_its_own(recorded: Recording) -> None:
     flipped = with_logits(recorded, lambda logits: -logits)
-    assert compare(recorded, flipped, OWNERS).cases[0].token_faults == 3
-    assert compare(recorded, flipped, OWNERS, tolerance=1e3).cases[0].token_faults == 0
+    assert agreement_of(recorded, flipped, OWNERS).cases[0].token_faults == 3
+    assert agreement_of(recorded, flipped, OWNERS, tolerance=1e3).cases[0].token_faults == 0
 
 
 def test_caches_beyond_the_budget_are_compared_by_digest(export: Export) -> None:
-    pair = PairModel.open(export.pair("fp32"), Settings())
+    pair = TwoGraphModel.open(export.pair("fp32"), Settings())
     one, other = (record(pair, [case], steps=1, budget=0) for case in (SHORT, replace(SHORT, rows=((2, 10, 77, 32),))))
     assert all(cache.values is None for cache in one.answers[0].caches.values())
-    assert compare(one, one, OWNERS).cache_max_abs == 0
+    assert agreement_of(one, one, OWNERS).cache_max_abs == 0
     relabelled = Recording((replace(other.answers[0], case=SHORT),))
-    assert compare(one, relabelled, OWNERS).cache_max_abs == np.inf
+    assert agreement_of(one, relabelled, OWNERS).cache_max_abs == np.inf
 
 
 def every_case(vocabulary: Vocabulary, encode: Any, converse: Any) -> tuple[list[Case], list[Skipped]]:

@@ -16,10 +16,10 @@ import numpy as np
 
 from surgery.runtime.decoding import Step
 from surgery.runtime.sessions import Settings
-from surgery.runtime.two_graphs import PairModel
-from surgery.verify.prompts import Case, Row
+from surgery.runtime.two_graphs import TwoGraphModel
+from surgery.verify.prompts import Case, TokenRow
 from surgery.verify.recording import Padding, record
-from surgery.verify.structure import open_folder
+from surgery.verify.structure import open_genai_folder
 from surgery.verify.thresholds import rows_stand_alone
 from validation.runtimes.subjects import Subject
 
@@ -71,7 +71,7 @@ class Script:
     """What is done with one Generator, and the sequences it is to hold afterwards; `overlay` is of genai_config.json."""
 
     actions: Sequence[Action]
-    expected: Sequence[Row]
+    expected: Sequence[TokenRow]
     overlay: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def asked(self) -> dict[str, Any]:
@@ -87,15 +87,15 @@ class Source:
     """The source pair as an oracle, and prompts of its vocabulary."""
 
     def __init__(self, subject: Subject) -> None:
-        folder = open_folder(subject.folder)
+        folder = open_genai_folder(subject.folder)
         self.size = folder.vocab_size
         self.pad = next(iter(folder.token_ids("pad_token_id")))
         self.bos = next(iter(folder.token_ids("bos_token_id")))
         self.eos = set(folder.token_ids("eos_token_id"))
         self._padding: Padding = "none" if rows_stand_alone(subject.folder) else "between"
-        self._pair = PairModel.open(subject.pair, Settings())
+        self._pair = TwoGraphModel.open(subject.pair, Settings())
 
-    def continued(self, *rows: Row, eos: int | None = None) -> list[Row]:
+    def continued(self, *rows: TokenRow, eos: int | None = None) -> list[TokenRow]:
         """STEPS greedy tokens of each row: of a row by itself where the folder's rows stand alone. Raises Undecided."""
         case = Case("prompt", "", rows, pad=self.pad)
         answer = record(self._pair, [case], steps=STEPS - 1, padding=self._padding).answers[0]
@@ -106,11 +106,11 @@ class Source:
             raise Undecided
         return tokens
 
-    def padded(self, rows: Sequence[Row]) -> list[Row]:
+    def padded(self, rows: Sequence[TokenRow]) -> list[TokenRow]:
         length = max(len(row) for row in rows)
         return [(*row, *[self.pad] * (length - len(row))) for row in rows]
 
-    def draw(self, numbers: random.Random, length: int) -> Row:
+    def draw(self, numbers: random.Random, length: int) -> TokenRow:
         """Ids without meaning behind BOS; never the pad id, by which GenAI tells where a row ends."""
         special = {self.bos, self.pad, *self.eos}
         ordinary = [token for token in range(self.size) if token not in special]
@@ -149,7 +149,7 @@ def _ragged_batch_in_chunks(source: Source, numbers: random.Random) -> Script:
     return _ragged_batch(source, numbers).in_chunks()
 
 
-def _rows(source: Source, rows: Sequence[Row]) -> Script:
+def _rows(source: Source, rows: Sequence[TokenRow]) -> Script:
     padded = source.padded(rows)
     tokens = source.continued(*rows)
     expected = [row + continued for row, continued in zip(padded, tokens, strict=True)]

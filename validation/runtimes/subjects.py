@@ -8,10 +8,10 @@ from pathlib import Path
 
 from fixtures.build import build
 from passes.presets import compatible, fast
-from passes.recipe import Recipe, text
+from passes.recipe import Recipe, recipe_text
 from surgery.choices import KVLayout, OnnxRuntime, Target
-from surgery.folder.building import repack
-from surgery.source.export import Pair, open_export
+from surgery.folder.building import build_folder
+from surgery.source.export import GraphPair, open_export
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Subject:
     made: str
     layout: str
     folder: Path
-    pair: Pair
+    pair: GraphPair
 
 
 def make_subjects(root: Path, light: bool) -> list[Subject]:
@@ -78,5 +78,7 @@ def _of_fixture(root: Path, name: str, precisions: Iterable[str]) -> Iterable[Su
             made = f"{name} {precision}"
             folder = root / "folders" / f"{name}-{precision}-{layout.folder}"
             recipe = layout.recipe(pair.embed)
-            repack(export, pair, recipe, folder, recipe_text=text(recipe), runtime=layout.runtime, force=True)
+            build_folder(
+                export, pair, recipe, folder, recipe_text=recipe_text(recipe), runtime=layout.runtime, force=True
+            )
             yield Subject(made, layout.name, folder, pair)

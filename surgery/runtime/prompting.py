@@ -16,6 +16,7 @@ from surgery.folder.genai_config import CONFIG_FILE
 from surgery.folder.multimodal import SECTIONS
 from surgery.source.export import holds_pair
 from surgery.verify.genai_proof import load_genai, render
+from surgery.verify.structure import open_genai_folder
 
 
 @dataclass(frozen=True, slots=True)

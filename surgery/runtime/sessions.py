@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -116,6 +115,8 @@ def provider_of(choice: ProviderChoice) -> Provider:
 
 def installed_onnxruntime() -> str | None:
     """The version of the onnxruntime that is installed, without loading it; None where none is."""
+    from importlib.metadata import PackageNotFoundError, version
+
     for name in ("onnxruntime", "onnxruntime-gpu"):
         with contextlib.suppress(PackageNotFoundError):
             return version(name)

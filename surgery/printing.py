@@ -18,7 +18,9 @@ def plain(text: object, style: str = "") -> Text:
 
 
 def size(count: float) -> str:
-    """Bytes as people read them: `1.61 GB`, in powers of ten as disks and the Hub count."""
+    """Bytes as people read them: `1.61 GB`, in powers of ten as disks and the Hub count. A graph may speak of more than there are."""
+    if count >= 2**63:
+        return "more than 9 EB"
     for unit in ("bytes", "kB", "MB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.3g} {unit}"

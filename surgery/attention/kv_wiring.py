@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from surgery.graph.protos import TensorType, declared_types, producers
+from surgery.graph.protos import TensorType, declared_types
 
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto
@@ -103,7 +103,7 @@ def _cores(graph: GraphProto, trace: _Trace) -> list[AttentionNodes]:
         if node.op_type in _PAST_AND_PRESENT:
             found.append(AttentionNodes(node))
         elif node.op_type == "Softmax":
-            scores, mixed = trace.scores(node), _forward_to_matmul(node, readers)
+            scores, mixed = trace.scores.get(_at(node.input, 0)), _forward_to_matmul(node, readers)
             if scores is not None and mixed is not None:
                 found.append(AttentionNodes(node, scores, mixed))
     return found
@@ -115,59 +115,61 @@ def _is_cache(declared: TensorType | None) -> bool:
 
 
 class _Trace:
-    """Walks back from an operand to the cache it comes from."""
+    """What stands behind each value: the cache that it comes from, and the MatMul of scores that it was made of.
+
+    Both are carried from each node to its outputs, in the graph's own order: once through it, whatever is asked later.
+    """
 
     def __init__(self, graph: GraphProto, types: Mapping[str, TensorType]) -> None:
-        self._producers = producers(graph)
-        self._pasts = {value.name for value in graph.input if _is_cache(types.get(value.name))}
-        self._presents = {value.name: value.name for value in graph.output if _is_cache(types.get(value.name))}
-        for name in list(self._presents):  # the layers read what is padded, the interface has the padded one
-            if (maker := self._producers.get(name)) is not None and maker.op_type == "Pad":
-                self._presents.setdefault(maker.input[0], name)
+        self.scores: dict[str, NodeProto] = {}
+        """Value -> the MatMul upstream of it, through masking and scaling."""
+        self._caches: dict[str, KVCache] = {}
+        self._presents = _presents(graph, types)
+        for value in graph.input:
+            if _is_cache(types.get(value.name)):
+                self._caches[value.name] = KVCache(value.name, self._presents.get(value.name))
+        for node in graph.node:
+            self._carry(node)
+
+    def _carry(self, node: NodeProto) -> None:
+        for name in node.output:
+            cache, present = self._behind(node, name), self._presents.get(name)
+            if cache is not None or present is not None:
+                past, made_from = (cache.past, cache.present) if cache is not None else (None, None)
+                self._caches[name] = KVCache(past, present or made_from)
+        if node.op_type == "MatMul" or node.op_type in _MASKS:
+            behind = (self.scores.get(name) for name in reversed(node.input))
+            scores = node if node.op_type == "MatMul" else next((found for found in behind if found is not None), None)
+            if scores is not None:
+                self.scores.update((name, scores) for name in node.output)
+
+    def _behind(self, node: NodeProto, output: str) -> KVCache | None:
+        """The cache that one of a node's outputs is made from."""
+        if node.op_type in _PAST_AND_PRESENT:
+            return self.cache(_past_of(node, output))
+        if node.op_type == "Concat":
+            found = [cache for name in reversed(node.input) if (cache := self.cache(name)) is not None]
+            past = next((cache.past for cache in found if cache.past), None)
+            present = next((cache.present for cache in found if cache.present), None)
+            return KVCache(past, present) if found else None
+        return self.cache(_at(node.input, 0)) if node.op_type in _MOVES_DATA else None
 
     def cache(self, name: str) -> KVCache | None:
         """The cache behind `name`. A `present` that is met on the way wins over the `past` that it was made from."""
-        past = present = None
-        pending, seen = [name], set()
-        while pending:
-            current = pending.pop()
-            if current in seen or not current:
-                continue
-            seen.add(current)
-            if present is None:
-                present = self._presents.get(current)
-            if current in self._pasts:
-                past = past or current
-                continue
-            maker = self._producers.get(current)
-            if maker is None:
-                continue
-            if maker.op_type in _PAST_AND_PRESENT:
-                pending.append(_past_of(maker, current))
-            elif maker.op_type == "Concat":
-                pending.extend(maker.input)
-            elif maker.op_type in _MOVES_DATA and maker.input:
-                pending.append(maker.input[0])
-        return KVCache(past, present) if past or present else None
+        return self._caches.get(name)
 
     def present(self, name: str) -> str | None:
         """The output that a value is as a cache, padded or not; None for any other value."""
         return self._presents.get(name)
 
-    def scores(self, softmax: NodeProto) -> NodeProto | None:
-        """The MatMul of the scores, upstream of a Softmax, through masking and scaling."""
-        pending, seen = list(softmax.input[:1]), set()
-        while pending:
-            name = pending.pop()
-            maker = self._producers.get(name)
-            if maker is None or name in seen:
-                continue
-            seen.add(name)
-            if maker.op_type == "MatMul":
-                return maker
-            if maker.op_type in _MASKS:
-                pending.extend(maker.input)
-        return None
+
+def _presents(graph: GraphProto, types: Mapping[str, TensorType]) -> dict[str, str]:
+    """Value -> the output that it is as a cache: the layers read what is padded, the interface has the padded one."""
+    found = {value.name: value.name for value in graph.output if _is_cache(types.get(value.name))}
+    for node in graph.node:
+        if node.op_type == "Pad" and node.input and (name := _at(node.output, 0)) in found:
+            found.setdefault(node.input[0], name)
+    return found
 
 
 def _past_of(node: NodeProto, output: str) -> str:

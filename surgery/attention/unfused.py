@@ -12,7 +12,7 @@ and what the values are called is the exporter's affair: the part between the fl
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,13 +24,15 @@ from surgery.graph.protos import TensorType, node_in_words, producers
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from onnx import ModelProto, NodeProto
+    from onnx import ModelProto
 
     Array = NDArray[Any]
 
 MASK = "attention_mask"
 _MOVES = {"Reshape", "Transpose", "Expand", "Unsqueeze", "Squeeze", "Identity", "Mul", "Div", "Cast"}
 """Operators between a flat value and a MatMul. Whatever they do to the numbers, the proof covers."""
+_MOST_MOVES = 32
+"""Of them, between two values: several times what exporters write. A graph may have a ring of them."""
 _TOLERANCE = 1e-4
 """|difference| of attended values of size 1, in float32: another order is worth 1e-5, a scale wrong by 1 % 5e-3."""
 _DTYPES = {"FLOAT": "float32", "FLOAT16": "float32", "INT64": "int64", "INT32": "int32"}
@@ -92,9 +94,7 @@ class UnfusedSearch:
 
     def _present(self, name: str) -> str:
         """The cache of the interface behind an operand of a MatMul."""
-        while name not in self._outputs:
-            name = self._before(name, "a present").input[0]
-        return name
+        return self._behind(name, lambda value: value in self._outputs, "a present")
 
     def _appended(self, present: str, width: int) -> tuple[str, str]:
         """The past and the flat new rows that a Concat along the tokens makes a present of."""
@@ -106,27 +106,32 @@ class UnfusedSearch:
 
     def _flat(self, name: str, width: int) -> str:
         """The value [batch, tokens, width] that is moved into a MatMul's operand."""
-        while not _is_flat(self._types.get(name), width):
-            name = self._before(name, f"a value [batch, tokens, {width}]").input[0]
-        return name
+        wanted = f"a value [batch, tokens, {width}]"
+        return self._behind(name, lambda value: _is_flat(self._types.get(value), width), wanted)
 
-    def _before(self, name: str, wanted: str) -> NodeProto:
-        maker = self._producers.get(name)
-        if maker is None or maker.op_type not in _MOVES:
-            found = node_in_words(maker) if maker is not None else f"{name!r}"
-            raise ModelError(f"{found} is met where {wanted} is expected{self._undeclared(name)}")
-        return maker
+    def _behind(self, name: str, is_wanted: Callable[[str], bool], wanted: str) -> str:
+        for _ in range(_MOST_MOVES):
+            if is_wanted(name):
+                return name
+            maker = self._producers.get(name)
+            if maker is None or maker.op_type not in _MOVES or not maker.input:
+                found = node_in_words(maker) if maker is not None else f"{name!r}"
+                raise ModelError(f"{found} is met where {wanted} is expected{self._undeclared(name)}")
+            name = maker.input[0]
+        raise ModelError(f"{name!r} is more than {_MOST_MOVES} operators behind where {wanted} is expected")
 
     def _following(self, name: str, width: int) -> str:
         """The value [batch, tokens, width] that the heads are joined to."""
-        while not _is_flat(self._types.get(name), width):
+        for _ in range(_MOST_MOVES):
+            if _is_flat(self._types.get(name), width):
+                return name
             readers = self._readers.get(name, [])
-            if len(readers) != 1 or readers[0].op_type not in _MOVES:
+            if len(readers) != 1 or readers[0].op_type not in _MOVES or not readers[0].output:
                 found = ", ".join(node_in_words(node) for node in readers[:3]) or "nothing"
                 wanted = f"the way to a value [batch, tokens, {width}] is expected{self._undeclared(name)}"
                 raise ModelError(f"{name!r} is read by {found}; {wanted}")
             name = readers[0].output[0]
-        return name
+        raise ModelError(f"{name!r} is {_MOST_MOVES} operators away, and no value [batch, tokens, {width}]")
 
     def _undeclared(self, name: str) -> str:
         return "" if name in self._types else f"; {name} has no declared type, which value_info gives"

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from xml.etree.ElementTree import Element
 
 from surgery.compare.comparison import LayerCache, LayerChange
@@ -27,26 +28,26 @@ INDEX_LINE, PORT_LINE, BAR_TOP, RAIL_GAP, RAIL_STEP, PANEL_GAP = 12, 23, 30, 12,
 PictureSide = Callable[[LayerChange], LayerCache | None]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Panel:
     title: str
     layers: Sequence[LayerChange]
     side: PictureSide
     tallest_head: int
 
-    def caches(self) -> list[tuple[int, LayerCache]]:
-        found = [(column, self.side(layer)) for column, layer in enumerate(self.layers)]
-        return [(column, cache) for column, cache in found if cache is not None]
-
-    @property
-    def rails(self) -> dict[int, int]:
-        """Owner that others borrow from -> its rail, counted from the top."""
-        owners = sorted({c.owner for k, c in self.caches() if c.owner is not None and c.owner != self.layers[k].index})
-        return {owner: rail for rail, owner in enumerate(owners)}
+    @cached_property
+    def borrowers(self) -> dict[int, list[int]]:
+        """Owner that others borrow from -> the columns of those; each owner has a rail, in this order."""
+        found: dict[int, list[int]] = {}
+        for column, layer in enumerate(self.layers):
+            cache = self.side(layer)
+            if cache is not None and cache.owner is not None and cache.owner != layer.index:
+                found.setdefault(cache.owner, []).append(column)
+        return dict(sorted(found.items()))
 
     @property
     def height(self) -> int:
-        return BAR_TOP + TALLEST + RAIL_GAP + RAIL_STEP * len(self.rails)
+        return BAR_TOP + TALLEST + RAIL_GAP + RAIL_STEP * len(self.borrowers)
 
 
 def layer_picture(layers: Sequence[LayerChange]) -> Element:
@@ -87,20 +88,19 @@ def _drawn(panel: _Panel, top: int) -> Element:
     title = element("text", panel.title, x=0, y=BAR_TOP + TALLEST - 4, class_="panel")
     group = element("g", title, transform=f"translate(0 {top})", class_="side")
     columns = {layer.index: column for column, layer in enumerate(panel.layers)}
-    for owner, rail in panel.rails.items():
-        append(group, *_rail(panel, columns, owner, rail))
+    for rail, (owner, borrowers) in enumerate(panel.borrowers.items()):
+        append(group, *_rail(panel, borrowers, columns.get(owner), rail))
     for column, layer in enumerate(panel.layers):
         append(group, _column(panel, column, layer))
     return group
 
 
-def _rail(panel: _Panel, columns: dict[int, int], owner: int, rail: int) -> list[Element]:
-    """The owner's line: down from its bar, along, and up into each borrower."""
-    borrowers = [c for c, cache in panel.caches() if cache.owner == owner and panel.layers[c].index != owner]
+def _rail(panel: _Panel, borrowers: Sequence[int], own: int | None, rail: int) -> list[Element]:
+    """The owner's line, by columns: down from its bar, along, and up into each borrower."""
     base = BAR_TOP + TALLEST
     y = base + RAIL_GAP + RAIL_STEP * rail
-    own = columns.get(owner)
-    kind = next(cache.attention for column, cache in panel.caches() if column in borrowers)
+    first = panel.side(panel.layers[borrowers[0]])
+    kind = first.attention if first is not None else None
     style = f"rail {_kind(kind)}"
     ends = [_middle(c) for c in (*borrowers, *([own] if own is not None else []))]
     drawn = [element("path", d=f"M{min(ends)} {y}H{max(ends)}", class_=style)]

@@ -97,7 +97,7 @@ def subject_names(subject: str) -> list[str]:
     """
     if match := re.fullmatch(r"\w+ node '(.*)'", subject):
         return [match[1]]
-    if match := re.fullmatch(r"(.*?)(\w+)\|(\w+)", subject):
+    if match := re.fullmatch(r"(.*?)(?<!\w)(\w++)\|(\w+)", subject):
         return [match[1] + match[2], match[1] + match[3]]
     return [subject]
 

@@ -101,7 +101,7 @@ def _interface(comparison: Comparison) -> ReportSection:
     return ReportSection("Interface", tally(changes) if changes else "", tuple(rows), details)
 
 
-_CACHE = re.compile(r"^(?P<head>.*?)(?P<layer>\d+)(?P<middle>\D*?)(?P<kind>key|value)(?P<tail>.*)$")
+_CACHE = re.compile(r"^(?P<head>.*?)(?<!\d)(?P<layer>\d++)(?P<middle>\D*?)(?P<kind>key|value)(?P<tail>.*)$")
 
 
 def _interface_rank(change: InterfaceChange) -> tuple[int, int, Hashable]:

@@ -25,9 +25,9 @@ from surgery.graph.external_data import (
     reference,
     tensors,
 )
-from surgery.graph.protos import graphs
 from surgery.graph.weight_conversion import Conversion
 from surgery.graph.weight_writing import Placed, Progress, consolidate, convert, write_data_file
+from surgery.wire import check_rank, check_wire
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -73,6 +73,7 @@ class Model:
             raise ModelError(f"{path} cannot be read: {error.strerror}") from None
         proto = ModelProto()
         try:
+            check_wire(data, path)
             proto.ParseFromString(data)
         except DecodeError:
             raise ModelError(
@@ -81,7 +82,6 @@ class Model:
             ) from None
         if not proto.HasField("graph") or not proto.ir_version:
             raise ModelError(f"{path} ({len(data)} bytes) holds no ONNX graph")
-        _refuse_binary_names(proto, path)
         return cls(proto, path, _weight_files(proto, path), architecture)
 
     @classmethod
@@ -100,12 +100,13 @@ class Model:
             raise ModelError(
                 f"{where}: a ModelProto with a graph and an ir_version is expected, a {type(proto).__name__} is given"
             )
-        _refuse_binary_names(proto, where)
         files = _weight_files(proto, where)
         if files and path is None:
             hint = "give from_proto the path of the file that the graph was read from"
             raise WeightError(f"the graph refers to the data file {min(files)!r}, which may be anywhere", hint=hint)
-        return cls(proto, where, files, architecture).copy()
+        made = cls(proto, where, files, architecture).copy()
+        check_wire(made.to_bytes(), where)
+        return made
 
     @property
     def graph(self) -> GraphProto:
@@ -280,30 +281,12 @@ def _refuse_existing(targets: Iterable[Path], folder: Path, force: bool) -> None
         raise FolderError(f"the folder {folder} does not exist")
 
 
-def _refuse_binary_names(proto: ModelProto, path: Path) -> None:
-    """protobuf hands out a name that is not UTF-8 as bytes; no ONNX reader takes such a file."""
-    for graph in graphs(proto.graph):
-        names: list[object] = [tensor.name for tensor in graph.initializer]
-        for value in (*graph.input, *graph.output, *graph.value_info):
-            names.append(value.name)
-            names += [dim.dim_param for dim in value.type.tensor_type.shape.dim if dim.HasField("dim_param")]
-        for node in graph.node:
-            names += (node.name, node.op_type, node.domain, *node.input, *node.output)
-            names += [attribute.name for attribute in node.attribute]
-        _refuse_bytes(names, path)
-    stored = [tensor for tensor in tensors(proto) if is_external(tensor)]
-    entries = [entry for tensor in stored for entry in tensor.external_data]
-    _refuse_bytes([text for entry in entries for text in (entry.key, entry.value)], path)
-
-
-def _refuse_bytes(names: Iterable[object], path: Path) -> None:
-    for name in names:
-        if not isinstance(name, str):
-            raise ModelError(f"{path} is damaged: the name {name!r} is not UTF-8")
-
-
 def _weight_files(proto: ModelProto, path: Path) -> dict[str, Path]:
-    locations = dict.fromkeys(external_field(t, "location") or "" for t in tensors(proto) if is_external(t))
+    locations: dict[str, None] = {}
+    for tensor in tensors(proto):
+        check_rank(repr(tensor.name), len(tensor.dims), path)
+        if is_external(tensor):
+            locations[external_field(tensor, "location") or ""] = None
     for location in locations:
         check_location(location, str(path))
         check_link(path.parent / location, path)

@@ -47,8 +47,9 @@ def diff(
 ) -> None:
     """Report what differs between two models. Exit code 0: nothing; 1: something; 2: trouble."""
     from surgery.compare.comparison import read_aspects
-    from surgery.compare.formats import FORMATS, format_of, is_current, write_report
+    from surgery.compare.formats import FORMATS, format_of, is_current
     from surgery.compare.terminal import show_comparison
+    from surgery.files.atomic import write_file
     from surgery.jobs.diffing import diff as run
 
     chosen = form if output is None or form != "terminal" else format_of(output)
@@ -63,7 +64,7 @@ def diff(
     if chosen == "terminal":
         show_comparison(data(), found, full=full)
     elif output is not None:
-        write_report(output, FORMATS[chosen](found))
+        write_file(output, FORMATS[chosen](found).encode())
     else:
         sys.stdout.write(FORMATS[chosen](found))
     raise typer.Exit(1 if found.fails(failing) else 0)

@@ -27,14 +27,6 @@ def format_of(path: Path) -> str:
     return found
 
 
-def write_report(path: Path, text: str) -> None:
-    """Write a report, in place of an older one. Raises FolderError where it cannot be written."""
-    try:
-        path.write_bytes(text.encode("utf-8"))
-    except OSError as error:
-        raise FolderError(f"{path} cannot be written: {error.strerror}") from None
-
-
 def is_current(path: Path, comparison: Comparison) -> bool:
     """Whether a report that lies somewhere, in version control say, is the one of this comparison."""
     text = FORMATS[format_of(path)](comparison)

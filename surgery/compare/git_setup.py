@@ -21,6 +21,7 @@ from typing import Literal
 
 from surgery.compare import git_objects as git
 from surgery.errors import RepositoryError
+from surgery.files.atomic import write_file
 
 DRIVER = "gemma4-surgery"
 PATTERN = "*.onnx"
@@ -126,7 +127,7 @@ def _read(file: Path) -> str:
 def _write(file: Path, text: str) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")
+        write_file(file, text.encode("utf-8", "surrogateescape"))
     except OSError as error:
         raise RepositoryError(f"{file} cannot be written: {error.strerror}") from None
 

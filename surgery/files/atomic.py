@@ -1,9 +1,12 @@
-"""A folder that appears at once or not at all: written beside its target, flushed to disk, renamed.
+"""What appears at once or not at all: written beside its target, flushed to disk, renamed.
 
-    .OUT.staging        what is being written; locked by the process that writes it, so that a second run is refused
-    .OUT.staging.old    what `force` replaces, for a moment, where the system cannot exchange two names in one step
+    .OUT.staging/                           locked by the process that writes it: a second run is refused
+        .gemma4-surgery-staging             the marker: without it, a folder of this name is somebody else's
+        new/                                what is being written
+        old/                                what a new folder replaces, for a moment, where the system cannot exchange
+                                            two names in one step
 
-The lock ends with its process, also by SIGKILL: a staging folder that nobody holds is removed by the next run.
+The lock ends with its process, also by SIGKILL: a marked staging folder that nobody holds is removed by the next run.
 """
 
 from __future__ import annotations
@@ -14,14 +17,15 @@ import errno
 import os
 import shutil
 import signal
-from collections.abc import Iterable, Iterator
+import stat
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
 from surgery.errors import FolderError
 
-_MARK = ".staging"
+_MARKER = ".gemma4-surgery-staging"
 _ATTEMPTS = 100
 """How often a staging folder may vanish under us, because another run removes it, before we give up."""
 
@@ -33,9 +37,6 @@ _NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EBADF}
 
 _OPEN_FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0)
 
-Identity = tuple[int, int]
-"""Device and inode: which folder it is, whatever its name is now."""
-
 
 class ToDict(Protocol):
     """What the check of a staged folder returns where it is to be told in JSON, such as surgery.verify's Report."""
@@ -44,45 +45,75 @@ class ToDict(Protocol):
 
 
 @contextlib.contextmanager
-def staged_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
-    """Yield an empty folder beside `target`; on a clean exit it becomes `target`, on an exception it goes.
+def staged_folder(target: Path, *, may_replace: Callable[[Path], None] | None = None) -> Iterator[Path]:
+    """Yield an empty folder; on a clean exit it becomes `target`, on an exception it goes.
 
-    Raises FolderError if `target` exists and `force` is not given, if another run is writing it, or if it cannot be
-    written. With `force` the old folder stays in place until the new one is complete.
+    Raises FolderError if there is something at `target`, if another run is writing it, or if it cannot be written.
+    With `may_replace`, a folder that is there stays in place until the new one is complete; it is asked before the
+    writing and again before the old folder goes, and raises where that may not be.
     """
     target = Path(os.path.abspath(target))
-    refuse_existing(target, force=force)
-    with _parents_of(target), _Claim(target) as claim:
-        refuse_existing(target, force=force)  # a replacement that was cut short has just been undone
-        try:
-            yield claim.stage
-            _flush(claim.stage)
-            _stop_if_told()
-            claim.publish(force=force)
-        except OSError as error:
-            where = f"{error.filename}: " if error.filename else ""
-            raise FolderError(f"{target} was not written: {where}{error.strerror}") from error
+    refuse_existing(target, may_replace)
+    with _parents_of(target), _written(target), _Claim(target) as claim:
+        refuse_existing(target, may_replace)  # a replacement that was cut short has just been undone
+        yield claim.new
+        _flush(claim.new)
+        _stop_if_told()
+        if may_replace is not None:
+            refuse_existing(target, may_replace)
+        claim.publish_folder(force=may_replace is not None)
         _confirm(target)  # before the old folder goes
 
 
-def refuse_existing(target: Path, *, force: bool) -> None:
-    """Raise FolderError if there is something at `target`, or with `force` something that is not a folder."""
+@contextlib.contextmanager
+def staged_files(target: Path) -> Iterator[Path]:
+    """Yield an empty folder; on a clean exit its files move beside `target`, which comes last and replaces a file.
+
+    On an exception they go. Raises FolderError if another run is writing `target`, if another file beside it has the
+    name of a new one, or if it cannot be written. Whoever reads `target` finds all that it was written with.
+    """
+    target = Path(os.path.abspath(target))
+    with _written(target), _Claim(target) as claim:
+        yield claim.new
+        _flush(claim.new)
+        _stop_if_told()
+        claim.publish_files()
+        _confirm(target)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file, in place of an older one. Raises FolderError where it cannot be written; the older one then stays.
+
+    What is no regular file, such as /dev/stdout, is written to. A link stays, and leads to the new file.
+    """
+    with _written(path), contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISREG(path.stat().st_mode):
+            path.write_bytes(data)
+            return
+    target = Path(os.path.realpath(path))
+    with staged_files(target) as folder:
+        (folder / target.name).write_bytes(data)
+
+
+def refuse_existing(target: Path, may_replace: Callable[[Path], None] | None) -> None:
+    """Raise FolderError if there is something at `target`; with `may_replace`, if it is no folder that it lets go."""
     try:
         target.lstat()
     except (FileNotFoundError, NotADirectoryError):
         return
     except OSError as error:
         raise FolderError(f"{target} cannot be written: {error.strerror}") from None
-    if not force:
+    if may_replace is None:
         raise FolderError(f"{target} exists", hint="choose another name, or pass --force to replace it")
     if target.is_symlink() or not target.is_dir():
         raise FolderError(f"{target} is not a folder; --force replaces folders only")
+    may_replace(target)
 
 
 def refuse_holding(target: Path, sources: Iterable[Path]) -> None:
     """Raise FolderError where replacing `target` would remove one of the sources."""
     for source in sources:
-        if source.resolve().is_relative_to(target.resolve()):
+        if Path(os.path.realpath(source)).is_relative_to(os.path.realpath(target)):
             raise FolderError(f"{target} holds the source, {source}", hint="write it somewhere else")
 
 
@@ -149,101 +180,140 @@ def _remove_empty(folders: list[Path]) -> None:
             folder.rmdir()
 
 
+@contextlib.contextmanager
+def _written(target: Path) -> Iterator[None]:
+    """Say of what the system refuses that `target` was not written."""
+    try:
+        yield
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise FolderError(f"{target} was not written: {where}{error.strerror or error}") from error
+
+
 class _Claim:
-    """The right to write one target: its staging folder, made empty and locked; at the end it is gone."""
+    """The right to write one target: its staging folder, marked and locked, with an empty folder `new` in it.
+
+    At the end it is gone.
+    """
 
     def __init__(self, target: Path) -> None:
         self._target = target
-        self._old = target.with_name(f".{target.name}{_MARK}.old")
-        self._locks: list[int] = []
-        self._ours: set[Identity] = set()
-        self.stage = target.with_name(f".{target.name}{_MARK}")
+        self._stage = target.with_name(f".{target.name}.staging")
+        self._old = self._stage / "old"
+        self._lock: int | None = None
+        self._made = self._ours = False
+        self.new = self._stage / "new"
 
     def __enter__(self) -> _Claim:
         try:
-            self._make_stage()
-            self._recover()
+            self._hold()
+            self._take_over()
         except BaseException:
             self._release()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(OSError):
-            self._recover()
         self._release()
 
-    def publish(self, *, force: bool) -> None:
-        """Give the staging folder its name. With `force`, what had it before goes when the claim ends."""
+    def publish_folder(self, *, force: bool) -> None:
+        """Give `new` the target's name. With `force`, what had it before goes when the claim ends."""
         if not (force and self._target.is_dir()):
-            _rename_to_free(self.stage, self._target)
-            return
-        self._ours.add(_identity(self._target))
-        with contextlib.suppress(BlockingIOError):
-            self._hold(self._target)  # under the staging name, no other run may take it for a leftover
-        if not _exchange(self.stage, self._target):
+            _rename_to_free(self.new, self._target)
+        elif not _exchange(self.new, self._target):
             os.rename(self._target, self._old)
-            os.rename(self.stage, self._target)
+            os.rename(self.new, self._target)
 
-    def _make_stage(self) -> None:
+    def publish_files(self) -> None:
+        """Move what is in `new` beside the target, the target itself last."""
+        moved: list[Path] = []
+        try:
+            for path in sorted(self.new.iterdir()):
+                place = self._target.with_name(path.name)
+                if place != self._target:
+                    if os.path.lexists(place):
+                        raise FolderError(f"{place} appeared while {self._target} was being written")
+                    os.rename(path, place)
+                    moved.append(place)
+            _flush_one(self._target.parent)
+            os.replace(self.new / self._target.name, self._target)
+        except BaseException:
+            for place in moved:
+                place.unlink(missing_ok=True)
+            raise
+
+    def _hold(self) -> None:
+        """Make the staging folder, or take the one that is there, and lock it. Raises FolderError if another run does."""
         for _ in range(_ATTEMPTS):
-            made = _make(self.stage)
+            self._made = _make(self._stage)
             try:
-                locked = self._hold(self.stage)
+                self._lock = _lock(self._stage)
             except BlockingIOError:
+                self._made = False
                 break
             except FileNotFoundError:
                 continue
-            if made and not locked:
-                self._ours.add(_identity(self.stage))
-                return
-            if not locked:
+            if self._lock is None:
+                if self._made:
+                    return
                 raise FolderError(
-                    f"{self.stage} is there: another run is writing {self._target}, or one was killed",
+                    f"{self._stage} is there: another run is writing {self._target}, or one was killed",
                     hint="remove it if no run is going on; folders cannot be locked here",
                 )
-            if made and self._stands():
+            if self._stands():
                 return
-            self._release()  # the leftover of a killed run goes; so does our hold on one that another run removed
+            self._unlock()  # another run has removed it before we held it
         raise FolderError(f"another run is writing {self._target}", hint="wait for its end, or choose another name")
 
     def _stands(self) -> bool:
-        """Whether what we hold still has the staging name: another run may have removed it before we held it."""
+        """Whether what we hold has the staging name still."""
+        assert self._lock is not None
         try:
-            return _identity(self.stage) in self._ours
+            return os.path.samestat(os.fstat(self._lock), self._stage.lstat())
         except OSError:
             return False
 
-    def _hold(self, folder: Path) -> bool:
-        """Lock a folder and take it as ours. False where folders cannot be locked.
-
-        Raises BlockingIOError if another process holds it, FileNotFoundError if it is gone.
-        """
-        handle = _lock(folder)
-        if handle is None:
-            return False
-        self._locks.append(handle)
-        found = os.fstat(handle)
-        self._ours.add((found.st_dev, found.st_ino))
-        return True
-
-    def _release(self) -> None:
-        """Remove what has the staging name, if it is ours; then let go of the locks."""
-        with contextlib.suppress(OSError):
-            if _identity(self.stage) in self._ours:
-                shutil.rmtree(self.stage, ignore_errors=True)
-        self._ours.clear()
-        while self._locks:
-            os.close(self._locks.pop())
+    def _take_over(self) -> None:
+        """Mark the folder as ours, and clear away what a killed run left. Raises FolderError for somebody else's folder."""
+        found = os.listdir(self._stage)
+        if found and _MARKER not in found:
+            raise FolderError(
+                f"{self._stage} is in the way: it is no staging folder of this program",
+                hint="rename it, or choose another name to write to",
+            )
+        self._ours = True
+        (self._stage / _MARKER).touch()
+        self._recover()
+        self._clear()
+        self.new.mkdir()
 
     def _recover(self) -> None:
-        """Undo a replacement that was killed between its two renames, or remove what one had replaced."""
-        if not os.path.lexists(self._old):
-            return
-        if os.path.lexists(self._target):
-            shutil.rmtree(self._old, ignore_errors=True)
-        else:
+        """Undo a replacement that was cut short between its two renames."""
+        if os.path.lexists(self._old) and not os.path.lexists(self._target):
             os.rename(self._old, self._target)
+
+    def _clear(self) -> None:
+        for folder in (self.new, self._old):
+            if folder.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _release(self) -> None:
+        """Remove the staging folder if it is ours, its marker last; then let go of the lock."""
+        if self._ours:
+            with contextlib.suppress(OSError):
+                self._recover()
+            self._clear()
+        with contextlib.suppress(OSError):
+            if self._ours and os.listdir(self._stage) == [_MARKER]:
+                (self._stage / _MARKER).unlink()
+            if self._ours or self._made:
+                self._stage.rmdir()
+        self._unlock()
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+        self._lock = None
 
 
 def _make(folder: Path) -> bool:
@@ -270,12 +340,6 @@ def _lock(folder: Path) -> int | None:
         os.close(handle)
         return None
     return handle
-
-
-def _identity(folder: Path) -> Identity:
-    """Raises OSError where there is nothing."""
-    found = folder.lstat()
-    return found.st_dev, found.st_ino
 
 
 def _rename_to_free(stage: Path, target: Path) -> None:

@@ -108,15 +108,15 @@ def build_folder(
     outcomes of all passes and what the check returned: it gives the names and texts of reports to add.
     Raises SurgeryError for everything that a user can mend.
     """
-    refuse_existing(target, force=force)
-    refuse_foreign(target)
+    may_replace = refuse_foreign if force else None
+    refuse_existing(target, may_replace)
     encoders = [part.source for part in media if part.role != EMBED]
     modalities = [modality for modality, role in ENCODERS.items() if any(part.role == role for part in media)]
     refuse_holding(target, (export.root, pair.embed, pair.decoder, *encoders))
     check_side_files(export)
     if media:
         check_export(export, modalities)
-    with staged_folder(target, force=force) as stage:
+    with staged_folder(target, may_replace=may_replace) as stage:
         model, outcomes = plan(pair, export, recipe, observe)
         if provider == "cuda":
             require_cuda(model)

@@ -15,6 +15,7 @@ its blobs by their SHA-256, tells it.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -23,9 +24,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from surgery.architecture import read_config
-from surgery.errors import FolderError
+from surgery.errors import FolderError, SurgeryError
 from surgery.files.safe_reading import sha256
-from surgery.folder.genai_config import CONFIG_FILE
 from surgery.graph.weight_writing import Placed
 from surgery.source.export import Export, GraphPair
 
@@ -105,21 +105,52 @@ def _relative(path: Path, root: Path) -> str:
 
 def blob_digest(path: Path) -> str | None:
     """The SHA-256 that the user's cache of the Hub names a large file by, or None for any other file."""
-    real = path.resolve()
+    real = Path(os.path.realpath(path))
     if real.parent.name != "blobs" or not re.fullmatch(r"[0-9a-f]{64}", real.name):
         return None  # without a look at huggingface_hub, which takes a while
     from huggingface_hub import constants
 
-    return real.name if real.is_relative_to(Path(constants.HF_HUB_CACHE).resolve()) else None
+    return real.name if real.is_relative_to(os.path.realpath(constants.HF_HUB_CACHE)) else None
 
 
 def refuse_foreign(target: Path) -> None:
-    """Raise FolderError where replacing `target` would remove what this program did not write."""
-    if target.exists() and any(target.iterdir()) and not any((target / name).is_file() for name in (NAME, CONFIG_FILE)):
+    """Raise FolderError where replacing the folder `target` would remove what this program did not write.
+
+    It may hold nothing, or a manifest of this program and the files that it lists.
+    """
+    found = sorted(_files(target))
+    if not found:
+        return
+    listed = _listed(target)
+    if listed is None:
         raise FolderError(
-            f"{target} holds neither {NAME} nor {CONFIG_FILE}; --force replaces folders that have one, and empty ones",
+            f"{target} holds {found[0]}, and no {NAME} of this program; --force replaces folders that have one",
             hint="choose another name, or remove the folder yourself",
         )
+    if foreign := [name for name in found if name not in listed and name != NAME]:
+        more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+        raise FolderError(
+            f"{target} holds {foreign[0]}{more}, which its {NAME} does not list; --force removes what it lists only",
+            hint="move it elsewhere, or choose another name",
+        )
+
+
+def _files(folder: Path) -> Iterator[str]:
+    """Everything below a folder that is no folder, as manifests call it; links are not followed."""
+    for place, folders, names in os.walk(folder):
+        links = [name for name in folders if os.path.islink(os.path.join(place, name))]
+        yield from (Path(place, name).relative_to(folder).as_posix() for name in (*names, *links))
+
+
+def _listed(folder: Path) -> Mapping[str, Any] | None:
+    """The files that a folder's manifest names; None where it has no manifest of this program."""
+    try:
+        found = read_config(folder / NAME)
+    except SurgeryError:
+        return None
+    made, files = found.get("made_by"), found.get("files")
+    ours = found.get("version") == VERSION and isinstance(made, Mapping) and _PACKAGES[0] in made
+    return files if ours and isinstance(files, Mapping) else None
 
 
 def _version(package: str) -> str | None:
@@ -139,7 +170,7 @@ def faults(folder: Path) -> Iterator[FileFault]:
         raise FolderError(f"{folder / NAME} has version {found.get('version')!r}; {VERSION} is known")
     for name, entry in found["files"].items():
         path = folder / str(name)
-        if not isinstance(entry, dict) or not path.resolve().is_relative_to(folder.resolve()):
+        if not isinstance(entry, dict) or not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
             yield FileFault(str(name), "its entry cannot be read")
         elif not path.is_file():
             yield FileFault(name, "it is missing")

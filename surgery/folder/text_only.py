@@ -83,8 +83,8 @@ def build_text_only(
     `started` is told the number of weight bytes, `progress` each portion placed. `check` is called with the staged
     folder; what it raises keeps the target from appearing. Raises SurgeryError for everything that a user can mend.
     """
-    refuse_existing(target, force=force)
-    refuse_foreign(target)
+    may_replace = refuse_foreign if force else None
+    refuse_existing(target, may_replace)
     graphs = [Model.open(path) for path in (pair.embed, pair.decoder)]
     data_files = [file for graph in graphs for file in graph.source_files()]
     refuse_holding(target, (export.root, pair.embed, pair.decoder, *data_files))
@@ -94,7 +94,7 @@ def build_text_only(
     require_space(parent, unlinkable(data_files, parent) if weights == "link" else total)
     if started is not None:
         started(total)
-    with staged_folder(target, force=force) as stage:
+    with staged_folder(target, may_replace=may_replace) as stage:
         (stage / GRAPHS).mkdir()
         placed = {
             graph.path.name: graph.save(stage / GRAPHS / graph.path.name, weights=weights, progress=progress)

@@ -166,6 +166,7 @@ def repack(
     from surgery.compare.folder_report import folder_reports
     from surgery.files.atomic import refuse_existing
     from surgery.folder.building import build_folder as build
+    from surgery.folder.manifest import refuse_foreign
     from surgery.source.opening import open_source
     from surgery.verify.closing_proof import closing_proof
 
@@ -174,7 +175,7 @@ def repack(
     provider = _provider(options)
     destination = destination_of(options.push_to, options.private)
     runtime = _onnxruntime(options)
-    refuse_existing(target, force=options.force)  # before gigabytes are fetched, not after
+    refuse_existing(target, refuse_foreign if options.force else None)  # before gigabytes are fetched, not after
     announce(destination, listener)
     found = open_source(_choice(source, options, provider), listener.said)
     export, pair = found.export, found.pair

@@ -59,6 +59,7 @@ def strip(
     Raises SurgeryError for everything that a user can mend, GateFailed where the proof fails.
     """
     from surgery.files.atomic import refuse_existing
+    from surgery.folder.manifest import refuse_foreign
     from surgery.folder.text_only import build_text_only as build
     from surgery.runtime.sessions import provider_of
     from surgery.source.opening import open_source
@@ -68,7 +69,7 @@ def strip(
     target = Path(target)
     destination = destination_of(options.push_to, options.private)
     provider = provider_of(options.provider)
-    refuse_existing(target, force=options.force)  # before gigabytes are fetched, not after
+    refuse_existing(target, refuse_foreign if options.force else None)  # before gigabytes are fetched, not after
     announce(destination, listener)
     found = open_source(_choice(source, options), listener.said)
     listener.said(f"source     {found.export.root}")

@@ -14,10 +14,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import zipfile
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -26,6 +24,7 @@ import numpy as np
 
 from surgery.attention.kv_wiring import Slot, slot_of_name
 from surgery.errors import RequestError
+from surgery.files.atomic import staged_files
 from surgery.files.safe_reading import sha256
 from surgery.runtime.decoding import Step
 from surgery.runtime.sessions import Array
@@ -98,7 +97,7 @@ def graph_digests(paths: Sequence[Path]) -> dict[str, str]:
 
 
 def save_golden(golden: Golden, path: Path) -> None:
-    """Write a new file; it appears whole or not at all. Raises RequestError."""
+    """Write a new file; it appears whole or not at all. Raises RequestError where it exists, FolderError as writing fails."""
     refuse_existing_recording(path)
     arrays: dict[str, Array] = {}
     for index, answer in enumerate(golden.recording.answers):
@@ -118,16 +117,8 @@ def save_golden(golden: Golden, path: Path) -> None:
         "answers": [_description(answer) for answer in golden.recording.answers],
     }
     arrays["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
-    staged = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with staged.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-        staged.replace(path)
-    except OSError as error:
-        raise RequestError(f"{path} cannot be written: {error.strerror or error}") from None
-    finally:
-        with suppress(OSError):
-            staged.unlink(missing_ok=True)
+    with staged_files(path) as folder, (folder / path.name).open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
 def refuse_existing_recording(path: Path) -> None:

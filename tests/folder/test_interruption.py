@@ -1,7 +1,7 @@
 """A repack that is killed, told to stop, starved of space or run twice: the target is complete or absent, never between.
 
-Children are forked from this process, which has everything imported: a kill costs milliseconds. Copying is slowed in
-them, and the passes' work is done beforehand, so that a kill at a random moment meets every stage of the writing.
+Children are forked from this process, which has everything imported: a kill costs milliseconds. A child that is to be
+killed kills itself: before the first of the calls that change the disk, the next one before the second, and so on.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import itertools
 import json
 import os
-import random
 import shutil
 import signal
 import stat
@@ -20,13 +20,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from passes.presets import compatible
 from surgery.errors import FolderError
 from surgery.files import atomic as staging
-from surgery.files.atomic import require_space, staged_folder, unwind_when_told_to_stop
+from surgery.files.atomic import require_space, staged_files, staged_folder, unwind_when_told_to_stop, write_file
 from surgery.folder.building import build_folder, plan
 from surgery.graph import weight_writing as placement
 from surgery.graph.model import Model
@@ -34,9 +35,16 @@ from surgery.source.export import open_export
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "fixtures" / "tiny-e2b"
-KILLS = 60
-SLOW = 0.1
-"""Seconds that a child spends longer on the writing."""
+CALLS = [
+    (os, "copy_file_range"),
+    (os, "fsync"),
+    (os, "rename"),
+    (os, "replace"),
+    (os, "unlink"),
+    (os, "rmdir"),
+    (staging, "_exchange"),
+]
+"""What changes the disk."""
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 needs_root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs root, to mount a disk")
@@ -78,15 +86,22 @@ def references(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 # Children
 
 
-def child(work: Callable[[], None], slow: float = 0.0) -> int:
-    """Fork; the child does `work` and exits with 0, 2 for a SurgeryError, 3 for anything else."""
+def child(work: Callable[[], None], *, slow: float = 0.0, kill: int | None = None) -> int:
+    """Fork; the child does `work` and exits with 0, 2 for a SurgeryError, 3 for anything else.
+
+    It waits `slow` seconds in all, or kills itself before call number `kill` that changes the disk.
+    """
     pid = os.fork()
     if pid:
         return pid
     code = 3
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        _slow_down(slow)
+        placement.CHUNK = 64 * 1024
+        if slow:
+            _before_each_call(lambda _: time.sleep(slow / 40))
+        if kill is not None:
+            _before_each_call(lambda number: os.kill(os.getpid(), signal.SIGKILL) if number == kill else None)
         work()
         code = 0
     except FolderError as error:
@@ -100,37 +115,19 @@ def child(work: Callable[[], None], slow: float = 0.0) -> int:
         os._exit(code)
 
 
-def _slow_down(seconds: float) -> None:
-    """Spread `seconds` over the copying, the flushing and the renaming."""
-    if not seconds:
-        return
-    copy, sync, exchange, rename = os.copy_file_range, os.fsync, staging._exchange, os.rename
+def _before_each_call(do: Callable[[int], None]) -> None:
+    """Have `do` called before each call that changes the disk, with its number."""
+    numbers = itertools.count()
 
-    def wait(part: float) -> None:
-        time.sleep(seconds * part)
+    def watched(call: Callable[..., Any]) -> Callable[..., Any]:
+        def watching(*args: Any, **options: Any) -> Any:
+            do(next(numbers))
+            return call(*args, **options)
 
-    def slow_copy(*args: int) -> int:
-        wait(1 / 40)
-        return copy(*args)
+        return watching
 
-    def slow_sync(handle: int) -> None:
-        wait(1 / 40)
-        sync(handle)
-
-    def slow_exchange(one: Path, other: Path) -> bool:
-        wait(1 / 10)
-        found = exchange(one, other)
-        wait(1 / 10)
-        return found
-
-    def slow_rename(one: Path, other: Path) -> None:
-        wait(1 / 10)
-        rename(one, other)
-        wait(1 / 10)
-
-    placement.CHUNK = 32 * 1024
-    os.copy_file_range, os.fsync, staging._exchange = slow_copy, slow_sync, slow_exchange
-    os.rename = slow_rename
+    for module, name in CALLS:
+        setattr(module, name, watched(getattr(module, name)))
 
 
 def ended(pid: int, within: float = 20.0) -> int:
@@ -154,17 +151,14 @@ def seen(path: Path, pid: int, within: float = 20.0) -> None:
         time.sleep(0.001)
 
 
-def times_to_kill(source: Path, folder: Path, count: int, force: bool = False) -> Iterator[float]:
-    """Random moments in the life of a slowed run, its end included."""
-    folder.mkdir()
-    if force:
-        run(source, folder / "out")
-    started = time.monotonic()
-    assert ended(child(lambda: run(source, folder / "out", "q4f16", force=force), slow=SLOW)) == 0
-    whole = time.monotonic() - started
-    rng = random.Random(20 + force)
-    for _ in range(count):
-        yield rng.uniform(0, 1.05 * whole)
+def kills(work: Callable[[], None]) -> Iterator[None]:
+    """Do `work` in a child that is killed before its first call that changes the disk, then the second, to the last."""
+    for number in itertools.count():
+        code = ended(child(work, kill=number))
+        if code == 0:
+            return
+        assert code == -signal.SIGKILL
+        yield
 
 
 @pytest.fixture
@@ -184,18 +178,15 @@ def test_a_killed_run_leaves_a_complete_target_or_none(
     before, complete, staged = digests(source), 0, 0
     out = tmp_path / "killed" / "out"
     out.parent.mkdir()
-    for moment in times_to_kill(source, tmp_path / "timed", KILLS):
-        pid = child(lambda: run(source, out, "q4f16"), slow=SLOW)
-        time.sleep(moment)
-        os.kill(pid, signal.SIGKILL)
-        ended(pid)
+    for _ in kills(lambda: run(source, out, "q4f16")):
         staged += (out.parent / ".out.staging").exists()
         if out.exists():
             assert digests(out) == references["q4f16"]
             complete += 1
             shutil.rmtree(out)
     assert digests(source) == before
-    assert 5 < staged < KILLS, "the kills must meet the writing, and other moments too"
+    assert staged > 20 and complete > 0
+    shutil.rmtree(out)
     run(source, out)
     assert names(out.parent) == ["out"] and digests(out) == references["q4"]
     Model.open(out / "model.onnx").check_weights()
@@ -218,19 +209,19 @@ def test_a_killed_replacement_leaves_the_old_folder_or_the_new_one(
     out = tmp_path / "killed" / "out"
     out.parent.mkdir()
     run(source, out)
-    precision = "q4"
-    for moment in times_to_kill(source, tmp_path / "timed", KILLS if at_once else KILLS // 2, force=True):
-        wanted = "q4f16" if precision == "q4" else "q4"
-        pid = child(lambda wanted=wanted: run(source, out, wanted, force=True), slow=SLOW)
-        time.sleep(moment)
-        os.kill(pid, signal.SIGKILL)
-        ended(pid)
+    wanted = "q4f16"
+
+    def replace() -> None:
+        run(source, out, wanted, force=True)
+
+    for _ in kills(replace):
         if not out.exists():
             assert not at_once
             between += 1
             with pytest.raises(FolderError, match="exists"):
                 run(source, out)
         (precision,) = (name for name, reference in references.items() if digests(out) == reference)
+        wanted = "q4f16" if precision == "q4" else "q4"
         found[precision] += 1
     assert digests(source) == before
     assert min(found.values()) > 0 and (at_once or between > 0)
@@ -257,7 +248,7 @@ def test_a_run_that_is_told_to_stop_cleans_up(number: signal.Signals, source: Pa
         run(source, tmp_path / "made" / "out")
 
     pid = child(work, slow=2.0)
-    seen(tmp_path / "made" / ".out.staging", pid)
+    seen(tmp_path / "made" / ".out.staging" / "new", pid)
     os.kill(pid, number)
     seen(tmp_path / "cleaning", pid)
     os.kill(pid, number)
@@ -375,7 +366,7 @@ def test_a_link_under_the_staging_name_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "file").write_text("keep")
     (tmp_path / ".out.staging").symlink_to("precious")
-    with pytest.raises(FolderError, match="cannot be written"), staged_folder(tmp_path / "out"):
+    with pytest.raises(FolderError, match=r"\.out\.staging: Not a directory"), staged_folder(tmp_path / "out"):
         pass
     assert (tmp_path / "precious" / "file").read_text() == "keep"
 
@@ -533,8 +524,10 @@ def test_a_link_at_the_target_is_left_as_it_is(force: bool, to: str, source: Pat
 @pytest.mark.parametrize("name", ["source", "source/onnx", "."])
 def test_a_target_that_holds_the_source_is_refused_even_with_force(name: str, tmp_path: Path) -> None:
     shutil.copytree(TINY, tmp_path / "source")
-    for place in (tmp_path, tmp_path / "source", tmp_path / "source" / "onnx"):
-        (place / "genai_config.json").write_text("{}")  # even if a repack seems to have written it
+    for place in (tmp_path / "source" / "onnx", tmp_path / "source", tmp_path):
+        listed = {str(path.relative_to(place)): {} for path in place.rglob("*")}  # as if a repack had written it
+        manifest = {"version": 1, "made_by": {"gemma4-surgery": None}, "files": listed}
+        (place / "manifest.json").write_text(json.dumps(manifest))
     before = digests(tmp_path)
     with pytest.raises(FolderError, match="holds the source"):
         run(tmp_path / "source", tmp_path / name, force=True)
@@ -550,16 +543,120 @@ def test_a_target_inside_the_source_adds_a_folder_and_changes_no_file(tmp_path: 
     assert names(tmp_path) == ["source"]
 
 
-def test_force_replaces_nothing_that_a_repack_did_not_write(source: Path, tmp_path: Path) -> None:
-    (tmp_path / "home").mkdir()
-    (tmp_path / "home" / "thesis.txt").write_text("keep")
-    with pytest.raises(
-        FolderError, match=r"holds neither manifest\.json nor genai_config\.json; --force replaces folders"
-    ):
-        run(source, tmp_path / "home", force=True)
-    assert names(tmp_path / "home") == ["thesis.txt"]
-    (tmp_path / "empty").mkdir()
-    run(source, tmp_path / "empty", force=True)
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("thesis.txt", "keep"),
+        ("genai_config.json", "{}"),
+        ("manifest.json", '{"manifest_version": 3, "version": "1.0", "name": "a web extension"}'),
+        ("manifest.json", '{"version": 1, "made_by": {"npm": "11"}, "files": {"thesis.txt": {}}}'),
+        ("manifest.json", "not JSON"),
+    ],
+)
+def test_force_replaces_no_folder_without_a_manifest_of_this_program(
+    name: str, content: str, source: Path, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / name).write_text(content)
+    (home / "thesis.txt").write_text("keep")
+    before = digests(tmp_path)
+    with pytest.raises(FolderError, match=r"and no manifest\.json of this program; --force replaces folders"):
+        run(source, home, force=True)
+    assert digests(tmp_path) == before
+
+
+def test_force_replaces_an_empty_folder_and_its_own(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    run(source, tmp_path / "out", force=True)
+    run(source, tmp_path / "out", "q4f16", force=True)
+    assert names(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("name", ["thesis.txt", ".git/config", "link"])
+def test_force_removes_no_file_that_the_manifest_does_not_list(name: str, source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(source, out)
+    (out / name).parent.mkdir(exist_ok=True)
+    if name == "link":
+        (out / name).symlink_to(tmp_path)
+    else:
+        (out / name).write_text("keep")
+    before = digests(tmp_path)
+    with pytest.raises(FolderError, match=rf"holds {name}, which its manifest\.json does not list"):
+        run(source, out, force=True)
+    assert digests(tmp_path) == before and names(tmp_path) == ["out"]
+
+
+def test_what_is_put_into_the_old_folder_meanwhile_is_not_removed(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(source, out)
+    with pytest.raises(FolderError, match=r"thesis\.txt, which its manifest\.json does not list"):
+        run(source, out, force=True, check=lambda _: (out / "thesis.txt").write_text("keep"))
+    assert (out / "thesis.txt").read_text() == "keep" and names(tmp_path) == ["out"]
+
+
+def test_a_folder_of_somebody_else_under_the_staging_name_stays(source: Path, tmp_path: Path) -> None:
+    mine = tmp_path / ".out.staging"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("keep")
+    with pytest.raises(FolderError, match="is in the way: it is no staging folder of this program"):
+        run(source, tmp_path / "out")
+    assert (mine / "thesis.txt").read_text() == "keep" and names(tmp_path) == [".out.staging"]
+
+
+# Files
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    report = tmp_path / "report.md"
+    write_file(report, b"old")
+    write_file(report, b"new")
+    assert report.read_bytes() == b"new"
+    monkeypatch.setattr(Path, "write_bytes", no_space)
+    with pytest.raises(FolderError, match=r"report\.md was not written: .*No space left on device"):
+        write_file(report, b"newer")
+    assert report.read_bytes() == b"new" and names(tmp_path) == ["report.md"]
+
+
+@needs_root
+def test_a_full_disk_keeps_the_old_file(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "size=100k") as disk:
+        write_file(disk / "report.md", b"old")
+        with pytest.raises(FolderError, match="No space left on device"):
+            write_file(disk / "report.md", bytes(200_000))
+        assert (disk / "report.md").read_bytes() == b"old" and names(disk) == ["report.md"]
+
+
+@needs_fork
+def test_what_a_killed_writer_of_a_file_left_goes_with_the_next(tmp_path: Path) -> None:
+    def work() -> None:
+        with staged_files(tmp_path / "report.md") as folder:
+            (folder / "report.md").write_text("half")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    assert ended(child(work)) == -signal.SIGKILL
+    assert names(tmp_path) == [".report.md.staging"]
+    write_file(tmp_path / "report.md", b"whole")
+    assert names(tmp_path) == ["report.md"]
+
+
+def test_a_link_and_what_is_no_file_stay_what_they_are(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link.md").symlink_to("folder/report.md")
+    write_file(tmp_path / "link.md", b"text")
+    assert (tmp_path / "link.md").is_symlink() and (tmp_path / "folder" / "report.md").read_bytes() == b"text"
+    write_file(Path(os.devnull), b"text")
+    assert not Path(os.devnull).is_file()
+
+
+def test_a_loop_of_links_is_one_sentence(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    with pytest.raises(FolderError, match="Too many levels of symbolic links"):
+        write_file(tmp_path / "a", b"text")
+    with pytest.raises(FolderError, match="cannot be written"):
+        run(source, tmp_path / "a" / "out")
 
 
 def test_space_is_asked_of_the_nearest_folder_that_exists(tmp_path: Path) -> None:

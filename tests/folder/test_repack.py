@@ -171,14 +171,12 @@ def test_buffer_is_shared_only_where_grouped_query_attention_touches_every_cache
 
 def test_existing_folder_is_refused_and_replaced_with_force(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    out.mkdir()
-    (out / "mine.txt").write_text("keep")
-    (out / "genai_config.json").write_text("{}")
+    run(open_export(TINY), "fp32", "aliased", out)
     with pytest.raises(FolderError, match="exists"):
         run(open_export(TINY), "q4", "aliased", out)
-    assert (out / "mine.txt").read_text() == "keep"
+    assert "fp32" in (out / "manifest.json").read_text()
     run(open_export(TINY), "q4", "aliased", out, force=True)
-    assert (out / "model.onnx").is_file() and not (out / "mine.txt").exists()
+    assert "fp32" not in (out / "manifest.json").read_text()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 

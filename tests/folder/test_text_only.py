@@ -170,7 +170,7 @@ def test_what_was_there_is_kept(tmp_path: Path) -> None:
     (out / "mine").write_text("mine")
     with pytest.raises(FolderError, match="exists"):
         run(out)
-    with pytest.raises(FolderError, match=r"holds neither manifest\.json nor"):
+    with pytest.raises(FolderError, match=r"holds mine, and no manifest\.json of this program"):
         run(out, force=True)
     shutil.rmtree(out)
     run(out)

@@ -131,6 +131,10 @@ def two_graph_config(export: Export, pair: GraphPair, data_files: Mapping[str, i
     text = {key: value for key, value in text_config(export.config).items() if key not in _LEFT_OUT}
     config = {**text, **{key: value for key, value in export.config.items() if key not in _LEFT_OUT}}
     family = export.architecture.family
+    if family != "gemma3n":  # the number is 0 where it is absent, and readers cut `layer_types[:-0]`, which is nothing
+        for part in (text, config):
+            if part.get("num_kv_shared_layers") == 0:
+                del part["num_kv_shared_layers"]
     if not isinstance(export.config.get("text_config"), Mapping):  # a text model's own: the names are another class's
         config |= {"architectures": [_CLASSES[family]], "model_type": family}
         text["model_type"] = f"{family}_text"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import fixtures
 from passes.presets import compatible
 from surgery.errors import ExportError, FolderError, SurgeryError
 from surgery.folder.building import build_folder
@@ -127,6 +128,14 @@ def test_a_text_model_s_config_becomes_the_family_s(tmp_path: Path) -> None:
     assert (config["model_type"], config["text_config"]["model_type"]) == ("gemma4", "gemma4_text")
     assert config["architectures"] == ["Gemma4ForConditionalGeneration"]
     assert open_export(tmp_path / "out").architecture == open_export(TINY).architecture
+
+
+def test_no_shared_layers_are_left_unsaid(tmp_path: Path) -> None:
+    fixtures.build("tiny-31b", "q4", tmp_path / "source")
+    run(tmp_path / "out", source=tmp_path / "source")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert "num_kv_shared_layers" not in {*config, *config["text_config"]}
+    assert open_export(tmp_path / "out").architecture == open_export(tmp_path / "source").architecture
 
 
 def test_the_same_source_gives_the_same_bytes(tmp_path: Path) -> None:

@@ -1,0 +1,59 @@
+"""surgery.graph.weight_conversion: the bytes do not depend on the size of the portions, nor on how much one call moves."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from passes import FusePerLayerTable, MergeEmbeddings, SplitPerLayerTable, ToFp16
+from passes.base import Pass, apply
+from surgery.graph import weight_conversion
+from surgery.graph.model import Model
+from surgery.source.export import open_export
+
+TINY = Path(__file__).parents[2] / "fixtures" / "tiny-e2b"
+RECIPES: dict[str, tuple[Pass, ...]] = {
+    "rounded": (ToFp16(),),
+    "split": (SplitPerLayerTable(),),
+    "rounded and split": (ToFp16(), SplitPerLayerTable()),
+}
+
+
+def written(model: Model, folder: Path) -> dict[str, bytes]:
+    folder.mkdir()
+    model.save(folder / "model.onnx")
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def converted(recipe: str, precision: str) -> Model:
+    pair = open_export(TINY).pair(precision)
+    model = Model.open(pair.decoder, open_export(TINY).architecture)
+    return apply(model, [MergeEmbeddings(pair.embed), *RECIPES[recipe]])[0]
+
+
+@pytest.mark.parametrize("portion", [1, 1291, 70001])
+@pytest.mark.parametrize("precision", ["q4", "quantized"])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_boundary_of_a_portion_is_crossed(
+    recipe: str, precision: str, portion: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From a row, or an element, at a time to one and a rest; a call moves no more than 999 bytes."""
+    model = converted(recipe, precision)
+    whole = written(model, tmp_path / "whole")
+    read, write = os.pread, os.pwrite
+    monkeypatch.setattr(weight_conversion, "CHUNK", portion)
+    monkeypatch.setattr(os, "pread", lambda file, size, at: read(file, min(size, 999), at))
+    monkeypatch.setattr(os, "pwrite", lambda file, data, at: write(file, data[:999], at))
+    assert written(model, tmp_path / "portions") == whole
+
+
+def test_columns_are_put_side_by_side_in_portions_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = converted("split", "q4")
+    written(model, tmp_path / "split")
+    split = Model.open(tmp_path / "split" / "model.onnx", model.architecture)
+    fused, _ = apply(split, [FusePerLayerTable()])
+    whole = written(fused, tmp_path / "whole")
+    monkeypatch.setattr(weight_conversion, "CHUNK", 1291)
+    assert written(fused, tmp_path / "portions") == whole

@@ -58,6 +58,7 @@ from surgery.verify.prompts import (
 )
 from surgery.verify.recording import Padding, Recording, record
 from surgery.verify.report import Gate, Report
+from surgery.verify.source_files import source_file_gates
 from surgery.verify.structure import OpenedFolder, open_genai_folder, structure_gates
 from surgery.verify.thresholds import Thresholds, default_thresholds, numerics_of, rows_stand_alone
 
@@ -209,6 +210,8 @@ class _Run:
             )
         self.gates.append(Gate("structure", "folder can be read", True))
         self.gates.extend(structure_gates(opened))
+        if self.source is not None:
+            self.gates.extend(source_file_gates(opened, self.source))
         return opened
 
     def prove(self, folder: OpenedFolder) -> None:

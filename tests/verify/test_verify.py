@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -24,7 +25,8 @@ from surgery.runtime.decoding import Step, prompt_feeds
 from surgery.runtime.sessions import Settings
 from surgery.runtime.two_graphs import TwoGraphModel
 from surgery.source.export import Export, open_export
-from surgery.verify import Request, prove_folder
+from surgery.source.layer_table import layer_table, read_layer_table, store_table
+from surgery.verify import Request, prove_folder, structure
 from surgery.verify.agreement import agreement_of
 from surgery.verify.gates import number_gates
 from surgery.verify.prompt_file import cases_of, shipped
@@ -429,3 +431,51 @@ def test_a_padded_prompt_is_fed_in_pieces_with_the_positions_of_its_own_tokens()
     assert second.ids.tolist() == [[1], [9]]
     assert second.mask.tolist() == [[1, 1, 0], [1, 1, 1]]
     assert second.positions.tolist() == [[1], [2]]
+
+
+# What is proven by something else than the pass that wrote it
+
+
+def test_the_end_of_sequence_is_the_source_s(folder: Path, export: Export) -> None:
+    """GenAI stops where the folder says, and tokens are compared up to there: a missing id would go unseen."""
+    edit_config(folder, lambda config: config["model"].update(eos_token_id=[1, 50], pad_token_id=3))
+    report = check(folder, export)
+    assert failures(report, "structure") == {"token ids are the source's"}
+    (gate,) = (gate for gate in report.gates if gate.name == "token ids are the source's")
+    assert re.search(r"eos_token_id is 1, 50, and 1, 50, 106 in .*; pad_token_id is 3, and 0 in", gate.detail)
+
+
+def test_the_layer_table_is_the_source_s(folder: Path, export: Export) -> None:
+    model = Model.open(folder / "model.onnx")
+    layers = list(read_layer_table(model) or ())
+    layers[9] = replace(layers[9], window=8, attention="sliding")
+    store_table(model, layer_table(tuple(layers)))
+    (folder / "model.onnx").write_bytes(model.to_bytes())
+    assert failures(check(folder, export), "structure") == {"layers are the source's"}
+
+
+def without_rules(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(structure, "_RULES", {})
+
+
+def test_numbers_see_another_owner_s_cache_without_a_rule_that_reads_the_wiring(
+    folder: Path, export: Export, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def other_owner(graph: GraphProto) -> None:
+        for each in graph.node:
+            if "layers.7/" in each.name:
+                each.input[:] = [name.replace("present.3.", "present.2.") for name in each.input]
+
+    without_rules(monkeypatch)
+    edit(folder, other_owner)
+    report = check(folder, export)
+    assert not failures(report, "structure") and "logits" in failures(report, "numbers")
+
+
+def test_the_runtime_sees_a_buffer_that_cannot_be_shared_without_a_rule(
+    folder: Path, export: Export, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_rules(monkeypatch)
+    edit_config(folder, lambda config: config["search"].update(past_present_share_buffer=True))
+    report = check(folder, export)
+    assert not failures(report, "structure") and failures(report, "runtime")

@@ -1,4 +1,4 @@
-"""Documents are run: the worked example of CONTRIBUTING.md is a pass, and pages show what the commands print."""
+"""Documents are run: the example of docs/writing-passes.md is a pass, code runs, and pages show what the commands print."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ TINY = ROOT / "fixtures" / "tiny-e2b" / "onnx" / "decoder_model_merged_q4.onnx"
 
 
 def example_pass() -> type[Pass]:
-    text = (ROOT / "CONTRIBUTING.md").read_text()
+    text = (ROOT / "docs" / "writing-passes.md").read_text()
     block = re.search(r"```python\n(.*?)```", text, re.S)
-    assert block, "CONTRIBUTING.md has no worked example"
+    assert block, "writing-passes.md has no example"
     scope: dict[str, object] = {"__name__": "example"}
-    exec(compile(block[1], "CONTRIBUTING.md", "exec", dont_inherit=True), scope)  # the document is the test
+    exec(compile(block[1], "writing-passes.md", "exec", dont_inherit=True), scope)  # the document is the test
     found = scope["PinBatch"]
     assert isinstance(found, type)
     return found
@@ -40,6 +40,18 @@ def test_worked_example_finds_nothing_to_do_the_second_time() -> None:
     pinned, _ = apply(Model.open(TINY), [example_pass()()])
     _, outcomes = apply(pinned, [example_pass()()])
     assert not outcomes[0].changed and outcomes[0].findings[0].verb == "skipped"
+
+
+def test_code_that_applies_passes_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for file in TINY.parent.glob("decoder_model_merged_q4.onnx*"):
+        shutil.copy(file, tmp_path / file.name)
+    (tmp_path / TINY.name).rename(tmp_path / "decoder.onnx")
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "passes.md").read_text(), re.S)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(compile(block, "passes.md", "exec", dont_inherit=True), {})
+    assert Model.open("renamed.onnx").graph.input[0].name == "inputs_embeds"
 
 
 README = ROOT / "README.md"

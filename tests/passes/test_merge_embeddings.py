@@ -13,7 +13,8 @@ from small import FLOAT, INT32, INT64, Array, decoder, embed_tokens, feeds, open
 
 from passes import MergeEmbeddings
 from passes.base import Outcome, apply
-from surgery.errors import PassError
+from passes.recipe import recipe_text
+from surgery.errors import PassError, RecipeError
 from surgery.graph.model import Model
 from surgery.graph.protos import rename
 
@@ -55,6 +56,17 @@ def test_the_merged_graph_computes_what_the_pair_computes(
     model, outcome = merged(tmp_path, embed, decode)
     assert outcome.changed
     assert_same_numbers(model, embed, decode, feeds(np.ones((batch, total), np.int64), past))
+
+
+def test_the_embedding_graph_may_be_a_model_in_memory(tmp_path: Path) -> None:
+    """It stays as it is, gives what its file gives, and no recipe can write it."""
+    expected, _ = merged(tmp_path, embed_tokens(), decoder())
+    embed = Model.from_proto(embed_tokens())
+    before = embed.fingerprint()
+    found, _ = apply(Model.from_proto(decoder()), [MergeEmbeddings(embed)])
+    assert found.proto == expected.proto and embed.fingerprint() == before
+    with pytest.raises(RecipeError, match="a Model in memory has no name that a recipe could write; give a file"):
+        recipe_text([MergeEmbeddings(embed)])
 
 
 def test_the_interface_takes_token_ids_in_place_of_embeddings(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -103,16 +104,37 @@ def test_options_have_the_types_that_their_pass_declares() -> None:
         exact: bool = False
         limit: int | None = None
         label: str = "x"
+        share: float = 0.5
+        level: Literal[0, 4] = 0
 
         def run(self, model: Model) -> list[Finding]:
             return []
 
-    built = build(Many, {"count": "-3", "exact": "true", "limit": "7", "label": "a b"})
-    assert built == Many(-3, True, 7, "a b")
-    assert recipe_text((built,)) == 'many{count=-3,exact=true,limit=7,label="a b"}'
-    for option, value, expected in (("count", "1.5", "a whole number"), ("exact", "yes", "true or false")):
+    built = build(Many, {"count": "-3", "exact": "true", "limit": "7", "label": "a b", "share": "1e-3", "level": "4"})
+    assert built == Many(-3, True, 7, "a b", 0.001, 4)
+    assert recipe_text((built,)) == 'many{count=-3,exact=true,limit=7,label="a b",share=0.001,level=4}'
+    for option, value, expected in (
+        ("count", "1.5", "a whole number"),
+        ("exact", "yes", "true or false"),
+        ("share", "nan", "a number"),
+        ("share", "half", "a number"),
+        ("level", "2", "0 or 4"),
+    ):
         with pytest.raises(RecipeError, match=f"many: {option} is '{value}'; {expected} is expected"):
             build(Many, {option: value})
+
+
+def test_options_that_a_recipe_cannot_write_are_named() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Listed(Pass):
+        name = "listed"
+        sizes: tuple[int, ...] = ()
+
+        def run(self, model: Model) -> list[Finding]:
+            return []
+
+    with pytest.raises(RecipeError, match=r"listed: sizes is tuple\[int, \.\.\.\], which a recipe cannot write"):
+        build(Listed, {})
 
 
 def test_a_recipe_of_many_passes_is_read_in_linear_time() -> None:

@@ -8,6 +8,7 @@ Anything else that escapes is a defect of ours.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -83,13 +84,18 @@ def defect(error: Exception) -> str:
 
 
 def printable(text: str) -> str:
-    """`text` with control characters escaped: names inside a hostile model must not drive a terminal."""
-    return "".join(c if c.isprintable() or c in "\n" else c.encode("unicode_escape").decode("ascii") for c in text)
+    """`text` on one line, with what is no letter, sign or space escaped: names inside a hostile model must not drive a
+    terminal, begin a line of a log, or change the direction in which it is read.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def _one_line(text: str) -> str:
+    """A message of bounded length, without the password of an address in it."""
     short = text if len(text) <= LONGEST else f"{text[: LONGEST - 200]} [...] {text[-190:]}"
-    return printable(short).replace("\n", "\\n")
+    return printable(re.sub(r"(?<=://)[^/\s?#]+@", "***@", short))
 
 
 def nearest(word: str, known: list[str]) -> str:

@@ -1,5 +1,6 @@
 """A server on loopback that answers as GitHub's API does for the comments of one pull request: pages of `per_page`,
-a Link header to the next one, 404 where the number is unknown, 401 or 403 where the token does not suffice.
+a Link header to the next one, 404 where the number is unknown, 401 or 403 where the token does not suffice. The token
+is one that a job gets: it may not ask for its user, and is told its name by the GraphQL API.
 """
 
 from __future__ import annotations
@@ -15,18 +16,21 @@ from urllib.parse import parse_qs, urlsplit
 
 from loopback import on_loopback
 
+NAME = "github-actions[bot]"
+
 
 @dataclass
 class GitHub:
     """`bodies` has the comments in order; a number is an index plus 1000. `log` has every request: method and path.
 
-    `page` is the most comments that a page has here, whatever is asked for. `faults` answers by a part of a request.
+    `authors` has those of comments that are not ours, by index. `page` is the most comments that a page has here, whatever is asked for. `faults` answers by a part of a request.
     """
 
     repository: str = "me/models"
     number: int = 7
     token: str = "secret"
     bodies: list[str] = field(default_factory=list)
+    authors: dict[int, str] = field(default_factory=dict)
     log: list[str] = field(default_factory=list)
     faults: dict[str, tuple[int, bytes, dict[str, str]]] = field(default_factory=dict)
     page: int = 2
@@ -35,7 +39,12 @@ class GitHub:
 
     def comment(self, index: int) -> dict[str, Any]:
         url = f"https://github.example/{self.repository}/pull/{self.number}#issuecomment-{index + 1000}"
-        return {"id": index + 1000, "body": self.bodies[index], "html_url": url, "user": {"login": "bot"}}
+        return {
+            "id": index + 1000,
+            "body": self.bodies[index],
+            "html_url": url,
+            "user": {"login": self.authors.get(index, NAME)},
+        }
 
 
 @contextlib.contextmanager
@@ -52,6 +61,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self._refused():
             return
         github, parts = self.github, urlsplit(self.path)
+        if parts.path == "/api/v3/user":
+            return self._send(403, {"message": "Resource not accessible by integration"})
         if parts.path != self._comments:
             return self._send(404, {"message": "Not Found"})
         query = parse_qs(parts.query)
@@ -67,6 +78,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         if self._refused():
             return
+        if self.path == "/api/graphql":
+            self.rfile.read(int(self.headers["Content-Length"]))
+            return self._send(200, {"data": {"viewer": {"login": NAME}}})
         if self.path != self._comments:
             return self._send(404, {"message": "Not Found"})
         self.github.bodies.append(self._body())

@@ -14,7 +14,7 @@ import typer
 
 from surgery.commands.apply import apply
 from surgery.commands.bench import bench
-from surgery.commands.console import data
+from surgery.commands.console import data, guard_runners_log
 from surgery.commands.diff import diff
 from surgery.commands.generate import generate
 from surgery.commands.git import git_diff, git_setup, git_textconv
@@ -62,6 +62,7 @@ def main() -> None:
     from surgery.files.atomic import unwind_when_told_to_stop
 
     unwind_when_told_to_stop()
+    guard_runners_log()
     try:
         app()
     except SystemExit as stop:

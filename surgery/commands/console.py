@@ -3,18 +3,46 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
+import re
+import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TextIO
 
 from surgery.errors import SurgeryError, defect, printable
 from surgery.jobs.listener import Listener
+from surgery.printing import json_text
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+_COMMAND = re.compile(r"^( *)::|##(?=\[)", re.MULTILINE)
+"""How a line of a log begins, or goes on, that is a command to GitHub's runner."""
+
+
+class _RunnersLog:
+    """A stream into the log of a workflow, in which nothing is a command: a name may wrap into the start of a line."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return self._stream.write(_COMMAND.sub(lambda found: f"{found[0][:-1]}\u200b{found[0][-1]}", text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def guard_runners_log() -> None:
+    """In a job of GitHub Actions, let no output be a command, but for what goes into a file."""
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        for name in ("stdout", "stderr"):
+            stream = getattr(sys, name)
+            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                setattr(sys, name, _RunnersLog(stream))
 
 
 def data() -> Console:
@@ -32,7 +60,7 @@ def talk() -> Console:
 
 def say(text: str) -> None:
     """A line of talk, never broken: a log is not a terminal."""
-    talk().print(text, markup=False, soft_wrap=True)
+    talk().print(printable(text), markup=False, soft_wrap=True)
 
 
 def say_data(text: str) -> None:
@@ -41,7 +69,7 @@ def say_data(text: str) -> None:
 
 
 def print_json(value: object) -> None:
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    sys.stdout.write(json_text(value))
 
 
 class JobProgress(Listener):
@@ -50,7 +78,7 @@ class JobProgress(Listener):
     def __init__(self) -> None:
         from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
         console = talk()
         self._progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._task = self._progress.add_task("weights", total=None, visible=False)

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from surgery.compare.comparing import compare
 from surgery.compare.comparison import ASPECTS, Aspect, Comparison
 from surgery.compare.git_objects import Repository, is_plain
-from surgery.compare.markdown import MOST, escaped, to_markdown
+from surgery.compare.markdown import MOST, to_markdown
 from surgery.compare.provenance import JSON_FILE
 from surgery.compare.sections import title
 from surgery.compare.subjects import Subject, open_subject
@@ -24,6 +24,7 @@ from surgery.errors import SurgeryError, defect
 from surgery.folder.genai_config import CONFIG_FILE
 from surgery.folder.manifest import NAME as MANIFEST_FILE
 from surgery.graph.model import MAX_PROTO_BYTES
+from surgery.printing import markdown_text
 
 WHICH = ("before", "after")
 ARCHITECTURE_FILE = "config.json"
@@ -251,9 +252,12 @@ LAST_LINE = 80
 
 
 def _block(one: Reviewed, most: int) -> str:
-    if one.comparison is not None:
+    if one.comparison is None:
+        return f"### {markdown_text(one.name)}: {markdown_text(one.state)}\n"
+    try:
         report = to_markdown(one.comparison, most)
         if len(report) <= most:
             return report
-        return f"### {escaped(title(one.comparison))}\n\n**{escaped(one.comparison.verdict)}**\n"
-    return f"### {escaped(one.name)}: {escaped(one.state)}\n"
+        return f"### {markdown_text(title(one.comparison))}\n\n**{markdown_text(one.comparison.verdict)}**\n"
+    except Exception as error:  # the other models are shown in any case
+        return f"### {markdown_text(one.name)}: {markdown_text(defect(error))}\n"

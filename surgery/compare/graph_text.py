@@ -55,11 +55,7 @@ def graph_text(model: Model) -> str:
     data = read_regular(model.path, MAX_PROTO_BYTES)
     closing = f"file {len(data)} bytes, sha256 {hashlib.sha256(data).hexdigest()}"
     lines = [*_head(model.proto), "", *_graph(model.graph, ""), *_functions(model.proto), "", closing]
-    return "".join(f"{_one_line(line)}\n" for line in lines)
-
-
-def _one_line(text: str) -> str:
-    return printable(text).replace("\n", "\\n")
+    return "".join(f"{printable(line)}\n" for line in lines)
 
 
 def _head(proto: ModelProto) -> Iterator[str]:

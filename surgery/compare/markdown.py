@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from surgery.compare.comparison import Comparison
 from surgery.compare.sections import LEGEND, NONE, ReportRow, ReportSection, sections_of, title
-from surgery.errors import printable
+from surgery.printing import markdown_code, markdown_text
 
 MOST = 65_000
 """Characters of a report. GitHub refuses a comment of more than 65,536, and whoever posts it adds a line or two."""
-
-LONGEST_CELL = 400
-"""Characters of one cell; a name in a model may be megabytes long."""
 
 
 def to_markdown(comparison: Comparison, most: int = MOST) -> str:
     """The report in at most `most` characters: details go first, the longest before the others, then whole sections."""
     blocks = [_Block(section) for section in sections_of(comparison)]
-    head = f"### {escaped(title(comparison))}\n\n**{escaped(comparison.verdict)}**\n"
+    head = f"### {markdown_text(title(comparison))}\n\n**{markdown_text(comparison.verdict)}**\n"
     while len(report := _report(head, blocks)) > most:
         longest = max(blocks, key=lambda block: block.can_lose)
         if not longest.can_lose:
@@ -37,7 +33,7 @@ class _Block:
 
     def __init__(self, section: ReportSection) -> None:
         self._title = section.title
-        self._lead = f"{escaped(section.lead)}\n\n" if section.lead else ""
+        self._lead = f"{markdown_text(section.lead)}\n\n" if section.lead else ""
         self._rows = _table(section.rows) if section.rows else f"{NONE}\n"
         self._details = _collapsed("all of it", _table(section.details)) if section.details else ""
         self._empty = not section.rows
@@ -74,29 +70,16 @@ def _collapsed(summary: str, body: str) -> str:
 def _table(rows: Sequence[ReportRow]) -> str:
     """A table of the columns that any row fills."""
     cells = [
-        (row.mark.strip(), escaped(row.kind), _code(row.name), _code(row.change), escaped(row.note)) for row in rows
+        (
+            row.mark.strip(),
+            markdown_text(row.kind),
+            markdown_code(row.name),
+            markdown_code(row.change),
+            markdown_text(row.note),
+        )
+        for row in rows
     ]
     heads = ("", "what", "name", "change", "by")
     used = [index for index in range(len(heads)) if any(row[index] for row in cells)]
     lines = [heads, tuple("---" for _ in heads), *cells]
     return "".join(f"| {' | '.join(line[index] for index in used)} |\n" for line in lines)
-
-
-def _code(text: str) -> str:
-    """A code span, whatever is in it."""
-    text = _clipped(text)
-    if not text:
-        return ""
-    ticks = "`" * (max((len(run) for run in re.findall("`+", text)), default=0) + 1)
-    pad = " " if text.startswith("`") or text.endswith("`") else ""
-    return f"{ticks}{pad}{text}{pad}{ticks}".replace("|", "\\|")
-
-
-def escaped(text: str) -> str:
-    """Text that Markdown and HTML take as it is."""
-    return re.sub(r"([\\`*_\[\]<>&|#@])", r"\\\1", _clipped(text)).replace("\\<", "&lt;").replace("\\&", "&amp;")
-
-
-def _clipped(text: str) -> str:
-    text = printable(text).replace("\n", " ")
-    return text if len(text) <= LONGEST_CELL else f"{text[: LONGEST_CELL - 60]} ... {text[-40:]}"

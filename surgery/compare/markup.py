@@ -27,7 +27,7 @@ def append(parent: Element, *children: Child) -> Element:
         if isinstance(child, Element):
             parent.append(child)
         elif child:
-            _append_text(parent, printable(child))
+            _append_text(parent, "\n".join(printable(line) for line in child.split("\n")))
     return parent
 
 

@@ -1,5 +1,7 @@
-"""One comment on a pull request that is created once and then kept up to date, found by a hidden first line.
+"""One comment on a pull request that is created once and then kept up to date, found by its author and a hidden line.
 
+    GET   {api}/user                                                who the token is of; where that is for people alone
+    POST  {graphql}  {viewer{login}}                                the same, for the token that a job gets
     GET   {api}/repos/OWNER/REPO/issues/N/comments?per_page=100     page by page, as the Link header leads
     PATCH {api}/repos/OWNER/REPO/issues/comments/ID                 where one of ours is there
     POST  {api}/repos/OWNER/REPO/issues/N/comments                  where none is
@@ -29,6 +31,9 @@ MOST_PAGES = 100
 
 TIMEOUT = 30
 """Seconds for one request."""
+
+MOST_BYTES = 64 * 2**20
+"""Of one answer: a hundred comments have at most half of it."""
 
 _MARKER_NAME = re.compile(r"[\w.-]{1,80}")
 
@@ -98,9 +103,9 @@ def post(
     if there is None and update_only:
         return None
     if there is None:
-        return Posted(client.send("POST", client.comments, {"body": body}).get("html_url", ""), True)
+        return Posted(client.send("POST", client.comments, body), True)
     url = f"{client.issues}/comments/{there}"
-    return Posted(client.send("PATCH", url, {"body": body}).get("html_url", ""), False)
+    return Posted(client.send("PATCH", url, body), False)
 
 
 def _marker_line(marker: str) -> str:
@@ -118,7 +123,8 @@ class _Client:
         self.comments = f"{self.issues}/{pull_request.number}/comments"
 
     def find(self, line: str) -> int | None:
-        """The number of the first comment that begins with our line."""
+        """The number of the first comment of ours that begins with our line: anybody may write the line."""
+        author = None
         url: str | None = f"{self.comments}?per_page=100"
         for _ in range(MOST_PAGES):
             if url is None:
@@ -127,14 +133,33 @@ class _Client:
             if not isinstance(answer, list):
                 raise RepositoryError(f"{url} answered with no list of comments")
             for comment in answer:
-                if isinstance(comment, dict) and str(comment.get("body") or "").splitlines()[:1] == [line]:
-                    return int(comment["id"])
+                if _text(comment, "body").splitlines()[:1] == [line]:
+                    author = author or self._author()
+                    if _text(comment, "user", "login") == author and isinstance(comment.get("id"), int):
+                        return int(comment["id"])
             url = self._next_page(headers)
         raise RepositoryError(f"{self._pull_request} has more than {MOST_PAGES * 100:,} comments")
 
-    def send(self, method: str, url: str, value: dict[str, str]) -> dict[str, Any]:
-        answer, _ = self._request(method, url, value)
-        return answer if isinstance(answer, dict) else {}
+    def _author(self) -> str:
+        """The name under which the token writes. Raises RepositoryError where the site does not tell it."""
+        try:
+            answer, _ = self._request("GET", f"{self._site.api}/user", None)
+            name = _text(answer, "login")
+        except _Refused as refused:
+            if refused.status not in (403, 404):
+                raise
+            # An app's token, such as a job has, may not ask that; it may ask for its own name in the other language.
+            query = {"query": "{viewer{login}}"}
+            answer, _ = self._request("POST", f"{self._site.api.removesuffix('/v3')}/graphql", query)
+            name = _text(answer, "data", "viewer", "login")
+        if not name:
+            raise RepositoryError(f"{self._site.api} does not tell whose token GITHUB_TOKEN is")
+        return name
+
+    def send(self, method: str, url: str, body: str) -> str:
+        """Write a comment; returns where it can be read."""
+        answer, _ = self._request(method, url, {"body": body})
+        return _text(answer, "html_url")
 
     def _next_page(self, headers: HTTPMessage) -> str | None:
         found = re.search(r'<([^>]+)>;\s*rel="next"', headers.get("Link", ""))
@@ -153,22 +178,37 @@ class _Client:
         request.add_header("User-Agent", "gemma4-surgery")
         try:
             with self._opener.open(request, timeout=TIMEOUT) as response:
-                return json.loads(response.read()), response.headers
+                return json.loads(response.read(MOST_BYTES)), response.headers
         except HTTPError as error:
             raise self._refusal(method, error) from None
         except (URLError, HTTPException, OSError) as error:
             raise RepositoryError(f"{self._site.api} cannot be reached: {getattr(error, 'reason', error)}") from None
-        except ValueError:
+        except (ValueError, RecursionError):
             raise RepositoryError(f"{url} answered with something that is not JSON") from None
 
-    def _refusal(self, method: str, error: HTTPError) -> RepositoryError:
+    def _refusal(self, method: str, error: HTTPError) -> _Refused:
         try:
-            said = str(json.loads(error.read()).get("message", ""))
-        except (ValueError, AttributeError, OSError, HTTPException):
+            said = _text(json.loads(error.read(MOST_BYTES)), "message")
+        except (ValueError, RecursionError, OSError, HTTPException):
             said = ""
         doing = "read the comments of" if method == "GET" else "write a comment on"
         message = f"cannot {doing} {self._pull_request}: HTTP {error.code}{f', {said}' if said else ''}"
-        return RepositoryError(message, hint=_HINTS.get(error.code))
+        return _Refused(error.code, message)
+
+
+class _Refused(RepositoryError):
+    """The site's answer was no."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message, hint=_HINTS.get(status))
+        self.status = status
+
+
+def _text(value: object, *keys: str) -> str:
+    """A text inside of JSON that may be anything; empty where there is none."""
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value if isinstance(value, str) else ""
 
 
 _HINTS = {

@@ -6,10 +6,10 @@ Keys are in a fixed order, numbers are integers, absent things are null: the sam
 from __future__ import annotations
 
 import dataclasses
-import json
 from typing import Any
 
 from surgery.compare.comparison import Comparison
+from surgery.printing import json_text
 
 VERSION = 1
 
@@ -28,7 +28,7 @@ def to_dict(comparison: Comparison) -> dict[str, Any]:
 
 
 def to_json(comparison: Comparison) -> str:
-    return json.dumps(to_dict(comparison), indent=2, ensure_ascii=False) + "\n"
+    return json_text(to_dict(comparison))
 
 
 def _plain(value: Any) -> Any:

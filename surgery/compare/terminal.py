@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from surgery.compare.commits import Reviewed, summary
 from surgery.compare.comparison import Comparison
 from surgery.compare.sections import NONE, ReportRow, ReportSection, sections_of, title
+from surgery.errors import defect
 from surgery.printing import plain
 
 if TYPE_CHECKING:
@@ -30,10 +31,13 @@ def show_comparison(console: Console, comparison: Comparison, *, full: bool = Fa
 def show_review(console: Console, found: Sequence[Reviewed]) -> None:
     """The reports of all models that differ between two commits, and one line for all of them."""
     for one in found:
-        if one.comparison is not None:
-            show_comparison(console, one.comparison)
-        else:
-            console.print(plain(f"{one.name}: {one.state}", "bold"))
+        try:
+            if one.comparison is not None:
+                show_comparison(console, one.comparison)
+            else:
+                console.print(plain(f"{one.name}: {one.state}", "bold"))
+        except Exception as error:  # the other models are shown in any case
+            console.print(plain(f"{one.name}: {defect(error)}", "bold"))
         console.print()
     console.print(plain(summary(found)))
 

@@ -15,6 +15,7 @@ from surgery.choices import Modality
 from surgery.files.safe_reading import read_regular
 from surgery.folder.manifest import made_by
 from surgery.graph.weight_writing import Placed
+from surgery.printing import markdown_code, markdown_text
 from surgery.source.export import EMBED, ENCODERS, LICENSES, Export, GraphPair
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 CARD_FILE = "README.md"
 FolderKind = Literal["genai", "two-graph"]
 
+_MAX_RECIPE = 10_000
 _MAX_CARD = 1024 * 1024
 _FAMILIES = {"gemma3": "Gemma 3", "gemma3n": "Gemma 3n", "gemma4": "Gemma 4"}
 _LIBRARIES: dict[FolderKind, str] = {"genai": "onnxruntime-genai", "two-graph": "transformers.js"}
@@ -74,7 +76,7 @@ def model_card(
     title = export.repo.partition("/")[2] if export.repo else _FAMILIES[export.architecture.family]
     parts = [
         f"---\n{_metadata(export, kind, told, modalities).to_yaml()}\n---",
-        f"# {title}, {pair.precision}, {_TITLES[kind]}",
+        f"# {markdown_text(title)}, {markdown_text(pair.precision)}, {_TITLES[kind]}",
         _introduction(export, kind, rewritten, modalities),
         _genai_usage(export, needs) if kind == "genai" else _two_graph_usage(export),
         *([further] if further else []),
@@ -231,16 +233,20 @@ def _provenance(
     versions = ", ".join(f"{name} {version}" for name, version in made_by().items() if version)
     recipes = {"": recipe} if isinstance(recipe, str) else {f" of {role}": text for role, text in recipe.items()}
     rows = [
-        ("source", export.repo or "a local folder"),
-        ("revision", export.revision),
-        ("precision", pair.precision),
-        *((f"precision of {role}", pair.others.get(role)) for role in (EMBED, *(ENCODERS[m] for m in modalities))),
-        *((f"recipe{role}", f"`{text}`" if text else None) for role, text in recipes.items()),
+        ("source", markdown_text(export.repo or "a local folder")),
+        ("revision", markdown_text(export.revision or "")),
+        ("precision", markdown_text(pair.precision)),
+        *(
+            (f"precision of {role}", markdown_text(pair.others.get(role, "")))
+            for role in (EMBED, *(ENCODERS[m] for m in modalities))
+        ),
+        *((f"recipe{role}", markdown_code(text, _MAX_RECIPE)) for role, text in recipes.items()),
         ("made with", versions),
     ]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows if value)
     digests = "\n".join(
-        f"| {file.location} | {file.size:,} | {f'`{file.sha256}`' if file.sha256 else 'linked'} |" for file in placed
+        f"| {markdown_code(file.location)} | {file.size:,} | {f'`{file.sha256}`' if file.sha256 else 'linked'} |"
+        for file in placed
     )
     return (
         f"## Provenance\n\n| | |\n|---|---|\n{table}\n\n| weights | bytes | SHA-256 |\n|---|---|---|\n{digests}\n\n"
@@ -250,8 +256,9 @@ def _provenance(
 
 def _licence(told: CardFacts) -> str:
     texts = " and ".join(f"[{name}]({name})" for name in told.licences)
-    if told.licence and texts:
-        return f"## License\n\n{told.licence}, as the source's: {texts}"
-    if told.licence or texts:
-        return f"## License\n\nThe source's: {told.licence or texts}"
+    licence = markdown_text(told.licence or "")
+    if licence and texts:
+        return f"## License\n\n{licence}, as the source's: {texts}"
+    if licence or texts:
+        return f"## License\n\nThe source's: {licence or texts}"
     return "## License\n\nThe source names none. The model's own terms apply."

@@ -97,6 +97,21 @@ def test_no_name_breaks_out_of_the_markdown() -> None:
     assert "\x1b" not in printed(found, full=True)
 
 
+@pytest.mark.parametrize("evil", ["@octocat", "#1", "https://evil.example", "a\\\\| @octocat | b", "</details><i>"])
+def test_no_operator_and_no_finding_is_a_mention_or_a_link(evil: str) -> None:
+    """GitHub looks for mentions in what Markdown has become: a backslash before the @ does not hold it back."""
+    found = compare(side(of_nodes()), side(of_nodes(make_node(evil, [], [evil], name=evil, domain=evil))))
+    reason = Reason(evil, evil)
+    groups = tuple(
+        replace(group, by=(evil,), changes=tuple(replace(change, reasons=(reason,)) for change in group.changes))
+        for group in found.nodes.groups
+    )
+    text = to_markdown(replace(found, nodes=replace(found.nodes, groups=groups)))
+    cells = [cell for row in text.splitlines() for cell in re.split(r"(?<!\\)(?:\\\\)*\|", row)]
+    outside = [re.sub(r"(`+)(?!`).*?(?<!`)\1(?!`)", "", cell) for cell in cells]
+    assert evil in text.replace("\\|", "|") and not any(re.search(r"@octocat|#1|://evil|<i>", cell) for cell in outside)
+
+
 def test_like_caches_share_a_row() -> None:
     found = compare(open_subject(ONNX / "decoder_model_merged_q4.onnx"), side(of_nodes()))
     rows = next(section for section in sections_of(found) if section.title == "Interface").rows

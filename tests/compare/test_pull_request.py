@@ -31,7 +31,48 @@ def test_created_once_and_then_updated(github: GitHub) -> None:
     assert first and second and first.created and not second.created and first.url == second.url
     assert first.url == "https://github.example/me/models/pull/7#issuecomment-1003"
     assert github.bodies[3] == "<!-- gemma4-surgery: report -->\ntwo" and len(github.bodies) == 4
-    assert [line.split()[0] for line in github.log] == ["GET", "GET", "POST", "GET", "GET", "PATCH"]
+    asked = [line.split()[0] for line in github.log if "/issues/" in line]
+    assert asked == ["GET", "GET", "POST", "GET", "GET", "PATCH"]
+
+
+def test_a_strangers_comment_with_our_line_is_left_alone(github: GitHub) -> None:
+    github.bodies.append("<!-- gemma4-surgery: report -->\nbuy my models")
+    github.authors[3] = "stranger"
+    posted = post(site(github), HERE, "one")
+    assert posted and posted.created and github.bodies[3].endswith("buy my models") and len(github.bodies) == 5
+    again = post(site(github), HERE, "two")
+    assert again and not again.created and github.bodies[4].endswith("two")
+
+
+def test_the_token_of_a_person(github: GitHub) -> None:
+    github.bodies.append("<!-- gemma4-surgery: report -->\nold")
+    github.authors[3] = "me"
+    github.faults["GET /api/v3/user"] = (200, b'{"login": "me"}', {})
+    posted = post(site(github), HERE, "new")
+    assert posted and not posted.created and github.bodies[3].endswith("new")
+
+
+@pytest.mark.parametrize("answer", [b"[]", b"{}", b'{"data": []}', b'{"data": {"viewer": {"login": 7}}}', b"[" * 10**5])
+def test_a_site_that_does_not_tell_who_we_are(github: GitHub, answer: bytes) -> None:
+    github.bodies.append("<!-- gemma4-surgery: report -->\nold")
+    github.faults["graphql"] = (200, answer, {})
+    with pytest.raises(RepositoryError, match=r"does not tell whose token|is not JSON"):
+        post(site(github), HERE, "one")
+
+
+@pytest.mark.parametrize(
+    "comment",
+    [
+        "7",
+        '{"id": "x", "body": "<!-- gemma4-surgery: report -->"}',
+        '{"body": [], "user": 3, "id": 1}',
+        '{"user": {"login": []}}',
+    ],
+)
+def test_comments_of_other_types_are_none_of_ours(github: GitHub, comment: str) -> None:
+    github.faults["GET /api/v3/repos"] = (200, f"[{comment}, null]".encode(), {})
+    posted = post(site(github), HERE, "one")
+    assert posted and posted.created
 
 
 def test_markers_keep_several_comments_apart(github: GitHub) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command_line import TINY, run
 from repositories import GRAPH, change, commit, git, pointer
 
-from surgery.compare import commits
+from surgery.compare import Comparison, Subject, commits
+from surgery.compare.markdown import to_markdown
 
 
 def stored(folder: Path, kind: str, data: bytes) -> str:
@@ -152,3 +154,34 @@ def test_large_weights_are_told_apart_by_git_and_not_by_the_manifest(
     assert found.comparison and found.comparison.weights.uncompared == 93 and found.fails(["weights"])
     assert [file.same for file in found.comparison.weights.files if file.kind == "data"] == [False, False]
     assert found.comparison.numbers is None
+
+
+def test_one_poisoned_model_does_not_silence_the_others(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("a", "z"):
+        (repository / folder).mkdir()
+        for path in (repository / "models").iterdir():
+            (repository / folder / path.name).write_bytes(path.read_bytes())
+    commit(repository, "three")
+    for folder in ("a", "models", "z"):
+        change(repository / folder / GRAPH, "/more")
+    commit(repository, "changed")
+    really = commits.compare
+
+    def poisoned(before: Subject, after: Subject, **options: Any) -> Comparison:
+        if before.label.startswith("a/"):
+            raise RuntimeError("a\nmine")
+        return really(before, after, **options)
+
+    def unprintable(comparison: Comparison, most: int) -> str:
+        if comparison.before.label.startswith("models/"):
+            raise RuntimeError("another")
+        return to_markdown(comparison, most)
+
+    monkeypatch.setattr(commits, "compare", poisoned)
+    monkeypatch.setattr(commits, "to_markdown", unprintable)
+    text = commits.review_markdown(commits.review_commits(repository, "HEAD~"))
+    assert (
+        f"### a/{GRAPH}: not compared: a defect of gemma4-surgery: RuntimeError: a\\\\nmine".replace("_", "\\_") in text
+    )
+    assert f"### models/{GRAPH}: a defect of gemma4-surgery: RuntimeError: another".replace("_", "\\_") in text
+    assert "nodes: 1 added" in text.partition("### z/")[2]

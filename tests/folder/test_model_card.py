@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -61,7 +62,9 @@ def test_the_provenance_is_in_it(folders: dict[str, Path], kind: str) -> None:
     for words in (f"| source | {REPO} |", f"| revision | {COMMIT} |", "| precision | q4 |", "| onnx "[2:]):
         assert words in card
     for data in folders[kind].rglob("*_data"):
-        assert f"| {data.relative_to(folders[kind]).as_posix()} | {data.stat().st_size:,} | `{sha256(data)}` |" in card
+        assert (
+            f"| `{data.relative_to(folders[kind]).as_posix()}` | {data.stat().st_size:,} | `{sha256(data)}` |" in card
+        )
     assert ("| recipe | `merge-embeddings{embed=" in card) == (kind == "genai")
     assert "No weight was changed." in card
 
@@ -171,7 +174,7 @@ def test_a_damaged_card_of_the_source_says_nothing(tmp_path: Path, content: str)
 def test_rewritten_weights_are_told_and_links_have_no_digest() -> None:
     card = of(open_export(TINY), rewritten=True).text
     assert "Some weights were rewritten" in card
-    assert "| other.onnx_data | 7 | linked |" in card
+    assert "| `other.onnx_data` | 7 | linked |" in card
 
 
 def test_a_folder_of_images_and_sound_is_another_task() -> None:
@@ -179,3 +182,20 @@ def test_a_folder_of_images_and_sound_is_another_task() -> None:
     assert card.data.pipeline_tag == "any-to-any" and "It takes text and image and audio." in card.text
     assert "| recipe of text | `rename-io` |" in card.text and "| recipe of embedding | `x{y=z}` |" in card.text
     assert of(open_export(TINY), modalities=("image",)).data.pipeline_tag == "image-text-to-text"
+
+
+def test_what_a_stranger_wrote_is_text(tmp_path: Path) -> None:
+    """A licence, a location and a revision that would be markup, a row of the table, a mention."""
+    shutil.copytree(TINY, tmp_path / "source")
+    evil = "x](y) | <img src=z> @octocat #1 `a` \\| b"
+    (tmp_path / "source" / "README.md").write_text(f"---\nlicense: {json.dumps(evil)}\n---\n")
+    export = replace(open_export(tmp_path / "source"), revision=evil)
+    card = model_card(export, export.pair("q4"), "genai", [Placed(evil, 1, "copied", None)], recipe=evil)
+    body = card.split("---\n", 2)[2]
+    assert "<img" not in re.sub(r"(`+)(?!`).+?(?<!`)\1(?!`)", "", body)
+    assert not re.search(r"(?<!`)@octocat|#1", re.sub(r"(`+)(?!`).+?(?<!`)\1(?!`)", "", body))
+    rows = [line for line in body.splitlines() if line.startswith("| ") and "octocat" in line]
+    assert len(rows) == 3
+    for row in rows:
+        cells = re.sub(r"\\.", "", row).count("|") - 1
+        assert cells == (3 if "linked" in row else 2), row

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -122,3 +123,19 @@ def test_readme_commands_are_where_the_continuous_integration_looks() -> None:
     text = README.read_text()
     for name in ("main-job", "tests"):
         assert re.search(rf"<!-- ci: {name} -->\n```sh\n.*?\n```", text, re.S), name
+
+
+def test_the_library_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(ROOT / "fixtures" / "tiny-e2b", tmp_path / "fixtures" / "tiny-e2b")
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "library.md").read_text(), re.S)
+    assert len(blocks) >= 5
+    exec(compile("".join(blocks), "docs/library.md", "exec", dont_inherit=True), {"__name__": "page"})
+
+
+def test_the_picture_shows_the_graphs_of_today() -> None:
+    drawn = subprocess.run(
+        [sys.executable, "-c", "import before_after; print(before_after.picture(), end='')"],
+        cwd=ROOT / "docs", env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert drawn.stdout == (ROOT / "docs" / "before-after.svg").read_text(encoding="utf-8")

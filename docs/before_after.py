@@ -1,0 +1,101 @@
+"""Draw docs/before-after.svg, the README's picture: an export's two graphs, and the one that repack makes of them.
+
+    python docs/before_after.py
+
+Names and counts are read from fixtures/tiny-e2b and from what the default recipe makes of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree.ElementTree import Element
+
+from passes.base import apply
+from passes.presets import compatible
+from surgery.compare.markup import append, element, rendered
+from surgery.graph.model import Model
+from surgery.source.export import open_export
+
+ROOT = Path(__file__).parent.parent
+TARGET = ROOT / "docs" / "before-after.svg"
+WIDTH, LINE, BOX, GAP = 640, 17, 196, 52
+
+STYLE = """
+text { font: 12px ui-monospace, Menlo, Consolas, monospace; fill: #1f2328 }
+.head { font-weight: 600 } .dim { fill: #59636e }
+rect { fill: #f6f8fa; stroke: #8c959f } path { fill: none; stroke: #0969da; stroke-width: 1.5 }
+@media (prefers-color-scheme: dark) {
+text { fill: #f0f6fc } .dim { fill: #9198a1 } rect { fill: #151b23; stroke: #656c76 } path { stroke: #4493f8 } }
+"""
+
+
+@dataclass(frozen=True)
+class Box:
+    """A graph: its file, what it takes, and what it gives."""
+
+    title: str
+    takes: tuple[str, ...]
+    gives: tuple[str, ...]
+    note: str
+
+    @property
+    def height(self) -> int:
+        return LINE * (max(len(self.takes), len(self.gives)) + 3)
+
+
+def interface(names: list[str]) -> tuple[str, ...]:
+    """Names of an interface, the caches as one line: `past_key_values.* (10)`."""
+    caches = [name for name in names if name.startswith(("past", "present"))]
+    others = [name for name in names if name not in caches]
+    return (*others, *([f"{caches[0].split('.')[0]}.* ({len(caches)})"] if caches else []))
+
+
+def box(title: str, model: Model) -> Box:
+    takes = interface([value.name for value in model.graph.input])
+    gives = interface([value.name for value in model.graph.output])
+    return Box(title, takes, gives, f"{len(model.graph.node)} nodes")
+
+
+def picture() -> str:
+    """The SVG as text."""
+    export = open_export(ROOT / "fixtures" / "tiny-e2b")
+    pair = export.pair("q4")
+    decoder = Model.open(pair.decoder, export.architecture)
+    merged, _ = apply(decoder, compatible(pair.embed))
+    before = [box("embed_tokens", Model.open(pair.embed)), box("decoder_model_merged", decoder)]
+    after = box("model.onnx", merged)
+    height = 28 + sum(one.height for one in before) + GAP + 10
+    svg = element("svg", viewBox=f"0 0 {WIDTH} {height}", width=WIDTH, height=height, role="img")
+    svg.set("xmlns", "http://www.w3.org/2000/svg")
+    append(
+        svg,
+        element("title", "Before: two graphs. After: one graph that ONNX Runtime GenAI loads."),
+        element("style", STYLE),
+    )
+    append(svg, element("text", "published: two graphs", x=8, y=16, class_="head"))
+    append(svg, element("text", "repacked: og.Model loads it", x=WIDTH // 2 + 8, y=16, class_="head"))
+    top = 28
+    for one in before:
+        _draw(svg, one, 8, top)
+        top += one.height + GAP
+    middle = 28 + before[0].height
+    append(svg, element("path", d=f"M{8 + BOX // 2} {middle} v{GAP} m-5 -8 l5 8 l5 -8"))
+    _draw(svg, after, WIDTH // 2 + 8, 28 + (height - 38 - after.height) // 2)
+    return rendered(svg) + "\n"
+
+
+def _draw(svg: Element, one: Box, left: int, top: int) -> None:
+    append(svg, element("rect", x=left, y=top, width=WIDTH // 2 - 16, height=one.height, rx=6))
+    append(svg, element("text", one.title, x=left + 10, y=top + LINE + 2, class_="head"))
+    append(svg, element("text", one.note, x=left + WIDTH // 2 - 26, y=top + LINE + 2, class_="dim", text_anchor="end"))
+    for row, name in enumerate(one.takes):
+        append(svg, element("text", name, x=left + 10, y=top + LINE * (row + 2) + 8))
+    for row, name in enumerate(one.gives):
+        place = {"x": left + WIDTH // 2 - 26, "y": top + LINE * (row + 2) + 8, "text_anchor": "end"}
+        append(svg, element("text", name, class_="dim", **place))
+
+
+if __name__ == "__main__":
+    TARGET.write_text(picture(), encoding="utf-8")
+    print(f"wrote {TARGET.relative_to(ROOT)}")

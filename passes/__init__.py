@@ -27,7 +27,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """A pass of this package by the name of its class, imported when it is asked for: `from passes import RenameIO`."""
-    for pass_name, class_name in BUILT_IN.items():
-        if class_name == name:
-            return pass_class(pass_name)
+    for built_in in BUILT_IN:
+        if name.lower() == built_in.replace("-", "") and name == pass_class(built_in).__name__:
+            return pass_class(built_in)
     raise AttributeError(f"module 'passes' has no attribute {name!r}")

@@ -74,7 +74,7 @@ def known_passes(source: str) -> list[type[Pass]]:
 
 def _read(source: str) -> list[tuple[str, dict[str, str]]]:
     """The name of each pass and the text of its options, whether they are known or not."""
-    tokens = _tokens(source)
+    tokens = _Tokens(source)
     steps = [_read_pass(tokens)]
     while tokens.take(","):
         steps.append(_read_pass(tokens))
@@ -84,8 +84,15 @@ def _read(source: str) -> list[tuple[str, dict[str, str]]]:
 
 
 class _Tokens:
-    def __init__(self, tokens: list[str]) -> None:
-        self.left = deque(tokens)
+    def __init__(self, source: str) -> None:
+        self.left: deque[str] = deque()
+        position, end = 0, len(source.rstrip())
+        while position < end:
+            match = _TOKEN.match(source, position)
+            if match is None:
+                raise RecipeError(f"recipe: cannot read {source[position : position + 20]!r}")
+            self.left.append(match[0].strip())
+            position = match.end()
 
     def take(self, mark: str) -> bool:
         if self.left and self.left[0] == mark:
@@ -98,25 +105,10 @@ class _Tokens:
             found = repr(self.left[0]) if self.left else "the end"
             raise RecipeError(f"recipe: {what} is expected, {found} is found")
         token = self.left.popleft()
-        return _unquoted(token) if token.startswith('"') else token
-
-
-def _unquoted(token: str) -> str:
-    try:
-        return str(json.loads(token))
-    except ValueError:
-        raise RecipeError(f"recipe: {token} is not a JSON string") from None
-
-
-def _tokens(source: str) -> _Tokens:
-    tokens, position, end = [], 0, len(source.rstrip())
-    while position < end:
-        match = _TOKEN.match(source, position)
-        if match is None:
-            raise RecipeError(f"recipe: cannot read {source[position : position + 20]!r}")
-        tokens.append(match[0].strip())
-        position = match.end()
-    return _Tokens(tokens)
+        try:
+            return str(json.loads(token)) if token.startswith('"') else token
+        except ValueError:
+            raise RecipeError(f"recipe: {token} is not a JSON string") from None
 
 
 def _read_pass(tokens: _Tokens) -> tuple[str, dict[str, str]]:
@@ -210,19 +202,15 @@ def describe_pass(name: str) -> dict[str, Any]:
             raise
         return {"name": name, "summary": str(error), "options": []}
     options = [
-        {
-            "name": option.name,
-            "values": _values(hints[option.name]),
-            "default": "required" if _is_required(option) else _default_text(option.default),
-        }
+        {"name": option.name, "values": _values(hints[option.name]), "default": _default(option)}
         for option in dataclasses.fields(kind)
     ]
     said = {"numerics": kind.numerics.kind, "rewrites_weights": kind.rewrites_weights}
     return {"name": name, "summary": kind.summary, **said, "options": options}
 
 
-def _default_text(value: Any) -> str:
-    return "none" if value is None else str(value)
+def _default(option: dataclasses.Field[Any]) -> str:
+    return "required" if _is_required(option) else "none" if option.default is None else str(option.default)
 
 
 def _values(hint: Any) -> str:

@@ -20,29 +20,14 @@ from surgery.errors import RecipeError, nearest
 GROUP = "gemma4_surgery.passes"
 """The group of entry points in which another package lists its passes."""
 
-BUILT_IN = {
-    "merge-embeddings": "MergeEmbeddings",
-    "fold-logits-to-keep": "FoldLogitsToKeep",
-    "rename-io": "RenameIO",
-    "expand-shared-kv": "ExpandSharedKV",
-    "annotate-head-sizes": "AnnotateHeadSizes",
-    "scatter-features": "ScatterFeatures",
-    "mask-media-ids": "MaskMediaIds",
-    "flatten-per-layer-inputs": "FlattenPerLayerInputs",
-    "fit-encoder": "FitEncoder",
-    "uniform-heads": "UniformHeads",
-    "tie-lm-head": "TieLmHead",
-    "set-accuracy-level": "SetAccuracyLevel",
-    "to-fp16": "ToFp16",
-    "host-embeddings": "HostEmbeddings",
-    "fuse-attention": "FuseAttention",
-    "drop-attention-bias": "DropAttentionBias",
-    "slice-caches": "SliceCaches",
-    "split-per-layer-table": "SplitPerLayerTable",
-    "fuse-per-layer-table": "FusePerLayerTable",
-}
-"""Name -> class of each pass here, `some-pass` in passes/some_pass.py: those of the main recipe in its order, then those for
-images and sound, for older runtimes, for other devices and for speed."""
+BUILT_IN = (
+    "merge-embeddings", "fold-logits-to-keep", "rename-io", "expand-shared-kv", "annotate-head-sizes",
+    "scatter-features", "mask-media-ids", "flatten-per-layer-inputs", "fit-encoder",
+    "uniform-heads", "tie-lm-head", "set-accuracy-level", "to-fp16", "host-embeddings",
+    "fuse-attention", "drop-attention-bias", "slice-caches", "split-per-layer-table", "fuse-per-layer-table",
+)  # fmt: skip
+"""The passes here; `some-pass` is the class SomePass in passes/some_pass.py. Those of the main recipe come first, in its
+order; then those for images and sound, for older runtimes, for other devices and for speed."""
 
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
@@ -75,7 +60,8 @@ def pass_class(name: str) -> type[Pass]:
     Raises RecipeError for an unknown name, with the nearest known one, and for a pass that cannot be loaded.
     """
     if name in BUILT_IN:
-        found: type[Pass] = getattr(import_module(f"passes.{name.replace('-', '_')}"), BUILT_IN[name])
+        module = import_module(f"passes.{name.replace('-', '_')}")
+        found: type[Pass] = next(kind for key, kind in vars(module).items() if key.lower() == name.replace("-", ""))
         return found
     if name in _registered:
         return _registered[name]

@@ -174,9 +174,9 @@ def test_what_is_no_whole_pass_is_not_registered(fields: dict[str, object], sent
 
 
 def test_each_pass_of_ours_is_the_class_that_the_list_says() -> None:
-    for name, class_name in BUILT_IN.items():
+    for name in BUILT_IN:
         kind = pass_class(name)
-        assert (kind.name, kind.__name__) == (name, class_name) and getattr(passes, class_name) is kind
+        assert kind.name == name and issubclass(kind, Pass) and getattr(passes, kind.__name__) is kind
     with pytest.raises(AttributeError, match="no attribute 'Renameio'"):
         passes.Renameio  # noqa: B018
     assert passes.ToFp16.numerics == LOSSY

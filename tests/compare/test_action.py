@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,28 @@ def test_the_action_is_a_composite_one_without_injection() -> None:
     assert all(entry["description"] and "default" in entry for entry in found["inputs"].values())
     used = set(re.findall(r"inputs\.([\w-]+)", str(step("Compare and comment")["env"])))
     assert used == set(found["inputs"])
+
+
+def test_what_the_action_brings_along_is_pinned() -> None:
+    """Another project's action by its commit, every package by the digest of its file."""
+    for one in action()["runs"]["steps"]:
+        assert re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", one.get("uses", "a/b@" + "0" * 40))
+    install = step("Install gemma4-surgery")["run"]
+    assert "--require-hashes" in install and "--no-deps --no-build-isolation" in install and "python -I" in install
+    lock = (ROOT / "action.lock").read_text()
+    entries = re.split(r"\n(?=[a-z])", lock.partition("\n")[2])[1:]
+    assert entries and all("==" in entry and "--hash=sha256:" in entry for entry in entries)
+    names = {entry.partition("==")[0] for entry in entries}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    needed = [*project["project"]["dependencies"], *project["build-system"]["requires"]]
+    assert {re.split(r"[>=<]", text)[0].replace("_", "-") for text in needed} <= names
+
+
+def test_inputs_are_no_options(repository: Path, runner: Path, github: GitHub) -> None:
+    done = report(repository, github, base="--help", comment="false")
+    assert done.returncode == 2 and "--help is no commit" in done.stderr
+    done = report(repository, github, before="--help", after="--version", comment="false")
+    assert done.returncode == 2 and "--help does not exist" in done.stderr
 
 
 def test_one_comment_is_created_and_then_updated(repository: Path, runner: Path, github: GitHub) -> None:

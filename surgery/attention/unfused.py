@@ -6,7 +6,7 @@
     present value [B,K,T,H] ----------------------------------------------------+
 
 An owner's presents are Concat(past, new), new from flat [B,S,K*H]. How a mask is made, how KV heads meet their queries
-and what the values are called is the exporter's affair: the part between the flat values is run on small numbers
+and what the values are called is the exporter's affair: the part between the flat values is run on numbers of our own
 (surgery.graph.evaluation) and held against causal attention, computed here by the definition.
 """
 

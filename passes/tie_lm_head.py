@@ -15,8 +15,8 @@ from surgery.graph.weight_comparison import first_difference, is_transpose
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto, TensorProto
 
-_BY_ELEMENT = {"Cast", "Clip", "Div", "Identity", "Mul", "Tanh"}
-"""Operators between lm_head and the logits: a soft cap, a change of dtype."""
+_BY_ELEMENT = {"Cast", "Clip", "DequantizeLinear", "Div", "Identity", "Mul", "QuantizeLinear", "Round", "Tanh"}
+"""Operators between lm_head and the logits: a soft cap, a change of dtype, rounding to 8 bits."""
 
 _PARTS = (("codes", 0, 1), ("scales", 2, 2), ("zero points", 3, 3))
 """Part, and its input of GatherBlockQuantized and of MatMulNBits."""

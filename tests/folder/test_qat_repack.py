@@ -1,0 +1,72 @@
+"""The QAT mobile exports through every preset and layout, each with its proof in the real runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from command_line import run
+
+import fixtures
+from fixtures.__main__ import parse_reading
+from passes import TieLmHead
+from passes.base import apply
+from passes.recipe import compatible
+from surgery.folder.building import plan
+from surgery.source.export import open_export
+
+READINGS = ("no-spread-scales", "quantized-activations", "rounded-activations")
+EXACT = "max |difference| 0 from the source"
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Both tiny fixtures, and the smaller one in each reading."""
+    root = tmp_path_factory.mktemp("qat")
+    for name in ("tiny-e2b-qat", "tiny-e4b-qat"):
+        fixtures.build(name, "q2f16", root / name)
+    for reading in READINGS:
+        fixtures.build("tiny-e2b-qat", "q2f16", root / reading, reading=parse_reading([reading]))
+    return {path.name: path for path in root.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("tiny-e2b-qat", ""),
+        ("tiny-e4b-qat", "--kv-layout unique"),
+        ("tiny-e4b-qat", "--per-layer-table split"),
+        ("tiny-e2b-qat", "--target genai-0.12 --weights consolidate"),
+        ("tiny-e4b-qat", "--modalities text,image,audio"),
+        *((reading, "") for reading in READINGS),
+    ],
+)
+def test_bit_exact_where_it_is_promised(name: str, words: str, exports: dict[str, Path], tmp_path: Path) -> None:
+    done = run("repack", str(exports[name]), str(tmp_path / "out"), *words.split())
+    assert done.returncode == 0, done.stderr
+    assert EXACT in " ".join(done.stderr.split() + done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("tiny-e2b-qat", ""), ("tiny-e4b-qat", "--modalities text,image,audio"), ("quantized-activations", "")],
+)
+def test_fast(name: str, words: str, exports: dict[str, Path], tmp_path: Path) -> None:
+    done = run("repack", str(exports[name]), str(tmp_path / "out"), "--preset", "fast", *words.split())
+    assert done.returncode == 0, done.stderr
+
+
+def test_strip(exports: dict[str, Path], tmp_path: Path) -> None:
+    done = run("strip", str(exports["tiny-e2b-qat"]), str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ["tiny-e2b-qat", *READINGS[1:]])
+def test_lm_head_shares_the_codes_of_the_table(name: str, exports: dict[str, Path]) -> None:
+    """A block of the table is a row here, as one scale of lm_head is; rounding of the logits may stand in between."""
+    export = open_export(exports[name])
+    pair = export.pair("q2f16")
+    model, _ = plan(pair, export, compatible(pair.embed))
+    _, (outcome,) = apply(model, [TieLmHead()])
+    assert [finding.subject for finding in outcome.findings] == ["lm_head_MatMul_weight_quant"]
+    assert outcome.changed

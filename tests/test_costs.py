@@ -17,7 +17,7 @@ from surgery.compare.formats import FORMATS
 from surgery.errors import ModelError
 from surgery.folder.inspection import inspect
 from surgery.graph.model import Model
-from surgery.wire import HIGHEST_RANK, LONGEST_NAME, MOST_ENTRIES
+from surgery.graph.wire import HIGHEST_RANK, LONGEST_NAME, MOST_ENTRIES
 from tests import adversarial, small
 
 SECONDS = 10

@@ -23,9 +23,9 @@ from passes.recipe import recipe_text
 from surgery.choices import Modality
 from surgery.folder.building import build_folder
 from surgery.folder.multimodal import GraphPlan, most_patches
+from surgery.runtime.genai import GenAI, render
 from surgery.runtime.sessions import Settings, versions
 from surgery.source.export import EMBED, ENCODERS, GraphPair, open_export
-from surgery.verify.genai_proof import GenAI, render
 from surgery.verify.multimodal_proof import MEDIA_PROMPTS, Files, SourceLoop, prompt_text
 from surgery.verify.recording import Answer
 from validation.runtimes.environments import Environment, Kind, make_environment

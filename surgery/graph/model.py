@@ -27,7 +27,7 @@ from surgery.graph.external_data import (
 )
 from surgery.graph.weight_conversion import Conversion
 from surgery.graph.weight_writing import Placed, Progress, consolidate, convert, write_data_file
-from surgery.wire import check_rank, check_wire
+from surgery.graph.wire import check_rank, check_wire
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs

@@ -98,8 +98,8 @@ def _in_own_process(measure: Callable[..., Benchmark], *arguments: object) -> Be
 def _measure_folder(folder: Path, prompts: list[list[int]], new_tokens: int, provider: Provider) -> Benchmark:
     import numpy as np
 
-    from surgery.verify.genai_proof import load_genai
-    from surgery.verify.structure import open_genai_folder
+    from surgery.folder.opened import open_genai_folder
+    from surgery.runtime.genai import load_genai
 
     og = load_genai(provider)
     open_genai_folder(folder).check_weights()

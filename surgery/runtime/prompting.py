@@ -14,9 +14,9 @@ from surgery.choices import Modality
 from surgery.errors import FolderError, RequestError
 from surgery.folder.genai_config import CONFIG_FILE
 from surgery.folder.multimodal import SECTIONS
+from surgery.folder.opened import open_genai_folder
+from surgery.runtime.genai import load_genai, render
 from surgery.source.export import holds_pair
-from surgery.verify.genai_proof import load_genai, render
-from surgery.verify.structure import open_genai_folder
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,11 +18,12 @@ import numpy as np
 from surgery.choices import Modality
 from surgery.errors import ModelError
 from surgery.graph.model import Model
+from surgery.runtime.genai import GenAI, has_chat_template, render
 from surgery.runtime.sessions import Array, Feed, KVCaches, OpenGraph, Settings, host
 from surgery.runtime.two_graphs import Embeddings, TwoGraphModel
 from surgery.source.encoders import encoder_inputs, encoder_output
 from surgery.source.export import ENCODERS, GraphPair
-from surgery.verify.genai_proof import GenAI, first_fault, has_chat_template, render
+from surgery.verify.genai_proof import first_fault
 from surgery.verify.media_samples import sample_picture, sample_sound
 from surgery.verify.prompts import Case, Coverage, Skipped
 from surgery.verify.recording import Answer, record

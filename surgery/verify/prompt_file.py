@@ -27,6 +27,7 @@ from typing import Any, Literal
 
 from surgery.errors import RequestError, nearest
 from surgery.files.safe_reading import read_regular
+from surgery.runtime.genai import Message
 from surgery.verify.prompts import Case, Skipped, TokenRow, Vocabulary
 
 SHIPPED = Path(__file__).with_name("prompts.jsonl")
@@ -37,8 +38,6 @@ _KINDS = ("text", "messages", "ids")
 _BESIDE = ("name", "covers", "chunk", "batch")
 
 PromptKind = Literal["text", "messages", "ids"]
-Message = tuple[str, str]
-"""Role and content."""
 Content = str | tuple[Message, ...] | TokenRow
 Encode = Callable[[str], list[int]]
 Converse = Callable[[Sequence[Message]], list[int]]

@@ -12,9 +12,9 @@ from typing import Any
 
 from surgery.architecture import architecture, read_config, text_config
 from surgery.errors import ArchitectureError, SurgeryError
+from surgery.folder.opened import OpenedFolder
 from surgery.source.export import GraphPair
 from surgery.verify.report import Gate
-from surgery.verify.structure import OpenedFolder
 
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 

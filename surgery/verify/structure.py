@@ -6,24 +6,17 @@ Each rule stands for an error of the runtime, at load or at the first run, or fo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from surgery.architecture import Layer, read_config
+from surgery.architecture import read_config
 from surgery.attention.cache_padding import own_sizes
 from surgery.attention.gqa import window_faults
 from surgery.attention.kv_wiring import attentions
 from surgery.attention.shared_buffer import has_shared_buffer
-from surgery.choices import Modality
 from surgery.errors import FolderError, SurgeryError
-from surgery.folder.admission import admit
 from surgery.folder.genai_config import CONFIG_FILE, shares_buffer
-from surgery.folder.multimodal import SECTIONS
-from surgery.folder.multimodal import TYPE as MULTIMODAL
-from surgery.graph.model import Model
+from surgery.folder.opened import OpenedFolder, json_object
 from surgery.graph.protos import TensorType, producers, tensor_type
-from surgery.source.layer_table import read_layer_table
 from surgery.verify.report import Gate, Measured
 
 if TYPE_CHECKING:
@@ -34,82 +27,6 @@ _TOKEN_INPUTS = ("input_ids", "attention_mask", "position_ids")
 _FED = ("num_logits_to_keep",)
 """Inputs that the runtime feeds although genai_config.json does not name them."""
 _UNCHECKED = "it could not be checked"
-
-
-@dataclass(frozen=True)
-class OpenedFolder:
-    """A GenAI folder: its configuration, its graph without the weights, its layer table or None."""
-
-    root: Path
-    config: Mapping[str, Any]
-    model: Model
-    layers: tuple[Layer, ...] | None
-    others: Mapping[str, Model] = field(default_factory=dict)
-    """Section of the configuration -> its graph, where the folder takes images or sound: embedding, vision, speech."""
-
-    def check_weights(self) -> None:
-        """Raise WeightError where a graph refers to bytes that its data files do not have."""
-        for model in (self.model, *self.others.values()):
-            model.check_weights()
-
-    @property
-    def media(self) -> dict[Modality, int]:
-        """Modality -> placeholder id, of a folder that takes more than text."""
-        model = _object(self.config, "model")
-        held = [modality for modality, (section, _, _) in SECTIONS.items() if section in self.others]
-        return {modality: _whole(model, f"{modality}_token_id") for modality in held}
-
-    @property
-    def decoder(self) -> Mapping[str, Any]:
-        return _object(_object(self.config, "model"), "decoder")
-
-    @property
-    def vocab_size(self) -> int:
-        return _whole(_object(self.config, "model"), "vocab_size")
-
-    @property
-    def hidden_size(self) -> int:
-        return _whole(self.decoder, "hidden_size")
-
-    @property
-    def context_length(self) -> int:
-        return _whole(_object(self.config, "model"), "context_length")
-
-    def token_ids(self, key: str) -> tuple[int, ...]:
-        """bos_token_id, eos_token_id or pad_token_id as a tuple; empty where it is absent."""
-        value = _object(self.config, "model").get(key)
-        ids = value if isinstance(value, list) else [] if value is None else [value]
-        if not all(isinstance(token, int) and not isinstance(token, bool) for token in ids):
-            raise FolderError(f"{CONFIG_FILE}: model.{key} is {value!r}; a token id or a list of them is expected")
-        return tuple(ids)
-
-    @property
-    def owners(self) -> dict[int, int]:
-        """Layer -> the KV owner whose cache it reads, from the layer table; empty without one."""
-        return {layer.index: layer.owner for layer in self.layers or ()}
-
-    @property
-    def window(self) -> int | None:
-        """Tokens that a sliding layer sees."""
-        return max((layer.window for layer in self.layers or () if layer.window), default=None)
-
-
-def open_genai_folder(root: Path) -> OpenedFolder:
-    """Read a folder that the runtime may be given. Raises FolderError, or ModelError where its graph is at fault."""
-    config = admit(root)
-    decoder = _object(_object(config, "model"), "decoder")
-    model = Model.open(root / _filename(decoder))
-    return OpenedFolder(root, config, model, read_layer_table(model), dict(_others(root, config)))
-
-
-def _others(root: Path, config: Mapping[str, Any]) -> Iterator[tuple[str, Model]]:
-    """The graphs beside the decoder, of a configuration of the multimodal class."""
-    body = _object(config, "model")
-    if body.get("type") != MULTIMODAL:
-        return
-    for section in ("embedding", *(section for section, _, _ in SECTIONS.values())):
-        if (described := _object(body, section)).get("filename"):
-            yield section, Model.open(root / _filename(described, section))
 
 
 def structure_gates(folder: OpenedFolder) -> list[Gate]:
@@ -145,18 +62,20 @@ def _interface(folder: OpenedFolder) -> Iterator[str]:
     """Every name in the configuration is in the graph, and every input of the graph will be fed."""
     inputs = {value.name for value in folder.model.graph.input}
     outputs = {value.name for value in folder.model.graph.output}
-    declared = {**{name: name for name in _TOKEN_INPUTS}, **_object(folder.decoder, "inputs")}
+    declared = {**{name: name for name in _TOKEN_INPUTS}, **json_object(folder.decoder, "inputs")}
     for role in _TOKEN_INPUTS:
-        if role in _object(folder.decoder, "inputs") and declared[role] not in inputs:
+        if role in json_object(folder.decoder, "inputs") and declared[role] not in inputs:
             yield f"inputs.{role} is {declared[role]!r}, which the graph does not take"
     if folder.others:
         yield from _media_interface(folder)
     elif declared["input_ids"] not in inputs:
         yield f"the graph takes no {declared['input_ids']!r}"
-    logits = _object(folder.decoder, "outputs").get("logits", "logits")
+    logits = json_object(folder.decoder, "outputs").get("logits", "logits")
     if logits not in outputs:
         yield f"outputs.logits is {logits!r}, which the graph does not give"
-    between = set(map(str, _object(_object(_object(folder.config, "model"), "embedding"), "outputs").values()))
+    between = set(
+        map(str, json_object(json_object(json_object(folder.config, "model"), "embedding"), "outputs").values())
+    )
     # With images the runtime would feed num_logits_to_keep to the vision encoder, which does not take it.
     extra = set() if folder.others else set(_FED)
     fed = {declared[role] for role in _TOKEN_INPUTS} | between | extra | {past for past, _ in _cache_names(folder)}
@@ -167,18 +86,18 @@ def _interface(folder: OpenedFolder) -> Iterator[str]:
 def _media_interface(folder: OpenedFolder) -> Iterator[str]:
     """Each further graph has the inputs and outputs of its section, and takes nothing else."""
     for section, model in folder.others.items():
-        described = _object(_object(folder.config, "model"), section)
+        described = json_object(json_object(folder.config, "model"), section)
         for side, values in (("inputs", model.graph.input), ("outputs", model.graph.output)):
             held = {value.name for value in values}
-            named = set(map(str, _object(described, side).values()))
+            named = set(map(str, json_object(described, side).values()))
             for name in sorted(named - held):
                 yield f"{section}.{side} names {name!r}, which its graph does not have"
             for name in sorted(held - named) if side == "inputs" else ():
                 yield f"nothing feeds the input {name!r} of {section}"
     if "embedding" in folder.others:
         gives, takes = _types(folder.others["embedding"].graph.output), _types(folder.model.graph.input)
-        for role, name in _object(_object(_object(folder.config, "model"), "embedding"), "outputs").items():
-            given, taken = gives.get(str(name)), takes.get(str(_object(folder.decoder, "inputs").get(role)))
+        for role, name in json_object(json_object(json_object(folder.config, "model"), "embedding"), "outputs").items():
+            given, taken = gives.get(str(name)), takes.get(str(json_object(folder.decoder, "inputs").get(role)))
             if given is None or taken is None or given.dtype != taken.dtype or not _flat(given) or not _flat(taken):
                 yield f"{role} is {given} in the embedding and {taken} in the decoder; one dtype and rank 3 is expected"
 
@@ -233,7 +152,7 @@ def _token_ids(folder: OpenedFolder) -> Iterator[str]:
 
 def _share_buffer(folder: OpenedFolder) -> Iterator[str]:
     """Also the other way round: caches that are updated in place find no room in a past of the tokens so far."""
-    shared = _object(folder.config, "search").get("past_present_share_buffer")
+    shared = json_object(folder.config, "search").get("past_present_share_buffer")
     if shared and not shares_buffer(folder.model):
         yield "past_present_share_buffer is true, but not only GroupQueryAttention touches the caches"
     if not shared and has_shared_buffer(folder.model):
@@ -316,7 +235,7 @@ _RULES: dict[str, Callable[[OpenedFolder], Iterator[str]]] = {
 
 def _cache_names(folder: OpenedFolder) -> Iterator[tuple[str, str]]:
     """(past, present) of every past in the graph, by the patterns of the configuration."""
-    inputs, outputs = _object(folder.decoder, "inputs"), _object(folder.decoder, "outputs")
+    inputs, outputs = json_object(folder.decoder, "inputs"), json_object(folder.decoder, "outputs")
     for kind in ("key", "value"):
         past = _pattern(inputs, f"past_{kind}_names", f"past_key_values.%d.{kind}")
         present = _pattern(outputs, f"present_{kind}_names", f"present.%d.{kind}")
@@ -340,31 +259,10 @@ def _interface_types(folder: OpenedFolder) -> dict[str, TensorType | None]:
 
 
 def _logits(folder: OpenedFolder) -> TensorType | None:
-    name = _object(folder.decoder, "outputs").get("logits", "logits")
+    name = json_object(folder.decoder, "outputs").get("logits", "logits")
     return _interface_types(folder).get(name)
 
 
 def _concrete(declared: TensorType | None) -> bool:
     shape = declared.shape if declared else None
     return shape is not None and len(shape) == 4 and all(isinstance(shape[axis], int) for axis in (1, 3))
-
-
-def _filename(described: Mapping[str, Any], section: str = "decoder") -> Path:
-    name = described.get("filename")
-    if not isinstance(name, str) or not name:
-        raise FolderError(f"{CONFIG_FILE}: model.{section}.filename is {name!r}; a file name is expected")
-    return Path(name)
-
-
-def _object(parent: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    value = parent.get(key, {})
-    if not isinstance(value, Mapping):
-        raise FolderError(f"{CONFIG_FILE}: {key} is {value!r}; an object is expected")
-    return value
-
-
-def _whole(parent: Mapping[str, Any], key: str) -> int:
-    value = parent.get(key)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise FolderError(f"{CONFIG_FILE}: model.{key} is {value!r}; a whole number >= 1 is expected")
-    return value

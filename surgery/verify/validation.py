@@ -21,6 +21,8 @@ from surgery.choices import Provider
 from surgery.cuda.prediction import predict
 from surgery.errors import ArchitectureError, ModelError, RequestError, SurgeryError
 from surgery.folder.manifest import faults
+from surgery.folder.opened import OpenedFolder, open_genai_folder
+from surgery.runtime.genai import GenAI, Message, converse, encode, has_chat_template, load_genai, open_tokenizer
 from surgery.runtime.sessions import MergedModel, OpenGraph, Runner, Settings, load_onnxruntime, versions
 from surgery.runtime.two_graphs import TwoGraphModel
 from surgery.source.export import GraphPair
@@ -29,21 +31,11 @@ from surgery.verify.bisect import find_divergence
 from surgery.verify.execution_profile import profile_gates, profile_run
 from surgery.verify.fp16_headroom import LayerPeak, measure_headroom
 from surgery.verify.gates import activation_gates, number_gates, parity_gates
-from surgery.verify.genai_proof import (
-    GenAI,
-    check_generation,
-    check_runs,
-    check_tokenizer,
-    converse,
-    encode,
-    has_chat_template,
-    load_genai,
-    open_tokenizer,
-)
+from surgery.verify.genai_proof import check_generation, check_runs, check_tokenizer
 from surgery.verify.golden import Golden, graph_digests, load_golden, refuse_existing_recording, save_golden
 from surgery.verify.multimodal_proof import MultimodalProof
 from surgery.verify.parity import Parity, parity
-from surgery.verify.prompt_file import Message, Prompt, cases_of, shipped
+from surgery.verify.prompt_file import Prompt, cases_of, shipped
 from surgery.verify.prompts import (
     CLOSING,
     GENERATED,
@@ -59,7 +51,7 @@ from surgery.verify.prompts import (
 from surgery.verify.recording import Padding, Recording, record
 from surgery.verify.report import Gate, Report
 from surgery.verify.source_files import source_file_gates
-from surgery.verify.structure import OpenedFolder, open_genai_folder, structure_gates
+from surgery.verify.structure import structure_gates
 from surgery.verify.thresholds import Thresholds, default_thresholds, numerics_of, rows_stand_alone
 
 TOKENS: dict[Coverage, int] = {"full": 8, "closing": 3, "light": 3}

@@ -19,12 +19,13 @@ from surgery.cuda.prediction import predict
 from surgery.errors import RuntimeMissing
 from surgery.folder.building import build_folder
 from surgery.graph.model import Model
+from surgery.runtime.genai import GenAI
 from surgery.runtime.sessions import MergedModel, Settings, load_onnxruntime, machine_provider
 from surgery.runtime.two_graphs import TwoGraphModel
 from surgery.source.export import Export, GraphPair, open_export
 from surgery.verify.agreement import agreement_of
 from surgery.verify.execution_profile import profile_gates, profile_run
-from surgery.verify.genai_proof import GenAI, check_generation
+from surgery.verify.genai_proof import check_generation
 from surgery.verify.prompts import Case
 from surgery.verify.recording import Recording, record
 

@@ -18,10 +18,10 @@ from surgery.errors import FolderError, SurgeryError
 from surgery.folder.admission import admit
 from surgery.folder.building import build_folder
 from surgery.runtime.benchmark import measure
+from surgery.runtime.genai import GenAI, open_tokenizer
 from surgery.runtime.prompting import PromptRequest, generate_text
 from surgery.source.export import open_export
 from surgery.verify import Request, prove_folder
-from surgery.verify.genai_proof import GenAI, open_tokenizer
 from surgery.verify.prompts import Case
 from tests.signing import sign
 

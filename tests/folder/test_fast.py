@@ -28,6 +28,7 @@ from surgery.commands.app import app
 from surgery.errors import PassError, RequestError
 from surgery.folder.building import build_folder
 from surgery.folder.genai_config import shares_buffer
+from surgery.folder.opened import open_genai_folder
 from surgery.graph.evaluation import Subgraph
 from surgery.graph.model import Model
 from surgery.graph.protos import copied, declared_types, node_in_words
@@ -36,7 +37,7 @@ from surgery.runtime.sessions import MergedModel, OpenGraph, Settings, host
 from surgery.runtime.two_graphs import TwoGraphModel
 from surgery.source.export import Export, open_export
 from surgery.verify import Request, prove_folder, structure
-from surgery.verify.structure import open_genai_folder, structure_gates
+from surgery.verify.structure import structure_gates
 from tests.signing import sign
 
 DATA = Path(__file__).parents[2] / "fixtures" / "data"

@@ -24,10 +24,10 @@ from surgery.errors import ExportError, FolderError, RequestError, SurgeryError
 from surgery.folder.building import Repacked, build_folder
 from surgery.folder.inspection import FolderInspection, inspect
 from surgery.folder.multimodal import GraphPlan, check_export, most_patches, read_modalities
+from surgery.runtime.genai import GenAI
 from surgery.runtime.prompting import PromptRequest, generate_text
 from surgery.source.export import EMBED, ENCODERS, Export, GraphPair, open_export
 from surgery.verify import Request, prove_folder
-from surgery.verify.genai_proof import GenAI
 from surgery.verify.media_samples import sample_picture, sample_sound
 from surgery.verify.report import Gate, Report
 from tests.signing import sign

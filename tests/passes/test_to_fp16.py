@@ -25,6 +25,7 @@ from surgery.choices import WeightMode
 from surgery.errors import PassError, WeightError
 from surgery.folder.building import build_folder
 from surgery.folder.genai_config import cache_costs
+from surgery.folder.opened import open_genai_folder
 from surgery.graph.external_data import WeightReference, is_external, tensors
 from surgery.graph.model import Model
 from surgery.graph.protos import declared_types
@@ -35,7 +36,7 @@ from surgery.source.export import GraphPair, open_export
 from surgery.verify.agreement import Agreement, agreement_of
 from surgery.verify.prompts import Case
 from surgery.verify.recording import record
-from surgery.verify.structure import open_genai_folder, structure_gates
+from surgery.verify.structure import structure_gates
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "fixtures" / "tiny-e2b"

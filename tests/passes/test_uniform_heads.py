@@ -24,6 +24,7 @@ from surgery.choices import KVLayout, Target
 from surgery.errors import ModelError, PassError
 from surgery.folder.building import build_folder, plan
 from surgery.folder.genai_config import cache_costs, genai_config, shares_buffer
+from surgery.folder.opened import open_genai_folder
 from surgery.graph.model import Model
 from surgery.graph.protos import declared_types
 from surgery.runtime.sessions import MergedModel, Settings
@@ -33,7 +34,7 @@ from surgery.source.layer_table import read_layer_table
 from surgery.verify.agreement import agreement_of
 from surgery.verify.prompts import Case
 from surgery.verify.recording import record
-from surgery.verify.structure import open_genai_folder, structure_gates
+from surgery.verify.structure import structure_gates
 
 DATA = Path(__file__).parents[2] / "fixtures" / "data"
 TINY = Path(__file__).parents[2] / "fixtures" / "tiny-e2b"

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
+from surgery.runtime.genai import load_genai
 from surgery.runtime.sessions import versions
-from surgery.verify.genai_proof import load_genai
 from validation.runtimes.environments import VERSIONS, Environment, Kind, PipError, make_environment
 from validation.runtimes.outcomes import Outcome, ProbeError, answers, ask
 from validation.runtimes.questions import OF_TEXT, Question, Undecided, make_questions

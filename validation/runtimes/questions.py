@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from surgery.folder.opened import open_genai_folder
 from surgery.runtime.decoding import Step
 from surgery.runtime.sessions import Settings
 from surgery.runtime.two_graphs import TwoGraphModel
 from surgery.verify.prompts import Case, TokenRow
 from surgery.verify.recording import Padding, record
-from surgery.verify.structure import open_genai_folder
 from surgery.verify.thresholds import rows_stand_alone
 from validation.runtimes.subjects import Subject
 

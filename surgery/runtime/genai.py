@@ -1,0 +1,172 @@
+"""onnxruntime-genai: a folder's model, its tokenizer, its processor; imported when a folder is loaded, not before."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from surgery.choices import Provider
+from surgery.errors import ModelError, RuntimeMissing
+from surgery.folder.admission import admit
+from surgery.runtime.sessions import Array, one_line
+
+Message = tuple[str, str]
+"""Role and content."""
+
+_GREEDY = {
+    "do_sample": False,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "min_length": 0,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+}
+
+_QUIET = '{"model": {"decoder": {"session_options": {"log_severity_level": 4}}}}'
+"""What fails becomes an exception with the same words; ONNX Runtime need not write them to stderr as well."""
+
+
+def load_genai(provider: Provider) -> Any:
+    """The onnxruntime_genai module. Raises RuntimeMissing where it is absent, or not built for `provider`."""
+    try:
+        import onnxruntime_genai
+    except ImportError:
+        message = f"onnxruntime-genai is not installed: pip install 'gemma4-surgery[{provider}]'"
+        raise RuntimeMissing(message) from None
+    if provider == "cuda" and not onnxruntime_genai.is_cuda_available():
+        raise RuntimeMissing("this onnxruntime-genai has no CUDA provider: pip install 'gemma4-surgery[cuda]'")
+    return onnxruntime_genai
+
+
+@contextlib.contextmanager
+def _own_words(what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # the runtime raises plain RuntimeError and pybind11's kinds
+        raise ModelError(f"{what}: {one_line(error)}") from None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A text with images or sound as the runtime's processor made it: its own object, and numpy copies by name."""
+
+    inputs: Any
+    arrays: Mapping[str, Array]
+
+
+class GenAI:
+    """A folder in onnxruntime-genai. Raises ModelError with the runtime's words where it cannot be loaded."""
+
+    def __init__(self, folder: Path, provider: Provider) -> None:
+        self._og = load_genai(provider)
+        admit(folder)
+        with _own_words("og.Model"):
+            config = self._og.Config(str(folder))
+            config.overlay(_QUIET)
+            config.clear_providers()
+            if provider != "cpu":
+                config.append_provider(provider)
+            self._model = self._og.Model(config)
+        self._processor: Any = None
+
+    @property
+    def version(self) -> str:
+        return str(self._og.__version__)
+
+    def tokenizer(self) -> Any:
+        return self._og.Tokenizer(self._model)
+
+    def prepare(self, text: str, images: Sequence[Path], sounds: Sequence[Path]) -> Prepared:
+        """What the folder's own processor makes of a text with files. Raises ModelError with the runtime's words."""
+        with _own_words("og.MultiModalProcessor"):
+            if self._processor is None:
+                self._processor = self._model.create_multimodal_processor()
+            opened = {}
+            if images:
+                opened["images"] = self._og.Images.open(*map(str, images))
+            if sounds:
+                opened["audios"] = self._og.Audios.open(*map(str, sounds))
+            inputs = self._processor(text, **opened)
+            held = {name for name in inputs.keys()}  # noqa: SIM118  # not a dict
+            return Prepared(inputs, {name: inputs[name].as_numpy() for name in held})
+
+    def continued(self, prepared: Prepared, steps: int, **options: Any) -> tuple[Array, list[int]]:
+        """Logits of the prompt's last token, float32 [V], and at most `steps` greedy tokens after it."""
+        length = prepared.arrays["input_ids"].shape[1]
+        with _own_words("og.Generator"):
+            parameters = self._og.GeneratorParams(self._model)
+            parameters.set_search_options(**{**_GREEDY, "batch_size": 1, "max_length": length + steps, **options})
+            generator = self._og.Generator(self._model, parameters)
+            generator.set_inputs(prepared.inputs)
+            logits = np.array(generator.get_logits(), np.float32)[0, -1]
+            while not generator.is_done():
+                generator.generate_next_token()
+            return logits, [int(token) for token in generator.get_sequence(0)[length:]]
+
+    def generate(self, rows: Sequence[Sequence[int]], pad: int, steps: int, **options: Any) -> list[list[int]]:
+        """Greedy continuations of at most `steps` tokens; shorter rows are padded on the right.
+
+        Raises ModelError with the runtime's own words.
+        """
+        length = max(len(row) for row in rows)
+        padded = [[*row, *[pad] * (length - len(row))] for row in rows]
+        with _own_words("og.Generator"):
+            parameters = self._og.GeneratorParams(self._model)
+            search = {**_GREEDY, "batch_size": len(rows), "max_length": length + steps, **options}
+            parameters.set_search_options(**search)
+            generator = self._og.Generator(self._model, parameters)
+            generator.append_tokens(np.array(padded, np.int32))
+            while not generator.is_done():
+                generator.generate_next_token()
+            continued = []
+            for row in range(len(rows)):
+                sequence = [int(token) for token in generator.get_sequence(row)]
+                if sequence[:length] != padded[row]:
+                    raise ModelError("the sequence does not begin with the prompt")
+                continued.append(sequence[length:])
+            return continued
+
+
+def open_tokenizer(folder: Path, provider: Provider) -> Any:
+    """The folder's tokenizer, without its model where the runtime can. Raises ModelError with the runtime's words."""
+    og = load_genai(provider)
+    admit(folder)
+    with _own_words("og.Tokenizer"):
+        try:
+            return og.Tokenizer(str(folder))
+        except TypeError:  # up to 0.17 it takes a model alone
+            return GenAI(folder, provider).tokenizer()
+
+
+def encode(tokenizer: Any, text: str) -> list[int]:
+    return [int(token) for token in tokenizer.encode(text)]
+
+
+def converse(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
+    """The ids of a conversation, up to where the model is to answer."""
+    return encode(tokenizer, render_messages(tokenizer, messages))
+
+
+def render(tokenizer: Any, message: str) -> str:
+    """A conversation that begins with a user's message, as the chat template writes it."""
+    return render_messages(tokenizer, [("user", message)])
+
+
+def render_messages(tokenizer: Any, messages: Sequence[Message]) -> str:
+    listed = [{"role": role, "content": content} for role, content in messages]
+    return str(tokenizer.apply_chat_template(json.dumps(listed)))
+
+
+def has_chat_template(folder: Path) -> bool:
+    """Whether the folder brings a template in one of the places where GenAI looks for it."""
+    if any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
+        return True
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        return bool(json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template"))
+    return False

@@ -1,0 +1,58 @@
+"""The order of the rooms: a module imports only from its own room and from those below it, for type checkers too."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import surgery
+
+ROOT = Path(__file__).parent.parent
+ORDER = (
+    "surgery.version", "surgery.choices", "surgery.errors", "surgery.printing", "surgery.files", "surgery.architecture",
+    "surgery.graph", "surgery.source", "surgery.attention", "surgery.cuda", "passes", "surgery.folder",
+    "surgery.runtime", "surgery.verify", "surgery.compare", "surgery.jobs", "surgery", "surgery.commands",
+)  # fmt: skip
+"""From the ground up. `surgery` itself is the front door."""
+
+FILES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted([*(ROOT / "surgery").rglob("*.py"), *(ROOT / "passes").rglob("*.py")])
+}
+
+
+def room(module: str) -> str:
+    return "passes" if module.startswith("passes") else ".".join(module.split(".")[:2])
+
+
+def imported(path: Path) -> Iterator[str]:
+    """The modules of ours that a file names in an import, wherever in the file it stands."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module in FILES:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names if f"{node.module}.{alias.name}" in FILES)
+            yield node.module
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in FILES)
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_imports_point_down(module: str) -> None:
+    level = ORDER.index(room(module))
+    upward = [name for name in imported(FILES[module]) if ORDER.index(room(name)) > level]
+    assert not upward, f"{module} imports {', '.join(upward)}, which stands above it"
+
+
+def test_no_two_modules_share_a_name() -> None:
+    names = [path.stem for path in FILES.values() if path.stem != "__init__"]
+    assert sorted(names) == sorted(set(names))
+
+
+def test_no_module_hides_a_name_of_the_front_door() -> None:
+    """`import surgery.diff` would replace the function `surgery.diff` by a module of that name."""
+    below = {name.removeprefix("surgery.") for name in FILES if name.count(".") == 1}
+    assert not below & set(surgery.__all__)
+    assert sorted(surgery.__all__) == dir(surgery)
+    assert all(getattr(surgery, name) is not None for name in surgery.__all__)

@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import small
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 from onnx.helper import make_node, make_tensor_value_info
-
-from tests import small
 
 Form = Callable[[ModelProto, int], None]
 FORMS: dict[str, Form] = {}

@@ -7,9 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+from places import FIXTURES
 from repositories import GRAPH, change, commit, git
-
-FIXTURES = Path(__file__).parent.parent / "fixtures"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -11,13 +11,13 @@ import numpy as np
 from onnx import ModelProto, TensorProto
 from onnx.helper import make_node, make_tensor_value_info
 from onnx.numpy_helper import from_array
+from places import TINY
 
 from fixtures.build import graphs
 from fixtures.precision import PRECISIONS, Reading
 from fixtures.zoo import FIXTURES
 from surgery.graph.protos import copied
 
-TINY = Path(__file__).parent.parent / "fixtures" / "tiny-e2b"
 INT64, FLOAT = TensorProto.INT64, TensorProto.FLOAT
 
 

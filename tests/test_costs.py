@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import adversarial
 import pytest
+import small
 from onnx import ModelProto, TensorProto
 
 from surgery.attention.kv_wiring import attention_nodes, attentions
@@ -18,7 +20,6 @@ from surgery.errors import ModelError
 from surgery.folder.inspection import inspect
 from surgery.graph.model import Model
 from surgery.graph.wire import HIGHEST_RANK, LONGEST_NAME, MOST_ENTRIES
-from tests import adversarial, small
 
 SECONDS = 10
 """Of CPU time; each of these forms took 20 and more, and takes 2 now."""

@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
 from passes.base import Pass, apply
 from surgery.graph.model import Model
 
-ROOT = Path(__file__).parent.parent
 TINY = ROOT / "fixtures" / "tiny-e2b" / "onnx" / "decoder_model_merged_q4.onnx"
 
 

@@ -24,7 +24,10 @@ from types import FrameType
 from typing import Any
 
 import pytest
+import small
+from mutation import ESCAPE, mutated_json, mutated_model
 from onnx import ModelProto, TensorProto
+from places import ROOT, TINY
 
 from passes.base import apply
 from passes.presets import compatible
@@ -37,11 +40,7 @@ from surgery.graph.model import Model
 from surgery.graph.protos import check_definitions
 from surgery.source.export import open_export
 from surgery.verify import structure
-from tests import small
-from tests.mutation import ESCAPE, mutated_json, mutated_model
 
-ROOT = Path(__file__).parent.parent
-TINY = ROOT / "fixtures" / "tiny-e2b"
 SECONDS = 5
 """The longest that one case may take."""
 MEMORY = 2 * 1024**3

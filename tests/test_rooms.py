@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
 import surgery
 
-ROOT = Path(__file__).parent.parent
 ORDER = (
     "surgery.version", "surgery.choices", "surgery.errors", "surgery.printing", "surgery.files", "surgery.architecture",
     "surgery.graph", "surgery.source", "surgery.attention", "surgery.cuda", "passes", "surgery.folder",

@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_line import ROOT, TINY, run
-
-from tests.signing import sign
+from command_line import run
+from places import ROOT, TINY
+from signing import sign
 
 
 @pytest.fixture(scope="module")

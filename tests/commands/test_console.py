@@ -7,8 +7,9 @@ import re
 from pathlib import Path
 
 import pytest
-from command_line import TINY, run
+from command_line import run
 from onnx import ModelProto, helper
+from places import TINY
 
 from surgery.errors import ExportError, printable
 from surgery.printing import json_text, plain

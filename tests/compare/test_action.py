@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import yaml
-from command_line import ROOT, TINY
 from github_server import GitHub, serve
+from places import ROOT, TINY
 from repositories import GRAPH, git
 
 MARKER = "<!-- gemma4-surgery: report -->\n"

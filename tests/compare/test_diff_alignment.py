@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from onnx import ModelProto, parser
 from onnx.helper import make_attribute, make_node, make_tensor_value_info
+from places import TINY
 
 from surgery.compare import Comparison, Subject, compare
 from surgery.compare.comparison import Edit, NodeChange
@@ -17,7 +17,7 @@ from surgery.compare.subjects import SubjectGraph, open_subject
 from surgery.graph.model import Model
 from surgery.graph.protos import all_names, reads, rename_in_every_scope
 
-ONNX = Path(__file__).parents[2] / "fixtures" / "tiny-e2b" / "onnx"
+ONNX = TINY / "onnx"
 
 Change = Callable[[ModelProto], None]
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import command_line
 import onnx
 import pytest
 from hub_server import Hub, serve
+from places import TINY
 
 from passes.presets import compatible
 from passes.recipe import recipe_text
@@ -24,15 +24,10 @@ from surgery.folder.building import build_folder
 from surgery.folder.manifest import faults
 from surgery.source.export import open_export
 
-ROOT = Path(__file__).parents[2]
-TINY = ROOT / "fixtures" / "tiny-e2b"
 DECODER = TINY / "onnx" / "decoder_model_merged_q4.onnx"
 
 
-def run(*words: str | Path, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "cli.py"), *map(str, words)]
-    environment = {**os.environ, "COLUMNS": "120", **variables}
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment, check=False)
+run = partial(command_line.run, COLUMNS="120")
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_line import ROOT, TINY, run
+from command_line import run
+from places import ROOT, TINY
 from repositories import GRAPH, change, commit, git, pointer
 
 from surgery.compare.git_setup import set_up

@@ -20,6 +20,7 @@ from typing import Any
 
 import comparisons
 import pytest
+from places import ROOT
 
 from surgery.compare.comparison import Comparison, NodeChange, NodeGroup, Nodes
 from surgery.compare.html import html
@@ -71,7 +72,7 @@ def test_hostile_names_are_text() -> None:
 def test_the_same_comparison_gives_the_same_bytes() -> None:
     code = "import comparisons, hashlib; from surgery.compare.html import html\n"
     code += "print(hashlib.sha256(html(comparisons.repacked()).encode()).hexdigest())"
-    folder = Path(__file__).parents[1]
+    folder = ROOT / "tests"
     path = os.pathsep.join([str(folder.parent), str(folder)])
     digests = {
         subprocess.run(

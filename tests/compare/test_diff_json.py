@@ -9,11 +9,10 @@ import shutil
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
+from places import ROOT, TINY
+
 from surgery.compare import Comparison, compare, open_subject
 from surgery.compare.report_json import to_dict, to_json
-
-ROOT = Path(__file__).parents[2]
-TINY = ROOT / "fixtures" / "tiny-e2b"
 
 
 def fields_of(kind: Any) -> set[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from onnx import ModelProto
 from onnx.helper import make_node
+from places import TINY
 from rich.console import Console
 
 from surgery.compare import Comparison, Subject, compare, open_subject
@@ -20,7 +21,7 @@ from surgery.compare.subjects import SubjectGraph
 from surgery.compare.terminal import show_comparison
 from surgery.graph.model import Model
 
-ONNX = Path(__file__).parents[2] / "fixtures" / "tiny-e2b" / "onnx"
+ONNX = TINY / "onnx"
 SECTIONS = [
     "Interface",
     "KV caches",

@@ -7,10 +7,10 @@ import time
 from pathlib import Path
 
 import numpy as np
-from command_line import TINY
 from mutation import mutated_model
 from onnx import ModelProto, TensorProto, helper
 from onnx.numpy_helper import from_array
+from places import TINY
 
 from surgery.compare.git_drivers import graph_text_of
 from surgery.compare.graph_text import graph_text

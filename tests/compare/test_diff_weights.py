@@ -14,6 +14,7 @@ import pytest
 from command_line import run
 from huggingface_hub import constants
 from onnx import ModelProto
+from places import TINY
 from torture import TRAPS
 
 from passes.presets import compatible
@@ -27,7 +28,6 @@ from surgery.folder.building import build_folder
 from surgery.graph.model import Model
 from surgery.source.export import open_export
 
-TINY = Path(__file__).parents[2] / "fixtures" / "tiny-e2b"
 DATA = "decoder_model_merged_q4.onnx_data"
 
 

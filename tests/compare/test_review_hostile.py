@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import TINY, run
+from command_line import run
+from places import TINY
 from repositories import GRAPH, change, commit, git, pointer
 
 from surgery.compare import Comparison, Subject, commits

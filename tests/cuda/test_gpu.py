@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from places import TINY
 
 from passes.presets import compatible
 from surgery.choices import KVLayout, Provider
@@ -31,7 +32,6 @@ from surgery.verify.recording import Recording, record
 
 pytestmark = pytest.mark.gpu
 
-TINY = Path(__file__).parents[2] / "fixtures" / "tiny-e2b"
 PRECISIONS = ("fp16", "q4f16")
 LAYOUTS: tuple[KVLayout, ...] = ("aliased", "unique")
 OWNERS = {**{layer: layer for layer in range(5)}, 5: 3, 6: 3, 7: 3, 8: 3, 9: 4}

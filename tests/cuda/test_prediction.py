@@ -26,6 +26,7 @@ from onnx.helper import (
     make_tensor_value_info,
 )
 from onnx.numpy_helper import from_array
+from places import ROOT, TINY
 
 from passes import HostEmbeddings
 from passes.presets import compatible, fast
@@ -39,8 +40,6 @@ from surgery.graph.model import Model
 from surgery.source.export import BEST, open_export
 from surgery.verify.execution_profile import ExecutionProfile, Ran, profile_gates, profile_run, read_profile
 
-ROOT = Path(__file__).parents[2]
-TINY = ROOT / "fixtures" / "tiny-e2b"
 EVIDENCE = ROOT / "docs" / "validation" / "cuda-placement.md"
 LAYOUTS: tuple[KVLayout, ...] = ("aliased", "unique")
 HALF, FLOAT, INT64, INT32, BOOL = (

@@ -6,12 +6,14 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import run
+from places import TINY
+from signing import sign
 
 from passes.presets import compatible
 from surgery.errors import FolderError, SurgeryError
@@ -23,10 +25,7 @@ from surgery.runtime.prompting import PromptRequest, generate_text
 from surgery.source.export import open_export
 from surgery.verify import Request, prove_folder
 from surgery.verify.prompts import Case
-from tests.signing import sign
 
-ROOT = Path(__file__).parents[2]
-TINY = ROOT / "fixtures" / "tiny-e2b"
 REQUEST = Request(cases=[Case("short", "a short prompt", ((2, 10, 77, 31),))], tokens=2)
 
 
@@ -110,9 +109,7 @@ def test_no_library_is_loaded(folder: Path, tmp_path: Path) -> None:
     write_config(folder, put(f"{OPTIONS}/custom_ops_library", "evil.so"))
     sign(folder)
     for words in (("generate", folder, "hello"), ("validate", folder), ("bench", folder, "--contexts", "4")):
-        done = subprocess.run(
-            [sys.executable, ROOT / "cli.py", *words], capture_output=True, text=True, check=False, timeout=120
-        )
+        done = run(*words)
         assert done.returncode in (1, 2) and "custom_ops_library is not among the known settings" in " ".join(
             (done.stdout + done.stderr).split()
         )

@@ -15,6 +15,8 @@ import pytest
 from onnx import ModelProto, NodeProto
 from onnx.helper import make_node
 from onnx.numpy_helper import from_array, to_array
+from places import DATA, TINY
+from signing import sign
 from typer.testing import CliRunner
 
 import fixtures
@@ -38,10 +40,7 @@ from surgery.runtime.two_graphs import TwoGraphModel
 from surgery.source.export import Export, open_export
 from surgery.verify import Request, prove_folder, structure
 from surgery.verify.structure import structure_gates
-from tests.signing import sign
 
-DATA = Path(__file__).parents[2] / "fixtures" / "data"
-TINY = Path(__file__).parents[2] / "fixtures" / "tiny-e2b"
 REFERENCES = {"tiny-e2b": "tiny_e2b", "tiny-e4b": "tiny_e4b", "tiny-31b": "tiny_31b"}
 EOS = (1, 50, 106)
 

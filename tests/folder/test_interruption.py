@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from places import ROOT, TINY
 
 from passes.presets import compatible
 from surgery.errors import FolderError
@@ -33,8 +34,6 @@ from surgery.graph import weight_writing as placement
 from surgery.graph.model import Model
 from surgery.source.export import open_export
 
-ROOT = Path(__file__).parents[2]
-TINY = ROOT / "fixtures" / "tiny-e2b"
 CALLS = [
     (os, "copy_file_range"),
     (os, "fsync"),

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
+from places import ROOT, TINY
 
 import fixtures
 from passes.presets import compatible, fast
@@ -28,8 +29,6 @@ from surgery.folder.text_only import build_text_only
 from surgery.graph.weight_writing import Placed
 from surgery.source.export import Export, open_export
 
-ROOT = Path(__file__).parents[2]
-TINY = ROOT / "fixtures" / "tiny-e2b"
 REPO, COMMIT = "onnx-community/gemma-4-E2B-it-ONNX", "9f4bef82" + "0" * 32
 PLACED = [Placed("model.onnx_data", 12345, "copied", "ab" * 32), Placed("other.onnx_data", 7, "linked", None)]
 

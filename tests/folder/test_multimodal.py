@@ -12,6 +12,8 @@ import onnx
 import pytest
 from onnx.helper import make_graph, make_node
 from onnx.numpy_helper import from_array
+from places import TINY
+from signing import sign
 
 import fixtures
 from fixtures.precision import Reading
@@ -30,9 +32,7 @@ from surgery.source.export import EMBED, ENCODERS, Export, GraphPair, open_expor
 from surgery.verify import Request, prove_folder
 from surgery.verify.media_samples import sample_picture, sample_sound
 from surgery.verify.report import Gate, Report
-from tests.signing import sign
 
-TINY = Path(__file__).parents[2] / "fixtures" / "tiny-e2b"
 DATA = TINY.parent / "data"
 BOTH: tuple[Modality, ...] = ("image", "audio")
 

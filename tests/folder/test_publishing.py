@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import command_line
 import pytest
 from hub_server import NOBODY, Answer, Hub, reach_nobody_by_default, serve
+from places import TINY
 
 from surgery.errors import PublishError
 from surgery.folder.publishing import Destination, publish, require_login, uploads
@@ -19,8 +19,6 @@ from surgery.folder.text_only import build_text_only
 from surgery.source.export import open_export
 from surgery.source.hub import HubSource, fetch, list_files, plan_download
 
-ROOT = Path(__file__).parents[2]
-TINY = ROOT / "fixtures" / "tiny-e2b"
 REPO = "somebody/tiny"
 
 
@@ -142,16 +140,11 @@ def test_no_network_is_a_sentence(folder: Path) -> None:
 
 
 def command(hub: Hub, cwd: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    environment = {
-        **os.environ,
-        "HF_ENDPOINT": hub.endpoint,
-        "HF_TOKEN": "secret",
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "HF_HOME": str(cwd / "home"),
-    }
-    program = [sys.executable, str(ROOT / "cli.py"), *words, "--ep", "cpu"]
-    return subprocess.run(program, cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    return command_line.run(
+        *words, "--ep", "cpu", cwd=cwd,
+        HF_ENDPOINT=hub.endpoint, HF_TOKEN="secret", HF_HOME=str(cwd / "home"),
+        HF_HUB_DISABLE_XET="1", HF_HUB_DISABLE_PROGRESS_BARS="1",
+    )  # fmt: skip
 
 
 def test_strip_and_push(hub: Hub, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import onnxruntime_genai as og
 import pytest
 from generating import before_end, generated
+from places import DATA, ROOT, TINY
 
 import fixtures
 from passes.presets import compatible
@@ -21,9 +22,6 @@ from surgery.folder.genai_config import genai_config, shares_buffer
 from surgery.graph.model import Model
 from surgery.source.export import Export, open_export
 
-ROOT = Path(__file__).parents[2]
-TINY = ROOT / "fixtures" / "tiny-e2b"
-DATA = ROOT / "fixtures" / "data"
 PRECISIONS = ("fp32", "fp16", "q4", "q4f16", "quantized")
 LAYOUTS: tuple[KVLayout, ...] = ("aliased", "unique")
 

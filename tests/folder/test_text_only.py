@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from command_line import run as command
+from places import TINY
+from signing import sign
 
 import fixtures
 from passes.presets import compatible
@@ -21,10 +22,7 @@ from surgery.runtime.sampling import Sampling
 from surgery.runtime.two_graphs import open_two_graphs
 from surgery.source.export import open_export
 from surgery.verify.two_graph_proof import validate_two_graphs
-from tests.signing import sign
 
-ROOT = Path(__file__).parents[2]
-TINY = ROOT / "fixtures" / "tiny-e2b"
 PRECISIONS = ("fp32", "fp16", "q4", "q4f16", "quantized")
 
 
@@ -36,11 +34,6 @@ def run(target: Path, precision: str = "q4", source: Path = TINY, **options: obj
 def files(folder: Path) -> dict[str, str]:
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
-
-
-def command(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    done = [sys.executable, str(ROOT / "cli.py"), *words]
-    return subprocess.run(done, cwd=cwd, capture_output=True, text=True, check=False, timeout=120)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

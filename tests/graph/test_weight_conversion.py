@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from places import TINY
 
 from passes import FusePerLayerTable, MergeEmbeddings, SplitPerLayerTable, ToFp16
 from passes.base import Pass, apply
@@ -13,7 +14,6 @@ from surgery.graph import weight_conversion
 from surgery.graph.model import Model
 from surgery.source.export import open_export
 
-TINY = Path(__file__).parents[2] / "fixtures" / "tiny-e2b"
 RECIPES: dict[str, tuple[Pass, ...]] = {
     "rounded": (ToFp16(),),
     "split": (SplitPerLayerTable(),),

@@ -12,6 +12,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from places import TINY
 
 from passes.base import apply
 from passes.presets import compatible
@@ -22,9 +23,6 @@ from surgery.folder.manifest import blob_digest, faults
 from surgery.graph.model import Model
 from surgery.graph.weight_writing import ALIGNMENT
 from surgery.source.export import open_export
-
-ROOT = Path(__file__).parents[2]
-TINY = ROOT / "fixtures" / "tiny-e2b"
 
 
 def two_files(folder: Path) -> Model:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, load
 from onnx.helper import make_node, make_tensor_value_info
+from places import TINY
 from small import Array, run
 
 from passes import FitEncoder
@@ -16,7 +17,7 @@ from surgery.errors import SurgeryError
 from surgery.graph.model import Model
 from surgery.graph.protos import rename
 
-TINY = Path(__file__).parents[2] / "fixtures" / "tiny-e2b" / "onnx"
+GRAPHS = TINY / "onnx"
 IMAGE, AUDIO = FitEncoder("image", 64, 630), FitEncoder("audio", 64)
 FLOAT, HALF, INT64, BOOL = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT64, TensorProto.BOOL
 MOST = 72
@@ -24,7 +25,7 @@ MOST = 72
 
 def encoder(name: str) -> ModelProto:
     """An encoder of the fixture with its weights inside, so that it can be changed and run from memory."""
-    return load(TINY / f"{name}_encoder.onnx")
+    return load(GRAPHS / f"{name}_encoder.onnx")
 
 
 def fitted(folder: Path, proto: ModelProto, step: FitEncoder) -> tuple[ModelProto, Outcome]:
@@ -65,7 +66,7 @@ def interface(proto: ModelProto) -> dict[str, tuple[int, list[int | str]]]:
 @pytest.mark.parametrize("suffix", ["", "_fp16", "_q4", "_q4f16", "_quantized"])
 def test_the_communitys_encoders_are_left_alone(suffix: str) -> None:
     for name, step in (("vision", IMAGE), ("audio", AUDIO)):
-        _, (outcome,) = apply(Model.open(TINY / f"{name}_encoder{suffix}.onnx"), [step])
+        _, (outcome,) = apply(Model.open(GRAPHS / f"{name}_encoder{suffix}.onnx"), [step])
         assert not outcome.changed and outcome.findings[0].reason == "the runtime feeds the encoder as it is"
 
 

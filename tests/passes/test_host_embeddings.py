@@ -10,6 +10,7 @@ from pathlib import Path
 
 import onnxruntime_genai as og
 import pytest
+from places import TINY
 from typer.testing import CliRunner
 
 from passes import FoldLogitsToKeep, HostEmbeddings, MergeEmbeddings
@@ -29,7 +30,6 @@ from surgery.verify.agreement import agreement_of
 from surgery.verify.prompts import Case
 from surgery.verify.recording import record
 
-TINY = Path(__file__).parents[2] / "fixtures" / "tiny-e2b"
 EXPORT = open_export(TINY)
 ROWS = ["/model/embed_tokens/Gather/output_0", "/model/embed_tokens_per_layer/Gather/output_0"]
 

@@ -9,6 +9,7 @@ import pytest
 from onnx import ModelProto
 from onnx.helper import make_node
 from onnx.numpy_helper import from_array
+from places import TINY
 from small import embed_tokens, opened, run
 
 import fixtures
@@ -20,7 +21,7 @@ from surgery.graph.model import Model
 
 IMAGE, AUDIO = 29, 30
 BOTH = MaskMediaIds(image=IMAGE, audio=AUDIO)
-TINY = Path(__file__).parents[2] / "fixtures" / "tiny-e2b" / "onnx"
+GRAPHS = TINY / "onnx"
 
 
 def masked(folder: Path, proto: ModelProto, step: MaskMediaIds = BOTH) -> tuple[Model, Outcome]:
@@ -49,13 +50,13 @@ def test_a_second_run_finds_nothing_to_do(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("precision", ["", "_fp16", "_q4", "_q4f16", "_quantized"])
 def test_the_communitys_own_masks_are_recognised(precision: str) -> None:
-    _, (outcome,) = apply(Model.open(TINY / f"embed_tokens{precision}.onnx"), [MaskMediaIds(image=113, audio=114)])
+    _, (outcome,) = apply(Model.open(GRAPHS / f"embed_tokens{precision}.onnx"), [MaskMediaIds(image=113, audio=114)])
     assert not outcome.changed and len(outcome.findings) == 2
 
 
 def test_a_mask_of_other_ids_is_not_taken_for_one() -> None:
     """The export masks 113 and 114; a configuration that says 112 gets a mask of its own."""
-    model, (outcome,) = apply(Model.open(TINY / "embed_tokens.onnx"), [MaskMediaIds(image=112, audio=114)])
+    model, (outcome,) = apply(Model.open(GRAPHS / "embed_tokens.onnx"), [MaskMediaIds(image=112, audio=114)])
     assert [str(finding) for finding in outcome.findings] == [
         "skipped token 114: it is looked up in row 0 already",
         "changed token 112: it is looked up in row 0 now",

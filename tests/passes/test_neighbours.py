@@ -12,6 +12,7 @@ import pytest
 from generating import before_end, generated
 from onnx import ModelProto, TensorProto
 from onnx.helper import make_tensor_value_info
+from places import ROOT
 
 import fixtures
 from passes.presets import compatible, fast, per_layer_tables
@@ -23,9 +24,6 @@ from surgery.graph.model import Model
 from surgery.graph.protos import rename
 from surgery.source.export import open_export
 from surgery.verify import Request, prove_folder
-
-ROOT = Path(__file__).parents[2]
-
 
 # Gemma 3n
 

@@ -14,6 +14,7 @@ import pytest
 from onnx import ModelProto, TensorProto, load
 from onnx.helper import make_graph, make_model, make_node, make_operatorsetid, make_tensor_value_info
 from onnx.numpy_helper import from_array, to_array
+from places import ROOT, TINY
 from small import FLOAT, INT64, arch, embed_tokens, opened
 
 from passes import FusePerLayerTable, SplitPerLayerTable, ToFp16
@@ -30,8 +31,6 @@ from surgery.runtime.sessions import Feed, MergedModel, Settings, host
 from surgery.runtime.two_graphs import TwoGraphModel
 from surgery.source.export import open_export
 
-ROOT = Path(__file__).parents[2]
-TINY = ROOT / "fixtures" / "tiny-e2b"
 PRECISIONS = ("fp32", "fp16", "q4", "q4f16", "quantized")
 IDS = np.array([[1, 127, 113, 114, 5, 0], [9, 10, 11, 12, 126, 2]])
 

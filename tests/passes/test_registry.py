@@ -12,6 +12,7 @@ from typing import ClassVar
 
 import pytest
 from conftest import FIXTURES
+from places import ROOT
 
 import passes
 from passes.base import LOSSY, Finding, Pass
@@ -21,7 +22,6 @@ from surgery.errors import RecipeError
 from surgery.graph.model import Model
 from surgery.verify.thresholds import passes_of
 
-ROOT = Path(__file__).parent.parent.parent
 DECODER = FIXTURES / "tiny-e2b" / "onnx" / "decoder_model_merged_q4.onnx"
 
 TEN_LINES = """

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from onnx import ModelProto
 from onnx.helper import make_tensor_value_info
+from places import TINY
 from small import FLOAT, HIDDEN, INT64, Array, embed_tokens, opened, run
 
 from passes import ScatterFeatures
@@ -17,7 +18,7 @@ from surgery.graph.model import Model
 
 IMAGE, AUDIO = 29, 30
 BOTH = ScatterFeatures(image=IMAGE, audio=AUDIO)
-TINY = Path(__file__).parents[2] / "fixtures" / "tiny-e2b" / "onnx"
+GRAPHS = TINY / "onnx"
 
 
 def scattered(folder: Path, proto: ModelProto, step: ScatterFeatures = BOTH) -> tuple[Model, Outcome]:
@@ -130,7 +131,7 @@ def test_what_is_no_embedding_graph_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("precision", ["", "_fp16", "_q4", "_q4f16", "_quantized"])
 def test_every_precision_of_the_community_takes_features_of_float32(precision: str) -> None:
-    model, _ = apply(Model.open(TINY / f"embed_tokens{precision}.onnx"), [ScatterFeatures(image=113, audio=114)])
+    model, _ = apply(Model.open(GRAPHS / f"embed_tokens{precision}.onnx"), [ScatterFeatures(image=113, audio=114)])
     declared = {value.name: value.type.tensor_type for value in model.graph.input}
     for name in ("image_features", "audio_features"):
         assert declared[name].elem_type == FLOAT and declared[name].shape.dim[1].dim_value == 64

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from places import TINY
 from typer.testing import CliRunner
 
 import fixtures
@@ -20,8 +21,6 @@ from surgery.graph.model import Model
 from surgery.source.export import open_export
 from surgery.verify import Request, prove_folder
 from surgery.verify.thresholds import default_thresholds, numerics_of
-
-TINY = Path(__file__).parents[2] / "fixtures" / "tiny-e2b"
 
 
 def decoder(precision: str = "q4") -> Model:

@@ -10,6 +10,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, load
 from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_tensor_value_info
+from places import TINY
 
 from passes import MergeEmbeddings, TieLmHead, ToFp16
 from passes.base import Outcome, apply
@@ -27,7 +28,6 @@ from surgery.verify.agreement import agreement_of
 from surgery.verify.prompts import Case
 from surgery.verify.recording import record
 
-TINY = Path(__file__).parents[2] / "fixtures" / "tiny-e2b"
 CASES = [Case("one", "", ((2, 5, 9, 30, 31, 7, 8, 9, 10, 11, 12),)), Case("batch", "", ((2, 17, 4), (2, 3, 90, 5)))]
 CODES = (
     "changed lm_head_MatMul_weight_quant: its codes are those of 'model_embed_tokens_weight_quant': 4,096 bytes less"

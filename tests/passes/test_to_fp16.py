@@ -13,6 +13,7 @@ import pytest
 from onnx import ModelProto, TensorProto, load
 from onnx.helper import make_graph, make_node, make_tensor_value_info
 from onnx.numpy_helper import from_array, to_array
+from places import DATA, ROOT, TINY
 from small import FLOAT, decoder, embed_tokens, feeds, opened, run
 
 import fixtures
@@ -38,9 +39,6 @@ from surgery.verify.prompts import Case
 from surgery.verify.recording import record
 from surgery.verify.structure import structure_gates
 
-ROOT = Path(__file__).parents[2]
-TINY = ROOT / "fixtures" / "tiny-e2b"
-DATA = ROOT / "fixtures" / "data"
 CASES = [Case("one", "", ((2, 5, 9, 30, 31, 7, 8, 9, 10, 11, 12),)), Case("chunks", "", ((2, 17, 4, 4, 9),), chunk=2)]
 SIBLINGS = {"q4": "q4f16", "fp32": "fp16"}
 

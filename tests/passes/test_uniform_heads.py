@@ -11,6 +11,7 @@ import onnxruntime_genai as og
 import pytest
 from onnx import ModelProto, TensorProto
 from onnx.helper import make_graph, make_node, make_tensor_value_info
+from places import DATA, TINY
 from small import FLOAT, LAYERS, decoder, embed_tokens, feeds, opened, run
 
 import fixtures
@@ -36,8 +37,6 @@ from surgery.verify.prompts import Case
 from surgery.verify.recording import record
 from surgery.verify.structure import structure_gates
 
-DATA = Path(__file__).parents[2] / "fixtures" / "data"
-TINY = Path(__file__).parents[2] / "fixtures" / "tiny-e2b"
 REFERENCES = {"tiny-e2b": "tiny_e2b", "tiny-e4b": "tiny_e4b", "tiny-31b": "tiny_31b"}
 SIZES = {"tiny-e2b": (1, 32), "tiny-e4b": (2, 32), "tiny-31b": (4, 32)}
 

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from command_line import run
+from places import TINY
 
 from passes.presets import compatible
 from surgery.errors import FolderError
 from surgery.folder.building import build_folder
 from surgery.runtime.benchmark import measure
 from surgery.source.export import open_export
-
-ROOT = Path(__file__).parents[2]
-TINY = ROOT / "fixtures" / "tiny-e2b"
 
 
 @pytest.fixture(scope="module")
@@ -29,12 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_both_sides_are_measured_at_each_context_that_fits(folder: Path) -> None:
     options = ["--against", str(TINY), "--ep", "cpu", "--contexts", "16,64,4096", "--new-tokens", "4", "--json"]
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "cli.py"), "bench", str(folder), *options],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run("bench", folder, *options)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert [one["side"] for one in found] == ["folder", "source"]

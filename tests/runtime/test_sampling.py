@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from places import DATA
 
 from surgery.errors import ModelError, RequestError
 from surgery.runtime.decoding import Step
 from surgery.runtime.sampling import Sampler, Sampling, candidates, read_sampling
 
-REFERENCE = Path(__file__).parents[2] / "fixtures" / "data" / "sampling_ref.npz"
+REFERENCE = DATA / "sampling_ref.npz"
 GEMMA = {"do_sample": True, "temperature": 1.0, "top_k": 64, "top_p": 0.95}
 
 

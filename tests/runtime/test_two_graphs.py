@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from onnx import parser
+from places import FIXTURES, TINY
 
 from passes.presets import compatible
 from surgery.errors import ExportError, ModelError, RequestError
@@ -20,8 +21,6 @@ from surgery.runtime.sessions import Feed, OpenGraph, Settings, host
 from surgery.runtime.two_graphs import Embeddings, TwoGraphFolder, TwoGraphModel, open_two_graphs
 from surgery.source.export import open_export
 
-FIXTURES = Path(__file__).parents[2] / "fixtures"
-TINY = FIXTURES / "tiny-e2b"
 PROMPTS = range(6)
 TOKENS = 24
 

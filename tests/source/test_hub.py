@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from hub_server import COMMIT, Answer, Hub, reach_nobody_by_default, serve
+from places import ROOT, TINY
 
 from surgery.errors import ArchitectureError, ExportError, ModelError, WeightError
 from surgery.graph.external_data import is_external, set_location, tensors
@@ -23,7 +24,6 @@ from surgery.source.hub import Download, HubSource, HubUnreachable, fetch, hub_s
 
 pytest.importorskip("huggingface_hub")
 
-FIXTURE = Path(__file__).parents[2] / "fixtures" / "tiny-e2b"
 REPO = "onnx-community/tiny-gemma-4"
 GRAPHS = ["onnx/embed_tokens_q4.onnx", "onnx/decoder_model_merged_q4.onnx"]
 SIDE = [
@@ -44,7 +44,7 @@ def _no_settings_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def hub() -> Iterator[Hub]:
-    with serve(Hub.of(FIXTURE, REPO)) as served:
+    with serve(Hub.of(TINY, REPO)) as served:
         yield served
 
 
@@ -401,7 +401,7 @@ except SurgeryError as error:
 
 def environment(**settings: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
-    return {**kept, "PYTHONPATH": str(Path(__file__).parents[2]), **settings}
+    return {**kept, "PYTHONPATH": str(ROOT), **settings}
 
 
 def run(precision: str, cwd: Path, **settings: str) -> subprocess.CompletedProcess[str]:

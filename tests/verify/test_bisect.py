@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from onnx import GraphProto, NodeProto, numpy_helper
+from places import TINY
+from signing import sign
 
 from passes.presets import compatible
 from surgery.errors import RequestError
@@ -20,9 +22,7 @@ from surgery.source.export import Export, open_export
 from surgery.verify import Request, prove_folder
 from surgery.verify.bisect import Divergence, find_divergence
 from surgery.verify.prompts import Case
-from tests.signing import sign
 
-TINY = Path(__file__).parents[2] / "fixtures" / "tiny-e2b"
 CASE = Case("chunks", "a prompt in pieces", ((2, 10, 77, 31, 9, 12),), chunk=4)
 RAGGED = Case("ragged", "a padded batch", ((2, 10, 77), (2, 9, 33, 61, 17, 40)))
 

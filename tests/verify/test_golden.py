@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from places import TINY
 
 from passes.presets import compatible
 from surgery.errors import RequestError
@@ -25,7 +26,6 @@ from surgery.verify.golden import Golden, load_golden, save_golden
 from surgery.verify.prompts import Case
 from surgery.verify.recording import Recording, record
 
-TINY = Path(__file__).parents[2] / "fixtures" / "tiny-e2b"
 SHORT = Case("short", "a short prompt", ((2, 10, 77, 31),))
 RAGGED = Case("ragged", "a padded batch", ((2, 10, 77), (2, 9, 33, 61, 17, 40)))
 CASES = [SHORT, RAGGED]

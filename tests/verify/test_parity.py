@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from onnx import GraphProto, numpy_helper
+from places import TINY
+from signing import sign
 
 from passes.base import LOSSY
 from passes.presets import compatible
@@ -26,9 +28,7 @@ from surgery.verify.prompts import Case
 from surgery.verify.recording import Answer, Recording, StoredCache
 from surgery.verify.report import Gate
 from surgery.verify.thresholds import LEAST, Thresholds, default_thresholds
-from tests.signing import sign
 
-TINY = Path(__file__).parents[2] / "fixtures" / "tiny-e2b"
 CASE = Case("case", "two rows", ((5, 6), (7, 8)))
 LOOSE = default_thresholds("float32", [LOSSY])
 SHORT = Case("short", "a short prompt", ((2, 10, 77, 31),))

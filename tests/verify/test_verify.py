@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 from onnx import GraphProto, NodeProto, numpy_helper
+from places import TINY
+from signing import sign
 
 import fixtures
 from passes import ExpandSharedKV, FoldLogitsToKeep
@@ -34,9 +36,7 @@ from surgery.verify.prompts import Case, Skipped, Vocabulary, admissible, of_ids
 from surgery.verify.recording import Answer, Recording, record
 from surgery.verify.report import Report
 from surgery.verify.thresholds import default_thresholds
-from tests.signing import sign
 
-TINY = Path(__file__).parents[2] / "fixtures" / "tiny-e2b"
 PRECISIONS = ("fp32", "fp16", "q4", "q4f16", "quantized")
 SHORT = Case("short", "a short prompt", ((2, 10, 77, 31),))
 RAGGED = Case("ragged", "a padded batch", ((2, 10, 77), (2, 9, 33, 61, 17, 40)))

@@ -11,7 +11,7 @@ import fixtures
 from fixtures.__main__ import parse_reading
 from passes import TieLmHead
 from passes.base import apply
-from passes.recipe import compatible
+from passes.presets import compatible
 from surgery.folder.building import plan
 from surgery.source.export import open_export
 

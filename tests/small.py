@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 from onnx.helper import make_graph, make_model, make_node, make_operatorsetid, make_tensor_value_info
 from onnx.numpy_helper import from_array
 
+from passes.base import Outcome, Pass, apply
 from surgery.architecture import Architecture, architecture
+from surgery.errors import PassError
 from surgery.graph.model import Model
 
 Array = NDArray[Any]
@@ -209,6 +212,24 @@ def opened(folder: Path, proto: ModelProto, name: str = "decoder.onnx", **config
     folder.mkdir(parents=True, exist_ok=True)
     (folder / name).write_bytes(proto.SerializeToString())
     return Model.open(folder / name, arch(**config))
+
+
+def applied(folder: Path, proto: ModelProto, *steps: Pass, **config: Any) -> tuple[Model, Outcome]:
+    """The model after these passes, and what the last one did; the model that was given is as it was."""
+    model = opened(folder, proto, **config)
+    before = model.fingerprint()
+    try:
+        result, outcomes = apply(model, steps)
+    finally:
+        assert model.fingerprint() == before, "the model that was given changed"
+    return result, outcomes[-1]
+
+
+def refused(folder: Path, proto: ModelProto, step: Pass, sentence: str, **config: Any) -> None:
+    """The pass refuses the model in one sentence."""
+    with pytest.raises(PassError, match=sentence) as raised:
+        applied(folder, proto, step, **config)
+    assert "\n" not in str(raised.value)
 
 
 def run(proto: ModelProto, feeds: dict[str, Array]) -> dict[str, Array]:

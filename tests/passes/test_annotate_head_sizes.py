@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from onnx import ModelProto
 from onnx.helper import make_tensor_value_info
-from small import FLOAT, arch, decoder, opened
+from small import FLOAT, applied, arch, decoder, opened, refused
 
 from passes import AnnotateHeadSizes, ExpandSharedKV
-from passes.base import Outcome, apply
+from passes.base import apply
 from surgery.errors import ModelError, PassError
-from surgery.graph.model import Model
 from surgery.graph.protos import tensor_type
 from surgery.source.layer_table import KEY, layer_table, read_layer_table, store_table
 
@@ -29,18 +27,8 @@ def symbolic(proto: ModelProto | None = None) -> ModelProto:
     return proto
 
 
-def annotated(folder: Path, proto: ModelProto, **config: Any) -> tuple[Model, Outcome]:
-    model = opened(folder, proto, **config)
-    before = model.fingerprint()
-    try:
-        result, (outcome,) = apply(model, [AnnotateHeadSizes()])
-    finally:
-        assert model.fingerprint() == before, "the model that was given changed"
-    return result, outcome
-
-
 def test_symbolic_and_unknown_sizes_become_concrete(tmp_path: Path) -> None:
-    model, outcome = annotated(tmp_path, symbolic())
+    model, outcome = applied(tmp_path, symbolic(), AnnotateHeadSizes())
     types = {v.name: str(tensor_type(v)) for v in (*model.graph.input, *model.graph.output)}
     assert types["past_key_values.0.key"] == "FLOAT [batch_size, 1, past_sequence_length, 8]"
     assert types["present.1.value"] == "FLOAT [batch_size, 1, total_sequence_length, 16]"
@@ -52,14 +40,14 @@ def test_symbolic_and_unknown_sizes_become_concrete(tmp_path: Path) -> None:
 
 
 def test_concrete_sizes_are_left_alone_and_only_the_table_is_added(tmp_path: Path) -> None:
-    model, outcome = annotated(tmp_path, decoder())
+    model, outcome = applied(tmp_path, decoder(), AnnotateHeadSizes())
     assert [f"{f.verb} {f.subject}" for f in outcome.findings] == ["skipped 8 caches", f"added metadata {KEY}"]
     del model.proto.metadata_props[:]
     assert model.proto == decoder()
 
 
 def test_a_second_run_finds_nothing_to_do(tmp_path: Path) -> None:
-    model, _ = annotated(tmp_path, symbolic())
+    model, _ = applied(tmp_path, symbolic(), AnnotateHeadSizes())
     again, (outcome,) = apply(model, [AnnotateHeadSizes()])
     assert not outcome.changed and again.proto == model.proto
     assert {f.verb for f in outcome.findings} == {"skipped"}
@@ -75,7 +63,7 @@ def test_an_older_table_is_replaced_and_other_metadata_stays(tmp_path: Path) -> 
     proto = decoder()
     proto.metadata_props.add(key="mine", value="1")
     proto.metadata_props.add(key=KEY, value="old")
-    model, outcome = annotated(tmp_path, proto)
+    model, outcome = applied(tmp_path, proto, AnnotateHeadSizes())
     assert [entry.key for entry in model.proto.metadata_props] == ["mine", KEY]
     assert str(outcome.findings[-1]) == f"changed metadata {KEY}: the table of 4 layers"
 
@@ -90,31 +78,35 @@ def test_an_older_table_is_replaced_and_other_metadata_stays(tmp_path: Path) -> 
 def test_a_concrete_size_that_contradicts_the_config_is_refused(
     config: dict[str, object], sentence: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(PassError, match=sentence):
-        annotated(tmp_path, decoder(), **config)
+    refused(tmp_path, decoder(), AnnotateHeadSizes(), sentence, **config)
 
 
 def test_a_cache_of_a_layer_that_is_not_there_or_of_another_rank_is_refused(tmp_path: Path) -> None:
     proto = decoder()
     proto.graph.input.append(make_tensor_value_info("past_key_values.4.key", FLOAT, ["b", 1, "t", 8]))
-    with pytest.raises(PassError, match=r"past_key_values\.4\.key names layer 4, but config\.json has 4 layers"):
-        annotated(tmp_path, proto)
+    refused(
+        tmp_path, proto, AnnotateHeadSizes(), r"past_key_values\.4\.key names layer 4, but config\.json has 4 layers"
+    )
     proto = decoder()
     proto.graph.output[1].CopyFrom(make_tensor_value_info("present.0.key", FLOAT, None))
-    with pytest.raises(PassError, match=r"present\.0\.key is FLOAT; rank 4, \[batch, kv heads, tokens, head size\]"):
-        annotated(tmp_path, proto)
+    refused(
+        tmp_path,
+        proto,
+        AnnotateHeadSizes(),
+        r"present\.0\.key is FLOAT; rank 4, \[batch, kv heads, tokens, head size\]",
+    )
 
 
 def test_a_graph_without_caches_points_to_rename_io(tmp_path: Path) -> None:
     from torture import TRAPS
 
     with pytest.raises(PassError, match=r"no past_key_values\.N\.key is in the interface") as raised:
-        annotated(tmp_path, TRAPS["plain"]())
+        applied(tmp_path, TRAPS["plain"](), AnnotateHeadSizes())
     assert raised.value.hint == "run rename-io first"
 
 
 def test_the_table_reads_back(tmp_path: Path) -> None:
-    model, _ = annotated(tmp_path, decoder())
+    model, _ = applied(tmp_path, decoder(), AnnotateHeadSizes())
     assert read_layer_table(model) == arch().layers
     table = json.loads(model.proto.metadata_props[0].value)
     assert table["version"] == 1

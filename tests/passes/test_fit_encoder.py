@@ -9,11 +9,10 @@ import pytest
 from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, load
 from onnx.helper import make_node, make_tensor_value_info
 from places import TINY
-from small import Array, run
+from small import Array, refused, run
 
 from passes import FitEncoder
 from passes.base import Outcome, apply
-from surgery.errors import SurgeryError
 from surgery.graph.model import Model
 from surgery.graph.protos import rename
 
@@ -142,11 +141,6 @@ def test_a_mask_of_numbers_becomes_one_of_truth_values(tmp_path: Path) -> None:
     assert outcome.operators == {"Cast": 1} and interface(found)["input_features_mask"][0] == BOOL
     expected = run(encoder("audio"), speech())["audio_features"]
     np.testing.assert_array_equal(run(found, speech())["audio_features"], expected, strict=True)
-
-
-def refused(folder: Path, proto: ModelProto, step: FitEncoder, sentence: str) -> None:
-    with pytest.raises(SurgeryError, match=sentence):
-        fitted(folder, proto, step)
 
 
 def test_what_cannot_be_adapted_is_refused(tmp_path: Path) -> None:

@@ -6,25 +6,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from onnx import ModelProto
 from onnx.helper import make_tensor_value_info
-from small import FLOAT, LAYERS, PER_LAYER, decoder, embed_tokens, feeds, opened, run, run_pair
+from small import FLOAT, LAYERS, PER_LAYER, applied, decoder, embed_tokens, feeds, refused, run, run_pair
 
 from passes import FlattenPerLayerInputs
-from passes.base import Outcome, apply
-from surgery.errors import PassError
-from surgery.graph.model import Model
+from passes.base import apply
 from surgery.graph.protos import tensor_type
-
-
-def flattened(folder: Path, proto: ModelProto) -> tuple[Model, Outcome]:
-    result, (outcome,) = apply(opened(folder, proto), [FlattenPerLayerInputs()])
-    return result, outcome
 
 
 @pytest.mark.parametrize("batch, total, past", [(1, 6, 0), (1, 5, 2), (2, 4, 3)], ids=["prefill", "chunk", "decode"])
 def test_the_pair_computes_what_it_did(batch: int, total: int, past: int, tmp_path: Path) -> None:
-    embed, decode = flattened(tmp_path / "e", embed_tokens())[0], flattened(tmp_path / "d", decoder())[0]
+    embed, decode = (
+        applied(tmp_path / "e", embed_tokens(), FlattenPerLayerInputs())[0],
+        applied(tmp_path / "d", decoder(), FlattenPerLayerInputs())[0],
+    )
     given = feeds(np.ones((batch, total), np.int64), past)
     truth, found = run_pair(embed_tokens(), decoder(), given), run_pair(embed.proto, decode.proto, given)
     between = run(embed.proto, given)["per_layer_inputs"]
@@ -35,8 +30,8 @@ def test_the_pair_computes_what_it_did(batch: int, total: int, past: int, tmp_pa
 
 
 def test_both_interfaces_declare_it_with_a_number_last_and_in_its_place(tmp_path: Path) -> None:
-    embed, outcome = flattened(tmp_path / "e", embed_tokens())
-    decode, _ = flattened(tmp_path / "d", decoder())
+    embed, outcome = applied(tmp_path / "e", embed_tokens(), FlattenPerLayerInputs())
+    decode, _ = applied(tmp_path / "d", decoder(), FlattenPerLayerInputs())
     flat = LAYERS * PER_LAYER
     assert str(tensor_type(embed.graph.output[1])) == f"FLOAT [batch, tokens, {flat}]"
     places = [value.name for value in decode.graph.input]
@@ -52,13 +47,13 @@ def test_both_interfaces_declare_it_with_a_number_last_and_in_its_place(tmp_path
 
 @pytest.mark.parametrize("proto", [embed_tokens, decoder])
 def test_a_second_run_finds_nothing_to_do(proto: object, tmp_path: Path) -> None:
-    model, _ = flattened(tmp_path, proto())  # type: ignore[operator]
+    model, _ = applied(tmp_path, proto(), FlattenPerLayerInputs())  # type: ignore[operator]
     again, (outcome,) = apply(model, [FlattenPerLayerInputs()])
     assert not outcome.changed and again.proto == model.proto
 
 
 def test_a_model_without_per_layer_inputs_is_left_alone(tmp_path: Path) -> None:
-    _, outcome = flattened(tmp_path, decoder(per_layer=False))
+    _, outcome = applied(tmp_path, decoder(per_layer=False), FlattenPerLayerInputs())
     assert not outcome.changed and outcome.findings[0].reason == "the graph neither takes nor gives it"
 
 
@@ -66,5 +61,6 @@ def test_a_model_without_per_layer_inputs_is_left_alone(tmp_path: Path) -> None:
 def test_unknown_sizes_are_refused(shape: list[str | int] | None, tmp_path: Path) -> None:
     proto = embed_tokens()
     proto.graph.output[1].CopyFrom(make_tensor_value_info("per_layer_inputs", FLOAT, shape))
-    with pytest.raises(PassError, match=r"\[batch, sequence, layers, size\] with numbers for layers and size"):
-        flattened(tmp_path, proto)
+    refused(
+        tmp_path, proto, FlattenPerLayerInputs(), r"\[batch, sequence, layers, size\] with numbers for layers and size"
+    )

@@ -6,17 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from onnx import ModelProto
 from onnx.helper import make_node
 from onnx.numpy_helper import from_array
 from places import TINY
-from small import embed_tokens, opened, run
+from small import applied, embed_tokens, refused, run
 
 import fixtures
 from fixtures.precision import Reading
 from passes import MaskMediaIds
-from passes.base import Outcome, apply
-from surgery.errors import PassError
+from passes.base import apply
 from surgery.graph.model import Model
 
 IMAGE, AUDIO = 29, 30
@@ -24,13 +22,8 @@ BOTH = MaskMediaIds(image=IMAGE, audio=AUDIO)
 GRAPHS = TINY / "onnx"
 
 
-def masked(folder: Path, proto: ModelProto, step: MaskMediaIds = BOTH) -> tuple[Model, Outcome]:
-    result, (outcome,) = apply(opened(folder, proto, "embed.onnx"), [step])
-    return result, outcome
-
-
 def test_placeholders_read_row_zero_and_other_tokens_their_own(tmp_path: Path) -> None:
-    model, outcome = masked(tmp_path, embed_tokens())
+    model, outcome = applied(tmp_path, embed_tokens(), BOTH)
     ids = np.array([[1, IMAGE, 2, AUDIO, IMAGE, 3]], np.int64)
     row_zero = np.where((ids == IMAGE) | (ids == AUDIO), 0, ids)
     found, plain = run(model.proto, {"input_ids": ids}), run(embed_tokens(), {"input_ids": ids})
@@ -42,7 +35,7 @@ def test_placeholders_read_row_zero_and_other_tokens_their_own(tmp_path: Path) -
 
 
 def test_a_second_run_finds_nothing_to_do(tmp_path: Path) -> None:
-    model, _ = masked(tmp_path, embed_tokens())
+    model, _ = applied(tmp_path, embed_tokens(), BOTH)
     again, (outcome,) = apply(model, [BOTH])
     assert not outcome.changed and again.proto == model.proto
     assert str(outcome.findings[0]) == f"skipped token {IMAGE}: it is looked up in row 0 already"
@@ -71,25 +64,20 @@ def test_an_export_without_masks_becomes_one_with(tmp_path: Path) -> None:
 
 
 def test_a_model_without_a_per_layer_table_is_left_alone(tmp_path: Path) -> None:
-    _, outcome = masked(tmp_path, embed_tokens(per_layer=False))
+    _, outcome = applied(tmp_path, embed_tokens(per_layer=False), BOTH)
     assert [str(f) for f in outcome.findings] == ["skipped per_layer_inputs: the graph has no per-layer table"]
 
 
-def refused(folder: Path, proto: ModelProto, sentence: str, step: MaskMediaIds = BOTH) -> None:
-    with pytest.raises(PassError, match=sentence):
-        apply(opened(folder, proto, "embed.onnx"), [step])
-
-
 def test_lookups_that_cannot_be_followed_are_refused(tmp_path: Path) -> None:
-    refused(tmp_path, embed_tokens(), "no placeholder token is given", MaskMediaIds())
+    refused(tmp_path, embed_tokens(), MaskMediaIds(), "no placeholder token is given")
     two = embed_tokens()
     two.graph.node.insert(3, make_node("Gather", ["model.embed_tokens_per_layer.weight", "input_ids"], ["more"]))
     two.graph.node.insert(4, make_node("Add", ["/model/embed_tokens_per_layer/Gather/output_0", "more"], ["sum"]))
     two.graph.node[5].input[0] = "sum"
-    refused(tmp_path, two, "comes from one lookup in a table")
+    refused(tmp_path, two, BOTH, "comes from one lookup in a table")
     random = embed_tokens()
     lookup = next(node for node in random.graph.node if node.name == "/model/embed_tokens_per_layer/Gather")
     random.graph.initializer.append(from_array(np.array([1.0], np.float32), "ratio"))
     random.graph.node.insert(0, make_node("Nonsense", ["input_ids", "ratio"], ["rows"], name="odd"))
     lookup.input[1] = "rows"
-    refused(tmp_path, random, "looks a token up by cannot be computed")
+    refused(tmp_path, random, BOTH, "looks a token up by cannot be computed")

@@ -9,7 +9,7 @@ import pytest
 from onnx import ModelProto, TensorProto
 from onnx.helper import make_function, make_graph, make_node, make_operatorsetid, make_tensor_value_info
 from onnx.numpy_helper import from_array
-from small import FLOAT, INT32, INT64, Array, decoder, embed_tokens, feeds, opened, run, run_pair
+from small import FLOAT, INT32, INT64, Array, applied, decoder, embed_tokens, feeds, opened, refused, run, run_pair
 
 from passes import MergeEmbeddings
 from passes.base import Outcome, apply
@@ -19,20 +19,8 @@ from surgery.graph.model import Model
 from surgery.graph.protos import rename
 
 
-def merged(folder: Path, embed: ModelProto, decode: ModelProto) -> tuple[Model, Outcome]:
-    model = opened(folder, decode)
-    before = model.fingerprint()
-    try:
-        result, (outcome,) = apply(model, [MergeEmbeddings(opened(folder, embed, "embed.onnx").path)])
-    finally:
-        assert model.fingerprint() == before, "the model that was given changed"
-    return result, outcome
-
-
-def refused(folder: Path, embed: ModelProto, decode: ModelProto, sentence: str) -> None:
-    with pytest.raises(PassError, match=sentence) as raised:
-        merged(folder, embed, decode)
-    assert "\n" not in str(raised.value)
+def merging(folder: Path, embed: ModelProto) -> MergeEmbeddings:
+    return MergeEmbeddings(opened(folder, embed, "embed.onnx").path)
 
 
 def assert_same_numbers(
@@ -53,14 +41,14 @@ def test_the_merged_graph_computes_what_the_pair_computes(
     per_layer: bool, batch: int, total: int, past: int, tmp_path: Path
 ) -> None:
     embed, decode = embed_tokens(per_layer=per_layer), decoder(per_layer=per_layer)
-    model, outcome = merged(tmp_path, embed, decode)
+    model, outcome = applied(tmp_path, decode, merging(tmp_path, embed))
     assert outcome.changed
     assert_same_numbers(model, embed, decode, feeds(np.ones((batch, total), np.int64), past))
 
 
 def test_the_embedding_graph_may_be_a_model_in_memory(tmp_path: Path) -> None:
     """It stays as it is, gives what its file gives, and no recipe can write it."""
-    expected, _ = merged(tmp_path, embed_tokens(), decoder())
+    expected, _ = applied(tmp_path, decoder(), merging(tmp_path, embed_tokens()))
     embed = Model.from_proto(embed_tokens())
     before = embed.fingerprint()
     found, _ = apply(Model.from_proto(decoder()), [MergeEmbeddings(embed)])
@@ -70,7 +58,7 @@ def test_the_embedding_graph_may_be_a_model_in_memory(tmp_path: Path) -> None:
 
 
 def test_the_interface_takes_token_ids_in_place_of_embeddings(tmp_path: Path) -> None:
-    model, outcome = merged(tmp_path, embed_tokens(), decoder())
+    model, outcome = applied(tmp_path, decoder(), merging(tmp_path, embed_tokens()))
     assert [value.name for value in model.graph.input][:5] == [
         "input_ids", "attention_mask", "position_ids", "num_logits_to_keep", "past_key_values.0.key",
     ]  # fmt: skip
@@ -88,7 +76,7 @@ def test_embedding_nodes_stand_before_their_first_consumer_and_the_rest_keeps_it
     order = [node.name for node in decode.graph.node]
     first = next(i for i, node in enumerate(decode.graph.node) if "inputs_embeds" in node.input)
     assert first > 0, "the decoder begins with something else, or this test tests nothing"
-    model, _ = merged(tmp_path, embed_tokens(), decode)
+    model, _ = applied(tmp_path, decode, merging(tmp_path, embed_tokens()))
     names = [node.name for node in model.graph.node]
     added = [node.name for node in embed_tokens().graph.node]
     assert names == order[:first] + added + order[first:]
@@ -99,7 +87,7 @@ def test_symbolic_sizes_get_the_decoders_names(tmp_path: Path) -> None:
     embed.graph.value_info.append(
         make_tensor_value_info("/model/embed_tokens/Gather/output_0", FLOAT, ["batch", "tokens", 16])
     )
-    model, _ = merged(tmp_path, embed, decoder())
+    model, _ = applied(tmp_path, decoder(), merging(tmp_path, embed))
     dims = {
         dim.dim_param
         for value in (*model.graph.input, *model.graph.value_info)
@@ -109,7 +97,7 @@ def test_symbolic_sizes_get_the_decoders_names(tmp_path: Path) -> None:
 
 
 def test_a_second_run_finds_nothing_to_do_and_does_not_need_the_file(tmp_path: Path) -> None:
-    model, _ = merged(tmp_path, embed_tokens(), decoder())
+    model, _ = applied(tmp_path, decoder(), merging(tmp_path, embed_tokens()))
     (tmp_path / "embed.onnx").unlink()
     again, (outcome,) = apply(model, [MergeEmbeddings(tmp_path / "embed.onnx")])
     assert not outcome.changed and again.proto == model.proto
@@ -122,7 +110,10 @@ def test_a_decoder_with_oddly_named_positions_is_not_taken_for_merged(tmp_path: 
     decode = decoder()
     rename(decode.graph, {"position_ids": "pos", "inputs_embeds": "embeds"})
     refused(
-        tmp_path, embed_tokens(), decode, "gives 'inputs_embeds', which the decoder does not take; it takes embeds, "
+        tmp_path,
+        decode,
+        merging(tmp_path, embed_tokens()),
+        "gives 'inputs_embeds', which the decoder does not take; it takes embeds, ",
     )
 
 
@@ -131,7 +122,7 @@ def test_what_the_decoder_had_is_as_it_was(tmp_path: Path) -> None:
     for node in decode.graph.node:
         node.metadata_props.add(key="k", value=node.name)
     decode.graph.doc_string = "kept"
-    model, _ = merged(tmp_path, embed_tokens(), decode)
+    model, _ = applied(tmp_path, decode, merging(tmp_path, embed_tokens()))
     own = {node.name: node for node in model.graph.node}
     assert all(own[node.name] == node for node in decode.graph.node)
     assert list(model.graph.initializer)[: len(decode.graph.initializer)] == list(decode.graph.initializer)
@@ -155,7 +146,7 @@ def test_what_the_decoder_had_is_as_it_was(tmp_path: Path) -> None:
 def test_an_inner_value_of_the_embedding_that_the_decoder_knows_as_something_else(taken: str, tmp_path: Path) -> None:
     embed, decode = embed_tokens(), decoder()
     rename(embed.graph, {"/model/embed_tokens/Gather/output_0": taken})
-    model, outcome = merged(tmp_path, embed, decode)
+    model, outcome = applied(tmp_path, decode, merging(tmp_path, embed))
     assert any(
         finding.subject == taken and "renamed to embed_tokens/" in finding.reason for finding in outcome.findings
     )
@@ -165,7 +156,7 @@ def test_an_inner_value_of_the_embedding_that_the_decoder_knows_as_something_els
 def test_initializers_of_one_name_stay_two(tmp_path: Path) -> None:
     embed, decode = embed_tokens(), decoder()
     rename(embed.graph, {"model.embed_tokens.weight": "lm_head.weight", "embed_scale": "lowest"})
-    model, _ = merged(tmp_path, embed, decode)
+    model, _ = applied(tmp_path, decode, merging(tmp_path, embed))
     names = [tensor.name for tensor in model.graph.initializer]
     assert len(set(names)) == len(names) and {"embed_tokens/lm_head.weight", "embed_tokens/lowest"} <= set(names)
     assert_same_numbers(model, embed, decode)
@@ -175,7 +166,7 @@ def test_nodes_of_one_name_stay_two_and_the_prefix_is_free(tmp_path: Path) -> No
     embed, decode = embed_tokens(), decoder()
     embed.graph.node[0].name = embed.graph.node[1].name = "/lm_head/MatMul"
     decode.graph.node[0].name = "embed_tokens/lm_head/MatMul"
-    model, _ = merged(tmp_path, embed, decode)
+    model, _ = applied(tmp_path, decode, merging(tmp_path, embed))
     names = [node.name for node in model.graph.node]
     assert names.count("/lm_head/MatMul") == 1 and names.count("embed_tokens/lm_head/MatMul_2") == 2
 
@@ -197,7 +188,7 @@ def embedding_with_an_if(taken: str, own: str) -> ModelProto:
 @pytest.mark.parametrize("own", ["attention_mask", "result", "logits"])
 def test_names_inside_if_bodies_are_renamed_with_the_rest(own: str, tmp_path: Path) -> None:
     embed, decode = embedding_with_an_if("/model/masks/Bias/output_0", own), decoder()
-    model, _ = merged(tmp_path, embed, decode)
+    model, _ = applied(tmp_path, decode, merging(tmp_path, embed))
     assert_same_numbers(model, embed, decode)
 
 
@@ -209,7 +200,7 @@ def test_a_shadowing_value_in_an_if_body_still_shadows(tmp_path: Path) -> None:
     body.node.insert(0, make_node("Expand", ["logits", "shape"], ["wide"]))
     body.node[1].input[0] = "wide"
     body.initializer.append(from_array(np.array([1, 4, 16]), "shape"))
-    model, _ = merged(tmp_path, embed, decode)
+    model, _ = applied(tmp_path, decode, merging(tmp_path, embed))
     given = feeds(np.ones((1, 6), np.int64), 2)
     body.initializer[0].name, body.node[0].input[0] = "hidden", "hidden"  # for the truth: ORT refuses shadowing
     inner = next(
@@ -225,7 +216,7 @@ def test_a_sparse_initializer_and_annotations_come_along(tmp_path: Path) -> None
     sparse = embed.graph.sparse_initializer.add()
     sparse.values.CopyFrom(from_array(np.ones(1, np.float32), "lm_head.weight"))
     embed.graph.quantization_annotation.add(tensor_name="lm_head.weight")
-    model, _ = merged(tmp_path, embed, decoder())
+    model, _ = applied(tmp_path, decoder(), merging(tmp_path, embed))
     assert [entry.values.name for entry in model.graph.sparse_initializer] == ["embed_tokens/lm_head.weight"]
     assert model.graph.quantization_annotation[0].tensor_name == "embed_tokens/lm_head.weight"
 
@@ -287,7 +278,7 @@ def test_weights_are_not_read(tmp_path: Path) -> None:
     embed, decode = embed_tokens(), decoder()
     outsource(embed, "model.embed_tokens.weight", tmp_path / "gone.data", "gone.data")
     (tmp_path / "gone.data").unlink()
-    model, _ = merged(tmp_path, embed, decode)
+    model, _ = applied(tmp_path, decode, merging(tmp_path, embed))
     assert model.used_weight_files() == {"gone.data": tmp_path / "gone.data"}
 
 
@@ -298,21 +289,24 @@ def test_another_opset_is_refused(tmp_path: Path) -> None:
     embed = embed_tokens()
     embed.opset_import[0].version = 20
     refused(
-        tmp_path, embed, decoder(), r"embed\.onnx uses opset ai\.onnx 20, the decoder 21; one graph can have only one"
+        tmp_path,
+        decoder(),
+        merging(tmp_path, embed),
+        r"embed\.onnx uses opset ai\.onnx 20, the decoder 21; one graph can have only one",
     )
 
 
 def test_ai_onnx_and_the_empty_domain_are_one(tmp_path: Path) -> None:
     embed = embed_tokens()
     embed.opset_import[0].domain = "ai.onnx"
-    model, _ = merged(tmp_path, embed, decoder())
+    model, _ = applied(tmp_path, decoder(), merging(tmp_path, embed))
     assert [(entry.domain, entry.version) for entry in model.proto.opset_import] == [("", 21), ("com.microsoft", 1)]
 
 
 def test_a_domain_of_the_embedding_alone_is_imported(tmp_path: Path) -> None:
     embed = embed_tokens()
     embed.opset_import.append(make_operatorsetid("com.example", 3))
-    model, _ = merged(tmp_path, embed, decoder())
+    model, _ = applied(tmp_path, decoder(), merging(tmp_path, embed))
     assert model.opset("com.example") == 3
 
 
@@ -327,35 +321,43 @@ def test_another_dtype_rank_or_size_is_refused(tmp_path: Path) -> None:
         expected = (
             rf"'inputs_embeds' is {found} in .*embed\.onnx but FLOAT \[batch_size, sequence_length, 16\] in the decoder"
         )
-        refused(tmp_path, embed, decoder(), expected)
+        refused(tmp_path, decoder(), merging(tmp_path, embed), expected)
 
 
 def test_missing_per_layer_inputs_are_refused(tmp_path: Path) -> None:
     sentence = r"the decoder takes 'per_layer_inputs', but .*embed\.onnx gives only inputs_embeds"
-    refused(tmp_path, embed_tokens(per_layer=False), decoder(), sentence)
+    refused(tmp_path, decoder(), merging(tmp_path, embed_tokens(per_layer=False)), sentence)
 
 
 def test_unasked_per_layer_inputs_are_refused(tmp_path: Path) -> None:
     refused(
-        tmp_path, embed_tokens(), decoder(per_layer=False), "gives 'per_layer_inputs', which the decoder does not take"
+        tmp_path,
+        decoder(per_layer=False),
+        merging(tmp_path, embed_tokens()),
+        "gives 'per_layer_inputs', which the decoder does not take",
     )
 
 
 def test_a_graph_that_is_no_embedding_is_refused(tmp_path: Path) -> None:
-    refused(tmp_path, decoder(), decoder(), "one input of token ids, INT64 .batch, sequence., is expected")
+    refused(
+        tmp_path,
+        decoder(),
+        merging(tmp_path, decoder()),
+        "one input of token ids, INT64 .batch, sequence., is expected",
+    )
 
 
 def test_an_output_that_no_node_makes_is_refused(tmp_path: Path) -> None:
     embed = embed_tokens()
     del embed.graph.node[1]
     embed.graph.initializer.append(from_array(np.zeros((1, 1, 16), np.float32), "inputs_embeds"))
-    refused(tmp_path, embed, decoder(), "output 'inputs_embeds' comes from no node")
+    refused(tmp_path, decoder(), merging(tmp_path, embed), "output 'inputs_embeds' comes from no node")
 
 
 def test_an_ir_version_that_the_runtime_does_not_load_is_refused(tmp_path: Path) -> None:
     embed = embed_tokens()
     embed.ir_version = 14
-    refused(tmp_path, embed, decoder(), r"IR version 14 is newer than ONNX Runtime loads \(13\)")
+    refused(tmp_path, decoder(), merging(tmp_path, embed), r"IR version 14 is newer than ONNX Runtime loads \(13\)")
 
 
 def test_a_missing_embedding_file_is_refused(tmp_path: Path) -> None:
@@ -374,12 +376,12 @@ def test_functions_come_along_once_and_differing_ones_are_refused(tmp_path: Path
 
     embed, decode = embed_tokens(), decoder()
     embed.functions.append(function("Neg"))
-    model, _ = merged(tmp_path, embed, decode)
+    model, _ = applied(tmp_path, decode, merging(tmp_path, embed))
     assert [f.name for f in model.proto.functions] == ["F"]
     decode.functions.append(function("Neg"))
-    assert len(merged(tmp_path, embed, decode)[0].proto.functions) == 1
+    assert len(applied(tmp_path, decode, merging(tmp_path, embed))[0].proto.functions) == 1
     decode.functions[0].node[0].op_type = "Abs"
-    refused(tmp_path, embed, decode, "both graphs define a function com.example::F, and they differ")
+    refused(tmp_path, decode, merging(tmp_path, embed), "both graphs define a function com.example::F, and they differ")
 
 
 def test_metadata_is_joined_and_the_decoders_stays(tmp_path: Path) -> None:
@@ -388,7 +390,7 @@ def test_metadata_is_joined_and_the_decoders_stays(tmp_path: Path) -> None:
         for place in (proto, proto.graph):
             place.metadata_props.add(key="both", value=value)
             place.metadata_props.add(key=f"only_{value}", value=value)
-    model, outcome = merged(tmp_path, embed, decode)
+    model, outcome = applied(tmp_path, decode, merging(tmp_path, embed))
     for place in (model.proto, model.graph):
         assert {entry.key: entry.value for entry in place.metadata_props} == {"both": "d", "only_d": "d", "only_e": "e"}
     skipped = [str(finding) for finding in outcome.findings if finding.verb == "skipped"]
@@ -400,5 +402,5 @@ def test_metadata_is_joined_and_the_decoders_stays(tmp_path: Path) -> None:
 def test_token_ids_of_32_bits_are_taken(tmp_path: Path) -> None:
     embed = embed_tokens()
     embed.graph.input[0].type.tensor_type.elem_type = INT32
-    model, _ = merged(tmp_path, embed, decoder())
+    model, _ = applied(tmp_path, decoder(), merging(tmp_path, embed))
     assert model.graph.input[0].type.tensor_type.elem_type == INT32 != INT64

@@ -8,30 +8,13 @@ import numpy as np
 import pytest
 from onnx import ModelProto
 from onnx.helper import make_node, make_tensor_value_info
-from small import FLOAT, INT64, KV_HEADS, decoder, embed_tokens, feeds, opened, run
+from small import FLOAT, INT64, KV_HEADS, applied, decoder, embed_tokens, feeds, opened, refused, run
 
 from passes import MergeEmbeddings, RenameIO
-from passes.base import Outcome, apply
+from passes.base import apply
 from surgery.attention.kv_wiring import slot_of_name
-from surgery.errors import PassError
 from surgery.graph.model import Model
 from surgery.graph.protos import rename
-
-
-def renamed(folder: Path, proto: ModelProto) -> tuple[Model, Outcome]:
-    model = opened(folder, proto)
-    before = model.fingerprint()
-    try:
-        result, (outcome,) = apply(model, [RenameIO()])
-    finally:
-        assert model.fingerprint() == before, "the model that was given changed"
-    return result, outcome
-
-
-def refused(folder: Path, proto: ModelProto, sentence: str) -> None:
-    with pytest.raises(PassError, match=sentence) as raised:
-        renamed(folder, proto)
-    assert "\n" not in str(raised.value)
 
 
 def spelt(**names: str) -> ModelProto:
@@ -71,7 +54,7 @@ def interface(proto: ModelProto) -> list[str]:
     ],
 )
 def test_many_spellings_of_caches(past: str, present: str, tmp_path: Path) -> None:
-    model, outcome = renamed(tmp_path, caches(past, present))
+    model, outcome = applied(tmp_path, caches(past, present), RenameIO())
     assert interface(model.proto) == interface(decoder()) and outcome.changed
     assert model.proto == decoder()
 
@@ -80,7 +63,7 @@ def test_caches_with_names_that_say_nothing_are_found_by_their_wiring(tmp_path: 
     proto = decoder()
     pasts = [value.name for value in (*proto.graph.input, *proto.graph.output) if "." in value.name]
     rename(proto.graph, {name: "c" + "x" * i for i, name in enumerate(reversed(pasts))})
-    model, _ = renamed(tmp_path, proto)
+    model, _ = applied(tmp_path, proto, RenameIO())
     assert model.proto == decoder()
 
 
@@ -101,7 +84,7 @@ def test_token_inputs_of_a_merged_graph(tokens: str, tmp_path: Path) -> None:
 
 
 def test_names_that_are_right_are_left_alone(tmp_path: Path) -> None:
-    model, outcome = renamed(tmp_path, decoder())
+    model, outcome = applied(tmp_path, decoder(), RenameIO())
     assert not outcome.changed and model.proto == decoder()
     assert [str(f) for f in outcome.findings] == [
         "skipped interface: every input and output has the name that the runtime looks for"
@@ -109,20 +92,20 @@ def test_names_that_are_right_are_left_alone(tmp_path: Path) -> None:
 
 
 def test_a_second_run_finds_nothing_to_do(tmp_path: Path) -> None:
-    model, _ = renamed(tmp_path, caches("past_{k}_{n}", "present_{k}_{n}"))
+    model, _ = applied(tmp_path, caches("past_{k}_{n}", "present_{k}_{n}"), RenameIO())
     _, (outcome,) = apply(model, [RenameIO()])
     assert not outcome.changed
 
 
 def test_findings_say_old_and_new_names(tmp_path: Path) -> None:
-    _, outcome = renamed(tmp_path, spelt(logits="scores", attention_mask="mask"))
+    _, outcome = applied(tmp_path, spelt(logits="scores", attention_mask="mask"), RenameIO())
     assert [str(f) for f in outcome.findings] == [
         "changed mask: is now attention_mask", "changed scores: is now logits"
     ]  # fmt: skip
 
 
 def test_inputs_that_other_passes_remove_keep_their_names(tmp_path: Path) -> None:
-    model, _ = renamed(tmp_path, spelt(attention_mask="mask"))
+    model, _ = applied(tmp_path, spelt(attention_mask="mask"), RenameIO())
     assert {"inputs_embeds", "per_layer_inputs", "num_logits_to_keep"} <= set(interface(model.proto))
 
 
@@ -134,7 +117,7 @@ def test_captures_in_subgraphs_are_renamed(tmp_path: Path) -> None:
     proto.graph.node.insert(0, if_node(branches[0], branches[1], "unused", "if"))
     proto.graph.input.append(CONDITION)
     rename(proto.graph, {"attention_mask": "mask"})
-    model, _ = renamed(tmp_path, proto)
+    model, _ = applied(tmp_path, proto, RenameIO())
     assert {a.g.node[0].input[0] for a in model.graph.node[0].attribute} == {"attention_mask"}
 
 
@@ -143,17 +126,17 @@ def test_captures_in_subgraphs_are_renamed(tmp_path: Path) -> None:
 
 def test_spelling_and_wiring_that_disagree_about_the_layer(tmp_path: Path) -> None:
     proto = spelt(past_key_values__0__key="past_key_values.7.key")
-    refused(
-        tmp_path, proto,
-        r"'past_key_values\.7\.key' is spelt as layer 7's key, but attention 0 reads it as its key; "
-        r"it could be past_key_values\.7\.key or past_key_values\.0\.key",
-    )  # fmt: skip
+    refused(tmp_path, proto, RenameIO(), r"'past_key_values\.7\.key' is spelt as layer 7's key, but attention 0 reads it as its key; "
+        r"it could be past_key_values\.7\.key or past_key_values\.0\.key")  # fmt: skip
 
 
 def test_swapped_key_and_value_names(tmp_path: Path) -> None:
     proto = spelt(past_key_values__0__key="past_key_values.0.value", past_key_values__0__value="past_key_values.0.key")
     refused(
-        tmp_path, proto, r"'past_key_values\.0\.value' is spelt as layer 0's value, but attention 0 reads it as its key"
+        tmp_path,
+        proto,
+        RenameIO(),
+        r"'past_key_values\.0\.value' is spelt as layer 0's value, but attention 0 reads it as its key",
     )
 
 
@@ -164,6 +147,7 @@ def test_a_packed_cache_is_refused(tmp_path: Path) -> None:
     refused(
         tmp_path,
         proto,
+        RenameIO(),
         r"'past_5' is FLOAT \[2, batch_size, 1, past, 8\], several caches in one; one \[batch, kv heads",
     )
 
@@ -171,48 +155,62 @@ def test_a_packed_cache_is_refused(tmp_path: Path) -> None:
 def test_a_cache_that_nothing_tells_about_is_refused(tmp_path: Path) -> None:
     proto = decoder()
     proto.graph.input.append(make_tensor_value_info("mystery", FLOAT, ["b", 1, "t", 8]))
-    refused(tmp_path, proto, "'mystery' has rank 4 as a cache has, but its name spells no layer and key or value")
+    refused(
+        tmp_path,
+        proto,
+        RenameIO(),
+        "'mystery' has rank 4 as a cache has, but its name spells no layer and key or value",
+    )
 
 
 def test_two_masks_are_ambiguous(tmp_path: Path) -> None:
     proto = spelt(attention_mask="mask")
     proto.graph.input.append(make_tensor_value_info("attn_mask", INT64, ["b", "other"]))
-    refused(tmp_path, proto, "attention_mask could be mask or attn_mask; rename one of them")
+    refused(tmp_path, proto, RenameIO(), "attention_mask could be mask or attn_mask; rename one of them")
     proto = decoder()
     proto.graph.input.append(make_tensor_value_info("second", INT64, ["b", "other"]))
-    refused(tmp_path, proto, r"input 'second' \(INT64 \[b, other\]\) is not understood; it could be input_ids")
+    refused(
+        tmp_path, proto, RenameIO(), r"input 'second' \(INT64 \[b, other\]\) is not understood; it could be input_ids"
+    )
 
 
 def test_positions_of_another_name_are_not_taken_for_token_ids(tmp_path: Path) -> None:
     proto = spelt(position_ids="where")
     proto.graph.node.append(make_node("Gather", ["embed_tokens", "where"], ["angles"]))
     proto.graph.initializer.add(name="embed_tokens", data_type=FLOAT, dims=[0, 4])
-    refused(tmp_path, proto, "input 'where' .* is not understood; it could be input_ids or position_ids")
+    refused(tmp_path, proto, RenameIO(), "input 'where' .* is not understood; it could be input_ids or position_ids")
 
 
 def test_two_outputs_that_could_be_the_logits(tmp_path: Path) -> None:
     proto = spelt(logits="one")
     proto.graph.node.append(make_node("Identity", ["one"], ["two"]))
     proto.graph.output.append(make_tensor_value_info("two", FLOAT, ["b", "s", 32]))
-    refused(tmp_path, proto, "the logits could be one or two; one floating-point output of rank 3 is expected")
+    refused(
+        tmp_path, proto, RenameIO(), "the logits could be one or two; one floating-point output of rank 3 is expected"
+    )
 
 
 def test_two_caches_for_one_name(tmp_path: Path) -> None:
     proto = spelt(past_key_values__0__key="past_key_0")
     proto.graph.input.append(make_tensor_value_info("past_k_0", FLOAT, ["b", 1, "t", 8]))
-    refused(tmp_path, proto, r"past_key_0 and past_k_0 would both be named past_key_values\.0\.key")
+    refused(tmp_path, proto, RenameIO(), r"past_key_0 and past_k_0 would both be named past_key_values\.0\.key")
 
 
 def test_a_name_that_an_inner_value_has_is_refused(tmp_path: Path) -> None:
     proto = spelt(attention_mask="mask")
     rename(proto.graph, {"/model/masks/Total/output_0": "attention_mask"})
-    refused(tmp_path, proto, "'mask' should be named 'attention_mask', but a value inside the graph has that name")
+    refused(
+        tmp_path,
+        proto,
+        RenameIO(),
+        "'mask' should be named 'attention_mask', but a value inside the graph has that name",
+    )
 
 
 def test_a_node_may_have_the_name_of_a_value(tmp_path: Path) -> None:
     proto = spelt(logits="scores")
     proto.graph.node[0].name = "logits"
-    assert renamed(tmp_path, proto)[1].changed
+    assert applied(tmp_path, proto, RenameIO())[1].changed
 
 
 @pytest.mark.parametrize(

@@ -9,21 +9,15 @@ import pytest
 from onnx import ModelProto
 from onnx.helper import make_tensor_value_info
 from places import TINY
-from small import FLOAT, HIDDEN, INT64, Array, embed_tokens, opened, run
+from small import FLOAT, HIDDEN, INT64, Array, applied, embed_tokens, refused, run
 
 from passes import ScatterFeatures
-from passes.base import Outcome, apply
-from surgery.errors import PassError
+from passes.base import apply
 from surgery.graph.model import Model
 
 IMAGE, AUDIO = 29, 30
 BOTH = ScatterFeatures(image=IMAGE, audio=AUDIO)
 GRAPHS = TINY / "onnx"
-
-
-def scattered(folder: Path, proto: ModelProto, step: ScatterFeatures = BOTH) -> tuple[Model, Outcome]:
-    result, (outcome,) = apply(opened(folder, proto, "embed.onnx"), [step])
-    return result, outcome
 
 
 def features(count: int, seed: int = 1, width: int = HIDDEN) -> Array:
@@ -52,7 +46,7 @@ def by_numpy(proto: ModelProto, ids: Array, images: Array, sounds: Array) -> Arr
 def test_features_stand_where_numpy_puts_them(ids: list[list[int]], tmp_path: Path) -> None:
     tokens = np.array(ids, np.int64)
     images, sounds = features(int((tokens == IMAGE).sum())), features(int((tokens == AUDIO).sum()), 2)
-    model, outcome = scattered(tmp_path, embed_tokens())
+    model, outcome = applied(tmp_path, embed_tokens(), BOTH)
     assert outcome.operators["ScatterND"] == 2
     given = {"input_ids": tokens, "image_features": images, "audio_features": sounds}
     found, before = run(model.proto, given), run(embed_tokens(), given)
@@ -62,7 +56,7 @@ def test_features_stand_where_numpy_puts_them(ids: list[list[int]], tmp_path: Pa
 
 @pytest.mark.parametrize("count", [0, 1, 4, 5])
 def test_a_wrong_number_of_features_fails_and_writes_no_zeros(count: int, tmp_path: Path) -> None:
-    model, _ = scattered(tmp_path, embed_tokens(), ScatterFeatures(image=IMAGE))
+    model, _ = applied(tmp_path, embed_tokens(), ScatterFeatures(image=IMAGE))
     given = {"input_ids": np.array([[1, IMAGE, IMAGE, IMAGE]], np.int64), "image_features": features(count)}
     with pytest.raises(Exception, match="updates tensor should have shape equal to indices"):
         run(model.proto, given)
@@ -71,7 +65,7 @@ def test_a_wrong_number_of_features_fails_and_writes_no_zeros(count: int, tmp_pa
 @pytest.mark.parametrize("rows", [1, 2])
 def test_a_placeholder_that_the_model_generates_keeps_its_embedding(rows: int, tmp_path: Path) -> None:
     """One token a row and no features: a step of decoding. A loop around the two graphs scatters nothing then."""
-    model, _ = scattered(tmp_path, embed_tokens())
+    model, _ = applied(tmp_path, embed_tokens(), BOTH)
     ids = np.array([[IMAGE], [AUDIO]][:rows], np.int64)
     given = {"input_ids": ids, "image_features": features(0), "audio_features": features(0)}
     expected = run(embed_tokens(), given)["inputs_embeds"]
@@ -79,7 +73,7 @@ def test_a_placeholder_that_the_model_generates_keeps_its_embedding(rows: int, t
 
 
 def test_the_interface_gains_the_features_and_nothing_else(tmp_path: Path) -> None:
-    model, outcome = scattered(tmp_path, embed_tokens())
+    model, outcome = applied(tmp_path, embed_tokens(), BOTH)
     assert [value.name for value in model.graph.input] == ["input_ids", "image_features", "audio_features"]
     assert [value.name for value in model.graph.output] == ["inputs_embeds", "per_layer_inputs"]
     assert [str(finding) for finding in outcome.findings] == [
@@ -89,13 +83,13 @@ def test_the_interface_gains_the_features_and_nothing_else(tmp_path: Path) -> No
 
 
 def test_a_second_run_finds_nothing_to_do(tmp_path: Path) -> None:
-    model, _ = scattered(tmp_path, embed_tokens())
+    model, _ = applied(tmp_path, embed_tokens(), BOTH)
     again, (outcome,) = apply(model, [BOTH])
     assert not outcome.changed and again.proto == model.proto
 
 
 def test_images_now_and_sound_later_is_both_at_once(tmp_path: Path) -> None:
-    model, _ = scattered(tmp_path, embed_tokens(), ScatterFeatures(image=IMAGE))
+    model, _ = applied(tmp_path, embed_tokens(), ScatterFeatures(image=IMAGE))
     ids = np.array([[AUDIO, IMAGE, 3]], np.int64)
     given = {"input_ids": ids, "image_features": features(1), "audio_features": features(1, 2)}
     both, (outcome,) = apply(model, [BOTH])
@@ -104,29 +98,21 @@ def test_images_now_and_sound_later_is_both_at_once(tmp_path: Path) -> None:
     np.testing.assert_array_equal(run(both.proto, given)["inputs_embeds"], expected)
 
 
-def refused(folder: Path, proto: ModelProto, sentence: str, step: ScatterFeatures = BOTH) -> None:
-    model = opened(folder, proto, "embed.onnx")
-    before = model.fingerprint()
-    with pytest.raises(PassError, match=sentence):
-        apply(model, [step])
-    assert model.fingerprint() == before
-
-
 def test_what_is_no_embedding_graph_is_refused(tmp_path: Path) -> None:
-    refused(tmp_path, embed_tokens(), "no placeholder token is given", ScatterFeatures())
-    refused(tmp_path, embed_tokens(), "image and audio are both token 7", ScatterFeatures(image=7, audio=7))
+    refused(tmp_path, embed_tokens(), ScatterFeatures(), "no placeholder token is given")
+    refused(tmp_path, embed_tokens(), ScatterFeatures(image=7, audio=7), "image and audio are both token 7")
     unknown = embed_tokens()
     unknown.graph.output[0].CopyFrom(make_tensor_value_info("inputs_embeds", FLOAT, ["b", "s", "h"]))
-    refused(tmp_path, unknown, r"inputs_embeds is FLOAT \[b, s, h\]; floats .* with a number for the last")
+    refused(tmp_path, unknown, BOTH, r"inputs_embeds is FLOAT \[b, s, h\]; floats .* with a number for the last")
     ranked = embed_tokens()
     ranked.graph.input[0].CopyFrom(make_tensor_value_info("input_ids", INT64, ["s"]))
-    refused(tmp_path, ranked, r"input_ids is INT64 \[s\]; token ids")
+    refused(tmp_path, ranked, BOTH, r"input_ids is INT64 \[s\]; token ids")
     taken = embed_tokens()
     taken.graph.node[0].output[0] = taken.graph.node[1].input[0] = "image_features"
-    refused(tmp_path, taken, "a value inside the graph is named 'image_features'")
+    refused(tmp_path, taken, BOTH, "a value inside the graph is named 'image_features'")
     old = embed_tokens()
     old.opset_import[0].version = 15
-    refused(tmp_path, old, "needs opset 16, the model has 15")
+    refused(tmp_path, old, BOTH, "needs opset 16, the model has 15")
 
 
 @pytest.mark.parametrize("precision", ["", "_fp16", "_q4", "_q4f16", "_quantized"])

@@ -14,12 +14,12 @@ from onnx import ModelProto, TensorProto, load
 from onnx.helper import make_graph, make_node, make_tensor_value_info
 from onnx.numpy_helper import from_array, to_array
 from places import DATA, ROOT, TINY
-from small import FLOAT, decoder, embed_tokens, feeds, opened, run
+from small import FLOAT, applied, decoder, embed_tokens, feeds, opened, refused, run
 
 import fixtures
 from fixtures.precision import Reading
 from passes import FoldLogitsToKeep, MergeEmbeddings, RenameIO, ToFp16, UniformHeads
-from passes.base import Outcome, apply
+from passes.base import apply
 from passes.presets import compatible
 from passes.recipe import parse, recipe_text
 from surgery.choices import WeightMode
@@ -45,17 +45,6 @@ SIBLINGS = {"q4": "q4f16", "fp32": "fp16"}
 LOGITS, CACHES = 0.08, 0.03
 """Most that float16 may change; 0.075 and 0.024 were measured over the three small models and three precisions,
 where logits go to 12 and the exporter's own float16 graphs are 0.064 and 0.024 from their float32 ones."""
-
-
-def halved(folder: Path, proto: ModelProto, **options: Any) -> tuple[Model, Outcome]:
-    result, (outcome,) = apply(opened(folder, proto), [ToFp16(**options)])
-    return result, outcome
-
-
-def refused(folder: Path, proto: ModelProto, sentence: str) -> None:
-    with pytest.raises(PassError, match=sentence) as raised:
-        halved(folder, proto)
-    assert "\n" not in str(raised.value)
 
 
 def differences(source: Runner, result: Runner, steps: int = 6) -> Agreement:
@@ -131,7 +120,7 @@ def test_runtime_generates_the_tokens_of_the_float32_source(tmp_path: Path) -> N
 
 
 def test_caches_and_logits_change_their_dtype_and_no_other_input_does(tmp_path: Path) -> None:
-    model, outcome = halved(tmp_path, decoder())
+    model, outcome = applied(tmp_path, decoder(), ToFp16())
     types = {value.name: value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)}
     half = {name for name, dtype in types.items() if dtype == TensorProto.FLOAT16}
     assert half == {"logits", *(name for name in types if name.startswith(("past_key_values.", "present.")))}
@@ -142,7 +131,7 @@ def test_caches_and_logits_change_their_dtype_and_no_other_input_does(tmp_path: 
 
 
 def test_embedding_graph_keeps_its_interface(tmp_path: Path) -> None:
-    model, _ = halved(tmp_path, embed_tokens())
+    model, _ = applied(tmp_path, embed_tokens(), ToFp16())
     given = feeds(np.ones((1, 5), np.int64))
     truth, found = run(embed_tokens(), given), run(model.proto, given)
     for name, values in truth.items():
@@ -194,7 +183,7 @@ def checked(model: Model, folder: Path) -> None:
 
 def test_a_second_run_finds_nothing_to_do_and_float16_is_left_alone(tmp_path: Path) -> None:
     for norms in ("float32", "float16"):
-        model, _ = halved(tmp_path, decoder(), norms=norms)
+        model, _ = applied(tmp_path, decoder(), ToFp16(norms=norms))
         again, (outcome,) = apply(model, [ToFp16(norms=norms)])  # type: ignore[arg-type]
         assert not outcome.changed and again.proto == model.proto
         assert [str(f) for f in outcome.findings] == [
@@ -226,7 +215,7 @@ def test_operators_without_known_kernels_are_refused(node: Any, sentence: str, t
     proto = decoder()
     node.name = "mine"
     proto.graph.node.insert(0, node)
-    refused(tmp_path, proto, sentence)
+    refused(tmp_path, proto, ToFp16(), sentence)
 
 
 def test_control_flow_is_refused(tmp_path: Path) -> None:
@@ -234,7 +223,7 @@ def test_control_flow_is_refused(tmp_path: Path) -> None:
     body = [make_graph([make_node("Identity", ["logits"], [n])], n, [], [make_tensor_value_info(n, FLOAT, [])]) for n in "ab"]  # fmt: skip
     proto.graph.input.append(make_tensor_value_info("which", TensorProto.BOOL, []))
     proto.graph.node.append(make_node("If", ["which"], ["y"], name="if", then_branch=body[0], else_branch=body[1]))
-    refused(tmp_path, proto, "If node 'if' has a subgraph; graphs without control flow are converted")
+    refused(tmp_path, proto, ToFp16(), "If node 'if' has a subgraph; graphs without control flow are converted")
 
 
 # The weights
@@ -298,7 +287,7 @@ def test_tensors_that_share_bytes_go_on_sharing_them(tmp_path: Path) -> None:
     tied.CopyFrom(next(t for t in proto.graph.initializer if t.name == "lm_head.weight"))
     tied.name = "tied"
     proto.graph.node.append(make_node("Gather", ["tied", "position_ids"], ["rows"], name="rows"))
-    model, _ = halved(tmp_path, proto)
+    model, _ = applied(tmp_path, proto, ToFp16())
     assert sum(model.converted_files().values()) == 16 * 32 * 2
     model.save(tmp_path / "out.onnx")
     stored = {t.name: to_array(t).tobytes() for t in load(tmp_path / "out.onnx").graph.initializer}

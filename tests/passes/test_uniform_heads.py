@@ -9,20 +9,20 @@ from typing import Any
 import numpy as np
 import onnxruntime_genai as og
 import pytest
-from onnx import ModelProto, TensorProto
+from onnx import TensorProto
 from onnx.helper import make_graph, make_node, make_tensor_value_info
 from places import DATA, TINY
-from small import FLOAT, LAYERS, decoder, embed_tokens, feeds, opened, run
+from small import FLOAT, LAYERS, applied, decoder, embed_tokens, feeds, opened, refused, run
 
 import fixtures
 from passes import AnnotateHeadSizes, ExpandSharedKV, UniformHeads
-from passes.base import Outcome, apply
+from passes.base import apply
 from passes.presets import compatible
 from passes.recipe import parse, recipe_text
 from surgery.attention.cache_padding import declared_sizes, own_sizes
 from surgery.attention.kv_wiring import attentions
 from surgery.choices import KVLayout, Target
-from surgery.errors import ModelError, PassError
+from surgery.errors import ModelError
 from surgery.folder.building import build_folder, plan
 from surgery.folder.genai_config import cache_costs, genai_config, shares_buffer
 from surgery.folder.opened import open_genai_folder
@@ -39,17 +39,6 @@ from surgery.verify.structure import structure_gates
 
 REFERENCES = {"tiny-e2b": "tiny_e2b", "tiny-e4b": "tiny_e4b", "tiny-31b": "tiny_31b"}
 SIZES = {"tiny-e2b": (1, 32), "tiny-e4b": (2, 32), "tiny-31b": (4, 32)}
-
-
-def padded(folder: Path, proto: ModelProto, *before: Any) -> tuple[Model, Outcome]:
-    result, outcomes = apply(opened(folder, proto), [*before, UniformHeads()])
-    return result, outcomes[-1]
-
-
-def refused(folder: Path, proto: ModelProto, sentence: str) -> None:
-    with pytest.raises(PassError, match=sentence) as raised:
-        padded(folder, proto)
-    assert "\n" not in str(raised.value)
 
 
 def widened(given: dict[str, Any], size: int = 16) -> dict[str, Any]:
@@ -70,7 +59,7 @@ def cache_sizes(model: Model) -> set[object]:
 
 
 def test_every_number_inside_is_as_it_was(tmp_path: Path) -> None:
-    model, outcome = padded(tmp_path, decoder())
+    model, outcome = applied(tmp_path, decoder(), UniformHeads())
     given = feeds(np.ones((1, 6), np.int64), 2)
     given |= run(embed_tokens(), given)
     truth, found = run(decoder(), given), run(model.proto, widened(given))
@@ -86,7 +75,7 @@ def test_every_number_inside_is_as_it_was(tmp_path: Path) -> None:
 
 
 def test_aliases_copy_the_padded_cache_and_unread_pasts_are_only_declared(tmp_path: Path) -> None:
-    model, outcome = padded(tmp_path, decoder(), AnnotateHeadSizes(), ExpandSharedKV())
+    model, outcome = applied(tmp_path, decoder(), AnnotateHeadSizes(), ExpandSharedKV(), UniformHeads())
     given = feeds(np.ones((1, 5), np.int64), 2, layers=tuple(range(LAYERS)))
     given |= run(embed_tokens(), given)
     found = run(model.proto, widened(given))
@@ -96,7 +85,7 @@ def test_aliases_copy_the_padded_cache_and_unread_pasts_are_only_declared(tmp_pa
 
 
 def test_the_layer_table_stays_true_and_the_wiring_is_still_found(tmp_path: Path) -> None:
-    model, _ = padded(tmp_path, decoder(), AnnotateHeadSizes(), ExpandSharedKV())
+    model, _ = applied(tmp_path, decoder(), AnnotateHeadSizes(), ExpandSharedKV(), UniformHeads())
     again, outcomes = apply(model, [AnnotateHeadSizes(), ExpandSharedKV(), UniformHeads()])
     assert not any(outcome.changed for outcome in outcomes) and again.proto == model.proto
     assert [layer.head_size for layer in read_layer_table(model) or ()] == [8, 16, 8, 16]
@@ -107,7 +96,7 @@ def test_the_layer_table_stays_true_and_the_wiring_is_still_found(tmp_path: Path
 
 
 def test_inner_values_are_declared_with_their_own_size(tmp_path: Path) -> None:
-    model, _ = padded(tmp_path, decoder())
+    model, _ = applied(tmp_path, decoder(), UniformHeads())
     types = declared_types(model.graph)
     cut = next(node for node in model.graph.node if "past_key_values.0.key" in node.input)
     pad = next(node for node in model.graph.node if "present.0.key" in node.output)
@@ -126,14 +115,14 @@ def test_a_reader_inside_of_a_subgraph_reads_the_layers_own_part(tmp_path: Path)
     proto.graph.input.append(make_tensor_value_info("which", TensorProto.BOOL, []))
     proto.graph.node.append(make_node("If", ["which"], ["summed"], then_branch=body[0], else_branch=body[1]))
     proto.graph.output.append(make_tensor_value_info("summed", FLOAT, []))
-    model, _ = padded(tmp_path, proto)
+    model, _ = applied(tmp_path, proto, UniformHeads())
     given = feeds(np.ones((1, 5), np.int64), 2) | {"which": np.array(True)}
     given |= run(embed_tokens(), given)
     np.testing.assert_array_equal(run(model.proto, widened(given))["summed"], run(proto, given)["summed"])
 
 
 def test_caches_of_one_size_are_left_alone_with_the_reason(tmp_path: Path) -> None:
-    model, _ = padded(tmp_path, decoder())
+    model, _ = applied(tmp_path, decoder(), UniformHeads())
     again, (outcome,) = apply(model, [UniformHeads()])
     assert not outcome.changed and again.proto == model.proto
     assert [str(f) for f in outcome.findings] == ["skipped 8 caches: each has 1 KV head of 16 already"]
@@ -142,17 +131,22 @@ def test_caches_of_one_size_are_left_alone_with_the_reason(tmp_path: Path) -> No
 def test_what_cannot_be_padded_is_refused(tmp_path: Path) -> None:
     proto = decoder()
     proto.graph.input[-1].type.tensor_type.shape.dim[3].dim_param = "size"
-    refused(tmp_path, proto, r"past_key_values\.1\.value is FLOAT \[.*, size\]; numbers are expected for its KV heads")
+    refused(
+        tmp_path,
+        proto,
+        UniformHeads(),
+        r"past_key_values\.1\.value is FLOAT \[.*, size\]; numbers are expected for its KV heads",
+    )
     proto = decoder()
     proto.graph.output[-1].type.tensor_type.shape.dim[3].dim_value = 24
-    refused(tmp_path, proto, r"layer 1's value is \(1, 16\) as past, but \(1, 24\) as present")
+    refused(tmp_path, proto, UniformHeads(), r"layer 1's value is \(1, 16\) as past, but \(1, 24\) as present")
     proto = decoder()
     proto.opset_import[0].version = 10
-    refused(tmp_path, proto, "opset 10 has no Slice with inputs; 11 or newer is expected")
+    refused(tmp_path, proto, UniformHeads(), "opset 10 has no Slice with inputs; 11 or newer is expected")
     proto = decoder()
     del proto.graph.input[-4:]
     del proto.graph.output[1:]
-    refused(tmp_path, proto, r"no past_key_values\.N\.key is in the interface")
+    refused(tmp_path, proto, UniformHeads(), r"no past_key_values\.N\.key is in the interface")
 
 
 # In the folder

@@ -11,7 +11,7 @@ from surgery.architecture import Layer
 from surgery.attention.cache_padding import AXES, own_sizes
 from surgery.errors import PassError
 from surgery.graph.model import Model
-from surgery.graph.protos import tensor_type
+from surgery.graph.tensor_types import tensor_type
 from surgery.source.layer_table import KEY, layer_table, read_layer_table, store_table, stored_table
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from typing import Any, ClassVar, Literal
 
 from surgery.errors import ModelError, PassError, SurgeryError
 from surgery.graph.changes import Finding, ModelThing, Snapshot, Verb, snapshot, touched
+from surgery.graph.definitions import check_definitions
 from surgery.graph.model import Model
-from surgery.graph.protos import check_definitions
 
 __all__ = ["EXACT", "LOSSY", "REORDERED", "Finding", "Numerics", "Outcome", "Pass", "Verb", "apply"]
 

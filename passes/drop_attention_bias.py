@@ -15,7 +15,9 @@ from surgery.errors import ModelError, PassError
 from surgery.graph.editing import unread
 from surgery.graph.evaluation import PROMPT, Subgraphs
 from surgery.graph.model import Model
-from surgery.graph.protos import captured, node_in_words, tensor_type
+from surgery.graph.nodes import node_in_words
+from surgery.graph.scopes import captured
+from surgery.graph.tensor_types import tensor_type
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

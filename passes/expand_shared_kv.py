@@ -12,7 +12,7 @@ from surgery.attention.gqa import window_faults
 from surgery.attention.kv_wiring import KVCache, attentions
 from surgery.errors import PassError
 from surgery.graph.model import Model
-from surgery.graph.protos import Dim, declared_types, tensor_type
+from surgery.graph.tensor_types import Dim, declared_types, tensor_type
 
 if TYPE_CHECKING:
     from onnx import GraphProto

@@ -9,7 +9,9 @@ from passes.base import Finding, Pass
 from surgery.choices import Modality
 from surgery.errors import PassError
 from surgery.graph.model import Model
-from surgery.graph.protos import TensorType, fresh, rename, tensor_type, value_names
+from surgery.graph.renaming import fresh, rename
+from surgery.graph.scopes import value_names
+from surgery.graph.tensor_types import TensorType, tensor_type
 from surgery.source.encoders import encoder_inputs, encoder_output
 
 if TYPE_CHECKING:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from passes.base import Finding, Pass
 from surgery.errors import PassError
 from surgery.graph.model import Model
-from surgery.graph.protos import TensorType, fresh, rename, tensor_type, value_names
+from surgery.graph.renaming import fresh, rename
+from surgery.graph.scopes import value_names
+from surgery.graph.tensor_types import TensorType, tensor_type
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs

@@ -8,16 +8,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from passes.base import Finding, Pass
 from surgery.errors import PassError
 from surgery.graph.model import Model
-from surgery.graph.protos import (
-    Dim,
-    TensorType,
-    declared_types,
-    initializer_type,
-    integers,
-    node_in_words,
-    reads,
-    tensor_type,
-)
+from surgery.graph.nodes import integers, node_in_words
+from surgery.graph.scopes import reads
+from surgery.graph.tensor_types import Dim, TensorType, declared_types, initializer_type, tensor_type
 from surgery.graph.token_inputs import token_inputs
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from surgery.choices import OnnxRuntime
 from surgery.errors import ModelError, PassError
 from surgery.graph.editing import unread
 from surgery.graph.model import Model
-from surgery.graph.protos import all_names, captured, fresh
+from surgery.graph.renaming import fresh
+from surgery.graph.scopes import all_names, captured
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs

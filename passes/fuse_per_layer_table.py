@@ -23,18 +23,12 @@ from surgery.graph.embedding_tables import (
     table_lookups,
 )
 from surgery.graph.external_data import is_external, set_extent, tensors
+from surgery.graph.index import producers, use_counts
 from surgery.graph.model import Model
-from surgery.graph.protos import (
-    all_names,
-    copied,
-    fresh,
-    initializer_type,
-    node_in_words,
-    producers,
-    replace_nodes,
-    tensor_type,
-    use_counts,
-)
+from surgery.graph.nodes import copied, node_in_words, replace_nodes
+from surgery.graph.renaming import fresh
+from surgery.graph.scopes import all_names
+from surgery.graph.tensor_types import initializer_type, tensor_type
 from surgery.graph.weight_conversion import Conversion, NewFiles, SourcePart
 
 if TYPE_CHECKING:

@@ -11,8 +11,9 @@ from surgery.cuda.layering import keep_on_cpu, stays_on_cpu
 from surgery.errors import PassError
 from surgery.graph.embedding_tables import TableLookup, table_lookups
 from surgery.graph.external_data import byte_size
+from surgery.graph.index import producers
 from surgery.graph.model import Model
-from surgery.graph.protos import initializer_type, producers
+from surgery.graph.tensor_types import initializer_type
 
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, ClassVar
 from passes.base import Finding, Pass
 from surgery.errors import PassError
 from surgery.graph.external_data import is_external
+from surgery.graph.index import producers
 from surgery.graph.model import Model
-from surgery.graph.protos import TensorType, node_in_words, producers, reads, tensor_type
+from surgery.graph.nodes import node_in_words
+from surgery.graph.scopes import reads
+from surgery.graph.tensor_types import TensorType, tensor_type
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs

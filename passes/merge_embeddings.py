@@ -11,20 +11,12 @@ from typing import TYPE_CHECKING, ClassVar
 from passes.base import Finding, Pass
 from surgery.errors import PassError
 from surgery.graph.external_data import external_field, is_external, set_location, tensors
+from surgery.graph.index import producers
 from surgery.graph.model import Model
-from surgery.graph.protos import (
-    TensorType,
-    all_names,
-    copied,
-    fresh,
-    node_in_words,
-    producers,
-    reads,
-    rename,
-    rename_dims,
-    rename_in_every_scope,
-    tensor_type,
-)
+from surgery.graph.nodes import copied, node_in_words
+from surgery.graph.renaming import fresh, rename, rename_dims, rename_in_every_scope
+from surgery.graph.scopes import all_names, reads
+from surgery.graph.tensor_types import TensorType, tensor_type
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, StringStringEntryProto, ValueInfoProto

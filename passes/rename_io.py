@@ -11,7 +11,9 @@ from passes.base import Finding, Pass
 from surgery.attention.kv_wiring import KINDS, KeyOrValue, Slot, attentions, slot_of_name
 from surgery.errors import PassError
 from surgery.graph.model import Model
-from surgery.graph.protos import TensorType, rename, tensor_type, value_names
+from surgery.graph.renaming import rename
+from surgery.graph.scopes import value_names
+from surgery.graph.tensor_types import TensorType, tensor_type
 from surgery.graph.token_inputs import token_inputs
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from passes.base import Finding, Numerics, Pass
 from surgery.choices import AccuracyLevel
 from surgery.errors import PassError
 from surgery.graph.model import Model
-from surgery.graph.protos import int_attribute
+from surgery.graph.nodes import int_attribute
 
 if TYPE_CHECKING:
     from onnx import NodeProto

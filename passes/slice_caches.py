@@ -15,7 +15,9 @@ from surgery.attention.sequence_lengths import SCOPE as LENGTHS
 from surgery.attention.shared_buffer import mark_shared_buffer
 from surgery.choices import OnnxRuntime
 from surgery.graph.model import Model
-from surgery.graph.protos import all_names, declared_types, fresh
+from surgery.graph.renaming import fresh
+from surgery.graph.scopes import all_names
+from surgery.graph.tensor_types import declared_types
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs

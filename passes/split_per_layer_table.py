@@ -22,8 +22,11 @@ from surgery.graph.embedding_tables import (
     table_lookups,
 )
 from surgery.graph.external_data import is_external
+from surgery.graph.index import producers, use_counts
 from surgery.graph.model import Model
-from surgery.graph.protos import all_names, copied, fresh, node_in_words, producers, replace_nodes, use_counts
+from surgery.graph.nodes import copied, node_in_words, replace_nodes
+from surgery.graph.renaming import fresh
+from surgery.graph.scopes import all_names
 from surgery.graph.weight_conversion import Columns, Conversion, NewFiles
 
 if TYPE_CHECKING:

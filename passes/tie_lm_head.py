@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from passes.base import Finding, Pass
 from surgery.graph.external_data import WeightReference, is_external, reference, set_extent
+from surgery.graph.index import producers
 from surgery.graph.model import Model
-from surgery.graph.protos import int_attribute, node_in_words, producers
+from surgery.graph.nodes import int_attribute, node_in_words
 from surgery.graph.weight_comparison import first_difference, is_transpose
 
 if TYPE_CHECKING:

@@ -11,7 +11,10 @@ from surgery.attention.kv_wiring import slot_of_name
 from surgery.errors import PassError
 from surgery.graph.external_data import is_external, reference
 from surgery.graph.model import Model
-from surgery.graph.protos import all_names, copied, fresh, int_attribute, node_in_words, subgraphs, tensor_type
+from surgery.graph.nodes import copied, int_attribute, node_in_words
+from surgery.graph.renaming import fresh
+from surgery.graph.scopes import all_names, subgraphs
+from surgery.graph.tensor_types import tensor_type
 from surgery.graph.weight_conversion import HALF_MAX, NewFile, compacted, halved, moved
 
 if TYPE_CHECKING:

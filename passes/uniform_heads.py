@@ -10,8 +10,12 @@ from typing import TYPE_CHECKING, ClassVar
 from passes.base import Finding, Pass
 from surgery.attention.cache_padding import AXES, declared_sizes, own_sizes
 from surgery.errors import PassError
+from surgery.graph.index import producers
 from surgery.graph.model import Model
-from surgery.graph.protos import all_names, copied, fresh, producers, reads, rename, tensor_type
+from surgery.graph.nodes import copied
+from surgery.graph.renaming import fresh, rename
+from surgery.graph.scopes import all_names, reads
+from surgery.graph.tensor_types import tensor_type
 
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto, TensorProto

@@ -16,7 +16,7 @@ from places import TINY
 from fixtures.build import graphs
 from fixtures.precision import PRECISIONS, Reading
 from fixtures.zoo import FIXTURES
-from surgery.graph.protos import copied
+from surgery.graph.nodes import copied
 
 INT64, FLOAT = TensorProto.INT64, TensorProto.FLOAT
 

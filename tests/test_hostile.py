@@ -36,8 +36,8 @@ from surgery.errors import ArchitectureError, ExportError, ModelError, SurgeryEr
 from surgery.folder.building import build_folder, plan
 from surgery.folder.genai_config import genai_config
 from surgery.folder.inspection import inspect
+from surgery.graph.definitions import check_definitions
 from surgery.graph.model import Model
-from surgery.graph.protos import check_definitions
 from surgery.source.export import open_export
 from surgery.verify import structure
 

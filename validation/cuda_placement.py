@@ -26,7 +26,7 @@ from surgery.cuda.kernels import cuda_kernels
 from surgery.cuda.prediction import Copy, Prediction, predict
 from surgery.folder.building import plan
 from surgery.graph.model import Model
-from surgery.graph.protos import graphs
+from surgery.graph.scopes import graphs
 from surgery.source.export import BEST, Export, GraphPair, open_export
 from validation.cuda_stubs import ROOT, StubbedRuntime, prepare
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from surgery.graph.external_data import is_external
-from surgery.graph.protos import Dim, declared_types, integers, producers
+from surgery.graph.index import producers
+from surgery.graph.nodes import integers
+from surgery.graph.tensor_types import Dim, declared_types
 
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto, TensorProto

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from surgery.architecture import Layer
 from surgery.attention.kv_wiring import attention_nodes
-from surgery.graph.protos import fresh, int_attribute, node_in_words
+from surgery.graph.nodes import int_attribute, node_in_words
+from surgery.graph.renaming import fresh
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from surgery.graph.protos import TensorType, declared_types
+from surgery.graph.tensor_types import TensorType, declared_types
 
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto

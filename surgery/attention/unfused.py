@@ -20,7 +20,9 @@ from surgery.architecture import Layer
 from surgery.attention.kv_wiring import AttentionNodes, consumers
 from surgery.errors import ModelError
 from surgery.graph.evaluation import PROMPT, Subgraphs
-from surgery.graph.protos import TensorType, node_in_words, producers
+from surgery.graph.index import producers
+from surgery.graph.nodes import node_in_words
+from surgery.graph.tensor_types import TensorType
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

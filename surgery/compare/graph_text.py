@@ -34,12 +34,12 @@ from surgery.errors import printable
 from surgery.files.safe_reading import read_regular
 from surgery.graph.external_data import external_field, is_external
 from surgery.graph.model import MAX_PROTO_BYTES, Model
-from surgery.graph.protos import declared_types, initializer_type, tensor_type
+from surgery.graph.tensor_types import declared_types, initializer_type, tensor_type
 
 if TYPE_CHECKING:
     from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
-    from surgery.graph.protos import TensorType
+    from surgery.graph.tensor_types import TensorType
 
 FEW = 8
 """Up to this many elements an inline tensor is shown by its values, beyond that by their digest."""

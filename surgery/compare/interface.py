@@ -10,7 +10,7 @@ from surgery.compare.alignment import makers
 from surgery.compare.comparison import ChangeVerb, InterfaceChange, InterfaceValue
 from surgery.compare.node_changes import Compared, renamed_dims
 from surgery.compare.numbered_graph import NumberedGraph, Port, node_place
-from surgery.graph.protos import tensor_type
+from surgery.graph.tensor_types import tensor_type
 
 
 def renamed_dimensions(compared: Compared) -> dict[str, str]:

@@ -8,7 +8,7 @@ from surgery.compare.comparison import LayerCache, LayerChange
 from surgery.compare.subjects import Subject
 from surgery.errors import ModelError
 from surgery.graph.model import Model
-from surgery.graph.protos import TensorType, declared_types
+from surgery.graph.tensor_types import TensorType, declared_types
 from surgery.source.layer_table import read_layer_table
 
 

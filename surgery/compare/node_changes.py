@@ -13,7 +13,7 @@ from surgery.compare.alignment import Alignment, align, makers
 from surgery.compare.comparison import ChangeVerb, Edit, NodeChange
 from surgery.compare.numbered_graph import MISSING, Label, NumberedGraph, NumberedNode, node_place, of_body
 from surgery.graph.changes import ModelThing, node_name
-from surgery.graph.protos import TensorType
+from surgery.graph.tensor_types import TensorType
 
 if TYPE_CHECKING:
     from onnx import AttributeProto, GraphProto
@@ -241,7 +241,7 @@ def attribute_text(attribute: AttributeProto) -> str:
     """An attribute's value as people read it, long ones cut."""
     from onnx import AttributeProto, helper
 
-    from surgery.graph.protos import initializer_type
+    from surgery.graph.tensor_types import initializer_type
 
     if attribute.ref_attr_name:
         return f"the function's {attribute.ref_attr_name}"

@@ -10,7 +10,8 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from surgery.graph.protos import TensorType, captured, declared_types, initializer_type, tensor_type
+from surgery.graph.scopes import captured
+from surgery.graph.tensor_types import TensorType, declared_types, initializer_type, tensor_type
 
 if TYPE_CHECKING:
     from onnx import FunctionProto, GraphProto, NodeProto, TensorProto, ValueInfoProto

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from surgery.compare.comparison import FieldChange
 from surgery.compare.subjects import Subject
-from surgery.graph.protos import copied
+from surgery.graph.nodes import copied
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, TensorProto

@@ -10,7 +10,7 @@ from surgery.compare.node_changes import Compared
 from surgery.compare.numbered_graph import Stored, inline_content
 from surgery.compare.tensor_contents import Contents, Held, data_files, file_size
 from surgery.graph.external_data import BITS, byte_size
-from surgery.graph.protos import initializer_type
+from surgery.graph.tensor_types import initializer_type
 
 
 def weights(compared: Compared, contents: Contents) -> Weights:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from surgery.graph.protos import TensorType
+from surgery.graph.tensor_types import TensorType
 
 if TYPE_CHECKING:
     from onnx import NodeProto

@@ -28,7 +28,9 @@ from surgery.cuda.layering import stays_on_cpu
 from surgery.cuda.limits import broken_limit
 from surgery.errors import ModelError
 from surgery.graph.model import Model
-from surgery.graph.protos import TensorType, declared_types, node_in_words, subgraphs
+from surgery.graph.nodes import node_in_words
+from surgery.graph.scopes import subgraphs
+from surgery.graph.tensor_types import TensorType, declared_types
 
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto

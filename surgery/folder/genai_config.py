@@ -31,7 +31,7 @@ from surgery.choices import Target
 from surgery.cuda.layering import OPTION, SETTING, has_layers
 from surgery.errors import ArchitectureError, ExportError, FolderError, ModelError
 from surgery.graph.model import Model
-from surgery.graph.protos import declared_types
+from surgery.graph.tensor_types import declared_types
 from surgery.source.export import LICENSES, Export
 
 MODEL_FILE = "model.onnx"

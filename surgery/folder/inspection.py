@@ -14,7 +14,7 @@ from surgery.errors import ExportError, SurgeryError
 from surgery.folder.genai_config import CONFIG_FILE, MODEL_FILE
 from surgery.graph.external_data import is_external, tensors
 from surgery.graph.model import Model
-from surgery.graph.protos import tensor_type
+from surgery.graph.tensor_types import tensor_type
 from surgery.source.export import DECODER, EMBED, ENCODERS, Export, GraphPair, open_export
 from surgery.source.layer_table import layer_entry, read_layer_table
 

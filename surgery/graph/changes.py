@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from surgery.graph.protos import graphs
+from surgery.graph.scopes import graphs
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, StringStringEntryProto

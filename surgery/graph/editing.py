@@ -12,7 +12,7 @@ the graph as a `gs.Graph`, lets the caller add, drop and rewire nodes, and then 
     a value without producer  its value_info goes; an initializer goes with its last reader
 
 Subgraphs are opaque to the view; the values that they capture count as read. Values keep their names and declared
-types: surgery.graph.protos.rename renames a value in every place that knows it, which a view of one graph cannot.
+types: surgery.graph.renaming.rename renames a value in every place that knows it, which a view of one graph cannot.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from surgery.errors import ModelError
-from surgery.graph.protos import copied, use_counts, value_names
+from surgery.graph.index import use_counts
+from surgery.graph.nodes import copied
+from surgery.graph.scopes import value_names
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -289,7 +291,7 @@ def _constants(graph: GraphProto, view: gs.Graph, before: _Before) -> tuple[list
         _, name = before.tensors.get(id(tensor), (None, None))
         if name is not None and tensor.name != name:
             raise ModelError(
-                f"value {name!r} cannot be renamed to {tensor.name!r} in the view; surgery.graph.protos.rename can"
+                f"value {name!r} cannot be renamed to {tensor.name!r} in the view; surgery.graph.renaming.rename can"
             )
         if not isinstance(tensor, gs.Constant):
             continue

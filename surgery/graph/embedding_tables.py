@@ -16,7 +16,9 @@ from surgery.errors import PassError
 from surgery.graph.changes import Finding
 from surgery.graph.external_data import BITS, external_field, is_external, reference, tensors
 from surgery.graph.model import Model
-from surgery.graph.protos import initializer_type, node_in_words, reads
+from surgery.graph.nodes import node_in_words
+from surgery.graph.scopes import reads
+from surgery.graph.tensor_types import initializer_type
 from surgery.graph.weight_conversion import Columns, Conversion, NewFiles, SourcePart, compacted, moved, side_by_side
 
 if TYPE_CHECKING:

@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from surgery.errors import ModelError
 from surgery.graph.external_data import is_external
-from surgery.graph.protos import TensorType, copied, declared_types, node_in_words, producers, subgraphs
+from surgery.graph.index import producers
+from surgery.graph.nodes import copied, node_in_words
+from surgery.graph.scopes import subgraphs
+from surgery.graph.tensor_types import TensorType, declared_types
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

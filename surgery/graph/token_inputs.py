@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from surgery.errors import PassError
-from surgery.graph.protos import TensorType, tensor_type
+from surgery.graph.tensor_types import TensorType, tensor_type
 
 if TYPE_CHECKING:
     from onnx import GraphProto

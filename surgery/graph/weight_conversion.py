@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from surgery.errors import WeightError
 from surgery.graph.external_data import WeightReference, external_field, is_external, set_extent, tensors
-from surgery.graph.protos import fresh
+from surgery.graph.renaming import fresh
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from surgery.choices import Modality
 from surgery.errors import ModelError
-from surgery.graph.protos import tensor_type
+from surgery.graph.tensor_types import tensor_type
 
 if TYPE_CHECKING:
     from onnx import GraphProto

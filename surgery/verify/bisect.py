@@ -19,8 +19,8 @@ import numpy as np
 from surgery.attention.kv_wiring import Slot, slot_of_name
 from surgery.errors import ModelError
 from surgery.graph.external_data import is_external, reference
+from surgery.graph.index import producers
 from surgery.graph.model import Model
-from surgery.graph.protos import producers
 from surgery.runtime.decoding import keep_of, next_feed, prompt_feeds
 from surgery.runtime.sessions import Array, Feed, KVCaches, OpenGraph, OrtTensor, Settings, host
 from surgery.runtime.two_graphs import TwoGraphModel

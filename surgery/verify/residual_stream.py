@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from surgery.attention.kv_wiring import attentions
 from surgery.errors import ModelError
-from surgery.graph.protos import producers
+from surgery.graph.index import producers
 
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto

@@ -16,7 +16,8 @@ from surgery.attention.shared_buffer import has_shared_buffer
 from surgery.errors import FolderError, SurgeryError
 from surgery.folder.genai_config import CONFIG_FILE, shares_buffer
 from surgery.folder.opened import OpenedFolder, json_object
-from surgery.graph.protos import TensorType, producers, tensor_type
+from surgery.graph.index import producers
+from surgery.graph.tensor_types import TensorType, tensor_type
 from surgery.verify.report import Gate, Measured
 
 if TYPE_CHECKING:

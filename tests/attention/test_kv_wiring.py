@@ -8,7 +8,7 @@ from onnx.helper import make_node
 from small import FLOAT, INT32, decoder, graph_of
 
 from surgery.attention.kv_wiring import KVCache, attentions
-from surgery.graph.protos import rename
+from surgery.graph.renaming import rename
 
 CACHE = (FLOAT, ["batch", 1, "tokens", 8])
 FLAT = (FLOAT, ["batch", "sequence", 8])

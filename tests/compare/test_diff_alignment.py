@@ -15,7 +15,8 @@ from surgery.compare import Comparison, Subject, compare
 from surgery.compare.comparison import Edit, NodeChange
 from surgery.compare.subjects import SubjectGraph, open_subject
 from surgery.graph.model import Model
-from surgery.graph.protos import all_names, reads, rename_in_every_scope
+from surgery.graph.renaming import rename_in_every_scope
+from surgery.graph.scopes import all_names, reads
 
 ONNX = TINY / "onnx"
 

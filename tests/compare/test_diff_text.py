@@ -15,7 +15,7 @@ from places import TINY
 from surgery.compare.git_drivers import graph_text_of
 from surgery.compare.graph_text import graph_text
 from surgery.graph.model import Model
-from surgery.graph.protos import copied
+from surgery.graph.nodes import copied
 
 DECODER = TINY / "onnx" / "decoder_model_merged_q4.onnx"
 

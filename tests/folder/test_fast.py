@@ -33,7 +33,8 @@ from surgery.folder.genai_config import shares_buffer
 from surgery.folder.opened import open_genai_folder
 from surgery.graph.evaluation import Subgraph
 from surgery.graph.model import Model
-from surgery.graph.protos import copied, declared_types, node_in_words
+from surgery.graph.nodes import copied, node_in_words
+from surgery.graph.tensor_types import declared_types
 from surgery.runtime.decoding import DecodeLoop, prompt_feeds
 from surgery.runtime.sessions import MergedModel, OpenGraph, Settings, host
 from surgery.runtime.two_graphs import TwoGraphModel

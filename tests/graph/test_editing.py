@@ -15,8 +15,8 @@ from onnx.helper import make_node, make_tensor_value_info
 from torture import CONDITION, FLOAT, TRAPS, X, body, external, if_node, model, relu, sparse, weight
 
 from surgery.errors import ModelError
+from surgery.graph.definitions import check_definitions
 from surgery.graph.editing import edited
-from surgery.graph.protos import check_definitions
 
 
 def chain() -> ModelProto:
@@ -221,7 +221,7 @@ def test_a_new_output_without_a_type_is_refused_and_changes_nothing() -> None:
 
 def test_a_value_is_not_renamed_in_the_view() -> None:
     proto = chain()
-    sentence = r"value 'a' cannot be renamed to 'z' in the view; surgery\.graph\.protos\.rename can"
+    sentence = r"value 'a' cannot be renamed to 'z' in the view; surgery\.graph\.renaming\.rename can"
     with pytest.raises(ModelError, match=sentence), edited(proto.graph) as view:
         view.nodes[0].outputs[0].name = "z"
     assert proto == chain()

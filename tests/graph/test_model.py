@@ -16,9 +16,12 @@ from onnx.helper import make_node, make_tensor_value_info
 from torture import FLOAT, TRAPS, body, external, if_node, model
 
 from surgery.errors import FolderError, ModelError, SurgeryError, WeightError
+from surgery.graph.definitions import check_definitions
 from surgery.graph.external_data import BITS, byte_size
+from surgery.graph.index import use_counts
 from surgery.graph.model import Model
-from surgery.graph.protos import captured, check_definitions, reads, rename, use_counts
+from surgery.graph.renaming import rename
+from surgery.graph.scopes import captured, reads
 
 BROKEN_ON_PURPOSE = {"nodes_in_an_invalid_order"}
 

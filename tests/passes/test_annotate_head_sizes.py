@@ -13,7 +13,7 @@ from small import FLOAT, applied, arch, decoder, opened, refused
 from passes import AnnotateHeadSizes, ExpandSharedKV
 from passes.base import apply
 from surgery.errors import ModelError, PassError
-from surgery.graph.protos import tensor_type
+from surgery.graph.tensor_types import tensor_type
 from surgery.source.layer_table import KEY, layer_table, read_layer_table, store_table
 
 

@@ -13,7 +13,8 @@ from passes import ExpandSharedKV
 from passes.base import apply
 from surgery.errors import PassError
 from surgery.graph.model import Model
-from surgery.graph.protos import rename, tensor_type
+from surgery.graph.renaming import rename
+from surgery.graph.tensor_types import tensor_type
 
 S, F = "sliding_attention", "full_attention"
 

@@ -14,7 +14,7 @@ from small import Array, refused, run
 from passes import FitEncoder
 from passes.base import Outcome, apply
 from surgery.graph.model import Model
-from surgery.graph.protos import rename
+from surgery.graph.renaming import rename
 
 GRAPHS = TINY / "onnx"
 IMAGE, AUDIO = FitEncoder("image", 64, 630), FitEncoder("audio", 64)

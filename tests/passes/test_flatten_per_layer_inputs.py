@@ -11,7 +11,7 @@ from small import FLOAT, LAYERS, PER_LAYER, applied, decoder, embed_tokens, feed
 
 from passes import FlattenPerLayerInputs
 from passes.base import apply
-from surgery.graph.protos import tensor_type
+from surgery.graph.tensor_types import tensor_type
 
 
 @pytest.mark.parametrize("batch, total, past", [(1, 6, 0), (1, 5, 2), (2, 4, 3)], ids=["prefill", "chunk", "decode"])

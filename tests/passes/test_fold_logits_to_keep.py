@@ -13,7 +13,10 @@ from small import FLOAT, HIDDEN, INT32, INT64, VOCAB, Array, applied, decoder, e
 
 from passes import FoldLogitsToKeep
 from passes.base import apply
-from surgery.graph.protos import check_definitions, rename, tensor_type, use_counts
+from surgery.graph.definitions import check_definitions
+from surgery.graph.index import use_counts
+from surgery.graph.renaming import rename
+from surgery.graph.tensor_types import tensor_type
 
 LAST, ALL = FoldLogitsToKeep(), FoldLogitsToKeep(keep="all")
 SLICE = "/lm_head/num_logits_to_keep/Slice"

@@ -16,7 +16,7 @@ from passes.base import Outcome, apply
 from passes.recipe import recipe_text
 from surgery.errors import PassError, RecipeError
 from surgery.graph.model import Model
-from surgery.graph.protos import rename
+from surgery.graph.renaming import rename
 
 
 def merging(folder: Path, embed: ModelProto) -> MergeEmbeddings:

@@ -21,7 +21,7 @@ from surgery.architecture import architecture
 from surgery.errors import ExportError
 from surgery.folder.building import build_folder, plan
 from surgery.graph.model import Model
-from surgery.graph.protos import rename
+from surgery.graph.renaming import rename
 from surgery.source.export import open_export
 from surgery.verify import Request, prove_folder
 

@@ -14,7 +14,7 @@ from passes import MergeEmbeddings, RenameIO
 from passes.base import apply
 from surgery.attention.kv_wiring import slot_of_name
 from surgery.graph.model import Model
-from surgery.graph.protos import rename
+from surgery.graph.renaming import rename
 
 
 def spelt(**names: str) -> ModelProto:

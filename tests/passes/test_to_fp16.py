@@ -29,7 +29,7 @@ from surgery.folder.genai_config import cache_costs
 from surgery.folder.opened import open_genai_folder
 from surgery.graph.external_data import WeightReference, is_external, tensors
 from surgery.graph.model import Model
-from surgery.graph.protos import declared_types
+from surgery.graph.tensor_types import declared_types
 from surgery.graph.weight_conversion import moved, write_converted
 from surgery.runtime.sessions import MergedModel, Runner, Settings
 from surgery.runtime.two_graphs import TwoGraphModel

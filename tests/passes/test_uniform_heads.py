@@ -27,7 +27,7 @@ from surgery.folder.building import build_folder, plan
 from surgery.folder.genai_config import cache_costs, genai_config, shares_buffer
 from surgery.folder.opened import open_genai_folder
 from surgery.graph.model import Model
-from surgery.graph.protos import declared_types
+from surgery.graph.tensor_types import declared_types
 from surgery.runtime.sessions import MergedModel, Settings
 from surgery.runtime.two_graphs import TwoGraphModel
 from surgery.source.export import Export, open_export

@@ -1,0 +1,54 @@
+"""Nodes and small constants: what they say, and how they are put in each other's place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, TypeVar
+
+from surgery.errors import ModelError
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, NodeProto, TensorProto
+
+
+def node_in_words(node: NodeProto) -> str:
+    """A node as people name it: its operator and its name."""
+    return f"{node.op_type} node {node.name!r}" if node.name else f"unnamed {node.op_type} node -> {list(node.output)}"
+
+
+def int_attribute(node: NodeProto, name: str, default: int) -> int:
+    return next((attribute.i for attribute in node.attribute if attribute.name == name), default)
+
+
+def integers(tensor: TensorProto) -> list[int]:
+    """The values of a small inline integer initializer, flat. Raises ModelError for an external or a damaged one."""
+    from onnx import numpy_helper
+
+    if tensor.data_location == 1:
+        raise ModelError(f"initializer {tensor.name!r} is stored externally; a small inline constant is expected")
+    try:
+        return [int(value) for value in numpy_helper.to_array(tensor).reshape(-1)]
+    except ValueError as error:
+        raise ModelError(f"initializer {tensor.name!r} does not hold what its shape says: {error}") from None
+
+
+_Message = TypeVar("_Message")
+"""Any protobuf message."""
+
+
+def copied(message: _Message) -> _Message:
+    """A copy that outlives the list it was taken from."""
+    twin = type(message)()
+    twin.CopyFrom(message)  # type: ignore[attr-defined]
+    return twin
+
+
+def replace_nodes(graph: GraphProto, old: Iterable[NodeProto], new: Iterable[NodeProto]) -> None:
+    """Put new nodes in the place of the last of the old ones."""
+    gone = [next(index for index, node in enumerate(graph.node) if node is one) for one in old]
+    after = [copied(node) for node in graph.node[max(gone) + 1 :]]
+    del graph.node[max(gone) :]
+    graph.node.extend(new)
+    graph.node.extend(after)
+    for index in sorted(gone, reverse=True)[1:]:
+        del graph.node[index]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import MutableSequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -252,7 +253,7 @@ def _separate_locations(embed: Model, decoder: Model) -> list[Finding]:
     moved: dict[str, str] = {}
     for location, file in embed.weight_files.items():
         other = places.get(PurePosixPath(location))  # ./w.data and w.data are one place
-        if other is not None and other.resolve() != file.resolve():
+        if other is not None and os.path.realpath(other) != os.path.realpath(file):
             place = PurePosixPath(location)
             moved[location] = fresh(str(place.with_name(f"{NAMESPACE}.{place.name}")), taken)
             reason = (

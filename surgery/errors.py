@@ -76,11 +76,18 @@ class GateFailed(Exception):
         self.report = report
 
 
-def defect(error: Exception) -> str:
-    """What to say of an error that is nobody's mistake but ours, on one line; raises it where a traceback is asked for."""
+def unforeseen(error: Exception) -> SurgeryError:
+    """What to say of an error that nothing foresaw: what the system does not do, in its words (a name that is too long,
+    a disk that is full); anything else is a defect of ours. Raises the error itself where a traceback is asked for.
+    """
     if os.environ.get("GEMMA4_SURGERY_TRACEBACK"):
         raise error
-    return _one_line(f"a defect of gemma4-surgery: {type(error).__name__}: {error}")
+    if isinstance(error, OSError) and error.strerror:
+        return SurgeryError(f"{error.filename}: {error.strerror}" if error.filename else error.strerror)
+    return SurgeryError(
+        f"a defect of gemma4-surgery: {type(error).__name__}: {error}",
+        hint="set GEMMA4_SURGERY_TRACEBACK=1 to see where, and report it",
+    )
 
 
 def printable(text: str) -> str:

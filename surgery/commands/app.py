@@ -24,7 +24,7 @@ from surgery.commands.repack import repack
 from surgery.commands.review import comment, review
 from surgery.commands.strip import strip
 from surgery.commands.validate import validate
-from surgery.errors import GateFailed, SurgeryError, defect
+from surgery.errors import GateFailed, SurgeryError, unforeseen
 from surgery.version import VERSION
 
 app = typer.Typer(
@@ -82,7 +82,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         _leave(2)
     except Exception as error:
-        sys.stderr.write(f"error: {defect(error)}\nhint: set GEMMA4_SURGERY_TRACEBACK=1 to see where, and report it\n")
+        _complain(unforeseen(error))
         _leave(2)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from surgery.errors import SurgeryError, defect, printable
+from surgery.errors import SurgeryError, printable, unforeseen
 from surgery.jobs.listener import Listener
 from surgery.printing import json_text
 
@@ -120,7 +120,7 @@ def git_goes_on() -> Iterator[None]:
     except SurgeryError as error:
         say_data(str(error))
     except Exception as error:
-        say_data(defect(error))
+        say_data(str(unforeseen(error)))
 
 
 def beside_git() -> Console:

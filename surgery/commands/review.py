@@ -11,6 +11,7 @@ import typer
 from surgery.commands.console import data, say_data
 from surgery.commands.options import EVERY_ASPECT, FailOn, Ignore
 from surgery.errors import FolderError
+from surgery.files.safe_reading import read_regular
 
 
 def review(
@@ -46,12 +47,14 @@ def comment(
     ] = False,
 ) -> None:
     """Put a report on a pull request, as one comment that later calls update. Needs GITHUB_TOKEN."""
-    from surgery.compare.pull_request import PullRequest, Site, post
+    from surgery.compare.pull_request import LONGEST, PullRequest, Site, post
 
     try:
-        body = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise FolderError(f"{file} cannot be read: {error}") from None
+        body = read_regular(file, 4 * LONGEST).decode("utf-8")
+    except OSError as error:
+        raise FolderError(f"{file} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise FolderError(f"{file} is not UTF-8") from None
     posted = post(Site.from_environment(), PullRequest.parse(target), body, marker, update_only=update_only)
     if posted is None:
         say_data("there is no comment to update")

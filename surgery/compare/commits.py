@@ -20,7 +20,7 @@ from surgery.compare.provenance import JSON_FILE
 from surgery.compare.sections import title
 from surgery.compare.subjects import Subject, open_subject
 from surgery.compare.tensor_contents import QUICK_BYTES
-from surgery.errors import SurgeryError, defect
+from surgery.errors import SurgeryError, unforeseen
 from surgery.folder.genai_config import CONFIG_FILE
 from surgery.folder.manifest import NAME as MANIFEST_FILE
 from surgery.graph.model import MAX_PROTO_BYTES
@@ -156,10 +156,8 @@ def _reviewed(
             return Reviewed(*pair, compare(taken[0].side(), taken[1].side(), ignore=ignore))
         except SurgeryError as error:
             problem = str(error)
-        except OSError as error:
-            problem = f"its files cannot be taken out of git: {error.strerror}"
         except Exception as error:  # the other models are shown in any case
-            problem = defect(error)
+            problem = str(unforeseen(error))
         return Reviewed(*pair, problem=taken[1].named(taken[0].named(problem)))
 
 
@@ -260,4 +258,4 @@ def _block(one: Reviewed, most: int) -> str:
             return report
         return f"### {markdown_text(title(one.comparison))}\n\n**{markdown_text(one.comparison.verdict)}**\n"
     except Exception as error:  # the other models are shown in any case
-        return f"### {markdown_text(one.name)}: {markdown_text(defect(error))}\n"
+        return f"### {markdown_text(one.name)}: {markdown_text(str(unforeseen(error)))}\n"

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from surgery.architecture import Architecture, read_config
 from surgery.errors import ExportError, FolderError, SurgeryError
+from surgery.files.safe_reading import stays_inside
 from surgery.folder.genai_config import CONFIG_FILE, MODEL_FILE
 from surgery.folder.inspection import nearby_architecture
 from surgery.folder.manifest import NAME as MANIFEST_FILE
@@ -130,7 +131,7 @@ def _folder(path: Path, label: str | None) -> Subject:
     graphs = _graph_files(config)
     arch = nearby_architecture(path / MODEL_FILE)
     for name in graphs.values():
-        if not (path / name).resolve().is_relative_to(path.resolve()):
+        if not stays_inside(path / name, path):
             raise FolderError(f"{path / CONFIG_FILE} names a graph outside of the folder: {name!r}")
     parts = tuple(SubjectGraph(role, name, Model.open(path / name, arch)) for role, name in graphs.items())
     return Subject(label or _label(parts), "folder", parts, path, arch, config, _manifest(path / MANIFEST_FILE))

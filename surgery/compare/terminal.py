@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from surgery.compare.commits import Reviewed, summary
 from surgery.compare.comparison import Comparison
 from surgery.compare.sections import NONE, ReportRow, ReportSection, sections_of, title
-from surgery.errors import defect
+from surgery.errors import unforeseen
 from surgery.printing import plain
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def show_review(console: Console, found: Sequence[Reviewed]) -> None:
             else:
                 console.print(plain(f"{one.name}: {one.state}", "bold"))
         except Exception as error:  # the other models are shown in any case
-            console.print(plain(f"{one.name}: {defect(error)}", "bold"))
+            console.print(plain(f"{one.name}: {unforeseen(error)}", "bold"))
         console.print()
     console.print(plain(summary(found)))
 

@@ -32,6 +32,8 @@ def stays_inside(path: Path, folder: Path) -> bool:
 
     The file need not exist.
     """
+    if "\0" in str(path):
+        return False
     real, root = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
     if real.is_relative_to(root):
         return True

@@ -84,7 +84,7 @@ def write_data_file(
     A symlink (a Hub cache's) is followed to the file it stands for. `progress` is told the bytes since its last call.
     """
     report = progress or (lambda _: None)
-    real = source.resolve()
+    real = Path(os.path.realpath(source))
     if placement == "link":
         size = real.stat().st_size
         try:

@@ -43,7 +43,7 @@ class DropAttentionBias(Pass):
     What lengths and bias mean is tried, past each number of tokens that their constants mention and past 4,096: a node
     whose bias hides anything but padding is left alone, with the reason.
 
-    Requires: attention_mask, and no unrolled attention: it takes a row to be as long as the mask is.
+    Requires: attention_mask, and no unfused attention: it takes a row to be as long as the mask is.
     Ensures: each GroupQueryAttention that was changed reads the counted lengths.
     """
 
@@ -61,7 +61,7 @@ class DropAttentionBias(Pass):
                 why = unfused(model).get(index) if model.architecture is not None else None
                 because = f": fuse-attention leaves it, because {why}" if why else ""
                 raise PassError(
-                    f"layer {index}'s attention is unrolled ({node_in_words(core.node)}), and takes all rows to be of one "
+                    f"layer {index}'s attention is unfused ({node_in_words(core.node)}), and takes all rows to be of one "
                     f"length{because}",
                     hint="leave drop-attention-bias out, or repack with --preset compatible"
                     if why

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ExpandSharedKV(Pass):
-    """Give each borrower a pair in the interface: its present aliases its owner's, its past is declared and not read.
+    """Give each KV-shared layer a pair in the interface: its present aliases its source layer's, its past is not read.
 
-        before (layer 15 borrows from 13)              after
+        before (layer 15 reads 13's)              after
 
         past_key_values.13.key -> [13] -> present.13.key     past_key_values.13.key -> [13] -> present.13.key
                                                |                                                 |
@@ -34,17 +34,19 @@ class ExpandSharedKV(Pass):
     per step and the memory of one more pair.
 
     Requires: the architecture; the interface named as `rename-io` names it; one attention core per layer; and
-    agreement, layer by layer, between the owner that the architecture gives and the cache that the graph reads.
-    Ensures: `past_key_values.N.*` and `present.N.*` exist for every layer, shaped as the owner's.
+    agreement, layer by layer, between the source layer that the architecture gives and the cache that the graph reads.
+    Ensures: `past_key_values.N.*` and `present.N.*` exist for every layer, shaped as the source layer's.
     """
 
     name: ClassVar[str] = "expand-shared-kv"
-    summary: ClassVar[str] = "every layer gets a past and a present; a borrower's present aliases its owner's"
+    summary: ClassVar[str] = (
+        "every layer gets a past and a present; a KV-shared layer's present aliases its source layer's"
+    )
 
     def requires(self, model: Model) -> None:
         arch = model.require_architecture()
         check_kv_sources(model.graph, arch)
-        for layer in arch.borrowers:
+        for layer in arch.kv_shared_layers:
             _refuse_half_a_pair(model.graph, layer)
 
     def run(self, model: Model) -> list[Finding]:
@@ -53,26 +55,28 @@ class ExpandSharedKV(Pass):
         arch = model.require_architecture()
         declared = declared_types(model.graph)
         present = {value.name for value in model.graph.output}
-        missing = [layer for layer in arch.borrowers if f"present.{layer.index}.key" not in present]
+        missing = [layer for layer in arch.kv_shared_layers if f"present.{layer.index}.key" not in present]
         if not missing:
-            reason = "each has its pair already" if arch.borrowers else "every layer owns its cache"
-            return [Finding("skipped", "borrowers", reason)]
+            reason = "each has its pair already" if arch.kv_shared_layers else "every layer has its own cache"
+            return [Finding("skipped", "KV-shared layers", reason)]
         findings = []
         with model.edited() as view:
             tensors = view.tensors()
             for layer in missing:
                 for kind in ("key", "value"):
-                    source = tensors[f"present.{layer.owner}.{kind}"]
+                    source = tensors[f"present.{layer.kv_source}.{kind}"]
                     alias = gs.Variable(f"present.{layer.index}.{kind}", dtype=source.dtype, shape=source.shape)
                     label = f"/model/layers.{layer.index}/attn/present/{kind}"
                     view.nodes.append(gs.Node("Identity", label, inputs=[source], outputs=[alias]))
                     view.outputs.append(alias)
-                    owner = tensors[f"past_key_values.{layer.owner}.{kind}"]
-                    past = gs.Variable(f"past_key_values.{layer.index}.{kind}", dtype=owner.dtype, shape=owner.shape)
+                    kv_source = tensors[f"past_key_values.{layer.kv_source}.{kind}"]
+                    past = gs.Variable(
+                        f"past_key_values.{layer.index}.{kind}", dtype=kv_source.dtype, shape=kv_source.shape
+                    )
                     view.inputs.append(past)
-                shape = declared[f"present.{layer.owner}.key"]
+                shape = declared[f"present.{layer.kv_source}.key"]
                 findings.append(
-                    Finding("added", f"present.{layer.index}.key|value", f"alias of layer {layer.owner}'s, {shape}")
+                    Finding("added", f"present.{layer.index}.key|value", f"alias of layer {layer.kv_source}'s, {shape}")
                 )
         return findings
 
@@ -85,8 +89,8 @@ class ExpandSharedKV(Pass):
                 past, present = f"past_key_values.{layer.index}.{kind}", f"present.{layer.index}.{kind}"
                 if past not in inputs or present not in outputs:
                     raise PassError(f"layer {layer.index} has no {past if past not in inputs else present}")
-                if inputs[past] != inputs[f"past_key_values.{layer.owner}.{kind}"]:
-                    raise PassError(f"{past} is {inputs[past]}, not shaped as layer {layer.owner}'s")
+                if inputs[past] != inputs[f"past_key_values.{layer.kv_source}.{kind}"]:
+                    raise PassError(f"{past} is {inputs[past]}, not shaped as layer {layer.kv_source}'s")
 
 
 def _refuse_half_a_pair(graph: GraphProto, layer: Layer) -> None:
@@ -122,13 +126,13 @@ def check_kv_sources(graph: GraphProto, arch: Architecture) -> None:
 
 
 def _check_owner(layer: Layer, kind: str, cache: KVCache | None, node: str) -> None:
-    expected = KVCache(f"past_key_values.{layer.owner}.{kind}", f"present.{layer.owner}.{kind}")
+    expected = KVCache(f"past_key_values.{layer.kv_source}.{kind}", f"present.{layer.kv_source}.{kind}")
     if cache is None:
         raise PassError(
             f"layer {layer.index}: no {kind} cache was found behind {node!r}; {expected.present} is expected"
         )
     if cache != expected:
-        role = "owns its cache" if layer.owns_cache else f"borrows from layer {layer.owner}"
+        role = "has its own cache" if layer.is_kv_source else f"reads the cache of layer {layer.kv_source}"
         raise PassError(
             f"layer {layer.index} {role} by config.json ({expected.past} -> {expected.present}), "
             f"but {node!r} reads {cache.past} -> {cache.present}"
@@ -137,7 +141,7 @@ def _check_owner(layer: Layer, kind: str, cache: KVCache | None, node: str) -> N
 
 def _check_sizes(graph: GraphProto, arch: Architecture) -> None:
     declared, own = declared_types(graph), own_sizes(graph)
-    for layer in arch.owners:
+    for layer in arch.kv_sources:
         for kind in ("key", "value"):
             for name in (f"past_key_values.{layer.index}.{kind}", f"present.{layer.index}.{kind}"):
                 shape = declared[name].shape

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FuseAttention(Pass):
-    """Let one operator compute what the exporter wrote out for heads of 512 and for borrowed caches.
+    """Let one operator compute what the exporter wrote out for heads of 512 and for shared caches.
 
-        before, an owner                                     after
+        before, a KV source layer                            after
 
         q, k, v [B,S,heads * size]                           q  k  v  past  row lengths
         Reshape, Transpose, Concat(past, new) -> present      \\  \\  |  /     /
@@ -36,26 +36,26 @@ class FuseAttention(Pass):
         MatMul, Where(mask), Softmax, MatMul                          |
         Transpose, Reshape -> attended                             attended
 
-        before, a borrower                                   after
+        before, a KV-shared layer                            after
 
-        q      present of its owner                          q   no rows   present of its owner as past   row lengths
+        q      present of its source layer                   q   no rows   present of its source layer as past   row lengths
         Reshape, Transpose, MatMul, Where(causal),           GroupQueryAttention, local_window_size of the layer
         Where(window), Softmax, MatMul, ...                          |
         -> attended                                               attended
 
     scale is 1.0, written out: 0 would mean 1/sqrt(size). Queries and keys are rotated already: do_rotary is 0. New keys
-    and values of a borrower are empty tensors, [B,0,KV heads * size]; an input left out is read as a packed query.
+    and values of a KV-shared layer are empty tensors, [B,0,KV heads * size]; an input left out is read as a packed query.
 
     A layer is fused only if it is proven: the part of the graph between the flat query, the caches and the flat result
     runs on numbers, past each length that its constants mention and past 4,096 tokens, and must give causal attention
     over the layer's window (surgery.attention.unfused). A layer that does not is left alone, with the reason. So are all layers
-    that share a cache with one, where the owner is unrolled.
+    that share a cache with one, where the source layer is unfused.
 
-    onnxruntime  the oldest ONNX Runtime that must run it: 1.27 names present outputs of borrowers, which nothing reads.
+    onnxruntime  the oldest ONNX Runtime that must run it: 1.27 names present outputs of KV-shared layers, which nothing reads.
                  surgery.attention.gqa says what other versions make of either form.
 
-    A borrower takes lengths and bias of an owner that is fused already; drop-attention-bias replaces both. An unrolled
-    owner and its borrowers take their lengths from the values of attention_mask: a right-padded row ends where its
+    A KV-shared layer takes lengths and bias of a KV source layer that is fused already; drop-attention-bias replaces both. An unfused
+    KV source layer and its KV-shared layers take their lengths from the values of attention_mask: a right-padded row ends where its
     tokens end, and its next token is written there.
 
     Requires: the architecture, the interface named as rename-io names it, one attention core per layer, attention_mask.
@@ -63,7 +63,7 @@ class FuseAttention(Pass):
     """
 
     name: ClassVar[str] = "fuse-attention"
-    summary: ClassVar[str] = "unrolled attention becomes GroupQueryAttention, borrowed caches included"
+    summary: ClassVar[str] = "unfused attention becomes GroupQueryAttention, shared caches included"
     numerics: ClassVar[Numerics] = REORDERED
 
     onnxruntime: OnnxRuntime = "1.31"
@@ -91,14 +91,14 @@ class FuseAttention(Pass):
 
 
 def unfused(model: Model) -> dict[int, str]:
-    """Why each layer that is unrolled stays so, by number; those that can be fused are left out."""
+    """Why each layer that is unfused stays so, by number; those that can be fused are left out."""
     return _matches(model, model.require_architecture(), attention_nodes(model.graph))[1]
 
 
 def _matches(
     model: Model, arch: Architecture, found: list[AttentionNodes]
 ) -> tuple[dict[int, UnfusedAttention], dict[int, str]]:
-    """Proven layers, and for each of the other unrolled ones why it stays."""
+    """Proven layers, and for each of the other unfused ones why it stays."""
     unrolling = UnfusedSearch(model.proto, arch.attention_heads, arch.context_length)
     matches: dict[int, UnfusedAttention] = {}
     reasons: dict[int, str] = {}
@@ -111,15 +111,15 @@ def _matches(
             matches[layer.index] = match
         except ModelError as error:
             reasons[layer.index] = str(error)
-    for (
-        owner
-    ) in arch.owners:  # an owner that counts its rows by the mask, and a borrower that does not, part in padding
-        group = [layer.index for layer in arch.layers if layer.owner == owner.index]
+    for kv_source in (
+        arch.kv_sources
+    ):  # a KV source layer that counts its rows by the mask, and a KV-shared layer that does not, part in padding
+        group = [layer.index for layer in arch.layers if layer.kv_source == kv_source.index]
         stuck = next((index for index in group if index in reasons), None)
-        if found[owner.index].mixed is not None and stuck is not None:
+        if found[kv_source.index].mixed is not None and stuck is not None:
             for index in group:
                 if matches.pop(index, None):
-                    reasons[index] = f"layer {stuck}, which reads the same cache, stays unrolled"
+                    reasons[index] = f"layer {stuck}, which reads the same cache, stays unfused"
     return matches, dict(sorted(reasons.items()))
 
 
@@ -128,7 +128,7 @@ def _summaries(arch: Architecture, matches: Mapping[int, UnfusedAttention], alre
     for index in matches:
         layer = arch.layers[index]
         window = f"{layer.window} tokens in view" if layer.window else "all tokens in view"
-        role = "owner" if layer.owns_cache else f"borrower of layer {layer.owner}"
+        role = "KV source layer" if layer.is_kv_source else f"KV-shared layer of layer {layer.kv_source}"
         kinds.setdefault(f"{role}, heads of {layer.head_size}, {window}", []).append(index)
     findings = [
         Finding("changed", f"layer {', '.join(map(str, indices))}", f"{OPERATOR} now: {kind}")
@@ -216,13 +216,13 @@ class _Fusion:
         }
 
     def _lengths_of(self, layer: Layer) -> tuple[list[gs.Tensor], gs.Tensor | None]:
-        """Row lengths, total and bias: those of an owner that was fused before, so that both see rows alike."""
-        core = self._cores[layer.owner]
+        """Row lengths, total and bias: those of a KV source layer that was fused before, so that both see rows alike."""
+        core = self._cores[layer.kv_source]
         if core.mixed is not None:
             return [self._lengths.last, self._lengths.total], None
-        owner = self._fused[core.node.output[0]]
-        bias = owner.inputs[BIAS] if len(owner.inputs) > BIAS and owner.inputs[BIAS].name else None
-        return list(owner.inputs[LAST : LAST + 2]), bias
+        kv_source = self._fused[core.node.output[0]]
+        bias = kv_source.inputs[BIAS] if len(kv_source.inputs) > BIAS and kv_source.inputs[BIAS].name else None
+        return list(kv_source.inputs[LAST : LAST + 2]), bias
 
     def _unread_presents(self, layer: Layer, cache: gs.Variable) -> list[gs.Variable]:
         import onnx_graphsurgeon as gs

@@ -39,7 +39,7 @@ def compatible(
     half: bool = False,
     accuracy_level: AccuracyLevel | None = None,
 ) -> Recipe:
-    """The main recipe. `aliased` gives every layer a pair of caches, `unique` leaves the owners' pairs alone.
+    """The main recipe. `aliased` gives every layer a pair of caches, `unique` leaves the source layers' pairs alone.
 
     `embed` is the graph of the embeddings. `target` is the oldest runtime that must load the folder; below 0.14 all
     caches get one size. `half` makes float16 of a float32 precision, which CUDA needs; every number then changes a little.
@@ -65,7 +65,7 @@ def fast(
     half: bool = False,
     accuracy_level: AccuracyLevel | None = None,
 ) -> Recipe:
-    """The recipe for speed: all attention in GroupQueryAttention, the owners' caches alone, updated in place.
+    """The recipe for speed: all attention in GroupQueryAttention, the source layers' caches alone, updated in place.
 
     The arithmetic is the source's in another order. On the CPU attention reads no more of a cache than is in view.
     `onnxruntime` is the oldest ONNX Runtime that must run it. `embed`, `half` and `accuracy_level` as in `compatible`.

@@ -28,24 +28,24 @@ FLOAT, FLOAT16 = 1, 10
 
 @dataclass(frozen=True)
 class SliceCaches(Pass):
-    """Hand attention only the rows of a cache that its window shows, and write an owner's new rows where they belong.
+    """Hand attention only the rows of a cache that its window shows, and write a KV source layer's new rows where they belong.
 
-        before, an owner                             after
+        before, a KV source layer                    after
 
         q  k  v  past [B,K,rows,H]                   past   k [B,K,S,H] at each row's end     v likewise
         GroupQueryAttention, window                  ScatterND -> present, the same buffer
           -> attended, present                       Slice(present, start, total), Cast to float32
                                                      GroupQueryAttention(q, no rows, the slice), window
                                                        -> attended
-        before, its borrowers                        after
+        before, its KV-shared layers                 after
 
-        q  no rows  present of the owner             q  no rows  the owner's slice
+        q  no rows  present of the source layer      q  no rows  the source layer's slice
         GroupQueryAttention, window                  GroupQueryAttention, window
 
     ONNX Runtime's CPU operator computes the scores of the whole cache for each query head, also where a window hides
     all but its last 512 rows: at 4,096 tokens a layer of E2B takes 2 ms in float32 and 5 ms in float16; the slice
     takes 0.2 ms (1.31.1, 2 cores). In float16 it converts keys and values once for each query head; here they are
-    converted once for an owner and all its borrowers, full layers included. Full layers in float32 stay as they are.
+    converted once for a KV source layer and all its KV-shared layers, full layers included. Full layers in float32 stay as they are.
 
         start = max(0, shortest row's past tokens - window + 1)      each row's length and the total: less start
 
@@ -58,7 +58,7 @@ class SliceCaches(Pass):
     onnxruntime  as in fuse-attention: from 1.31 no present outputs, before that named ones.
 
     Requires: the architecture, the interface named as rename-io names it. A node that counts lengths by other means than
-    drop-attention-bias, has a bias, or rotates by itself stays, with the reason, and so do its borrowers.
+    drop-attention-bias, has a bias, or rotates by itself stays, with the reason, and so do its KV-shared layers.
     Ensures: each layer reads the cache that it read before.
     """
 
@@ -77,25 +77,29 @@ class SliceCaches(Pass):
         types = declared_types(model.graph)
         chosen: list[Layer] = []
         reasons: dict[str, list[int]] = {}
-        for owner in arch.owners:
-            group = [layer for layer in arch.layers if layer.owner == owner.index]
-            half = types[f"present.{owner.index}.key"].dtype == "FLOAT16"
+        for kv_source in arch.kv_sources:
+            group = [layer for layer in arch.layers if layer.kv_source == kv_source.index]
+            half = types[f"present.{kv_source.index}.key"].dtype == "FLOAT16"
             stays = [_reason(found[layer.index].node, layer, half) for layer in group]
             if reason := next((reason for reason in stays if reason), None):
                 reasons.setdefault(reason, []).extend(layer.index for layer in group)
             else:
-                chosen.append(owner)
+                chosen.append(kv_source)
         findings = [Finding("skipped", f"layer {_listed(indices)}", reason) for reason, indices in reasons.items()]
         if not chosen:
             return findings
         _Slicing(model, arch, found, named=self.onnxruntime == "1.27").write(chosen)
         mark_shared_buffer(model)
-        for owner in chosen:
-            others = [layer.index for layer in arch.layers if layer.owner == owner.index and layer is not owner]
+        for kv_source in chosen:
+            others = [
+                layer.index for layer in arch.layers if layer.kv_source == kv_source.index and layer is not kv_source
+            ]
             shared = f", shared with layer {_listed(others)}" if others else ""
-            window = window_of(found[owner.index].node)
+            window = window_of(found[kv_source.index].node)
             view = f"the last {window} rows and those of new tokens" if window else "all rows"
-            findings.append(Finding("changed", f"layer {owner.index}", f"new rows in place, {view} in view{shared}"))
+            findings.append(
+                Finding("changed", f"layer {kv_source.index}", f"new rows in place, {view} in view{shared}")
+            )
         return findings
 
     def ensures(self, model: Model) -> None:
@@ -113,7 +117,7 @@ def _reason(node: NodeProto, layer: Layer, half: bool) -> str:
         return f"its attention is {node.op_type}, not {OPERATOR}"
     if window_of(node) is None and not half:
         return "it sees all rows, in float32: there is nothing to cut off or to convert"
-    if layer.owns_cache and names[PAST_KEY] != f"past_key_values.{layer.index}.key":
+    if layer.is_kv_source and names[PAST_KEY] != f"past_key_values.{layer.index}.key":
         return "its cache is sliced already"
     if names[LAST] != f"{LENGTHS}/last" or any(names[TOTAL + 1 :]):
         return "its lengths are not the mask's alone: drop-attention-bias comes first"
@@ -123,7 +127,7 @@ def _reason(node: NodeProto, layer: Layer, half: bool) -> str:
 
 
 class _Slicing:
-    """One edit of a graph: caches of the chosen owners are written in place, and read as slices."""
+    """One edit of a graph: caches of the chosen KV source layers are written in place, and read as slices."""
 
     def __init__(self, model: Model, arch: Architecture, found: list[AttentionNodes], *, named: bool) -> None:
         self._model = model
@@ -137,20 +141,20 @@ class _Slicing:
         self._slices: dict[int, tuple[gs.Variable, gs.Variable]] = {}
 
     def write(self, chosen: list[Layer]) -> None:
-        owners = {owner.index for owner in chosen}
+        kv_sources = {kv_source.index for kv_source in chosen}
         with self._model.edited() as view:
             self._rows = KVRows(view)
             nodes = []
             for node in view.nodes:
                 layer = self._outputs.get(node.outputs[0].name) if node.op == OPERATOR else None
-                nodes += [node] if layer is None or layer.owner not in owners else self._nodes(layer, node)
+                nodes += [node] if layer is None or layer.kv_source not in kv_sources else self._nodes(layer, node)
             view.nodes = nodes
 
     def _nodes(self, layer: Layer, node: gs.Node) -> list[gs.Node]:
         added: list[gs.Node] = []
-        if layer.owns_cache:
+        if layer.is_kv_source:
             self._slices[layer.index] = self._written(layer, node, added)
-        keys, values = self._slices[layer.owner]
+        keys, values = self._slices[layer.kv_source]
         query, attended = node.inputs[QUERY], node.outputs[0]
         if half := self._is_half(layer):
             query = self._converted(query, keys.dtype, added)
@@ -171,7 +175,7 @@ class _Slicing:
         return [*added, node, *after]
 
     def _written(self, layer: Layer, node: gs.Node, added: list[gs.Node]) -> tuple[gs.Variable, gs.Variable]:
-        """An owner's presents, written in place; what is in view of them, in float32."""
+        """A KV source layer's presents, written in place; what is in view of them, in float32."""
         import numpy as np
 
         indices = self._rows.indices(layer.kv_heads, node.inputs[KEY], added)
@@ -198,7 +202,7 @@ class _Slicing:
 
     def _is_half(self, layer: Layer) -> bool:
         """Whether attention is in float16: the operator has one dtype for its query, its caches and its result."""
-        return self._types[f"present.{layer.owner}.key"].dtype == "FLOAT16"
+        return self._types[f"present.{layer.kv_source}.key"].dtype == "FLOAT16"
 
     def _converted(self, value: gs.Variable, dtype: Any, added: list[gs.Node]) -> gs.Variable:
         label = f"{value.name.removesuffix('/output_0')}/Cast"

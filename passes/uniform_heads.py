@@ -42,12 +42,12 @@ class UniformHeads(Pass):
                  |                                                  |
            [attention 0] -> present.0.key                     [attention 0] -> Pad -> present.0.key [..., 512]
                  |            |                                     |                     |
-           [borrower 15]    Identity -> present.15.key        [borrower 15]             Identity -> present.15.key
+           [KV-shared layer 15]   Identity -> present.15.key   [KV-shared layer 15]     Identity -> present.15.key
 
     onnxruntime-genai 0.12 and 0.13 allocate all caches with the one size of genai_config.json, and the first run of
     anything else fails with "Got invalid dimensions for input: past_key_values.0.key". Every attention, fused or
-    unrolled, goes on computing at its own size, on the same numbers: nothing but zeros is added, and nobody reads them.
-    A borrower's alias copies the padded cache. A past that nothing reads changes its declaration alone.
+    unfused, goes on computing at its own size, on the same numbers: nothing but zeros is added, and nobody reads them.
+    A KV-shared layer's alias copies the padded cache. A past that nothing reads changes its declaration alone.
 
     The price: the smaller caches take the memory of the largest, and each step copies them twice more. A buffer shared
     between past and present is no longer possible, because Slice and Pad touch the caches.
@@ -168,7 +168,7 @@ class _Padding:
         self.graph.initializer.extend(self._constants.values())
 
     def _aliases(self) -> dict[str, str]:
-        """A borrower's present -> the present that it copies."""
+        """A KV-shared layer's present -> the present that it copies."""
         return {
             node.output[0]: node.input[0]
             for node in self.graph.node

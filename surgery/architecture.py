@@ -1,4 +1,4 @@
-"""The architecture: layers, head sizes, KV heads, and which layer owns which KV cache.
+"""The architecture: layers, head sizes, KV heads, and which layer reads which KV cache.
 
 Read from config.json in each form that is published: with or without `text_config`, with `global_head_dim`
 (the hub's form) or with `per_layer_config` (as transformers 5.23 writes it). Gemma 3 is read as well: its
@@ -47,12 +47,12 @@ class Layer:
     attention: AttentionKind
     head_size: int
     kv_heads: int
-    owner: int
+    kv_source: int
     window: int | None
 
     @property
-    def owns_cache(self) -> bool:
-        return self.owner == self.index
+    def is_kv_source(self) -> bool:
+        return self.kv_source == self.index
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +68,12 @@ class Architecture:
     layers: tuple[Layer, ...]
 
     @property
-    def owners(self) -> tuple[Layer, ...]:
-        return tuple(layer for layer in self.layers if layer.owns_cache)
+    def kv_sources(self) -> tuple[Layer, ...]:
+        return tuple(layer for layer in self.layers if layer.is_kv_source)
 
     @property
-    def borrowers(self) -> tuple[Layer, ...]:
-        return tuple(layer for layer in self.layers if not layer.owns_cache)
+    def kv_shared_layers(self) -> tuple[Layer, ...]:
+        return tuple(layer for layer in self.layers if not layer.is_kv_source)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -130,15 +130,15 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
     read = _Reader(text)
     count = read.size("num_hidden_layers", most=MAX_LAYERS)
     kinds = _layer_types(read, text, count, family)
-    borrowed = read.size("num_kv_shared_layers", default=15 if family == "gemma3n" else 0, least=0)
-    if borrowed >= count:
-        raise ArchitectureError(f"num_kv_shared_layers is {borrowed}, but the model has only {count} layers")
+    shared = read.size("num_kv_shared_layers", default=15 if family == "gemma3n" else 0, least=0)
+    if shared >= count:
+        raise ArchitectureError(f"num_kv_shared_layers is {shared}, but the model has only {count} layers")
     overrides = _per_layer(text, count) if family == "gemma4" else None
     sizes = [_head_size_and_kv_heads(read, text, kind, family, overrides, index) for index, kind in enumerate(kinds)]
-    owners = _owners(kinds, count - borrowed)
+    kv_sources = _kv_sources(kinds, count - shared)
     window = read.size("sliding_window", default=_WINDOWS[family], least=0) or None
     layers = tuple(
-        Layer(index, kinds[index], *sizes[index], owners[index], window if kinds[index] == "sliding" else None)
+        Layer(index, kinds[index], *sizes[index], kv_sources[index], window if kinds[index] == "sliding" else None)
         for index in range(count)
     )
     per_layer_default = 0 if family == "gemma3" else 256  # absent means 256 in Gemma4TextConfig (transformers 5.23)
@@ -256,14 +256,14 @@ def _per_layer(text: Mapping[str, Any], count: int) -> dict[int, Mapping[str, An
     return overrides
 
 
-def _owners(kinds: list[AttentionKind], first_borrower: int) -> list[int]:
-    """Borrowers read the cache of the last owner of their own kind. Raises ArchitectureError where there is none."""
+def _kv_sources(kinds: list[AttentionKind], first_borrower: int) -> list[int]:
+    """KV-shared layers read the cache of the last KV source layer of their own kind. Raises ArchitectureError where there is none."""
     last: dict[AttentionKind, int] = {}
-    owners = []
+    kv_sources = []
     for index, kind in enumerate(kinds):
         if index < first_borrower:
             last[kind] = index
         elif kind not in last:
-            raise ArchitectureError(f"layer {index} shares a {kind} KV cache, but no {kind} layer before it owns one")
-        owners.append(last[kind])
-    return owners
+            raise ArchitectureError(f"layer {index} shares a {kind} KV cache, but no {kind} layer before it has one")
+        kv_sources.append(last[kind])
+    return kv_sources

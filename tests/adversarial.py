@@ -98,10 +98,10 @@ def caches(proto: ModelProto, count: int) -> None:
         names = [f"{way}.{layer}.{kind}" for way in ("past_key_values", "present") for kind in ("key", "value")]
         for name, ports in zip(names, (graph.input, graph.input, graph.output, graph.output), strict=True):
             ports.append(make_tensor_value_info(name, TensorProto.FLOAT, CACHE))
-        owner = make_node("GroupQueryAttention", ["", "", "", *names[:2]], [f"attended_{layer}", *names[2:]])
+        kv_source = make_node("GroupQueryAttention", ["", "", "", *names[:2]], [f"attended_{layer}", *names[2:]])
         reads = ["", *names[2:], *names[2:]]
-        borrower = make_node("GroupQueryAttention", reads, [f"borrowed_{layer}"])
-        for node in (owner, borrower):
+        kv_shared_layer = make_node("GroupQueryAttention", reads, [f"borrowed_{layer}"])
+        for node in (kv_source, kv_shared_layer):
             node.domain = "com.microsoft"
             graph.node.append(node)
 

@@ -23,7 +23,7 @@ INT64, FLOAT = TensorProto.INT64, TensorProto.FLOAT
 
 def gemma3n(folder: Path) -> Path:
     """The interface of onnx-community/gemma-3n-E2B-it-ONNX: no attention_mask, no num_logits_to_keep, and a past and a
-    present for every layer, borrowers included. Inside is tiny-e2b with heads of one size and random weights: how the
+    present for every layer, KV-shared layers included. Inside is tiny-e2b with heads of one size and random weights: how the
     other exporter writes Gemma 3n's layers is not known.
     """
     architecture = dataclasses.replace(FIXTURES["tiny-e2b"].architecture, global_head_dim=16)
@@ -74,16 +74,16 @@ def _without_mask_and_count(proto: ModelProto) -> None:
             value.type.tensor_type.shape.dim[1].dim_param = "sequence_length"
 
 
-def _pass_a_cache_through(proto: ModelProto, layer: int, owner: int) -> None:
+def _pass_a_cache_through(proto: ModelProto, layer: int, kv_source: int) -> None:
     graph = proto.graph
     for kind in ("key", "value"):
-        past = copied(next(value for value in graph.input if value.name == f"past_key_values.{owner}.{kind}"))
-        present = copied(next(value for value in graph.output if value.name == f"present.{owner}.{kind}"))
+        past = copied(next(value for value in graph.input if value.name == f"past_key_values.{kv_source}.{kind}"))
+        present = copied(next(value for value in graph.output if value.name == f"present.{kv_source}.{kind}"))
         past.name, present.name = f"past_key_values.{layer}.{kind}", f"present.{layer}.{kind}"
         graph.input.append(past)
         graph.output.append(present)
         graph.node.append(
-            make_node("Identity", [f"present.{owner}.{kind}"], [present.name], f"{present.name}/Identity")
+            make_node("Identity", [f"present.{kv_source}.{kind}"], [present.name], f"{present.name}/Identity")
         )
 
 

@@ -27,7 +27,7 @@ QUADRATIC = {
     "softmaxes behind masks": 2000,
     "softmaxes of nothing behind masks": 2000,
     "attention behind identities": 2000,
-    "unrolled attention behind transposes": 2000,
+    "unfused attention behind transposes": 2000,
     "caches": 1500,
     "layer table": 2000,
     "long names of caches": 100,

@@ -247,7 +247,7 @@ def test_quantiser_reproduces_the_reference_codes() -> None:
         np.load(DATA / "tiny_e2b_q4_packed.npz") as packed,
     ):
         names = {key.split("|")[0] for key in packed.files}
-        assert len(names) == 5 * 9 + 5 * 7 + 3  # owners, borrowers, tables and projection
+        assert len(names) == 5 * 9 + 5 * 7 + 3  # KV source layers, KV-shared layers, tables and projection
         for name in names:
             found = quantise(weights[name], Codes(4))
             np.testing.assert_array_equal(found.codes, packed[f"{name}|packed"])
@@ -309,7 +309,7 @@ def test_what_each_reading_changes(tmp_path: Path) -> None:
     attention = next(node for node in rotary.graph.node if node.op_type == "GroupQueryAttention")
     assert list(attention.input[7:9]) == ["cos_cache_local", "sin_cache_local"]
     assert attributes(attention)["do_rotary"] == 1
-    # One full owner's queries and keys, and the queries of five borrowers.
+    # One full KV source layer's queries and keys, and the queries of five KV-shared layers.
     assert counts(rotary)["RotaryEmbedding"] == 2 + 5
 
     unmasked, _ = written(Reading(mask_placeholders=False))
@@ -388,9 +388,9 @@ def test_e4b_q4f16_has_the_published_node_and_initializer_counts() -> None:
     assert len(decoder.tensors) == 1322
     assert len({tensor.name for tensor in decoder.tensors}) == 1322
     layers = nodes_by_layer(decoder.nodes)
-    full, owners = {5, 11, 17, 23, 29, 35, 41}, range(24)
+    full, kv_sources = {5, 11, 17, 23, 29, 35, 41}, range(24)
     expected = {
-        **{layer: 60 if layer in full else 35 for layer in owners},
+        **{layer: 60 if layer in full else 35 for layer in kv_sources},
         **{layer: 33 if layer in full else 35 for layer in range(24, 42)},
         5: 61,
         24: 49,
@@ -570,8 +570,8 @@ def test_borrowers_read_their_owner(decoder: onnx.ModelProto) -> None:
     assert "/model/shared_donor.4/k_transpose" in consumers["present.4.key"]
     window = "/model/shared_donor.3/mask/slide_unsq/output_0"
     assert consumers[window] == [shared.format(i, "scores/Where_slide") for i in sliding]
-    borrowed = [tensor.name for tensor in decoder.graph.initializer if "layers_7_attn_" in tensor.name]
-    assert {name.split("_attn_")[1].split("_proj")[0] for name in borrowed} == {"q", "o"}
+    shared = [tensor.name for tensor in decoder.graph.initializer if "layers_7_attn_" in tensor.name]
+    assert {name.split("_attn_")[1].split("_proj")[0] for name in shared} == {"q", "o"}
 
 
 def test_matrices_have_explicit_zero_points_and_no_accuracy_level(decoder: onnx.ModelProto) -> None:

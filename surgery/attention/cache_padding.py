@@ -34,7 +34,7 @@ def declared_sizes(graph: GraphProto) -> dict[str, Sizes]:
 def own_sizes(graph: GraphProto) -> dict[str, Sizes]:
     """KV heads and head size that the layers use, by name: the declared ones, less the padding that the graph has.
 
-    An alias of a padded present has its owner's, and a past that nothing reads has those of its present.
+    An alias of a padded present has its source layer's, and a past that nothing reads has those of its present.
     """
     made, constants = producers(graph), {tensor.name: tensor for tensor in graph.initializer}
     read, declared = _readers(graph), declared_sizes(graph)

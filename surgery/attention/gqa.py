@@ -20,7 +20,7 @@ QUERY, KEY, VALUE, PAST_KEY, PAST_VALUE, LAST, TOTAL = range(7)
 """Its inputs. LAST is seqlens_k, the tokens of each row less one; TOTAL the tokens of the longest row."""
 BIAS = 10
 
-"""The oldest ONNX Runtime that must run a borrower: one that reads another layer's cache and adds no rows.
+"""The oldest ONNX Runtime that must run a KV-shared layer: one that reads another layer's cache and adds no rows.
 
 From 1.31 it needs no present outputs. 1.27 to 1.30 need them named, copy the cache into them, and die of a segmentation
 fault without. Older versions do not know such a node.

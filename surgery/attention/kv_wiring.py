@@ -1,9 +1,9 @@
 """Which KV cache each attention reads: found from the graph's own wiring, whatever its values are called.
 
 Every decoder layer has one attention core: a fused operator (GroupQueryAttention, MultiHeadAttention, Attention),
-or the Softmax between two MatMuls of unrolled attention. The k-th core in node order is layer k's. From its key and
+or the Softmax between two MatMuls of unfused attention. The k-th core in node order is layer k's. From its key and
 its value operand, the way back over operators that only move data ends at a cache: a `past` input, a `present`
-output, or both (an owner concatenates past and new). A borrower ends at its owner's `present`.
+output, or both (a KV source layer concatenates past and new). A KV-shared layer ends at its source layer's `present`.
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ def _at(names: Sequence[str], index: int) -> str:
 
 
 def _fused(node: NodeProto, trace: _Trace) -> Attention:
-    """The past of a fused operator decides: its own, or a borrower's, whose past or key is the owner's present."""
+    """The past of a fused operator decides: its own, or a KV-shared layer's, whose past or key is the source layer's present."""
     first_past, first_present = _PAST_AND_PRESENT[node.op_type]
     caches: list[KVCache | None] = []
     for step in (0, 1):
@@ -199,7 +199,7 @@ def _fused(node: NodeProto, trace: _Trace) -> Attention:
 
 
 def _unrolled(core: AttentionNodes, trace: _Trace) -> Attention:
-    """Unrolled attention: MatMul(query, key) -> mask and scale -> Softmax -> MatMul(., value)."""
+    """Unfused attention: MatMul(query, key) -> mask and scale -> Softmax -> MatMul(., value)."""
     key, value = (trace.cache(_at(node.input, 1)) if node else None for node in (core.scores, core.mixed))
     return Attention("Softmax", core.node.name, key, value)
 

@@ -1,11 +1,11 @@
-"""Unrolled attention: where it begins and ends, and the proof that it is what a fused operator computes.
+"""Unfused attention: where it begins and ends, and the proof that it is what a fused operator computes.
 
     query [B,S,N*H] -> Reshape, Transpose -+
                                            MatMul -> scale, masks -> Softmax -> MatMul -> Transpose, Reshape -> [B,S,N*H]
     present key [B,K,T,H] -----------------+                                    |
     present value [B,K,T,H] ----------------------------------------------------+
 
-An owner's presents are Concat(past, new), new from flat [B,S,K*H]. How a mask is made, how KV heads meet their queries
+A KV source layer's presents are Concat(past, new), new from flat [B,S,K*H]. How a mask is made, how KV heads meet their queries
 and what the values are called is the exporter's affair: the part between the flat values is run on numbers of our own
 (surgery.graph.evaluation) and held against causal attention, computed here by the definition.
 """
@@ -45,7 +45,7 @@ _MOST_BYTES = 2**30
 
 @dataclass(frozen=True, slots=True)
 class OwnKV:
-    """What an owner appends: the flat new key and value, and the pasts that they are appended to."""
+    """What a KV source layer appends: the flat new key and value, and the pasts that they are appended to."""
 
     key: str
     value: str
@@ -66,7 +66,7 @@ class UnfusedAttention:
 
 
 class UnfusedSearch:
-    """Finds and proves the unrolled attention of one model."""
+    """Finds and proves the unfused attention of one model."""
 
     def __init__(self, model: ModelProto, heads: int, context: int) -> None:
         self._fragments = Subgraphs(model)
@@ -85,7 +85,7 @@ class UnfusedSearch:
         width = self._heads * layer.head_size
         present_key, present_value = self._present(core.scores.input[1]), self._present(core.mixed.input[1])
         owned = None
-        if layer.owns_cache:
+        if layer.is_kv_source:
             kv_width = layer.kv_heads * layer.head_size
             past_key, key = self._appended(present_key, kv_width)
             past_value, value = self._appended(present_value, kv_width)
@@ -141,7 +141,7 @@ class UnfusedSearch:
     def prove(self, found: UnfusedAttention, layer: Layer) -> None:
         """Raises ModelError unless the layer computes causal attention with scale 1 over its window.
 
-        Padding must be hidden, and an owner's presents must be the past and the new rows after it. Tried with more
+        Padding must be hidden, and a KV source layer's presents must be the past and the new rows after it. Tried with more
         tokens than any constant of the layer mentions, in float32; layers of one form are tried once.
         """
         presents = (found.present_key, found.present_value)

@@ -74,8 +74,8 @@ def show_inspection(console: Console, found: Inspection | ExportInspection | Fol
 
 def _show_export(console: Console, found: ExportInspection) -> None:
     arch = found.export.architecture
-    owners = f"{len(arch.owners)} KV caches for {len(arch.layers)} layers"
-    console.print(plain(f"{found.export.root}: an export of {arch.family}, {owners}\n", "bold"))
+    kv_sources = f"{len(arch.kv_sources)} KV caches for {len(arch.layers)} layers"
+    console.print(plain(f"{found.export.root}: an export of {arch.family}, {kv_sources}\n", "bold"))
     rows = [(name, size(count), _precision_notes(found, name)) for name, count in found.sizes.items()]
     show_rows(console, "Precisions", ("precision", "graphs and weights", ""), rows, right="graphs and weights")
     for graph in found.graphs:
@@ -130,7 +130,7 @@ LAYER_NUMBERS = "layer,head size,KV heads,window"
 
 def layer_cells(row: LayerRow) -> tuple[object, ...]:
     layer: Layer = row.layer
-    cache = "owner" if layer.owns_cache else f"borrows {layer.owner}"
+    cache = "owner" if layer.is_kv_source else f"reads {layer.kv_source}'s"
     reads = row.present or row.past or "no cache"
     return (
         layer.index, layer.attention, layer.head_size, layer.kv_heads, layer.window, cache, row.operator, reads,

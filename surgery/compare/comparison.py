@@ -2,7 +2,7 @@
 
     Verdict     one line
     Interface   graph inputs and outputs, and the names of their symbolic dimensions
-    KV caches   layer by layer: which layer owns a cache, which borrows, and its sizes
+    KV caches   layer by layer: which layer has a cache of its own, which shares one, and its sizes
     Metadata    opsets, producer, metadata, functions
     Nodes       grouped by the pass that made the change, and by layer
     Weights     tensors and data files, the largest change first
@@ -135,7 +135,7 @@ class InterfaceChange:
 class LayerCache:
     """A layer's attention and its KV cache on one side; None for what is not known.
 
-    `owner` is the layer whose cache it reads, its own index for an owner. `past` and `present` are the names of the
+    `owner` is the layer whose cache it reads, its own index for a KV source layer. `past` and `present` are the names of the
     key cache that it reads, `alias` that of an output of its own that repeats it. `attention` is `sliding` or `full`;
     sizes are counts, `window` is tokens.
     """

@@ -1,4 +1,4 @@
-"""The KV cache section: which layer owns a cache and which borrows one, from each side's own wiring."""
+"""The KV cache section: which layer has a cache of its own and which shares one, from each side's own wiring."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _cache(
     past = core.key.past if core.key else None
     present = core.key.present if core.key else None
     if layer is not None:
-        owner: int | None = layer.owner
+        owner: int | None = layer.kv_source
         sizes: tuple[int | None, int | None] = (layer.kv_heads, layer.head_size)
     else:
         slot = slot_of_name(present or past or "")

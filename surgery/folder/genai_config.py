@@ -65,7 +65,7 @@ class CacheCost:
 
 
 def cache_costs(model: Model) -> dict[str, CacheCost]:
-    """What the KV caches take in each layout: `aliased`, a pair for every layer, and `unique`, the owners' pairs.
+    """What the KV caches take in each layout: `aliased`, a pair for every layer, and `unique`, the source layers' pairs.
 
     The sizes are those of the interface, padding included; config.json's where it has no numbers.
     """
@@ -74,22 +74,22 @@ def cache_costs(model: Model) -> dict[str, CacheCost]:
         declared.dtype for name, declared in declared_types(model.graph).items() if name.startswith("past_key_values.")
     }
     element = 2 if "FLOAT16" in dtypes else 4
-    layouts = {"aliased": arch.layers, "unique": arch.owners}
-    elements = {owner: math.prod(size) for owner, size in _cache_sizes(model).items()}
+    layouts = {"aliased": arch.layers, "unique": arch.kv_sources}
+    elements = {kv_source: math.prod(size) for kv_source, size in _cache_sizes(model).items()}
     return {
-        layout: CacheCost(len(layers), sum(2 * elements[layer.owner] * element for layer in layers))
+        layout: CacheCost(len(layers), sum(2 * elements[layer.kv_source] * element for layer in layers))
         for layout, layers in layouts.items()
     }
 
 
 def _cache_sizes(model: Model) -> dict[int, tuple[int, int]]:
-    """KV owner -> KV heads and head size of its cache in the interface."""
+    """KV source layer -> KV heads and head size of its cache in the interface."""
     declared, sizes = declared_sizes(model.graph), {}
-    for owner in model.require_architecture().owners:
-        heads, size = declared.get(f"past_key_values.{owner.index}.key", (None, None))
-        sizes[owner.index] = (
-            heads if isinstance(heads, int) else owner.kv_heads,
-            size if isinstance(size, int) else owner.head_size,
+    for kv_source in model.require_architecture().kv_sources:
+        heads, size = declared.get(f"past_key_values.{kv_source.index}.key", (None, None))
+        sizes[kv_source.index] = (
+            heads if isinstance(heads, int) else kv_source.kv_heads,
+            size if isinstance(size, int) else kv_source.head_size,
         )
     return sizes
 

@@ -176,7 +176,7 @@ class ExportInspection:
             "folder": str(self.export.root),
             "family": self.export.architecture.family,
             "layers": len(self.export.architecture.layers),
-            "owners": len(self.export.architecture.owners),
+            "owners": len(self.export.architecture.kv_sources),
             "precisions": dict(self.sizes),
             "shown": self.shown,
             "other_precisions": dict(self.export.pairs[self.shown].others),

@@ -26,17 +26,17 @@ def minimum_versions(model: Model, target: Target, *, multimodal: bool) -> Minim
     """What `model`, made for `target`, can run on; `docs/validation/runtimes.md` has every cell behind it.
 
     GenAI reads the head size of each cache from 0.14 on, the number of KV heads from 0.15 on, which also has the
-    multimodal class. A borrower without present outputs needs ONNX Runtime 1.31: 1.27 to 1.30 die of it.
+    multimodal class. A KV-shared layer without present outputs needs ONNX Runtime 1.31: 1.27 to 1.30 die of it.
     """
-    kv_heads = {layer.kv_heads for layer in model.require_architecture().owners}
+    kv_heads = {layer.kv_heads for layer in model.require_architecture().kv_sources}
     reading = "0.15" if multimodal or len(kv_heads) > 1 else "0.14"
     genai = "0.12" if target == "genai-0.12" else reading
     inputs = {value.name for value in model.graph.input}
-    borrowers = [
+    kv_shared_layers = [
         node
         for node in model.graph.node
         if node.op_type == OPERATOR and len(node.input) > PAST_KEY and node.input[PAST_KEY] not in inputs
     ]
-    if not borrowers:
+    if not kv_shared_layers:
         return MinimumVersions(genai, None)
-    return MinimumVersions(genai, "1.31" if any(len(node.output) == 1 for node in borrowers) else "1.27")
+    return MinimumVersions(genai, "1.31" if any(len(node.output) == 1 for node in kv_shared_layers) else "1.27")

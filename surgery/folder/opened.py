@@ -66,9 +66,9 @@ class OpenedFolder:
         return tuple(ids)
 
     @property
-    def owners(self) -> dict[int, int]:
-        """Layer -> the KV owner whose cache it reads, from the layer table; empty without one."""
-        return {layer.index: layer.owner for layer in self.layers or ()}
+    def kv_sources(self) -> dict[int, int]:
+        """Layer -> the KV source layer whose cache it reads, from the layer table; empty without one."""
+        return {layer.index: layer.kv_source for layer in self.layers or ()}
 
     @property
     def window(self) -> int | None:

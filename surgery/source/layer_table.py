@@ -5,8 +5,8 @@ The key is `gemma4_surgery.layers`, the value JSON:
     {"version": 1, "layers": [{"layer": 4, "attention": "full", "head_size": 512, "kv_heads": 1,
                                "owner": 4, "window": null}, ...]}
 
-`attention` is "sliding" or "full"; `head_size` and `kv_heads` are counts; `owner` is the layer whose KV cache this
-layer reads, its own number for a KV owner; `window` is in tokens, or null. A reader refuses other versions.
+`attention` is "sliding" or "full"; `head_size` and `kv_heads` are counts; `kv_source` is the layer whose KV cache this
+layer reads, its own number for a KV source layer; `window` is in tokens, or null. A reader refuses other versions.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def layer_entry(layer: Layer) -> dict[str, object]:
         "attention": layer.attention,
         "head_size": layer.head_size,
         "kv_heads": layer.kv_heads,
-        "owner": layer.owner,
+        "owner": layer.kv_source,
         "window": layer.window,
     }
 
@@ -63,10 +63,10 @@ def _layers(entries: list[dict[str, Any]]) -> tuple[Layer, ...]:
         window = entry["window"]
         if any(type(number) is not int for number in (*numbers, 0 if window is None else window)):
             raise ValueError("a size is no whole number")
-        number, head_size, kv_heads, owner = numbers
-        if number != index or not 0 <= owner <= index or entry["attention"] not in ("sliding", "full"):
-            raise ValueError("the layers are not in order, or an owner comes after its borrower")
-        layers.append(Layer(index, entry["attention"], head_size, kv_heads, owner, window))
+        number, head_size, kv_heads, kv_source = numbers
+        if number != index or not 0 <= kv_source <= index or entry["attention"] not in ("sliding", "full"):
+            raise ValueError("the layers are not in order, or a KV source layer comes after its KV-shared layer")
+        layers.append(Layer(index, entry["attention"], head_size, kv_heads, kv_source, window))
     return tuple(layers)
 
 

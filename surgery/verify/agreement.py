@@ -81,8 +81,8 @@ class CaseResult:
     cosine, kl           the worst position's
     top1, top10          share of positions with the same likeliest token; mean overlap of the ten likeliest
     token_faults         greedy tokens that differ, where the source prefers its own by over 2 x tolerance
-    cache_max_abs        the KV owners' caches after the last step; inf where they differ and were not kept
-    alias_faults         caches of borrowers that are not their owner's, bit by bit, or are not there
+    cache_max_abs        the KV source layers' caches after the last step; inf where they differ and were not kept
+    alias_faults         caches of KV-shared layers that are not their source layer's, bit by bit, or are not there
     source_not_finite    NaN and Inf in the source's logits; merged_not_finite: in the merged graph's alone
     """
 
@@ -140,16 +140,18 @@ class Agreement:
         return max(found, key=lambda worst: abs(worst.source - worst.merged), default=None)
 
 
-def agreement_of(source: Recording, merged: Recording, owners: Mapping[int, int], tolerance: float = 0.0) -> Agreement:
+def agreement_of(
+    source: Recording, merged: Recording, kv_sources: Mapping[int, int], tolerance: float = 0.0
+) -> Agreement:
     """Compare the merged graph's recording with the source's.
 
-    `owners` maps each layer to the KV owner whose cache it reads. Raises ModelError where the recordings are
+    `kv_sources` maps each layer to the KV source layer whose cache it reads. Raises ModelError where the recordings are
     not of the same cases, or the logits not of the same vocabulary.
     """
     if [answer.case for answer in source.answers] != [answer.case for answer in merged.answers]:
         raise ModelError("the recordings are not of the same cases")
     pairs = zip(source.answers, merged.answers, strict=True)
-    cases = tuple(_case(theirs, ours, owners, tolerance) for theirs, ours in pairs)
+    cases = tuple(_case(theirs, ours, kv_sources, tolerance) for theirs, ours in pairs)
     return Agreement(cases, coarsest(source, merged))
 
 
@@ -163,7 +165,7 @@ def coarsest(*recordings: Recording) -> str:
     return "float32"
 
 
-def _case(source: Answer, merged: Answer, owners: Mapping[int, int], tolerance: float) -> CaseResult:
+def _case(source: Answer, merged: Answer, kv_sources: Mapping[int, int], tolerance: float) -> CaseResult:
     case = source.case
     if len(source.steps) != len(merged.steps):
         raise ModelError(f"case {case.name}: {len(merged.steps)} steps, but {len(source.steps)} in the source")
@@ -196,8 +198,8 @@ def _case(source: Answer, merged: Answer, owners: Mapping[int, int], tolerance: 
         top1=sum(found.top1 for found in positions) / len(positions),
         top10=sum(found.top10 for found in positions) / len(positions),
         token_faults=_token_faults(source, merged, tolerance),
-        cache_max_abs=_owners_difference(source, merged, owners),
-        alias_faults=tuple(_alias_faults(source.caches, merged.caches, owners)),
+        cache_max_abs=_owners_difference(source, merged, kv_sources),
+        alias_faults=tuple(_alias_faults(source.caches, merged.caches, kv_sources)),
         source_not_finite=not_finite[0],
         merged_not_finite=not_finite[1],
         worst=worst,
@@ -267,9 +269,9 @@ def margin(logits: Array, preferred: int, other: int) -> float:
     return float(logits[preferred]) - float(logits[other])
 
 
-def _owners_difference(source: Answer, merged: Answer, owners: Mapping[int, int]) -> float:
-    """Over the caches of KV owners. A source may be a merged graph itself, which has its borrowers' aliases too."""
-    owned = {found: cache for found, cache in source.caches.items() if owners.get(found[0], found[0]) == found[0]}
+def _owners_difference(source: Answer, merged: Answer, kv_sources: Mapping[int, int]) -> float:
+    """Over the caches of KV source layers. A source may be a merged graph itself, which has its KV-shared layers' aliases too."""
+    owned = {found: cache for found, cache in source.caches.items() if kv_sources.get(found[0], found[0]) == found[0]}
     padded = source.case if not merged.packed else None
     return max(
         (_cache_difference(padded, cache, merged.caches.get(found)) for found, cache in owned.items()), default=0.0
@@ -307,17 +309,17 @@ def own_part(own: tuple[int, ...], padded: tuple[int, ...]) -> tuple[slice, ...]
 
 
 def _alias_faults(
-    source: Mapping[Slot, StoredCache], merged: Mapping[Slot, StoredCache], owners: Mapping[int, int]
+    source: Mapping[Slot, StoredCache], merged: Mapping[Slot, StoredCache], kv_sources: Mapping[int, int]
 ) -> Iterable[str]:
-    """Caches of the merged graph that the source does not have: each must be its owner's."""
+    """Caches of the merged graph that the source does not have: each must be its source layer's."""
     for (layer, kind), cache in merged.items():
         if (layer, kind) in source:
             continue
-        owner = merged.get((owners.get(layer, -1), kind))
-        if owner is None:
-            yield f"layer {layer}'s {kind}: no owner's cache is in the interface"
-        elif (owner.digest, owner.shape, owner.dtype) != (cache.digest, cache.shape, cache.dtype):
-            yield f"layer {layer}'s {kind} is not layer {owners[layer]}'s"
+        kv_source = merged.get((kv_sources.get(layer, -1), kind))
+        if kv_source is None:
+            yield f"layer {layer}'s {kind}: no KV source layer's cache is in the interface"
+        elif (kv_source.digest, kv_source.shape, kv_source.dtype) != (cache.digest, cache.shape, cache.dtype):
+            yield f"layer {layer}'s {kind} is not layer {kv_sources[layer]}'s"
     kinds = {kind for _, kind in source}
     expanded = {layer for layer, _ in merged} - {layer for layer, _ in source}
     for layer in sorted(expanded):

@@ -34,7 +34,7 @@ def number_gates(found: Agreement, thresholds: Thresholds) -> list[Gate]:
         _difference("owners' caches", "caches", found.cache_max_abs, thresholds.caches, _listed(caches)),
         Gate(
             "numbers",
-            "borrowers' caches are their owners'",
+            "KV-shared layers' caches are their source layers'",
             not aliases,
             0,
             len(aliases),

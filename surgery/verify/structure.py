@@ -168,9 +168,9 @@ def _layer_sizes(folder: OpenedFolder) -> Iterator[str]:
     types = _interface_types(folder)
     table = {f"{prefix}.{layer.index}.{kind}": layer for layer in folder.layers for prefix, kind in _PARTS}
     for layer in folder.layers:
-        if not 0 <= layer.owner < len(folder.layers) or not folder.layers[layer.owner].owns_cache:
-            yield f"layer {layer.index} reads the cache of layer {layer.owner}, which owns none"
-        if layer.owns_cache and f"past_key_values.{layer.index}.key" not in types:
+        if not 0 <= layer.kv_source < len(folder.layers) or not folder.layers[layer.kv_source].is_kv_source:
+            yield f"layer {layer.index} reads the cache of layer {layer.kv_source}, which owns none"
+        if layer.is_kv_source and f"past_key_values.{layer.index}.key" not in types:
             yield f"layer {layer.index} owns a cache, but the interface has none of it"
     for name, (heads, size) in own_sizes(folder.model.graph).items():
         row = table.get(name)
@@ -191,23 +191,23 @@ def _layer_wiring(folder: OpenedFolder) -> Iterator[str]:
     for layer, core in zip(layers, cores, strict=True):
         for kind, cache in (("key", core.key), ("value", core.value)):
             read = {name for name in (cache.past, cache.present) if name} if cache else set()
-            allowed = {f"past_key_values.{layer.owner}.{kind}", f"present.{layer.owner}.{kind}"}
+            allowed = {f"past_key_values.{layer.kv_source}.{kind}", f"present.{layer.kv_source}.{kind}"}
             if not read or not read <= allowed:
                 found = " and ".join(sorted(read)) or "no cache"
-                yield f"layer {layer.index} should read layer {layer.owner}'s {kind}, but reads {found}"
+                yield f"layer {layer.index} should read layer {layer.kv_source}'s {kind}, but reads {found}"
 
 
 def _aliases(folder: OpenedFolder) -> Iterator[str]:
-    """A borrower's present is its owner's, through nothing but Identity."""
+    """A KV-shared layer's present is its source layer's, through nothing but Identity."""
     makers = producers(folder.model.graph)
     outputs = {value.name for value in folder.model.graph.output}
     for layer in folder.layers or ():
-        if layer.owns_cache:
+        if layer.is_kv_source:
             continue
         for kind in ("key", "value"):
-            name, owner = f"present.{layer.index}.{kind}", f"present.{layer.owner}.{kind}"
-            if name in outputs and owner not in (source := _through_identity(name, makers)):
-                yield f"{name} should be {owner}, but is {source[-1]}"
+            name, kv_source = f"present.{layer.index}.{kind}", f"present.{layer.kv_source}.{kind}"
+            if name in outputs and kv_source not in (source := _through_identity(name, makers)):
+                yield f"{name} should be {kv_source}, but is {source[-1]}"
 
 
 def _through_identity(name: str, makers: Mapping[str, Any]) -> list[str]:
@@ -230,7 +230,7 @@ _RULES: dict[str, Callable[[OpenedFolder], Iterator[str]]] = {
     "shared buffer only where it can be": _share_buffer,
     "layer table agrees with the caches": _layer_sizes,
     "layer table agrees with the wiring": _layer_wiring,
-    "borrowers' caches are their owners'": _aliases,
+    "KV-shared layers' caches are their source layers'": _aliases,
 }
 
 

@@ -25,7 +25,7 @@ class Thresholds:
 
     logits       |difference| of a logit that both sides computed in products of the same dimensions
     regrouped    the same, of logits that one side computed along with rows which the other left out
-    caches       |difference| of a value in a KV owner's cache
+    caches       |difference| of a value in a KV source layer's cache
     mean         mean |difference| over the vocabulary, the worst position's
     kl           KL(source || here) in nats, the worst position's
     cosine       cosine of the two rows of logits, the worst position's

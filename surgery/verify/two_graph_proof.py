@@ -57,7 +57,7 @@ def validate_two_graphs(
         told("folder")
         pair = next(iter(export.pairs.values()))
         ours = _record(pair, settings, cases, theirs, TOKENS[scope] - 1, lambda case: told(f"folder: {case}"))
-        found = agreement_of(theirs, ours, {layer.index: layer.owner for layer in export.architecture.layers})
+        found = agreement_of(theirs, ours, {layer.index: layer.kv_source for layer in export.architecture.layers})
         gates += number_gates(found, default_thresholds(coarsest(theirs, ours)))
     except SurgeryError as error:
         gates.append(Gate("structure", "folder answers", False, detail=str(error)))

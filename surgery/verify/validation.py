@@ -340,7 +340,7 @@ class _Run:
     def _compare(self, folder: OpenedFolder, reference: Recording, ours: Recording) -> None:
         self.thresholds = self._thresholds(coarsest(reference, ours))
         try:
-            found = agreement_of(reference, ours, folder.owners, self.thresholds.logits)
+            found = agreement_of(reference, ours, folder.kv_sources, self.thresholds.logits)
         except ModelError as error:
             self.gates.append(Gate("numbers", "logits can be compared", False, detail=str(error)))
             return

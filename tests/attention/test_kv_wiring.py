@@ -19,10 +19,10 @@ def gqa(layer: int, past: tuple[str, str], present: tuple[str, str], key: str = 
     return make_node("GroupQueryAttention", inputs, [f"y{layer}", *present], f"gqa{layer}", domain="com.microsoft")
 
 
-def fused(*nodes: NodeProto, owners: int = 1) -> GraphProto:
+def fused(*nodes: NodeProto, kv_sources: int = 1) -> GraphProto:
     inputs = {name: FLAT for name in ("q", "k", "v")} | {name: (INT32, ["b"]) for name in ("lengths", "total")}
-    pasts = {f"{kind}_in_{i}": CACHE for i in range(owners) for kind in ("k", "v")}
-    presents = {f"{kind}_out_{i}": CACHE for i in range(owners) for kind in ("k", "v")}
+    pasts = {f"{kind}_in_{i}": CACHE for i in range(kv_sources) for kind in ("k", "v")}
+    presents = {f"{kind}_out_{i}": CACHE for i in range(kv_sources) for kind in ("k", "v")}
     return graph_of(*nodes, inputs=inputs | pasts, outputs=presents)
 
 
@@ -78,7 +78,7 @@ def test_other_fused_operators(operator: str, past: int, inputs: int) -> None:
 
 def test_attention_without_a_cache_has_none() -> None:
     node = make_node("MultiHeadAttention", ["q", "k", "v"], ["y"], name="mha")
-    assert caches(fused(node, owners=0)) == [(None, None)]
+    assert caches(fused(node, kv_sources=0)) == [(None, None)]
 
 
 def test_a_softmax_that_is_no_attention_is_not_counted() -> None:

@@ -78,7 +78,7 @@ def test_inspect_shows_layers_and_bytes(what: str, folder: Path) -> None:
     path = {"export": TINY, "folder": folder, "file": folder / "model.onnx"}[what]
     shown = run("inspect", str(path))
     assert shown.returncode == 0, shown.stderr
-    assert "borrows 3" in shown.stdout and "External data" in shown.stdout
+    assert "reads 3's" in shown.stdout and "External data" in shown.stdout
     assert json.loads(run("inspect", str(path), "--json").stdout)
 
 

@@ -203,10 +203,12 @@ def test_a_layer_leads_to_its_row_and_to_its_nodes(opened: Any) -> None:
 
 def test_the_picture_shows_owners_borrowers_and_what_changed(opened: Any) -> None:
     page = opened(comparisons.repacked())
-    counts = page.run("return ['owner', 'borrower'].map((k) => document.querySelectorAll(`rect.bar.${k}`).length)")
+    counts = page.run(
+        "return ['owner', 'KV-shared layer'].map((k) => document.querySelectorAll(`rect.bar.${k}`).length)"
+    )
     assert counts == [30, 40]
     assert len(page.shown(".picture rect.shade")) == 20
-    assert len(page.shown(".picture circle.source")) == 4, "two owners that others borrow from, before and after"
+    assert len(page.shown(".picture circle.source")) == 4, "two KV source layers that others read, before and after"
     tall = page.run(
         "return [...document.querySelectorAll('.picture .side:last-child rect.bar')].map((bar) => bar.height.baseVal.value)"
     )

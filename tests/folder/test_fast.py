@@ -248,7 +248,7 @@ def test_a_second_run_finds_nothing_to_do(exports: dict[str, Export]) -> None:
 
 
 def test_fused_alone_it_keeps_the_owners_bias_for_its_borrowers(exports: dict[str, Export]) -> None:
-    """Row by row as the source has it: an owner and its borrowers must agree on where a row's tokens are."""
+    """Row by row as the source has it: a KV source layer and its KV-shared layers must agree on where a row's tokens are."""
     model, _ = fused(decoder(exports, "tiny-e2b"), FuseAttention())
     nodes = [node for node in model.graph.node if node.op_type == "GroupQueryAttention"]
     assert [len(node.input) for node in nodes] == [11] * 4 + [7] + [11] * 4 + [7]
@@ -259,10 +259,12 @@ def test_older_runtimes_get_presents_by_name(exports: dict[str, Export]) -> None
     for version, outputs in (("1.31", 1), ("1.27", 3)):
         (step,) = parse(f"fuse-attention{{onnxruntime={version}}}")
         model, _ = apply(decoder(exports, "tiny-e2b"), [step])
-        borrowers = [n for n in model.graph.node if n.op_type == "GroupQueryAttention" and "no_rows" in n.input[1]]
-        assert {len(node.output) for node in borrowers} == {outputs}
+        kv_shared_layers = [
+            n for n in model.graph.node if n.op_type == "GroupQueryAttention" and "no_rows" in n.input[1]
+        ]
+        assert {len(node.output) for node in kv_shared_layers} == {outputs}
         read = {name for node in model.graph.node for name in node.input}
-        assert not any(set(node.output[1:]) & read for node in borrowers)
+        assert not any(set(node.output[1:]) & read for node in kv_shared_layers)
 
 
 def constant(proto: ModelProto, node: NodeProto, index: int, value: float) -> None:
@@ -305,7 +307,7 @@ def another_way(proto: ModelProto) -> None:
     [
         (another_window, (5, 6, 7, 8), "layer 5: it is not attention over 8 tokens, with one more token: up to"),
         (another_scale, (4, 9), "layer 4: it is not attention over all tokens, with a padded prompt: up to"),
-        (no_padding, (4, 9), "layer 9: layer 4, which reads the same cache, stays unrolled"),
+        (no_padding, (4, 9), "layer 9: layer 4, which reads the same cache, stays unfused"),
         (keys_swapped, (4, 9), "a Concat of its past and the new rows is expected"),
         (another_way, (7,), r"Softplus node '.*' is met where a value \[batch, tokens, 64\] is expected"),
     ],
@@ -319,7 +321,7 @@ def test_what_is_not_causal_attention_stays_with_the_reason(
     assert re.search(sentence, said(outcome)), said(outcome)
     unrolled = [i for i, core in enumerate(attentions(after.graph)) if core.operator == "Softmax"]
     assert tuple(unrolled) == layers
-    with pytest.raises(PassError, match=f"layer {layers[0]}'s attention is unrolled"):
+    with pytest.raises(PassError, match=f"layer {layers[0]}'s attention is unfused"):
         fused(after, DropAttentionBias())
 
 
@@ -400,7 +402,9 @@ def test_layers_of_one_form_are_tried_once(exports: dict[str, Export], monkeypat
     run = Subgraph.run
     monkeypatch.setattr(Subgraph, "run", lambda self, *given: runs.append(id(self)) or run(self, *given))
     _, (outcome,) = fused(decoder(exports, "tiny-e4b"), FuseAttention())
-    assert "changed layer 5, 11" in said(outcome) and len(set(runs)) == 3  # owners, and two kinds of borrowers
+    assert (
+        "changed layer 5, 11" in said(outcome) and len(set(runs)) == 3
+    )  # KV source layers, and two kinds of KV-shared layers
 
 
 def test_a_graph_without_a_mask_is_refused(exports: dict[str, Export]) -> None:
@@ -481,7 +485,7 @@ def sliced(model: Model, *before: Pass, step: SliceCaches | None = None) -> tupl
 
 
 def test_windowed_layers_read_the_rows_in_view(exports: dict[str, Export], folders: dict[str, Path]) -> None:
-    """One slice for an owner and its borrowers; 40 tokens on, it still has the window's 8 rows."""
+    """One slice for a KV source layer and its KV-shared layers; 40 tokens on, it still has the window's 8 rows."""
     cut = [f"/model/layers.{layer}/attn/cache/key/Slice/output_0" for layer in range(4)]
     graph = OpenGraph(folders["tiny-e2b"] / "model.onnx", Settings(), cut)
     cache = graph.empty_cache(1)
@@ -496,11 +500,11 @@ def test_windowed_layers_read_the_rows_in_view(exports: dict[str, Export], folde
 def test_float16_is_read_as_float32_and_converted_once_for_a_cache(exports: dict[str, Export]) -> None:
     export = exports["tiny-e4b"]
     model, outcome = sliced(Model.open(export.pair("q4f16").decoder, export.architecture))
-    assert outcome.operators["ScatterND"] == 2 * len(model.require_architecture().owners)
+    assert outcome.operators["ScatterND"] == 2 * len(model.require_architecture().kv_sources)
     types = declared_types(model.graph)
     fused = [node for node in model.graph.node if node.op_type == "GroupQueryAttention"]
     assert {types[node.input[3]].dtype for node in fused} == {"FLOAT"}
-    assert len({node.input[3] for node in fused}) == len(model.require_architecture().owners)
+    assert len({node.input[3] for node in fused}) == len(model.require_architecture().kv_sources)
     assert types["present.0.key"].dtype == "FLOAT16"
 
 

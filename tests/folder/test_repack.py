@@ -55,13 +55,13 @@ def test_runtime_generates_the_tokens_of_transformers(fixture: str, layout: KVLa
 
 
 def test_steps_with_nothing_to_do_say_so(tmp_path: Path) -> None:
-    """26B-A4B has neither per-layer inputs nor borrowers, and its experts are none of our business."""
+    """26B-A4B has neither per-layer inputs nor KV-shared layers, and its experts are none of our business."""
     fixtures.build("tiny-26b-a4b", "q4f16", tmp_path / "source")
     export = open_export(tmp_path / "source")
     pair = export.pair("q4f16")
     model, outcomes = plan(pair, export, compatible(pair.embed))
     said = {outcome.name: [str(finding) for finding in outcome.findings] for outcome in outcomes}
-    assert said["expand-shared-kv"] == ["skipped borrowers: every layer owns its cache"]
+    assert said["expand-shared-kv"] == ["skipped KV-shared layers: every layer has its own cache"]
     assert not [line for line in said["merge-embeddings"] if "per_layer_inputs" in line]
     experts = [node for node in Model.open(pair.decoder).graph.node if "/moe/" in node.name]
     assert experts and [node for node in model.graph.node if "/moe/" in node.name] == experts
@@ -160,7 +160,7 @@ def test_buffer_is_shared_only_where_grouped_query_attention_touches_every_cache
     export = open_export(tmp_path / "source")
     pair = export.pair("fp32")
     model, _ = plan(pair, export, compatible(pair.embed))
-    assert not shares_buffer(model), "the full layers' attention is unrolled"
+    assert not shares_buffer(model), "the full layers' attention is unfused"
     for node in list(model.graph.node):
         if node.op_type != "GroupQueryAttention":
             model.graph.node.remove(node)
@@ -207,7 +207,7 @@ def test_disk_too_small_is_noticed_before_writing(tmp_path: Path, monkeypatch: p
         (lambda s: truncate(s / "onnx" / "embed_tokens_q4.onnx_data", 10), WeightError, "has 10 bytes"),
         (lambda s: truncate(s / "onnx" / "decoder_model_merged_q4.onnx", 50_000), ModelError, "cut short"),
         (lambda s: truncate(s / "onnx" / "embed_tokens_q4.onnx", 0), ModelError, "0 bytes"),
-        (lambda s: swap_layer_types(s / "config.json"), PassError, "layer 5 borrows from layer 2 by config.json"),
+        (lambda s: swap_layer_types(s / "config.json"), PassError, "layer 5 reads the cache of layer 2 by config.json"),
     ],
     ids=[
         "no config", "broken config", "other model", "no tokenizer", "no sidecar", "short sidecar", "short embed sidecar",
@@ -231,7 +231,7 @@ def truncate(path: Path, size: int) -> None:
 
 
 def swap_layer_types(path: Path) -> None:
-    """A config whose layer 3 is full attention: its head size, and who owns the borrowers' cache, contradict the graph."""
+    """A config whose layer 3 is full attention: its head size, and who owns the KV-shared layers' cache, contradict the graph."""
     config = json.loads(path.read_text())
     config["text_config"]["layer_types"][3] = "full_attention"
     path.write_text(json.dumps(config))

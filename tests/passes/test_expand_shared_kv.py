@@ -1,4 +1,4 @@
-"""expand-shared-kv: borrowers get pairs that alias their owner's; a config that contradicts the wiring is refused."""
+"""expand-shared-kv: KV-shared layers get pairs that alias their source layer's; a config that contradicts the wiring is refused."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_a_second_run_finds_nothing_to_do(tmp_path: Path) -> None:
     model, _ = applied(tmp_path, decoder(), ExpandSharedKV())
     again, (outcome,) = apply(model, [ExpandSharedKV()])
     assert not outcome.changed and again.proto == model.proto
-    assert [str(f) for f in outcome.findings] == ["skipped borrowers: each has its pair already"]
+    assert [str(f) for f in outcome.findings] == ["skipped KV-shared layers: each has its pair already"]
 
 
 def test_a_model_without_borrowers_is_left_alone(tmp_path: Path) -> None:
@@ -92,16 +92,16 @@ def test_a_model_without_borrowers_is_left_alone(tmp_path: Path) -> None:
     node = make_node("GroupQueryAttention", names, ["y", "present.0.key", "present.0.value"], domain="com.microsoft")
     config = {"num_hidden_layers": 1, "layer_types": [F], "global_head_dim": 8, "num_kv_shared_layers": 0}
     _, outcome = applied(tmp_path, plain([node], inputs=inputs, outputs=outputs), ExpandSharedKV(), **config)
-    assert [str(f) for f in outcome.findings] == ["skipped borrowers: every layer owns its cache"]
+    assert [str(f) for f in outcome.findings] == ["skipped KV-shared layers: every layer has its own cache"]
 
 
 # Refusals
 
 
 def test_an_owner_by_config_that_the_wiring_does_not_confirm_names_the_layer(tmp_path: Path) -> None:
-    refused(tmp_path, decoder(), ExpandSharedKV(), r"layer 2 borrows from layer 1 by config\.json \(past_key_values\.1\.key -> present\.1\.key\), "
+    refused(tmp_path, decoder(), ExpandSharedKV(), r"layer 2 reads the cache of layer 1 by config\.json \(past_key_values\.1\.key -> present\.1\.key\), "
         r"but '/model/layers\.2/attn/manual/Softmax' reads past_key_values\.0\.key -> present\.0\.key", layer_types=[S, F, F, F])  # fmt: skip
-    refused(tmp_path, decoder(), ExpandSharedKV(), r"layer 2 owns its cache by config\.json .*, but .* reads past_key_values\.0\.key", num_kv_shared_layers=1)  # fmt: skip
+    refused(tmp_path, decoder(), ExpandSharedKV(), r"layer 2 has its own cache by config\.json .*, but .* reads past_key_values\.0\.key", num_kv_shared_layers=1)  # fmt: skip
 
 
 def test_a_borrower_of_the_wrong_owner_in_the_graph_names_the_layer(tmp_path: Path) -> None:
@@ -110,12 +110,15 @@ def test_a_borrower_of_the_wrong_owner_in_the_graph_names_the_layer(tmp_path: Pa
         if node.name.startswith("/model/layers.2/attn/manual/Mixed"):
             node.input[1] = "present.1.value"
     refused(
-        tmp_path, proto, ExpandSharedKV(), r"layer 2 borrows from layer 0 by config\.json \(past_key_values\.0\.value"
+        tmp_path,
+        proto,
+        ExpandSharedKV(),
+        r"layer 2 reads the cache of layer 0 by config\.json \(past_key_values\.0\.value",
     )
 
 
 def test_too_few_attention_cores(tmp_path: Path) -> None:
-    sentence = r"the graph has 4 attention cores, but config\.json has 5 layers; owners cannot be checked"
+    sentence = r"the graph has 4 attention cores, but config\.json has 5 layers; KV source layers cannot be checked"
     refused(tmp_path, decoder(), ExpandSharedKV(), sentence, num_hidden_layers=5, layer_types=[S, F, S, F, F])
 
 
@@ -141,7 +144,7 @@ def test_an_interface_of_other_names_is_refused(tmp_path: Path) -> None:
         tmp_path,
         proto,
         ExpandSharedKV(),
-        r"layer 0 owns its cache by config\.json .*, but .* reads past_key_0 -> present\.0\.key",
+        r"layer 0 has its own cache by config\.json .*, but .* reads past_key_0 -> present\.0\.key",
     )
 
 

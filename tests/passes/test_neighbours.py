@@ -33,7 +33,7 @@ def test_a_gemma3n_config_and_its_defaults() -> None:
     assert arch.family == "gemma3n" and arch.vocab_size == 262400 and arch.per_layer_input_size == 256
     assert [layer.index for layer in arch.layers if layer.attention == "full"] == [4, 9, 14, 19, 24, 29]
     assert {(layer.head_size, layer.kv_heads) for layer in arch.layers} == {(256, 2)}
-    assert len(arch.borrowers) == 15 and arch.context_length == 32768
+    assert len(arch.kv_shared_layers) == 15 and arch.context_length == 32768
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_of_the_passes_those_that_apply_to_gemma3n_apply(gemma3n: Path) -> None:
     said = {outcome.name: outcome.findings[-1] for outcome in outcomes}
     assert said["merge-embeddings"].verb != "skipped"
     assert str(said["fold-logits-to-keep"]) == "skipped num_logits_to_keep: the graph does not take it"
-    assert str(said["expand-shared-kv"]) == "skipped borrowers: each has its pair already"
+    assert str(said["expand-shared-kv"]) == "skipped KV-shared layers: each has its pair already"
     inputs = {value.name for value in model.graph.input}
     assert {"input_ids", "position_ids", "past_key_values.9.value"} < inputs and "attention_mask" not in inputs
 

@@ -181,7 +181,7 @@ def test_folder_equals_its_source_bit_for_bit(fixture: str, precision: str, layo
     settings = Settings(threads=1)
     theirs = record(TwoGraphModel.open(export.pair(precision), settings), cases, steps=6)
     ours = record(MergedModel(folder.model.path, settings), cases, steps=6, follow=theirs)
-    found = agreement_of(theirs, ours, folder.owners)
+    found = agreement_of(theirs, ours, folder.kv_sources)
     assert (found.max_abs, found.regrouped_max_abs, found.cache_max_abs) == (0, 0, 0)
     assert not any(case.alias_faults for case in found.cases)
 

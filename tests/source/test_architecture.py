@@ -55,14 +55,14 @@ def changed(**values: Any) -> dict[str, Any]:
     return {k: v for k, v in {**TINY_E2B_HUB, **values}.items() if v != "absent"}
 
 
-def owner_numbers(arch: Architecture) -> list[int]:
-    return [layer.index for layer in arch.owners]
+def kv_source_numbers(arch: Architecture) -> list[int]:
+    return [layer.index for layer in arch.kv_sources]
 
 
 def test_e2b_has_fifteen_owners_and_its_borrowers_read_13_and_14() -> None:
     arch = architecture(E2B)
-    assert owner_numbers(arch) == list(range(15))
-    assert {(layer.attention, layer.owner) for layer in arch.borrowers} == {("sliding", 13), ("full", 14)}
+    assert kv_source_numbers(arch) == list(range(15))
+    assert {(layer.attention, layer.kv_source) for layer in arch.kv_shared_layers} == {("sliding", 13), ("full", 14)}
     assert [layer.index for layer in arch.layers if layer.attention == "full"] == list(range(4, 35, 5))
     assert {layer.head_size for layer in arch.layers if layer.attention == "full"} == {512}
     assert {layer.window for layer in arch.layers} == {512, None}
@@ -71,14 +71,14 @@ def test_e2b_has_fifteen_owners_and_its_borrowers_read_13_and_14() -> None:
 
 def test_e4b_has_24_owners_and_its_borrowers_read_22_and_23() -> None:
     arch = architecture(E4B)
-    assert owner_numbers(arch) == list(range(24))
-    assert {(layer.attention, layer.owner) for layer in arch.borrowers} == {("sliding", 22), ("full", 23)}
+    assert kv_source_numbers(arch) == list(range(24))
+    assert {(layer.attention, layer.kv_source) for layer in arch.kv_shared_layers} == {("sliding", 22), ("full", 23)}
     assert len(arch.layers) == 42 and arch.layers[-1].kv_heads == 2
 
 
 def test_31b_shares_nothing_and_its_full_layers_have_heads_of_their_own() -> None:
     arch = architecture(TINY_31B_HUB)
-    assert arch.borrowers == ()
+    assert arch.kv_shared_layers == ()
     assert [(layer.head_size, layer.kv_heads) for layer in arch.layers] == [(16, 4)] * 5 + [(32, 2)]
     assert arch.per_layer_input_size == 0
 
@@ -137,7 +137,7 @@ def test_12b_has_its_own_model_type_and_null_is_the_default() -> None:
     arch = architecture(UNIFIED_12B)
     assert [layer.index for layer in arch.layers if layer.attention == "full"] == list(range(5, 48, 6))
     assert {(layer.head_size, layer.kv_heads) for layer in arch.layers} == {(256, 8), (512, 1)}
-    assert arch.borrowers == () and arch.per_layer_input_size == 0 and arch.vocab_size == 262144
+    assert arch.kv_shared_layers == () and arch.per_layer_input_size == 0 and arch.vocab_size == 262144
 
 
 def test_absent_per_layer_input_size_means_256_in_gemma4() -> None:
@@ -159,7 +159,7 @@ def test_absent_per_layer_input_size_means_256_in_gemma4() -> None:
         (changed(head_dim=-1), "head_dim is -1; a whole number"),
         (changed(vocab_size=10**30), "vocab_size is 1000000000000000000000000000000; a whole number"),
         (changed(num_kv_shared_layers=10), "num_kv_shared_layers is 10, but the model has only 10 layers"),
-        (changed(num_kv_shared_layers=6), "layer 4 shares a full KV cache, but no full layer before it owns one"),
+        (changed(num_kv_shared_layers=6), "layer 4 shares a full KV cache, but no full layer before it has one"),
         (changed(layer_types=[S] * 9), "layer_types has 9 entries, but num_hidden_layers is 10"),
         (changed(layer_types="full"), "layer_types has 'full', but num_hidden_layers is 10"),
         (changed(layer_types=[S] * 9 + ["mamba"]), r"layer_types\[9\] is 'mamba'; sliding_attention or full_attention"),

@@ -173,7 +173,7 @@ def test_a_wrong_alias_fails_the_structure_and_nothing_runs(wrong: str, folder: 
     """Of another layer, or the value for the key; neither moves a logit."""
     edit(folder, lambda graph: node(graph, "/model/layers.5/attn/present/key").input.__setitem__(0, wrong))
     report = check(folder, export)
-    assert failures(report, "structure") == {"borrowers' caches are their owners'"}
+    assert failures(report, "structure") == {"KV-shared layers' caches are their source layers'"}
     assert failures(report, "runtime") == {"generation"} and not report.section("numbers")
 
 

@@ -116,7 +116,7 @@ def check_kv_sources(graph: GraphProto, arch: Architecture) -> None:
     if len(cores) != len(arch.layers):
         raise PassError(
             f"the graph has {len(cores)} attention cores, but config.json has {len(arch.layers)} layers; "
-            "owners cannot be checked against the wiring"
+            "KV source layers cannot be checked against the graph"
         )
     for layer, core in zip(arch.layers, cores, strict=True):
         for kind, cache in (("key", core.key), ("value", core.value)):

@@ -76,14 +76,14 @@ class FuseAttention(Pass):
     def run(self, model: Model) -> list[Finding]:
         arch = model.require_architecture()
         found = attention_nodes(model.graph)
-        unrolled = {layer.index for layer, core in zip(arch.layers, found, strict=True) if core.mixed is not None}
-        if not unrolled:
+        unfused_layers = {layer.index for layer, core in zip(arch.layers, found, strict=True) if core.mixed is not None}
+        if not unfused_layers:
             return [Finding("skipped", "attention", f"each of {len(found)} layers is fused already")]
         matches, reasons = _matches(model, arch, found)
         findings = [Finding("skipped", f"layer {index}", reason) for index, reason in reasons.items()]
         if matches:
             _Fusion(model, arch, found, matches, named=self.onnxruntime == "1.27").write()
-            findings += _summaries(arch, matches, len(found) - len(unrolled))
+            findings += _summaries(arch, matches, len(found) - len(unfused_layers))
         return findings
 
     def ensures(self, model: Model) -> None:

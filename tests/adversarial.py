@@ -92,7 +92,7 @@ def unrolled_attention_behind_transposes(proto: ModelProto, count: int) -> None:
 
 @form
 def caches(proto: ModelProto, count: int) -> None:
-    """Attention cores with pasts and presents of their own, and as many that borrow."""
+    """Attention cores with pasts and presents of their own, and as many that share them."""
     graph = proto.graph
     for layer in range(10, 10 + count):
         names = [f"{way}.{layer}.{kind}" for way in ("past_key_values", "present") for kind in ("key", "value")]

@@ -1,6 +1,6 @@
 """A two-graph export in miniature: every form of attention that the exporter writes, and numbers that run.
 
-Four layers: 0 sliding (GroupQueryAttention) and 1 full (unrolled) own their caches, 2 and 3 borrow them. Every
+Four layers: 0 sliding (GroupQueryAttention) and 1 full (unfused) have caches of their own, 2 and 3 share them. Every
 operator is in ONNX Runtime's CPU provider, weights are random and inline, sizes are the smallest that work.
 """
 

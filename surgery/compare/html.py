@@ -237,14 +237,14 @@ def _caches(layers: Sequence[LayerChange], nodes: Sequence[NodeChange]) -> list[
 
 def _legend(layers: Sequence[LayerChange]) -> Element:
     swatches = (
-        ("swatch sliding owner", "sliding attention, owns its cache"),
-        ("swatch full owner", "full attention, owns its cache"),
-        ("swatch borrower", "borrows the cache that the line leads to"),
+        ("swatch sliding kv-source", "sliding attention, a cache of its own"),
+        ("swatch full kv-source", "full attention, a cache of its own"),
+        ("swatch kv-shared", "reads the cache that the line leads to"),
         ("swatch shade", "changed"),
     )
     signs = [("▾▴", "its own past input, present output"), ("256", "head size, which is also the bar's height")]
     operators = {cache.operator for layer in layers for cache in (layer.before, layer.after) if cache is not None}
-    signs += [(initial(name), f"{name}{', unrolled' if name == 'Softmax' else ''}") for name in sorted(operators)]
+    signs += [(initial(name), f"{name}{', unfused' if name == 'Softmax' else ''}") for name in sorted(operators)]
     return element(
         "ul",
         *(element("li", element("span", class_=style), text) for style, text in swatches),
@@ -292,7 +292,7 @@ def _layer_row(layer: LayerChange, nodes: int) -> Element:
         cache = layer.after if side else layer.before
         if cache is None or cache.owner is None:
             return None
-        return "owner" if cache.owner == layer.index else f"borrows {cache.owner}"
+        return "its own" if cache.owner == layer.index else f"reads {cache.owner}'s"
 
     names = ("attention", "operator", "head_size", "kv_heads", "window")
     cells: list[Child] = [cell(field(name)) for name in names]

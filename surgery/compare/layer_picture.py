@@ -1,9 +1,9 @@
-"""The layers as an SVG picture: who owns a KV cache, who borrows whose, how large it is, and what changed.
+"""The layers as an SVG picture: which have a KV cache, which read whose, how large it is, and what changed.
 
     index        0   1   2   3   4   5   6   7   8   9
     interface   v^  v^  v^  v^  v^   ^   ^   ^   ^   ^        a past goes in, a present comes out: names of its own
-    bar         |#| |#| |#| |#| |#| |-| |-| |-| |-| |-|       filled: owns its cache; outlined: borrows; height: head size; operator's initial
-    rails                    o---|'--|'--|'--|'   |           one for each owner that others borrow from
+    bar         |#| |#| |#| |#| |#| |-| |-| |-| |-| |-|       filled: a cache of its own; outlined: reads another's; height: head size; operator's initial
+    rails                    o---|'--|'--|'--|'   |           one for each layer whose cache others read
                                  o----------------'
 
 Two panels, before and after, where any layer changed; a column that changed is shaded in both.
@@ -36,8 +36,8 @@ class _Panel:
     tallest_head: int
 
     @cached_property
-    def borrowers(self) -> dict[int, list[int]]:
-        """Owner that others borrow from -> the columns of those; each owner has a rail, in this order."""
+    def readers(self) -> dict[int, list[int]]:
+        """KV source layer that others read -> the columns of those; each source has a rail, in this order."""
         found: dict[int, list[int]] = {}
         for column, layer in enumerate(self.layers):
             cache = self.side(layer)
@@ -47,7 +47,7 @@ class _Panel:
 
     @property
     def height(self) -> int:
-        return BAR_TOP + TALLEST + RAIL_GAP + RAIL_STEP * len(self.borrowers)
+        return BAR_TOP + TALLEST + RAIL_GAP + RAIL_STEP * len(self.readers)
 
 
 def layer_picture(layers: Sequence[LayerChange]) -> Element:
@@ -79,33 +79,33 @@ def layer_picture(layers: Sequence[LayerChange]) -> Element:
 
 
 def _described(layers: Sequence[LayerChange]) -> str:
-    owners = sum(1 for layer in layers if layer.after and layer.after.owner == layer.index)
+    sources = sum(1 for layer in layers if layer.after and layer.after.owner == layer.index)
     changed = sum(layer.changed for layer in layers)
-    return f"{len(layers)} layers, {owners} of them own a KV cache afterwards; {changed} layers changed"
+    return f"{len(layers)} layers, {sources} of them have a KV cache of their own afterwards; {changed} layers changed"
 
 
 def _drawn(panel: _Panel, top: int) -> Element:
     title = element("text", panel.title, x=0, y=BAR_TOP + TALLEST - 4, class_="panel")
     group = element("g", title, transform=f"translate(0 {top})", class_="side")
     columns = {layer.index: column for column, layer in enumerate(panel.layers)}
-    for rail, (owner, borrowers) in enumerate(panel.borrowers.items()):
-        append(group, *_rail(panel, borrowers, columns.get(owner), rail))
+    for rail, (owner, readers) in enumerate(panel.readers.items()):
+        append(group, *_rail(panel, readers, columns.get(owner), rail))
     for column, layer in enumerate(panel.layers):
         append(group, _column(panel, column, layer))
     return group
 
 
-def _rail(panel: _Panel, borrowers: Sequence[int], own: int | None, rail: int) -> list[Element]:
-    """The owner's line, by columns: down from its bar, along, and up into each borrower."""
+def _rail(panel: _Panel, readers: Sequence[int], own: int | None, rail: int) -> list[Element]:
+    """The source layer's line, by columns: down from its bar, along, and up into each reader."""
     base = BAR_TOP + TALLEST
     y = base + RAIL_GAP + RAIL_STEP * rail
-    first = panel.side(panel.layers[borrowers[0]])
+    first = panel.side(panel.layers[readers[0]])
     kind = first.attention if first is not None else None
     style = f"rail {_kind(kind)}"
-    ends = [_middle(c) for c in (*borrowers, *([own] if own is not None else []))]
+    ends = [_middle(c) for c in (*readers, *([own] if own is not None else []))]
     drawn = [element("path", d=f"M{min(ends)} {y}H{max(ends)}", class_=style)]
-    drawn += [element("path", d=f"M{_middle(c)} {y}V{base + 2}", class_=style) for c in borrowers]
-    drawn += [element("path", d=f"M{_middle(c) - 3} {base + 6}l3 -4l3 4", class_=style) for c in borrowers]
+    drawn += [element("path", d=f"M{_middle(c)} {y}V{base + 2}", class_=style) for c in readers]
+    drawn += [element("path", d=f"M{_middle(c) - 3} {base + 6}l3 -4l3 4", class_=style) for c in readers]
     if own is not None:
         drawn.append(element("path", d=f"M{_middle(own)} {base}V{y}", class_=style))
         drawn.append(element("circle", cx=_middle(own), cy=y, r=3, class_=f"source {_kind(kind)}"))
@@ -132,15 +132,15 @@ def _bar(panel: _Panel, column: int, layer: LayerChange, cache: LayerCache) -> l
         tall += round((TALLEST - SHORTEST) * cache.head_size / panel.tallest_head)
     left, top = _left(column), BAR_TOP + TALLEST - tall
     middle = _middle(column)
-    owns = cache.owner == layer.index
-    style = f"bar {_kind(cache.attention)} {'owner' if owns else 'borrower'}"
+    own = cache.owner == layer.index
+    style = f"bar {_kind(cache.attention)} {'kv-source' if own else 'kv-shared'}"
     parts: list[Child] = [_rect(left, top, BAR, tall, style, rx=3)]
     if cache.head_size:
         parts.append(element("text", str(cache.head_size), x=middle, y=BAR_TOP + TALLEST - 5, class_=f"head {style}"))
     parts.append(element("text", initial(cache.operator), x=middle, y=top + 9, class_=f"operator {style}"))
-    if cache.past and owns:
+    if cache.past and own:
         parts.append(element("path", d=f"M{middle - 8} {PORT_LINE - 6}h6l-3 6z", class_="port"))
-    if cache.alias or (cache.present and owns):
+    if cache.alias or (cache.present and own):
         parts.append(element("path", d=f"M{middle + 2} {PORT_LINE}h6l-3 -6z", class_="port"))
     return parts
 
@@ -149,9 +149,9 @@ def _told(title: str, layer: LayerChange, cache: LayerCache | None) -> str:
     """The layer in words: a tooltip, and what a screen reader says."""
     if cache is None:
         return f"layer {layer.index}, {title}: not there"
-    owner = "owner unknown" if cache.owner is None else f"borrows layer {cache.owner}'s cache"
+    owner = "owner unknown" if cache.owner is None else f"reads layer {cache.owner}'s cache"
     if cache.owner == layer.index:
-        owner = "owns its cache"
+        owner = "has its own cache"
     head = f"head size {cache.head_size}" if cache.head_size else ""
     heads = f"{cache.kv_heads} KV head{'' if cache.kv_heads == 1 else 's'}" if cache.kv_heads else ""
     window = f"window {cache.window}" if cache.window else ""

@@ -181,8 +181,8 @@ def _caches(layers: Sequence[LayerChange]) -> ReportSection:
         ReportRow(mark, "layer" if len(found) == 1 else "layers", ranges(found), words, note)
         for (mark, words, note), found in groups.items()
     )
-    owners = sum(1 for layer in layers if (now := layer.after or layer.before) and now.owner == layer.index)
-    lead = f"{len(layers)} layers, {owners} of them own a cache" if layers else ""
+    sources = sum(1 for layer in layers if (now := layer.after or layer.before) and now.owner == layer.index)
+    lead = f"{len(layers)} layers, {sources} of them have a cache of their own" if layers else ""
     details = [
         ReportRow("~", "layer", str(layer.index), str(edit), _reasons(layer.reasons))
         for layer in layers

@@ -67,7 +67,7 @@ def _odd_bits(node: NodeProto, _: Mapping[str, TensorType]) -> bool:
 
 LIMITS = (
     Limit("GroupQueryAttention", "a head size above 256", "1.26.0", _large_heads),
-    Limit("GroupQueryAttention", "an empty key, as a borrowed cache has it", "1.27.0", _empty_key),
+    Limit("GroupQueryAttention", "an empty key, as a KV-shared layer has it", "1.27.0", _empty_key),
     Limit("GroupQueryAttention", "the weights of a query and key norm", "1.28.0", _has_input(14, 15)),
     Limit("GroupQueryAttention", "an attention_bias", "1.29.0", _has_input(10)),
     Limit("GroupQueryAttention", "outputs without the present cache", "1.31.0", _no_present),

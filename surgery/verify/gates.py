@@ -31,7 +31,7 @@ def number_gates(found: Agreement, thresholds: Thresholds) -> list[Gate]:
             "rows of a padded batch, which the source computes along with every other token's",
         ),
         Gate("numbers", "greedy tokens", not tokens, 0, sum(c.token_faults for c in cases), _listed(tokens)),
-        _difference("owners' caches", "caches", found.cache_max_abs, thresholds.caches, _listed(caches)),
+        _difference("KV source layers' caches", "caches", found.cache_max_abs, thresholds.caches, _listed(caches)),
         Gate(
             "numbers",
             "KV-shared layers' caches are their source layers'",

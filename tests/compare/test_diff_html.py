@@ -191,11 +191,11 @@ def test_a_layer_leads_to_its_row_and_to_its_nodes(opened: Any) -> None:
     links = page.browser.find_elements("css selector", ".picture a")
     assert len(links) == 70, "35 layers, before and after"
     title = page.run("return arguments[0].querySelector('title').textContent", links[35 + 19])
-    assert title.startswith("layer 19, after: full attention by Softmax, borrows layer 14's cache, head size 512")
+    assert title.startswith("layer 19, after: full attention by Softmax, reads layer 14's cache, head size 512")
     assert "changed alias: (none) -> present.19.key" in title
     page.run("arguments[0].dispatchEvent(new MouseEvent('click', {bubbles: true}))", links[35 + 19])
     (row,) = page.shown("#layer-19")
-    assert "borrows 14" in row.text and "present.19.key" in row.text
+    assert "reads 14's" in row.text and "present.19.key" in row.text
     row.find_element("css selector", "button.jump").click()
     assert page.count() == "7 of 232 changed nodes shown"
     assert {found.get_attribute("data-layer") for found in page.shown("tr[data-verb]")} == {"19"}
@@ -203,9 +203,7 @@ def test_a_layer_leads_to_its_row_and_to_its_nodes(opened: Any) -> None:
 
 def test_the_picture_shows_owners_borrowers_and_what_changed(opened: Any) -> None:
     page = opened(comparisons.repacked())
-    counts = page.run(
-        "return ['owner', 'KV-shared layer'].map((k) => document.querySelectorAll(`rect.bar.${k}`).length)"
-    )
+    counts = page.run("return ['kv-source', 'kv-shared'].map((k) => document.querySelectorAll(`rect.bar.${k}`).length)")
     assert counts == [30, 40]
     assert len(page.shown(".picture rect.shade")) == 20
     assert len(page.shown(".picture circle.source")) == 4, "two KV source layers that others read, before and after"

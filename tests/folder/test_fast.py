@@ -319,8 +319,8 @@ def test_what_is_not_causal_attention_stays_with_the_reason(
     damage(model.proto)
     after, (outcome,) = fused(model, FuseAttention())
     assert re.search(sentence, said(outcome)), said(outcome)
-    unrolled = [i for i, core in enumerate(attentions(after.graph)) if core.operator == "Softmax"]
-    assert tuple(unrolled) == layers
+    unfused = [i for i, core in enumerate(attentions(after.graph)) if core.operator == "Softmax"]
+    assert tuple(unfused) == layers
     with pytest.raises(PassError, match=f"layer {layers[0]}'s attention is unfused"):
         fused(after, DropAttentionBias())
 

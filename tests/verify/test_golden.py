@@ -91,7 +91,7 @@ def test_another_model_fails(stored: Path, export: Export, tmp_path: Path) -> No
     pair = export.pair("q4f16")
     other = build_folder(export, pair, compatible(pair.embed), tmp_path / "out").folder
     report = prove_folder(other, None, request=Request(cases=CASES, tokens=3, golden=stored))
-    assert {"logits", "owners' caches"} <= {gate.name for gate in report.failed}
+    assert {"logits", "KV source layers' caches"} <= {gate.name for gate in report.failed}
 
 
 def test_a_recording_of_another_provider_is_held_to_wider_thresholds(

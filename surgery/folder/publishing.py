@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from surgery.errors import PublishError
+from surgery.errors import PublishError, SurgeryError
 from surgery.source.hub import HubSource, explain
 
 if TYPE_CHECKING:
@@ -98,11 +98,11 @@ def _api(destination: Destination) -> HfApi:
 @contextlib.contextmanager
 def _explained(destination: Destination, folder: Path | None = None) -> Iterator[None]:
     """Turn what huggingface_hub and the libraries under it raise into one sentence."""
-    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # httpx's in 1.x, httpx2's in 2.x
-
     try:
         yield
-    except (HTTPError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except SurgeryError:
+        raise
+    except Exception as error:  # of any kind, where the Hub's JSON is not what they take for granted
         raise _explain(error, destination, folder) from error
 
 

@@ -23,7 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from surgery.choices import Modality
-from surgery.errors import ExportError, nearest
+from surgery.errors import ExportError, SurgeryError, nearest
 from surgery.source.export import (
     DECODER,
     EMBED,
@@ -267,7 +267,12 @@ def _hub_listing(source: HubSource) -> Listing:
         files = {}
         for entry in info.siblings or []:
             blob = entry.lfs.sha256 if entry.lfs else entry.blob_id
-            files[entry.rfilename] = HubFile(entry.rfilename, entry.size, blob)
+            file = HubFile(entry.rfilename, entry.size, blob)
+            if not (isinstance(file.name, str) and isinstance(file.blob, str | None)):
+                raise TypeError(f"{file.name!r:.80} is listed as the name of a file")
+            if file.size is not None and (type(file.size) is not int or not 0 <= file.size < 2**63):
+                raise TypeError(f"{file.name!r:.80} is listed with a size of {file.size!r:.80}")
+            files[file.name] = file
     if "config.json" not in files:
         raise ExportError(f"{source} has no config.json: it is not an export of a model")
     with _explained(source):
@@ -370,11 +375,11 @@ def _require_space(download: Download) -> None:
 @contextlib.contextmanager
 def _explained(source: HubSource) -> Iterator[None]:
     """Turn what huggingface_hub and the libraries under it raise into one sentence."""
-    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # httpx's in 1.x, httpx2's in 2.x
-
     try:
         yield
-    except (HTTPError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except SurgeryError:
+        raise
+    except Exception as error:  # of any kind, where the Hub's JSON is not what they take for granted
         raise explain(error, source) from error
 
 

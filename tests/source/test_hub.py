@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -11,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hub_server import COMMIT, Answer, Hub, reach_nobody_by_default, serve
@@ -389,10 +392,10 @@ SCRIPT = f"""
 import sys
 from surgery.errors import SurgeryError
 from surgery.source.export import open_export
-from surgery.source.hub import fetch, hub_source, list_files, plan
+from surgery.source.hub import fetch, hub_source, list_files, plan_download
 from surgery.graph.model import Model
 try:
-    pair = open_export(fetch(plan(list_files(hub_source({REPO!r})), sys.argv[1]))).pair(sys.argv[1])
+    pair = open_export(fetch(plan_download(list_files(hub_source({REPO!r})), sys.argv[1]))).pair(sys.argv[1])
     print(Model.open(pair.embed).check_weights() + Model.open(pair.decoder).check_weights())
 except SurgeryError as error:
     sys.exit(f"{{error}} | {{error.hint}}")
@@ -447,8 +450,36 @@ def move_data(hub: Hub, graph: str, location: str) -> None:
 
 
 def bare_listing(hub: Hub) -> bytes:
-    import json
-
     return json.dumps(
         {"id": hub.repo_id, "sha": hub.commit, "siblings": [{"rfilename": name} for name in hub.files]}
     ).encode()
+
+
+ODD: list[Any] = [
+    *(None, True, -1, 10**400, 1.5, "", "\ud800", "a" * 5000, "../../x", "x\n::y"),
+    [],
+    {},
+    [None],
+    {"a": 1},
+]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_listing_of_other_types_is_a_sentence(seed: int, hub: Hub, source: HubSource) -> None:
+    """Whatever stands in the place of a value: a listing of plain names and sizes, or one sentence."""
+    rng, whole = random.Random(seed), json.loads(bare_listing(hub))
+    for entry in whole["siblings"]:
+        entry |= {"size": 5, "blobId": "ab", "lfs": {"sha256": "cd" * 32, "size": 5, "pointerSize": 5}}
+    for _ in range(25):
+        value = json.loads(json.dumps(whole))
+        place = rng.choice([value, value["siblings"], *value["siblings"], *(e["lfs"] for e in value["siblings"])])
+        key = rng.choice(list(place) if isinstance(place, dict) else range(len(place)))
+        place[key] = rng.choice(ODD)
+        hub.faults["/api/models"] = Answer(200, body=json.dumps(value).encode())
+        try:
+            listing = list_files(source)
+        except ExportError as error:
+            assert str(error).isprintable()
+            continue
+        assert all(isinstance(file.name, str) and isinstance(file.blob, str | None) for file in listing.files.values())
+        assert all(file.size is None or 0 <= file.size < 2**63 for file in listing.files.values())

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import TINY, run
+from command_line import run
+from places import TINY
 from rich.console import Console
 
 from surgery.compare import compare, open_subject

@@ -7,8 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from places import FIXTURES
+from places import TINY
 from repositories import GRAPH, change, commit, git
+
+from surgery.source.export import Export, open_export
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -30,6 +32,18 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if not files:
         raise pytest.UsageError(f"--real {folder}: no .onnx file is below it")
     metafunc.parametrize("real_onnx", files, ids=[str(file.relative_to(folder)) for file in files])
+
+
+@pytest.fixture(scope="session")
+def export() -> Export:
+    """The committed export."""
+    return open_export(TINY)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A copy of the committed export that a test may damage."""
+    return Path(shutil.copytree(TINY, tmp_path / "source"))
 
 
 @pytest.fixture
@@ -54,8 +68,7 @@ def repository(tmp_path: Path, home: Path) -> Path:
     git(folder, "init", "-q")
     (folder / ".gitattributes").write_text("*.onnx binary\n*.onnx_data binary\n")
     (folder / "models").mkdir()
-    tiny = FIXTURES / "tiny-e2b"
-    for path in (*(tiny / "onnx").glob(f"{GRAPH}*"), tiny / "config.json"):
+    for path in (*(TINY / "onnx").glob(f"{GRAPH}*"), TINY / "config.json"):
         shutil.copy(path, folder / "models" / path.name)
     commit(folder, "first")
     change(folder / "models" / GRAPH)

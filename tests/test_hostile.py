@@ -23,8 +23,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import folders
 import pytest
 import small
+from folders import digests, repack
 from mutation import ESCAPE, mutated_json, mutated_model
 from onnx import ModelProto, TensorProto
 from places import ROOT, TINY
@@ -85,11 +87,6 @@ def write_export(folder: Path) -> Path:
     return folder
 
 
-def digests(folder: Path) -> dict[str, str]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
 @pytest.fixture
 def export(tmp_path: Path) -> Path:
     return write_export(tmp_path / "source")
@@ -136,8 +133,7 @@ needs_limits = pytest.mark.skipif(
 def planned(folder: Path, rng: random.Random) -> str:
     """The passes and the configuration, in memory."""
     opened = open_export(folder)
-    pair = opened.pair("q4")
-    model, _ = plan(pair, opened, compatible(pair.embed, rng.choice(LAYOUTS)))
+    model, _ = folders.planned(opened, "q4", lambda embed: compatible(embed, rng.choice(LAYOUTS)))
     json.dumps(genai_config(model, opened), allow_nan=False)
     check_definitions(model.proto)
     return "sound"
@@ -390,15 +386,9 @@ def refused(folder: Path, error: type[SurgeryError], sentence: str) -> None:
     """The whole repack is refused in these words, and nothing is left beside the source."""
     opened_before = sorted(path.name for path in folder.parent.iterdir())
     with pytest.raises(error, match=sentence) as caught:
-        run(folder, folder.parent / "out")
+        repack(folder, folder.parent / "out")
     assert_one_line(caught.value)
     assert sorted(path.name for path in folder.parent.iterdir()) == opened_before
-
-
-def run(folder: Path, target: Path, **options: Any) -> None:
-    opened = open_export(folder)
-    pair = opened.pair("q4")
-    build_folder(opened, pair, compatible(pair.embed), target, recipe_text="", **options)
 
 
 @pytest.mark.parametrize("to", ["../../secret", "/etc/hostname", "../../folder/../secret", "chain"])
@@ -440,7 +430,7 @@ def test_a_link_within_the_export_is_followed(export: Path) -> None:
     (export / "blobs").mkdir()
     (export / DATA).rename(export / "blobs" / "weights")
     (export / DATA).symlink_to("../blobs/weights")
-    run(export, export.parent / "out")
+    repack(export, export.parent / "out")
     placed = export.parent / "out" / Path(DATA).name
     assert placed.read_bytes() == (export / "blobs" / "weights").read_bytes() and not placed.is_symlink()
 
@@ -465,8 +455,8 @@ def test_the_cache_of_the_hub_is_an_export(through_a_link: bool, export: Path, t
     if through_a_link:
         (tmp_path / "gemma").symlink_to(snapshot)
     before = digests(tmp_path / "hub")
-    run(tmp_path / "gemma" if through_a_link else snapshot, tmp_path / "out")
-    run(export, tmp_path / "reference")
+    repack(tmp_path / "gemma" if through_a_link else snapshot, tmp_path / "out")
+    repack(export, tmp_path / "reference")
     found, wanted = digests(tmp_path / "out"), digests(tmp_path / "reference")
     assert found.pop("manifest.json") and wanted.pop("manifest.json") and found == wanted
     assert digests(tmp_path / "hub") == before
@@ -484,7 +474,7 @@ def test_a_link_out_of_the_hubs_blobs_is_refused(to: str, export: Path, tmp_path
     link.unlink()
     link.symlink_to(to)
     with pytest.raises(WeightError, match="outside of"):
-        run(snapshot, tmp_path / "out")
+        repack(snapshot, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -538,7 +528,7 @@ def test_a_file_that_is_no_regular_file_is_refused_and_never_opened(
 def test_an_optional_file_that_is_a_fifo_counts_as_absent(name: str, export: Path, watched: None) -> None:
     (export / name).unlink()
     os.mkfifo(export / name)
-    run(export, export.parent / "out")
+    repack(export, export.parent / "out")
 
 
 @pytest.mark.parametrize(
@@ -551,7 +541,7 @@ def test_a_data_file_under_a_name_of_the_folder_damages_nothing(weights: str, lo
     relocate(export / GRAPH, location)
     before = digests(export)
     with pytest.raises(SurgeryError) as caught:
-        run(export, export.parent / "out", weights=weights)
+        repack(export, export.parent / "out", weights=weights)
     assert Path(location).name in str(caught.value)
     assert digests(export) == before and not (export.parent / "out").exists()
 

@@ -64,8 +64,7 @@ def test_validate_fails_with_exit_code_one(folder: Path, tmp_path: Path) -> None
         sign(broken)
 
 
-def test_a_failing_proof_keeps_the_folder_from_appearing(tmp_path: Path) -> None:
-    source = Path(shutil.copytree(TINY, tmp_path / "source"))
+def test_a_failing_proof_keeps_the_folder_from_appearing(source: Path, tmp_path: Path) -> None:
     (source / "chat_template.jinja").write_text("{{ raise_exception('no') }}")
     done = run("repack", str(source), "out", "--ep", "cpu", cwd=tmp_path)
     assert done.returncode == 1

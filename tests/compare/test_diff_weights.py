@@ -12,35 +12,25 @@ from typing import Any
 
 import pytest
 from command_line import run
+from folders import repack
 from huggingface_hub import constants
 from onnx import ModelProto
 from places import TINY
 from torture import TRAPS
 
-from passes.presets import compatible
-from surgery.choices import WeightMode
 from surgery.compare import Subject, compare, open_subject, tensor_contents
 from surgery.compare.comparison import Weights
 from surgery.compare.subjects import SubjectGraph
 from surgery.compare.tensor_contents import WeightsBy
 from surgery.errors import SurgeryError
-from surgery.folder.building import build_folder
 from surgery.graph.model import Model
-from surgery.source.export import open_export
 
 DATA = "decoder_model_merged_q4.onnx_data"
 
 
-def repacked(target: Path, weights: WeightMode = "copy", source: Path = TINY) -> Path:
-    export = open_export(source)
-    pair = export.pair("q4")
-    build_folder(export, pair, compatible(pair.embed), target, weights=weights)
-    return target
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return repacked(tmp_path_factory.mktemp("weights") / "out")
+    return repack(TINY, tmp_path_factory.mktemp("weights") / "out").folder
 
 
 def compared(before: Path, after: Path, by: WeightsBy) -> Weights:
@@ -137,13 +127,13 @@ def test_read_in_portions_one_other_byte_is_one_changed_tensor(folder: Path, tmp
 
 
 def test_weights_in_another_place_are_the_same(folder: Path, tmp_path: Path) -> None:
-    together = compared(folder, repacked(tmp_path / "out", "consolidate"), "digest")
+    together = compared(folder, repack(TINY, tmp_path / "out", weights="consolidate").folder, "digest")
     assert (together.changes, together.uncompared, together.relocated) == ((), 0, 93)
 
 
 def test_one_file_under_two_names_needs_no_digest(tmp_path: Path) -> None:
     source = shutil.copytree(TINY, tmp_path / "source")  # onnx loads no data file that has a second hard link
-    linked = compared(source, repacked(tmp_path / "out", "link", source), "reference")
+    linked = compared(source, repack(source, tmp_path / "out", weights="link").folder, "reference")
     assert linked.uncompared == 0
     assert linked.basis == ("4 data files shared: one file, which both sides refer to",)
 

@@ -69,11 +69,6 @@ def provider() -> Provider:
     return "cuda"
 
 
-@pytest.fixture(scope="module")
-def export() -> Export:
-    return open_export(TINY)
-
-
 @pytest.fixture(scope="module", params=[(p, layout) for p in PRECISIONS for layout in LAYOUTS], ids="-".join)
 def repacked(
     request: pytest.FixtureRequest, provider: Provider, export: Export, tmp_path_factory: pytest.TempPathFactory

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from folders import planned
 from onnx import ModelProto, NodeProto, TensorProto
 from onnx.helper import (
     make_function,
@@ -127,9 +128,7 @@ def test_a_kernel_without_an_end_implements_its_own_version_alone(
 
 
 def merged(precision: str, layout: KVLayout) -> Model:
-    export = open_export(TINY)
-    pair = export.pair(precision)
-    return plan(pair, export, compatible(pair.embed, layout))[0]
+    return planned(TINY, precision, lambda embed: compatible(embed, layout))[0]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "q4", "quantized"])

@@ -12,17 +12,15 @@ from typing import Any
 
 import pytest
 from command_line import run
+from folders import repack
 from places import TINY
 from signing import sign
 
-from passes.presets import compatible
 from surgery.errors import FolderError, SurgeryError
 from surgery.folder.admission import admit
-from surgery.folder.building import build_folder
 from surgery.runtime.benchmark import measure
 from surgery.runtime.genai import GenAI, open_tokenizer
 from surgery.runtime.prompting import PromptRequest, generate_text
-from surgery.source.export import open_export
 from surgery.verify import Request, prove_folder
 from surgery.verify.prompts import Case
 
@@ -31,9 +29,7 @@ REQUEST = Request(cases=[Case("short", "a short prompt", ((2, 10, 77, 31),))], t
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    export = open_export(TINY)
-    pair = export.pair("q4")
-    return build_folder(export, pair, compatible(pair.embed), tmp_path_factory.mktemp("sound") / "out").folder
+    return repack(TINY, tmp_path_factory.mktemp("sound") / "out").folder
 
 
 @pytest.fixture

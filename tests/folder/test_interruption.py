@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import itertools
 import json
 import os
@@ -23,13 +22,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from folders import digests, names, repack
 from places import ROOT, TINY
 
 from passes.presets import compatible
 from surgery.errors import FolderError
 from surgery.files import atomic as staging
 from surgery.files.atomic import require_space, staged_files, staged_folder, unwind_when_told_to_stop, write_file
-from surgery.folder.building import build_folder, plan
+from surgery.folder.building import plan
 from surgery.graph import weight_writing as placement
 from surgery.graph.model import Model
 from surgery.source.export import open_export
@@ -50,22 +50,6 @@ needs_root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0,
 not_root = pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may write anywhere")
 
 
-def run(source: Path, target: Path, precision: str = "q4", **options: object) -> None:
-    export = open_export(source)
-    pair = export.pair(precision)
-    recipe = compatible(pair.embed)
-    build_folder(export, pair, recipe, target, recipe_text="", **options)  # type: ignore[arg-type]
-
-
-def digests(folder: Path) -> dict[str, str]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
-
-
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(shutil.copytree(TINY, tmp_path_factory.mktemp("export") / "source"))
@@ -77,7 +61,7 @@ def references(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     found = {}
     for precision in ("q4", "q4f16"):
         folder = tmp_path_factory.mktemp("reference") / precision
-        run(source, folder, precision)
+        repack(source, folder, precision)
         found[precision] = digests(folder)
     return found
 
@@ -177,7 +161,7 @@ def test_a_killed_run_leaves_a_complete_target_or_none(
     before, complete, staged = digests(source), 0, 0
     out = tmp_path / "killed" / "out"
     out.parent.mkdir()
-    for _ in kills(lambda: run(source, out, "q4f16")):
+    for _ in kills(lambda: repack(source, out, "q4f16")):
         staged += (out.parent / ".out.staging").exists()
         if out.exists():
             assert digests(out) == references["q4f16"]
@@ -186,7 +170,7 @@ def test_a_killed_run_leaves_a_complete_target_or_none(
     assert digests(source) == before
     assert staged > 20 and complete > 0
     shutil.rmtree(out)
-    run(source, out)
+    repack(source, out)
     assert names(out.parent) == ["out"] and digests(out) == references["q4"]
     Model.open(out / "model.onnx").check_weights()
 
@@ -207,24 +191,24 @@ def test_a_killed_replacement_leaves_the_old_folder_or_the_new_one(
     before, found, between = digests(source), {"q4": 0, "q4f16": 0}, 0
     out = tmp_path / "killed" / "out"
     out.parent.mkdir()
-    run(source, out)
+    repack(source, out)
     wanted = "q4f16"
 
     def replace() -> None:
-        run(source, out, wanted, force=True)
+        repack(source, out, wanted, force=True)
 
     for _ in kills(replace):
         if not out.exists():
             assert not at_once
             between += 1
             with pytest.raises(FolderError, match="exists"):
-                run(source, out)
+                repack(source, out)
         (precision,) = (name for name, reference in references.items() if digests(out) == reference)
         wanted = "q4f16" if precision == "q4" else "q4"
         found[precision] += 1
     assert digests(source) == before
     assert min(found.values()) > 0 and (at_once or between > 0)
-    run(source, out, force=True)
+    repack(source, out, force=True)
     assert names(out.parent) == ["out"] and digests(out) == references["q4"]
 
 
@@ -244,7 +228,7 @@ def test_a_run_that_is_told_to_stop_cleans_up(number: signal.Signals, source: Pa
         signal.signal(number, signal.SIG_DFL)  # a shell's background job starts with some that are ignored
         unwind_when_told_to_stop()
         shutil.rmtree = slow_remove  # type: ignore[assignment]
-        run(source, tmp_path / "made" / "out")
+        repack(source, tmp_path / "made" / "out")
 
     pid = child(work, slow=2.0)
     seen(tmp_path / "made" / ".out.staging" / "new", pid)
@@ -323,8 +307,8 @@ def test_of_two_runs_at_once_one_wins_and_the_other_says_so(
         out = tmp_path / str(attempt) / "out"
         out.parent.mkdir()
         if force:
-            run(source, out, "q4f16")
-        pids = [child(lambda out=out: run(source, out, force=force), slow=0.3) for _ in range(3)]
+            repack(source, out, "q4f16")
+        pids = [child(lambda out=out: repack(source, out, force=force), slow=0.3) for _ in range(3)]
         assert sorted(ended(pid) for pid in pids) == [0, 2, 2]
         assert names(out.parent) == ["out"] and digests(out) == references["q4"]
 
@@ -391,7 +375,7 @@ def test_a_disk_that_fails_is_one_sentence_and_nothing_stays(
     with pytest.raises(FolderError) as caught:
         if call == "write":
             monkeypatch.setattr(os, "copy_file_range", fail)
-        run(source, tmp_path / "made" / "out")
+        repack(source, tmp_path / "made" / "out")
     assert os.strerror(code) in str(caught.value) and "\n" not in str(caught.value)
     assert names(tmp_path) == []
 
@@ -447,19 +431,19 @@ def test_a_disk_that_fills_up_while_it_is_written(
 ) -> None:
     with small_disk(tmp_path / "disk", "size=300k") as disk:
         with pytest.raises(FolderError, match=r"has [\d,]+ bytes free, but [\d,]+ are needed"):
-            run(source, disk / "out")
+            repack(source, disk / "out")
         monkeypatch.setattr("surgery.folder.building.require_space", lambda *_: None)
         with pytest.raises(FolderError, match="No space left on device"):
-            run(source, disk / "out")
+            repack(source, disk / "out")
         assert names(disk) == []
 
 
 @needs_root
 def test_a_link_to_another_disk_becomes_a_copy_and_needs_space(source: Path, tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", "size=300k") as disk, pytest.raises(FolderError, match="bytes free"):
-        run(source, disk / "out", weights="link")
+        repack(source, disk / "out", weights="link")
     with small_disk(tmp_path / "larger", "size=4m") as disk:
-        run(source, disk / "out", weights="link")
+        repack(source, disk / "out", weights="link")
         manifest = json.loads((disk / "out" / "manifest.json").read_text())
         assert manifest["files"]["decoder_model_merged_q4.onnx_data"]["sha256"]
 
@@ -467,14 +451,14 @@ def test_a_link_to_another_disk_becomes_a_copy_and_needs_space(source: Path, tmp
 @needs_root
 def test_a_read_only_disk(source: Path, tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", "size=4m,ro") as disk, pytest.raises(FolderError, match="Read-only file system"):
-        run(source, disk / "out")
+        repack(source, disk / "out")
 
 
 @not_root
 def test_a_folder_that_may_not_be_written(source: Path, tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(FolderError, match="Permission denied"):
-        run(source, tmp_path / "out")
+        repack(source, tmp_path / "out")
     tmp_path.chmod(0o700)
 
 
@@ -484,29 +468,29 @@ def test_a_file_limit_is_one_sentence(source: Path, tmp_path: Path) -> None:
     def work() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-        run(source, tmp_path / "out")
+        repack(source, tmp_path / "out")
 
     assert ended(child(work)) == 2
     assert names(tmp_path) == []
 
 
 def test_a_missing_parent_is_made(source: Path, tmp_path: Path) -> None:
-    run(source, tmp_path / "a" / "b" / "out")
+    repack(source, tmp_path / "a" / "b" / "out")
     assert (tmp_path / "a" / "b" / "out" / "model.onnx").is_file()
 
 
 def test_a_parent_that_is_a_file(source: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("keep")
     with pytest.raises(FolderError, match="cannot be written"):
-        run(source, tmp_path / "file" / "out")
+        repack(source, tmp_path / "file" / "out")
     assert names(tmp_path) == ["file"]
 
 
 def test_a_name_that_is_too_long(source: Path, tmp_path: Path) -> None:
     with pytest.raises(FolderError, match="File name too long"):
-        run(source, tmp_path / ("n" * 300))
+        repack(source, tmp_path / ("n" * 300))
     with pytest.raises(FolderError, match="File name too long"):
-        run(source, tmp_path / ("n" * 250))  # the folder's own name fits, its staging name does not
+        repack(source, tmp_path / ("n" * 250))  # the folder's own name fits, its staging name does not
     assert names(tmp_path) == []
 
 
@@ -516,7 +500,7 @@ def test_a_link_at_the_target_is_left_as_it_is(force: bool, to: str, source: Pat
     (tmp_path / "folder").mkdir()
     (tmp_path / "out").symlink_to(to)
     with pytest.raises(FolderError, match="is not a folder; --force" if force else "exists"):
-        run(source, tmp_path / "out", force=force)
+        repack(source, tmp_path / "out", force=force)
     assert names(tmp_path) == ["folder", "out"] and names(tmp_path / "folder") == []
 
 
@@ -529,14 +513,14 @@ def test_a_target_that_holds_the_source_is_refused_even_with_force(name: str, tm
         (place / "manifest.json").write_text(json.dumps(manifest))
     before = digests(tmp_path)
     with pytest.raises(FolderError, match="holds the source"):
-        run(tmp_path / "source", tmp_path / name, force=True)
+        repack(tmp_path / "source", tmp_path / name, force=True)
     assert digests(tmp_path) == before
 
 
 def test_a_target_inside_the_source_adds_a_folder_and_changes_no_file(tmp_path: Path) -> None:
     shutil.copytree(TINY, tmp_path / "source")
     before = digests(tmp_path / "source")
-    run(tmp_path / "source", tmp_path / "source" / "out")
+    repack(tmp_path / "source", tmp_path / "source" / "out")
     after = digests(tmp_path / "source")
     assert {name: digest for name, digest in after.items() if not name.startswith("out/")} == before
     assert names(tmp_path) == ["source"]
@@ -561,21 +545,21 @@ def test_force_replaces_no_folder_without_a_manifest_of_this_program(
     (home / "thesis.txt").write_text("keep")
     before = digests(tmp_path)
     with pytest.raises(FolderError, match=r"and no manifest\.json of this program; --force replaces folders"):
-        run(source, home, force=True)
+        repack(source, home, force=True)
     assert digests(tmp_path) == before
 
 
 def test_force_replaces_an_empty_folder_and_its_own(source: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    run(source, tmp_path / "out", force=True)
-    run(source, tmp_path / "out", "q4f16", force=True)
+    repack(source, tmp_path / "out", force=True)
+    repack(source, tmp_path / "out", "q4f16", force=True)
     assert names(tmp_path) == ["out"]
 
 
 @pytest.mark.parametrize("name", ["thesis.txt", ".git/config", "link"])
 def test_force_removes_no_file_that_the_manifest_does_not_list(name: str, source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    run(source, out)
+    repack(source, out)
     (out / name).parent.mkdir(exist_ok=True)
     if name == "link":
         (out / name).symlink_to(tmp_path)
@@ -583,15 +567,15 @@ def test_force_removes_no_file_that_the_manifest_does_not_list(name: str, source
         (out / name).write_text("keep")
     before = digests(tmp_path)
     with pytest.raises(FolderError, match=rf"holds {name}, which its manifest\.json does not list"):
-        run(source, out, force=True)
+        repack(source, out, force=True)
     assert digests(tmp_path) == before and names(tmp_path) == ["out"]
 
 
 def test_what_is_put_into_the_old_folder_meanwhile_is_not_removed(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    run(source, out)
+    repack(source, out)
     with pytest.raises(FolderError, match=r"thesis\.txt, which its manifest\.json does not list"):
-        run(source, out, force=True, check=lambda _: (out / "thesis.txt").write_text("keep"))
+        repack(source, out, force=True, check=lambda _: (out / "thesis.txt").write_text("keep"))
     assert (out / "thesis.txt").read_text() == "keep" and names(tmp_path) == ["out"]
 
 
@@ -600,7 +584,7 @@ def test_a_folder_of_somebody_else_under_the_staging_name_stays(source: Path, tm
     mine.mkdir()
     (mine / "thesis.txt").write_text("keep")
     with pytest.raises(FolderError, match="is in the way: it is no staging folder of this program"):
-        run(source, tmp_path / "out")
+        repack(source, tmp_path / "out")
     assert (mine / "thesis.txt").read_text() == "keep" and names(tmp_path) == [".out.staging"]
 
 
@@ -655,7 +639,7 @@ def test_a_loop_of_links_is_one_sentence(source: Path, tmp_path: Path) -> None:
     with pytest.raises(FolderError, match="Too many levels of symbolic links"):
         write_file(tmp_path / "a", b"text")
     with pytest.raises(FolderError, match="cannot be written"):
-        run(source, tmp_path / "a" / "out")
+        repack(source, tmp_path / "a" / "out")
 
 
 def test_space_is_asked_of_the_nearest_folder_that_exists(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from folders import planned
 from huggingface_hub import ModelCard
 from places import ROOT, TINY
 
@@ -22,7 +23,7 @@ from passes.presets import compatible, fast
 from passes.recipe import Recipe, recipe_text
 from surgery.choices import Target
 from surgery.files.safe_reading import sha256
-from surgery.folder.building import build_folder, plan
+from surgery.folder.building import build_folder
 from surgery.folder.minimum_versions import minimum_versions
 from surgery.folder.model_card import model_card
 from surgery.folder.text_only import build_text_only
@@ -93,17 +94,13 @@ def test_the_python_example_runs_in_the_folder(folders: dict[str, Path], kind: s
 def test_the_oldest_runtimes_are_read_from_the_graph(
     made: Callable[[Path], Recipe], target: Target, multimodal: bool, needs: str
 ) -> None:
-    export = open_export(TINY)
-    pair = export.pair("q4")
-    model, _ = plan(pair, export, made(pair.embed))
+    model, _ = planned(TINY, "q4", made)
     assert str(minimum_versions(model, target, multimodal=multimodal)).endswith(needs)
 
 
 def test_kv_heads_that_differ_need_a_newer_runtime(tmp_path: Path) -> None:
     fixtures.build("tiny-31b", "q4", tmp_path / "export")
-    export = open_export(tmp_path / "export")
-    pair = export.pair("q4")
-    model, _ = plan(pair, export, compatible(pair.embed))
+    model, _ = planned(tmp_path / "export")
     assert minimum_versions(model, "genai-0.14", multimodal=False).genai == "0.15"
 
 

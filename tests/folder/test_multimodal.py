@@ -286,11 +286,6 @@ def changed(source: Path, name: str, **values: object) -> Export:
     return open_export(source)
 
 
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    return Path(shutil.copytree(TINY, tmp_path / "source"))
-
-
 def test_exports_that_lack_something_are_refused_before_anything_is_written(source: Path, tmp_path: Path) -> None:
     def refused(sentence: str, export: Export) -> None:
         with pytest.raises(SurgeryError, match=sentence):

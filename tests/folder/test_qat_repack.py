@@ -6,14 +6,12 @@ from pathlib import Path
 
 import pytest
 from command_line import run
+from folders import planned
 
 import fixtures
 from fixtures.__main__ import parse_reading
 from passes import TieLmHead
 from passes.base import apply
-from passes.presets import compatible
-from surgery.folder.building import plan
-from surgery.source.export import open_export
 
 READINGS = ("no-spread-scales", "quantized-activations", "rounded-activations")
 EXACT = "max |difference| 0 from the source"
@@ -64,9 +62,7 @@ def test_strip(exports: dict[str, Path], tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["tiny-e2b-qat", *READINGS[1:]])
 def test_lm_head_shares_the_codes_of_the_table(name: str, exports: dict[str, Path]) -> None:
     """A block of the table is a row here, as one scale of lm_head is; rounding of the logits may stand in between."""
-    export = open_export(exports[name])
-    pair = export.pair("q2f16")
-    model, _ = plan(pair, export, compatible(pair.embed))
+    model, _ = planned(exports[name], "q2f16")
     _, (outcome,) = apply(model, [TieLmHead()])
     assert [finding.subject for finding in outcome.findings] == ["lm_head_MatMul_weight_quant"]
     assert outcome.changed

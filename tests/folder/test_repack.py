@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime_genai as og
 import pytest
+from folders import digests, planned, repack
 from generating import before_end, generated
 from places import DATA, ROOT, TINY
 
@@ -17,36 +17,20 @@ import fixtures
 from passes.presets import compatible
 from surgery.choices import KVLayout
 from surgery.errors import ArchitectureError, ExportError, FolderError, ModelError, PassError, SurgeryError, WeightError
-from surgery.folder.building import Repacked, build_folder, plan
+from surgery.folder.building import plan
 from surgery.folder.genai_config import genai_config, shares_buffer
 from surgery.graph.model import Model
-from surgery.source.export import Export, open_export
+from surgery.source.export import open_export
 
 PRECISIONS = ("fp32", "fp16", "q4", "q4f16", "quantized")
 LAYOUTS: tuple[KVLayout, ...] = ("aliased", "unique")
-
-
-def run(export: Export, precision: str, layout: KVLayout, target: Path, **options: object) -> Repacked[object]:
-    pair = export.pair(precision)
-    return build_folder(export, pair, compatible(pair.embed, layout), target, **options)  # type: ignore[arg-type]
-
-
-def digests(folder: Path) -> dict[str, str]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    """A copy of the committed export that a test may damage."""
-    return Path(shutil.copytree(TINY, tmp_path / "source"))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("fixture", ["tiny-e2b", "tiny-e4b", "tiny-31b", "tiny-12b", "tiny-26b-a4b"])
 def test_runtime_generates_the_tokens_of_transformers(fixture: str, layout: KVLayout, tmp_path: Path) -> None:
     fixtures.build(fixture, "fp32", tmp_path / "source")
-    run(open_export(tmp_path / "source"), "fp32", layout, tmp_path / "out")
+    repack(tmp_path / "source", tmp_path / "out", "fp32", lambda embed: compatible(embed, layout))
     expected = np.load(DATA / f"{fixture.replace('-', '_')}_ref.npz")
     for prompt in range(6):
         wanted = [int(token) for token in expected[f"p{prompt}_tokens"].reshape(-1)]
@@ -85,7 +69,7 @@ def test_fused_experts_are_left_as_they_are(tmp_path: Path) -> None:
 
 
 def test_runtime_generates_the_tokens_of_transformers_on_the_quantised_weights(tmp_path: Path) -> None:
-    run(open_export(TINY), "q4", "aliased", tmp_path / "out")
+    repack(TINY, tmp_path / "out")
     expected = np.load(DATA / "tiny_e2b_q4_ref.npz")
     for prompt in range(6):
         wanted = [int(token) for token in expected[f"p{prompt}_tokens"].reshape(-1)]
@@ -96,7 +80,7 @@ def test_runtime_generates_the_tokens_of_transformers_on_the_quantised_weights(t
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_interface_is_what_the_runtime_expects(precision: str, layout: KVLayout, tmp_path: Path) -> None:
-    result = run(open_export(TINY), precision, layout, tmp_path / "out")
+    result = repack(TINY, tmp_path / "out", precision, lambda embed: compatible(embed, layout))
     model = Model.open(tmp_path / "out" / "model.onnx")
     layers = 10 if layout == "aliased" else 5
     caches = [f"{n}.{kind}" for n in range(layers) for kind in ("key", "value")]
@@ -110,7 +94,7 @@ def test_interface_is_what_the_runtime_expects(precision: str, layout: KVLayout,
 
 def test_source_is_untouched_and_no_weight_changes(source: Path, tmp_path: Path) -> None:
     before = digests(source)
-    run(open_export(source), "q4", "aliased", tmp_path / "out")
+    repack(source, tmp_path / "out")
     assert digests(source) == before
     written = digests(tmp_path / "out")
     for name in ("decoder_model_merged_q4.onnx_data", "embed_tokens_q4.onnx_data"):
@@ -118,19 +102,19 @@ def test_source_is_untouched_and_no_weight_changes(source: Path, tmp_path: Path)
 
 
 def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
-    run(open_export(TINY), "q4f16", "aliased", tmp_path / "one")
-    run(open_export(TINY), "q4f16", "aliased", tmp_path / "two")
+    repack(TINY, tmp_path / "one", "q4f16")
+    repack(TINY, tmp_path / "two", "q4f16")
     assert digests(tmp_path / "one") == digests(tmp_path / "two")
 
 
 def test_link_shares_the_bytes(source: Path, tmp_path: Path) -> None:
-    run(open_export(source), "q4", "aliased", tmp_path / "out", weights="link")
+    repack(source, tmp_path / "out", weights="link")
     name = "decoder_model_merged_q4.onnx_data"
     assert (tmp_path / "out" / name).samefile(source / "onnx" / name)
 
 
 def test_folder_holds_the_text_model_and_the_tokenizer(tmp_path: Path) -> None:
-    run(open_export(TINY), "q4", "aliased", tmp_path / "out")
+    repack(TINY, tmp_path / "out")
     out = tmp_path / "out"
     config = json.loads((out / "config.json").read_text())
     assert config["model_type"] == "gemma4_text" and "vision_config" not in config and "text_config" not in config
@@ -146,7 +130,7 @@ def test_folder_holds_the_text_model_and_the_tokenizer(tmp_path: Path) -> None:
 def test_tokenizer_and_chat_template_work_in_the_runtime(tmp_path: Path) -> None:
     from tokenizers import Tokenizer
 
-    run(open_export(TINY), "q4", "aliased", tmp_path / "out")
+    repack(TINY, tmp_path / "out")
     tokenizer = og.Tokenizer(og.Model(str(tmp_path / "out")))
     reference = Tokenizer.from_file(str(TINY / "tokenizer.json"))
     for text in ("hello world", "  two  spaces", "привет", "<|turn>user\nhi<turn|>"):
@@ -157,9 +141,7 @@ def test_tokenizer_and_chat_template_work_in_the_runtime(tmp_path: Path) -> None
 
 def test_buffer_is_shared_only_where_grouped_query_attention_touches_every_cache(tmp_path: Path) -> None:
     fixtures.build("tiny-31b", "fp32", tmp_path / "source")
-    export = open_export(tmp_path / "source")
-    pair = export.pair("fp32")
-    model, _ = plan(pair, export, compatible(pair.embed))
+    model, _ = planned(tmp_path / "source", "fp32")
     assert not shares_buffer(model), "the full layers' attention is unfused"
     for node in list(model.graph.node):
         if node.op_type != "GroupQueryAttention":
@@ -169,11 +151,11 @@ def test_buffer_is_shared_only_where_grouped_query_attention_touches_every_cache
 
 def test_existing_folder_is_refused_and_replaced_with_force(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    run(open_export(TINY), "fp32", "aliased", out)
+    repack(TINY, out, "fp32")
     with pytest.raises(FolderError, match="exists"):
-        run(open_export(TINY), "q4", "aliased", out)
+        repack(TINY, out)
     assert "fp32" in (out / "manifest.json").read_text()
-    run(open_export(TINY), "q4", "aliased", out, force=True)
+    repack(TINY, out, force=True)
     assert "fp32" not in (out / "manifest.json").read_text()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -184,14 +166,14 @@ def test_failing_check_leaves_nothing(tmp_path: Path) -> None:
         raise FolderError("it does not generate")
 
     with pytest.raises(FolderError, match="does not generate"):
-        run(open_export(TINY), "q4", "aliased", tmp_path / "out", check=check)
+        repack(TINY, tmp_path / "out", check=check)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_disk_too_small_is_noticed_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 99, 1))  # type: ignore[attr-defined]
     with pytest.raises(FolderError, match="1 bytes free, but 342,528 are needed"):
-        run(open_export(TINY), "q4", "aliased", tmp_path / "out")
+        repack(TINY, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -219,7 +201,7 @@ def test_bad_input_is_one_sentence_and_writes_nothing(
 ) -> None:
     damage(source)  # type: ignore[operator]
     with pytest.raises(error) as caught:
-        run(open_export(source), "q4", "aliased", tmp_path / "out")
+        repack(source, tmp_path / "out")
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
@@ -252,7 +234,7 @@ def test_flat_folder_is_an_export(source: Path, tmp_path: Path) -> None:
     for path in (source / "onnx").iterdir():
         path.rename(source / path.name)
     (source / "onnx").rmdir()
-    run(open_export(source), "fp16", "aliased", tmp_path / "out")
+    repack(source, tmp_path / "out", "fp16")
     assert (tmp_path / "out" / "model.onnx").is_file()
 
 
@@ -270,7 +252,6 @@ def test_best_precision_depends_on_the_provider(source: Path) -> None:
 def test_token_id_outside_the_vocabulary_is_refused(source: Path) -> None:
     (source / "generation_config.json").write_text('{"eos_token_id": [1, 128]}')
     export = open_export(source)
-    pair = export.pair("q4")
-    model, _ = plan(pair, export, compatible(pair.embed))
+    model, _ = planned(export)
     with pytest.raises(ArchitectureError, match="eos_token_id is 128; a token id from 0 to 127 is expected"):
         genai_config(model, export)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 from command_line import run as command
+from folders import digests
 from places import TINY
 from signing import sign
 
@@ -31,18 +31,13 @@ def run(target: Path, precision: str = "q4", source: Path = TINY, **options: obj
     return build_text_only(export, export.pair(precision), target, **options)  # type: ignore[arg-type]
 
 
-def files(folder: Path) -> dict[str, str]:
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
-
-
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_the_two_graphs_are_the_source_s_byte_for_byte(precision: str, tmp_path: Path) -> None:
     result = run(tmp_path / "out", precision)
     pair = open_export(TINY).pair(precision)
     graphs = [pair.embed.name, pair.decoder.name]
     wanted = {f"onnx/{name}{tail}" for name in graphs for tail in ("", "_data")}
-    found, theirs = files(tmp_path / "out"), files(TINY)
+    found, theirs = digests(tmp_path / "out"), digests(TINY)
     assert {name for name in found if name.startswith("onnx/")} == wanted
     assert all(found[name] == theirs[name] for name in wanted)
     assert [file.location for file in result.placed] == [f"onnx/{name}_data" for name in graphs]
@@ -72,16 +67,15 @@ def test_the_configuration_is_what_transformers_js_looks_for(tmp_path: Path) -> 
 
 def test_of_images_and_sound_nothing_is_left(tmp_path: Path) -> None:
     result = run(tmp_path / "out")
-    names = " ".join(files(tmp_path / "out"))
+    names = " ".join(digests(tmp_path / "out"))
     assert not any(word in names for word in ("vision", "audio", "processor"))
     assert "processor_class" not in json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
     assert "onnx/vision_encoder_q4.onnx" in result.left_out
     taken = {path.name for path in (tmp_path / "out").rglob("*")}
-    assert set(result.left_out) == {name for name in files(TINY) if Path(name).name not in taken}
+    assert set(result.left_out) == {name for name in digests(TINY) if Path(name).name not in taken}
 
 
-def test_licences_are_handed_over(tmp_path: Path) -> None:
-    source = Path(shutil.copytree(TINY, tmp_path / "source"))
+def test_licences_are_handed_over(source: Path, tmp_path: Path) -> None:
     (source / "LICENSE.txt").write_text("the licence\n")
     (source / "NOTICE").write_text("the notice\n")
     run(tmp_path / "out", source=source)
@@ -105,15 +99,14 @@ def test_it_is_a_source_of_the_same_folder(tmp_path: Path) -> None:
         export = open_export(source)
         pair = export.pair("q4")
         build_folder(export, pair, compatible(pair.embed), tmp_path / name)
-        made.append(files(tmp_path / name))
+        made.append(digests(tmp_path / name))
     assert made[0] == made[1]
     again = run(tmp_path / "again", source=tmp_path / "stripped")
     assert set(again.left_out) == set()
-    assert files(tmp_path / "again") == files(tmp_path / "stripped")
+    assert digests(tmp_path / "again") == digests(tmp_path / "stripped")
 
 
-def test_a_text_model_s_config_becomes_the_family_s(tmp_path: Path) -> None:
-    source = Path(shutil.copytree(TINY, tmp_path / "source"))
+def test_a_text_model_s_config_becomes_the_family_s(source: Path, tmp_path: Path) -> None:
     text = json.loads((TINY / "config.json").read_text())["text_config"]
     (source / "config.json").write_text(json.dumps({**text, "architectures": ["Gemma4ForCausalLM"]}))
     run(tmp_path / "out", source=source)
@@ -132,11 +125,10 @@ def test_no_shared_layers_are_left_unsaid(tmp_path: Path) -> None:
 
 
 def test_the_same_source_gives_the_same_bytes(tmp_path: Path) -> None:
-    assert files(run(tmp_path / "one").folder) == files(run(tmp_path / "two").folder)
+    assert digests(run(tmp_path / "one").folder) == digests(run(tmp_path / "two").folder)
 
 
-def test_links_share_the_source_s_bytes(tmp_path: Path) -> None:
-    source = Path(shutil.copytree(TINY, tmp_path / "source"))
+def test_links_share_the_source_s_bytes(source: Path, tmp_path: Path) -> None:
     result = run(tmp_path / "out", source=source, weights="link")
     assert {file.how for file in result.placed} == {"linked"}
     assert (tmp_path / "out" / "onnx" / "embed_tokens_q4.onnx_data").stat().st_nlink == 2
@@ -182,8 +174,7 @@ def test_what_was_there_is_kept(tmp_path: Path) -> None:
         run(out, "q4f16", source=out, force=True)
 
 
-def test_a_source_without_tokenizer_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    source = Path(shutil.copytree(TINY, tmp_path / "source"))
+def test_a_source_without_tokenizer_is_refused_before_anything_is_written(source: Path, tmp_path: Path) -> None:
     (source / "tokenizer.json").unlink()
     with pytest.raises(ExportError, match=r"no tokenizer\.json"):
         run(tmp_path / "out", source=source)
@@ -210,7 +201,7 @@ def test_a_dry_run_lists_what_would_be_written(tmp_path: Path) -> None:
     listed = {entry["file"]: entry["size"] for entry in json.loads(done.stdout)["writes"]}
     assert list(tmp_path.iterdir()) == []
     run(tmp_path / "out")
-    written = {name: (tmp_path / "out" / name).stat().st_size for name in files(tmp_path / "out")}
+    written = {name: (tmp_path / "out" / name).stat().st_size for name in digests(tmp_path / "out")}
     assert listed.keys() == written.keys()
     assert {name: size for name, size in listed.items() if size is not None}.items() <= written.items()
     assert "would be written" in command("strip", str(TINY), "out", "--ep", "cpu", "--dry-run", cwd=tmp_path).stdout

@@ -11,14 +11,14 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from folders import repack
 from onnx import TensorProto, helper, numpy_helper
 from places import TINY
 
 from passes.base import apply
-from passes.presets import compatible
 from passes.split_per_layer_table import SplitPerLayerTable
 from surgery.choices import WeightMode
-from surgery.folder.building import Repacked, build_folder
+from surgery.folder.building import Repacked
 from surgery.folder.manifest import blob_digest, faults
 from surgery.graph.model import Model
 from surgery.graph.weight_writing import ALIGNMENT
@@ -134,9 +134,7 @@ def test_the_digest_is_of_what_was_written_where_weights_are_written_side_by_sid
 
 
 def repacked(target: Path, placement: WeightMode = "copy", source: Path = TINY) -> Repacked[None]:
-    export = open_export(source)
-    pair = export.pair("q4")
-    return build_folder(export, pair, compatible(pair.embed), target, recipe_text="a recipe", weights=placement)
+    return repack(source, target, recipe_text="a recipe", weights=placement)
 
 
 def test_the_manifest_names_every_file_and_its_source(tmp_path: Path) -> None:
@@ -153,8 +151,7 @@ def test_the_manifest_names_every_file_and_its_source(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("placement", ["copy", "link", "consolidate"])
-def test_the_manifest_does_not_depend_on_place_or_time(placement: WeightMode, tmp_path: Path) -> None:
-    source = shutil.copytree(TINY, tmp_path / "source")  # onnx refuses a data file that a link was made to
+def test_the_manifest_does_not_depend_on_place_or_time(source: Path, placement: WeightMode, tmp_path: Path) -> None:
     first = repacked(tmp_path / "one", placement, source)
     second = repacked(tmp_path / "another" / "place", placement, source)
     assert [entry.how for entry in first.placed] == [entry.how for entry in second.placed]
@@ -184,13 +181,15 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-def test_a_blob_of_the_hubs_cache_tells_its_digest(tmp_path: Path) -> None:
+def test_a_blob_of_the_hubs_cache_tells_its_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = b"weights"
     digest = hashlib.sha256(content).hexdigest()
     (tmp_path / "blobs").mkdir()
     (tmp_path / "blobs" / digest).write_bytes(content)
     (tmp_path / "snapshots").mkdir()
     (tmp_path / "snapshots" / "a.onnx_data").symlink_to(tmp_path / "blobs" / digest)
+    assert blob_digest(tmp_path / "snapshots" / "a.onnx_data") is None, "of another's cache"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     assert blob_digest(tmp_path / "snapshots" / "a.onnx_data") == digest
     assert blob_digest(tmp_path / "blobs") is None
 

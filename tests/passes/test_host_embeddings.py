@@ -10,6 +10,7 @@ from pathlib import Path
 
 import onnxruntime_genai as og
 import pytest
+from folders import repack
 from places import TINY
 from typer.testing import CliRunner
 
@@ -98,8 +99,7 @@ def test_numbers_stay_and_the_folder_tells_the_runtime(tmp_path: Path) -> None:
 
 
 def test_folder_without_annotation_has_no_such_key(tmp_path: Path) -> None:
-    pair = EXPORT.pair("q4f16")
-    build_folder(EXPORT, pair, compatible(pair.embed), tmp_path / "out", provider="cuda")
+    repack(EXPORT, tmp_path / "out", "q4f16", provider="cuda")
     assert OPTION not in (tmp_path / "out" / "genai_config.json").read_text()
 
 

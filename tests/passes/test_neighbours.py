@@ -9,6 +9,7 @@ import neighbours
 import numpy as np
 import onnxruntime_genai as og
 import pytest
+from folders import planned, repack
 from generating import before_end, generated
 from onnx import ModelProto, TensorProto
 from onnx.helper import make_tensor_value_info
@@ -19,7 +20,7 @@ from passes.presets import compatible, fast, per_layer_tables
 from passes.recipe import Recipe, recipe_text
 from surgery.architecture import architecture
 from surgery.errors import ExportError
-from surgery.folder.building import build_folder, plan
+from surgery.folder.building import build_folder
 from surgery.graph.model import Model
 from surgery.graph.renaming import rename
 from surgery.source.export import open_export
@@ -42,9 +43,7 @@ def gemma3n(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_of_the_passes_those_that_apply_to_gemma3n_apply(gemma3n: Path) -> None:
-    export = open_export(gemma3n)
-    pair = export.pair("fp32")
-    model, outcomes = plan(pair, export, compatible(pair.embed))
+    model, outcomes = planned(gemma3n, "fp32")
     said = {outcome.name: outcome.findings[-1] for outcome in outcomes}
     assert said["merge-embeddings"].verb != "skipped"
     assert str(said["fold-logits-to-keep"]) == "skipped num_logits_to_keep: the graph does not take it"
@@ -76,9 +75,7 @@ def test_genai_runs_gemma3n_under_another_name_and_every_gate_but_the_padded_bat
 @pytest.mark.parametrize("flat_decoder", [True, False], ids=["rank 3 and 3", "rank 3 and 4"])
 def test_the_split_form_is_a_source(flat_decoder: bool, tmp_path: Path) -> None:
     """Its graphs have inputs for images, which a merged graph for text gets none of, and data files of one name."""
-    export = open_export(neighbours.mobius(tmp_path / "source", flat_decoder=flat_decoder))
-    pair = export.pair("split")
-    build_folder(export, pair, compatible(pair.embed), tmp_path / "out")
+    repack(neighbours.mobius(tmp_path / "source", flat_decoder=flat_decoder), tmp_path / "out", "split")
     model = Model.open(tmp_path / "out" / "model.onnx")
     assert not {value.name for value in model.graph.input} & {"image_features", "per_layer_inputs", "inputs_embeds"}
     assert [node.op_type for node in model.graph.node].count("Reshape") > 0

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 import pytest
+from folders import repack
 from onnx import TensorProto, load
 from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_tensor_value_info
 from places import TINY
@@ -51,11 +51,6 @@ def tied(folder: Path, precision: str, *before: object) -> tuple[Model, Outcome]
     steps = [MergeEmbeddings(pair.embed), *before, TieLmHead()]
     model, outcomes = apply(Model.open(pair.decoder), steps)  # type: ignore[arg-type]
     return model, outcomes[-1]
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    return Path(shutil.copytree(TINY, tmp_path / "source"))
 
 
 def change_byte(source: Path, precision: str, tensor: str) -> int:
@@ -111,9 +106,7 @@ def test_what_is_cut_off_is_hashed_again(tmp_path: Path) -> None:
     """repack copies while passes run; the copy that was made ahead is shortened."""
     from surgery.folder.manifest import faults
 
-    export = open_export(TINY)
-    pair = export.pair("fp32")
-    result = build_folder(export, pair, (*compatible(pair.embed), TieLmHead()), tmp_path / "out")
+    result = repack(TINY, tmp_path / "out", "fp32", lambda embed: (*compatible(embed), TieLmHead()))
     assert list(faults(tmp_path / "out")) == []
     assert {entry.size for entry in result.placed} == {196608, 1875968 - 32768}
 

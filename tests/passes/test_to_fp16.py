@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnxruntime_genai as og
 import pytest
+from folders import repack
 from onnx import ModelProto, TensorProto, load
 from onnx.helper import make_graph, make_node, make_tensor_value_info
 from onnx.numpy_helper import from_array, to_array
@@ -101,9 +102,7 @@ def test_merged_graph_is_close_to_its_float32_source(fixture: str, precision: st
 
 
 def test_runtime_generates_the_tokens_of_the_float32_source(tmp_path: Path) -> None:
-    export = open_export(TINY)
-    pair = export.pair("q4")
-    build_folder(export, pair, compatible(pair.embed, half=True), tmp_path / "out", weights="consolidate")
+    repack(TINY, tmp_path / "out", "q4", lambda embed: compatible(embed, half=True), weights="consolidate")
     model, expected = og.Model(str(tmp_path / "out")), np.load(DATA / "tiny_e2b_q4_ref.npz")
     for prompt in range(6):
         ids, wanted = (expected[f"p{prompt}_{part}"].reshape(-1).tolist() for part in ("ids", "tokens"))

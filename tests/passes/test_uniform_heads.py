@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnxruntime_genai as og
 import pytest
+from folders import repack
 from onnx import TensorProto
 from onnx.helper import make_graph, make_node, make_tensor_value_info
 from places import DATA, TINY
@@ -23,7 +24,7 @@ from surgery.attention.cache_padding import declared_sizes, own_sizes
 from surgery.attention.kv_wiring import attentions
 from surgery.choices import KVLayout, Target
 from surgery.errors import ModelError
-from surgery.folder.building import build_folder, plan
+from surgery.folder.building import plan
 from surgery.folder.genai_config import cache_costs, genai_config, shares_buffer
 from surgery.folder.opened import open_genai_folder
 from surgery.graph.model import Model
@@ -153,8 +154,7 @@ def test_what_cannot_be_padded_is_refused(tmp_path: Path) -> None:
 
 
 def written(export: Export, precision: str, layout: KVLayout, target: Path, runtime: Target = "genai-0.12") -> Path:
-    pair = export.pair(precision)
-    build_folder(export, pair, compatible(pair.embed, layout, runtime), target, runtime=runtime)
+    repack(export, target, precision, lambda embed: compatible(embed, layout, runtime), runtime=runtime)
     return target
 
 

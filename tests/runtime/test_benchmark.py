@@ -8,20 +8,16 @@ from pathlib import Path
 
 import pytest
 from command_line import run
+from folders import repack
 from places import TINY
 
-from passes.presets import compatible
 from surgery.errors import FolderError
-from surgery.folder.building import build_folder
 from surgery.runtime.benchmark import measure
-from surgery.source.export import open_export
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    export = open_export(TINY)
-    pair = export.pair("q4")
-    return build_folder(export, pair, compatible(pair.embed), tmp_path_factory.mktemp("bench") / "out").folder
+    return repack(TINY, tmp_path_factory.mktemp("bench") / "out").folder
 
 
 def test_both_sides_are_measured_at_each_context_that_fits(folder: Path) -> None:

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from folders import repack
 from onnx import parser
 from places import FIXTURES, TINY
 
-from passes.presets import compatible
 from surgery.errors import ExportError, ModelError, RequestError
-from surgery.folder.building import build_folder
 from surgery.runtime.decoding import DecodeLoop, generate_tokens, prompt_feeds
 from surgery.runtime.prompting import PromptRequest, generate_text
 from surgery.runtime.sampling import Sampling
@@ -199,9 +198,7 @@ def test_a_damaged_text_file_is_a_sentence(tmp_path: Path, name: str, text: str 
 
 
 def test_both_kinds_of_folder_answer_the_same(tmp_path: Path) -> None:
-    export = open_export(TINY)
-    pair = export.pair("q4")
-    build_folder(export, pair, compatible(pair.embed), tmp_path / "out")
+    repack(TINY, tmp_path / "out")
     for question in (PromptRequest("hello", 12), PromptRequest("hello", 12, template=False)):
         (runs, merged), (also_runs, two) = generate_text(tmp_path / "out", question), generate_text(TINY, question)
         assert "".join(merged) == "".join(two)

@@ -10,13 +10,12 @@ from typing import Any
 
 import pytest
 from command_line import run
+from folders import repack
 from hub_server import Hub, reach_nobody_by_default, serve
 
 import fixtures
-from passes.presets import compatible
 from surgery.compare.subjects import open_subjects
 from surgery.errors import ExportError
-from surgery.folder.building import build_folder
 from surgery.folder.inspection import ExportInspection, inspect
 from surgery.folder.text_only import build_text_only
 from surgery.source.export import open_export
@@ -137,9 +136,7 @@ def settings(folder: Path) -> dict[str, Any]:
 
 
 def test_diff_finds_the_precision_that_a_folder_was_made_from(folder: Path, tmp_path: Path) -> None:
-    export = open_export(folder)
-    pair = export.pair("q2f16")
-    build_folder(export, pair, compatible(pair.embed), tmp_path / "out")
+    repack(folder, tmp_path / "out", "q2f16")
     before, _ = open_subjects(folder, tmp_path / "out")
     assert [part.model.path.name for part in before.parts] == [
         "embed_tokens_q2f16.onnx",

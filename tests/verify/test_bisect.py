@@ -9,16 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from folders import repack
 from onnx import GraphProto, NodeProto, numpy_helper
-from places import TINY
 from signing import sign
 
 from passes.presets import compatible
 from surgery.errors import RequestError
-from surgery.folder.building import build_folder
 from surgery.graph.model import Model
 from surgery.runtime.sessions import Settings
-from surgery.source.export import Export, open_export
+from surgery.source.export import Export
 from surgery.verify import Request, prove_folder
 from surgery.verify.bisect import Divergence, find_divergence
 from surgery.verify.prompts import Case
@@ -28,14 +27,8 @@ RAGGED = Case("ragged", "a padded batch", ((2, 10, 77), (2, 9, 33, 61, 17, 40)))
 
 
 @pytest.fixture(scope="module")
-def export() -> Export:
-    return open_export(TINY)
-
-
-@pytest.fixture(scope="module")
 def sound(export: Export, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pair = export.pair("fp32")
-    return build_folder(export, pair, compatible(pair.embed), tmp_path_factory.mktemp("sound") / "out").folder
+    return repack(export, tmp_path_factory.mktemp("sound") / "out", "fp32").folder
 
 
 @pytest.fixture
@@ -66,8 +59,7 @@ def test_sound_graphs_do_not_part(case: Case, sound: Path, export: Export) -> No
 def test_padded_caches_do_not_part(export: Export, tmp_path: Path) -> None:
     from passes.uniform_heads import UniformHeads
 
-    pair = export.pair("fp32")
-    made = build_folder(export, pair, (*compatible(pair.embed), UniformHeads()), tmp_path / "out").folder
+    made = repack(export, tmp_path / "out", "fp32", lambda embed: (*compatible(embed), UniformHeads())).folder
     assert part(made, export) is None
 
 

@@ -12,14 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from places import TINY
+from folders import repack
 
 from passes.presets import compatible
 from surgery.errors import RequestError
-from surgery.folder.building import build_folder
 from surgery.runtime.sessions import MergedModel, Settings
 from surgery.runtime.two_graphs import TwoGraphModel
-from surgery.source.export import Export, open_export
+from surgery.source.export import Export
 from surgery.verify import Request, prove_folder
 from surgery.verify.agreement import agreement_of
 from surgery.verify.golden import Golden, load_golden, save_golden
@@ -33,14 +32,8 @@ OWNERS = {**{layer: layer for layer in range(5)}, 5: 3, 6: 3, 7: 3, 8: 3, 9: 4}
 
 
 @pytest.fixture(scope="module")
-def export() -> Export:
-    return open_export(TINY)
-
-
-@pytest.fixture(scope="module")
 def folder(export: Export, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pair = export.pair("fp16")
-    return build_folder(export, pair, compatible(pair.embed), tmp_path_factory.mktemp("folder") / "out").folder
+    return repack(export, tmp_path_factory.mktemp("folder") / "out", "fp16").folder
 
 
 @pytest.fixture(scope="module")
@@ -81,15 +74,13 @@ def test_without_a_source_the_folder_itself_is_recorded(folder: Path, export: Ex
     path = tmp_path / "folder.npz"
     report = prove_folder(folder, None, request=Request(cases=CASES, tokens=3, save_golden=path))
     assert report.passed and report.parity is None and path.is_file()
-    pair = export.pair("fp16")
-    unique = build_folder(export, pair, compatible(pair.embed, "unique"), tmp_path / "out").folder
+    unique = repack(export, tmp_path / "out", "fp16", lambda embed: compatible(embed, "unique")).folder
     report = prove_folder(unique, None, request=Request(cases=CASES, tokens=3, golden=path))
     assert report.passed, report.failed
 
 
 def test_another_model_fails(stored: Path, export: Export, tmp_path: Path) -> None:
-    pair = export.pair("q4f16")
-    other = build_folder(export, pair, compatible(pair.embed), tmp_path / "out").folder
+    other = repack(export, tmp_path / "out", "q4f16").folder
     report = prove_folder(other, None, request=Request(cases=CASES, tokens=3, golden=stored))
     assert {"logits", "KV source layers' caches"} <= {gate.name for gate in report.failed}
 

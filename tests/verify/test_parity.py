@@ -8,17 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from folders import repack
 from onnx import GraphProto, numpy_helper
-from places import TINY
 from signing import sign
 
 from passes.base import LOSSY
-from passes.presets import compatible
 from surgery.errors import RequestError
-from surgery.folder.building import build_folder
 from surgery.graph.model import Model
 from surgery.runtime.decoding import Step
-from surgery.source.export import Export, open_export
+from surgery.source.export import Export
 from surgery.verify import Request, prove_folder
 from surgery.verify.agreement import Agreement, Continuation, agreement_of
 from surgery.verify.gates import parity_gates
@@ -149,15 +147,9 @@ def test_a_padded_cache_is_compared_without_its_padding(padding: float, expected
     assert agreement_of(kept(padded), kept(own), {}).cache_max_abs == np.inf
 
 
-@pytest.fixture(scope="module")
-def export() -> Export:
-    return open_export(TINY)
-
-
 @pytest.fixture
 def folder(export: Export, tmp_path: Path) -> Path:
-    pair = export.pair("fp16")
-    return build_folder(export, pair, compatible(pair.embed), tmp_path / "out").folder
+    return repack(export, tmp_path / "out", "fp16").folder
 
 
 def scaled(folder: Path, factor: float) -> None:

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from folders import repack
 from onnx import GraphProto, NodeProto, numpy_helper
-from places import TINY
 from signing import sign
 
 import fixtures
@@ -45,25 +45,15 @@ OWNERS = {**{layer: layer for layer in range(5)}, 5: 3, 6: 3, 7: 3, 8: 3, 9: 4}
 
 
 @pytest.fixture(scope="module")
-def export() -> Export:
-    return open_export(TINY)
-
-
-@pytest.fixture(scope="module")
 def sound(export: Export, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repacked folder in float32, not to be damaged."""
-    return folder_of(export, "fp32", tmp_path_factory.mktemp("sound") / "out")
+    return repack(export, tmp_path_factory.mktemp("sound") / "out", "fp32").folder
 
 
 @pytest.fixture
 def folder(sound: Path, tmp_path: Path) -> Path:
     """A copy that a test may damage."""
     return Path(shutil.copytree(sound, tmp_path / "out"))
-
-
-def folder_of(export: Export, precision: str, target: Path, layout: Any = "aliased") -> Path:
-    pair = export.pair(precision)
-    return build_folder(export, pair, compatible(pair.embed, layout), target).folder
 
 
 def edit(folder: Path, change: Callable[[GraphProto], None]) -> None:
@@ -96,7 +86,7 @@ def failures(report: Report, section: str) -> set[str]:
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_repacked_folder_is_its_source_bit_by_bit(export: Export, precision: str, tmp_path: Path) -> None:
-    folder = folder_of(export, precision, tmp_path / "out")
+    folder = repack(export, tmp_path / "out", precision).folder
     told: list[str] = []
     report = prove_folder(folder, export.pair(precision), progress=told.append)
     assert report.passed, report.failed
@@ -113,7 +103,7 @@ def test_other_architectures_too(name: str, tmp_path: Path) -> None:
     fixtures.build(name, "q4f16", tmp_path / "source")
     export = open_export(tmp_path / "source")
     report = prove_folder(
-        folder_of(export, "q4f16", tmp_path / "out"), export.pair("q4f16"), request=Request(scope="light")
+        repack(export, tmp_path / "out", "q4f16").folder, export.pair("q4f16"), request=Request(scope="light")
     )
     assert report.passed, report.failed
     assert max(case.max_abs for case in report.cases) == 0

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import FIXTURES
 from onnx import ModelProto, TensorProto
 from onnx.helper import make_node, make_tensor_value_info
+from places import FIXTURES
 from torture import FLOAT, TRAPS, body, external, if_node, model
 
 from surgery.errors import FolderError, ModelError, SurgeryError, WeightError

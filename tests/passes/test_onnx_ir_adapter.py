@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from conftest import FIXTURES
 from onnx_ir.passes.common import RemoveUnusedNodesPass
+from places import FIXTURES
 
 from passes import ExpandSharedKV, FoldLogitsToKeep, MergeEmbeddings, RenameIO, ToFp16
 from passes.base import Pass, apply

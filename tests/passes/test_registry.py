@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from conftest import FIXTURES
-from places import ROOT
+from places import FIXTURES, ROOT
 
 import passes
 from passes.base import LOSSY, Finding, Pass

@@ -88,51 +88,69 @@ def review_commits(folder: Path, base: str, head: str = "HEAD", ignore: Collecti
     with tempfile.TemporaryDirectory(prefix="gemma4-surgery-") as own:
         repository = Repository.at(folder, Path(own))
         commits = repository.commit(base), repository.commit(head)
-        trees = repository.tree(commits[0]), repository.tree(commits[1])
-        pairs: dict[tuple[str | None, str | None], None] = {}
+        before, after = _Tree.of(repository.tree(commits[0])), _Tree.of(repository.tree(commits[1]))
+        changed: dict[tuple[tuple[str, ...], tuple[str, ...], bool], None] = {}
         found = []
         for old, new in repository.changes(*commits):
             if all(path is None or is_plain(path) for path in (old, new)):
-                pairs.update(dict.fromkeys(_pairs(old, new, *trees)))
+                changed[before.models(old), after.models(new), old != new] = None
             else:
                 found.append(
                     Reviewed(old, new, problem="no file can have this name; whoever committed it made it by hand")
                 )
+        pairs = dict.fromkeys(pair for models in changed for pair in _pairs(*models, before, after))
         found += [
-            _reviewed(repository, trees, pair, ignore) for pair in sorted(pairs, key=lambda p: p[1] or p[0] or "")
+            _reviewed(repository, (before, after), pair, ignore)
+            for pair in sorted(pairs, key=lambda p: p[1] or p[0] or "")
         ]
     return [one for one in found if one.comparison is None or not one.comparison.same]
 
 
+@dataclass(frozen=True, slots=True)
+class _Tree:
+    """The files of a commit, path -> hash, and by folder the paths, and those of graphs."""
+
+    files: dict[str, str]
+    folders: dict[str, list[str]]
+    graphs: dict[str, tuple[str, ...]]
+
+    @classmethod
+    def of(cls, files: dict[str, str]) -> _Tree:
+        folders: dict[str, list[str]] = {}
+        for path in files:
+            folders.setdefault(str(PurePosixPath(path).parent), []).append(path)
+        graphs = {folder: tuple(p for p in paths if p.endswith(".onnx")) for folder, paths in folders.items()}
+        return cls(files, folders, graphs)
+
+    def models(self, path: str | None) -> tuple[str, ...]:
+        """The models that a file is of: its GenAI folder, itself, or the graphs whose data file it is or may be."""
+        if path is None:
+            return ()
+        folder = str(PurePosixPath(path).parent)
+        if _in(folder, CONFIG_FILE) in self.files:
+            return (folder,)
+        if path.endswith(".onnx"):
+            return (path,)
+        graph, found, _ = path.partition(".onnx")
+        if found and f"{graph}.onnx" in self.files:
+            return (f"{graph}.onnx",)
+        if PurePosixPath(path).suffix in _NEVER_DATA:
+            return ()
+        return self.graphs.get(folder, ())
+
+    def has(self, model: str) -> bool:
+        return model in self.files or _in(model, CONFIG_FILE) in self.files
+
+
 def _pairs(
-    old: str | None, new: str | None, before: Collection[str], after: Collection[str]
+    ours: tuple[str, ...], theirs: tuple[str, ...], renamed: bool, before: _Tree, after: _Tree
 ) -> Iterator[tuple[str | None, str | None]]:
     """The models that a changed file belongs to, as each commit has them."""
-    ours, theirs = (_models(path, tree) if path else [] for path, tree in ((old, before), (new, after)))
-    if old != new and len(ours) == len(theirs) == 1:
-        yield ours[0], theirs[0]  # renamed
+    if renamed and len(ours) == len(theirs) == 1:
+        yield ours[0], theirs[0]
         return
     for model in dict.fromkeys((*ours, *theirs)):
-        yield model if _is_model(model, before) else None, model if _is_model(model, after) else None
-
-
-def _models(path: str, tree: Collection[str]) -> list[str]:
-    """The models that a file is of: its GenAI folder, itself, or the graphs whose data file it is or may be."""
-    folder = PurePosixPath(path).parent
-    if _in(str(folder), CONFIG_FILE) in tree:
-        return [str(folder)]
-    if path.endswith(".onnx"):
-        return [path]
-    graph, found, _ = path.partition(".onnx")
-    if found and f"{graph}.onnx" in tree:
-        return [f"{graph}.onnx"]
-    if PurePosixPath(path).suffix in _NEVER_DATA:
-        return []
-    return [other for other in tree if other.endswith(".onnx") and PurePosixPath(other).parent == folder]
-
-
-def _is_model(model: str, tree: Collection[str]) -> bool:
-    return model in tree or _in(model, CONFIG_FILE) in tree
+        yield model if before.has(model) else None, model if after.has(model) else None
 
 
 def _in(folder: str, name: str) -> str:
@@ -141,7 +159,7 @@ def _in(folder: str, name: str) -> str:
 
 def _reviewed(
     repository: Repository,
-    trees: tuple[dict[str, str], dict[str, str]],
+    trees: tuple[_Tree, _Tree],
     pair: tuple[str | None, str | None],
     ignore: Collection[Aspect],
 ) -> Reviewed:
@@ -170,14 +188,14 @@ class _Taken:
     """
 
     repository: Repository
-    tree: dict[str, str]
+    tree: _Tree
     model: str
     target: Path
     which: str
 
     @property
     def whole(self) -> bool:
-        return self.model not in self.tree
+        return self.model not in self.tree.files
 
     @property
     def folder(self) -> PurePosixPath:
@@ -189,16 +207,12 @@ class _Taken:
 
     def side(self) -> Subject:
         self._take(str(self.folder.parent / ARCHITECTURE_FILE), self.target / ARCHITECTURE_FILE)
-        for path in self.tree:
-            beside = PurePosixPath(path)
-            graph = path == self.model or (
-                self.whole and beside.suffix == ".onnx" and beside.is_relative_to(self.folder)
-            )
-            if graph or (beside.parent == self.folder and (self.whole or beside.name in _READ)):
-                target = self.root / beside.relative_to(self.folder)
-                self._take(path, target, MAX_PROTO_BYTES if graph else QUICK_BYTES)
-                if graph:
-                    self.repository.fetched(target, MAX_PROTO_BYTES)
+        for path in self._near():
+            graph = path.endswith(".onnx")
+            target = self.root / PurePosixPath(path).relative_to(self.folder)
+            self._take(path, target, MAX_PROTO_BYTES if graph else QUICK_BYTES)
+            if graph:
+                self.repository.fetched(target, MAX_PROTO_BYTES)
         side = open_subject(
             self.root if self.whole else self.root / PurePosixPath(self.model).name,
             label=f"{self.model} ({self.which})",
@@ -208,10 +222,23 @@ class _Taken:
                 self._take(str(self.folder / file.relative_to(self.root)), file)
         return side
 
+    def _near(self) -> Iterator[str]:
+        """The graph and what is read beside it; of a GenAI folder every file, and the graphs below."""
+        if not self.whole:
+            read = (_in(str(self.folder), name) for name in _READ)
+            yield from (self.model, *(path for path in read if path in self.tree.files))
+            return
+        below = "" if self.folder == PurePosixPath() else f"{self.folder}/"
+        for folder, paths in self.tree.folders.items():
+            if folder == str(self.folder):
+                yield from paths
+            elif folder.startswith(below):
+                yield from self.tree.graphs[folder]
+
     def _take(self, path: str, target: Path, most: int = QUICK_BYTES) -> None:
         """Take out a file that the commit has, and that is not there yet; a pointer to one that is longer."""
-        if path in self.tree and not target.exists():
-            self.repository.take_out(self.tree[path], target, most)
+        if path in self.tree.files and not target.exists():
+            self.repository.take_out(self.tree.files[path], target, most)
 
     def named(self, text: str) -> str:
         """A message with the paths of the repository in place of ours."""

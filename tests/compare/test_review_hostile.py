@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -186,3 +187,16 @@ def test_one_poisoned_model_does_not_silence_the_others(repository: Path, monkey
     )
     assert f"### models/{GRAPH}: a defect of gemma4-surgery: RuntimeError: another".replace("_", "\\_") in text
     assert "nodes: 1 added" in text.partition("### z/")[2]
+
+
+def test_many_files_of_one_folder_cost_no_product(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """2,100 changed files, each of which may be the data of 700 graphs."""
+    heads = []
+    for content in (b"1", b"2"):
+        data, graph = (("100644", stored(repository, "blob", each)) for each in (content, b"x"))
+        files = {f"weights{n:04}": data for n in range(2100)}
+        heads.append(committed(repository, files | {f"x{n:04}.onnx": graph for n in range(700)}))
+    monkeypatch.setattr(commits, "_reviewed", lambda _r, _t, pair, _i: commits.Reviewed(*pair, problem="found"))
+    started = time.monotonic()
+    assert len(commits.review_commits(repository, *heads)) == 700
+    assert time.monotonic() - started < 15

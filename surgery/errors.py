@@ -64,6 +64,10 @@ class RepositoryError(SurgeryError):
     """git, or the site that a repository is on, cannot do what was asked for."""
 
 
+class ProcessEnded(SurgeryError):
+    """A process that ran a model or its files died, took too long, or too much memory."""
+
+
 class RuntimeMissing(SurgeryError):
     """onnxruntime or onnxruntime-genai is not installed, or lacks the provider that was asked for."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from typing import TYPE_CHECKING
 
 from surgery.errors import printable
@@ -57,6 +58,22 @@ def markdown_text(text: str) -> str:
 def _clipped(text: str, most: int = LONGEST_CELL) -> str:
     text = text if len(text) <= most else f"{text[: most - 60]} ... {text[-40:]}"
     return printable(text.replace("\n", " "))
+
+
+_TURNING = {chr(code) for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
+"""Characters that turn the direction of what follows them, to its end or for ever."""
+
+
+def spoken(text: str) -> str:
+    """What a model says, less what would drive a terminal: controls but line feed and tab, and turns of direction.
+
+    In contrast to `printable` it leaves joiners and spaces of every kind: Persian, French and emoji are written with them.
+    """
+    return "".join(c if c in "\n\t" or _says_something(c) else ascii(c)[1:-1] for c in text)
+
+
+def _says_something(c: str) -> bool:
+    return unicodedata.category(c) not in ("Cc", "Cs", "Zl", "Zp") and c not in _TURNING
 
 
 def size(count: float) -> str:

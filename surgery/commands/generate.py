@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from surgery.commands.console import JobProgress
+from surgery.printing import spoken
 
 
 def generate(
@@ -41,6 +42,6 @@ def generate(
         images=image or (), sounds=audio or (), precision=precision, listener=JobProgress(),
     )  # fmt: skip
     for piece in pieces:
-        sys.stdout.write(piece)
+        sys.stdout.write(spoken(piece))
         sys.stdout.flush()
     sys.stdout.write("\n")

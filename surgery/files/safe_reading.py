@@ -10,6 +10,9 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+_SIDE_FILE, _TEMPLATE = 64 * 2**20, 2**20
+"""Bytes: twice the tokenizer.json of Gemma 4, and fifty times its chat template."""
+
 
 def read_regular(path: Path, most: int) -> bytes:
     """The bytes of a regular file of at most `most` bytes. Raises OSError for anything else, without opening it:
@@ -23,6 +26,16 @@ def read_regular(path: Path, most: int) -> bytes:
     if found.st_size > most:
         raise OSError(errno.EFBIG, f"it has {found.st_size:,} bytes, and at most {most:,} are read")
     return path.read_bytes()
+
+
+def oversized(path: Path) -> str:
+    """How a file beside a model is larger than any is, in words; empty where it is not, or is not there."""
+    most = _TEMPLATE if path.suffix == ".jinja" else _SIDE_FILE
+    try:
+        found = path.stat().st_size
+    except OSError:
+        return ""
+    return f"it has {found:,} bytes, and at most {most:,} are read" if found > most else ""
 
 
 def stays_inside(path: Path, folder: Path) -> bool:

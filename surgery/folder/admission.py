@@ -21,7 +21,7 @@ from typing import Any
 from surgery.architecture import read_config
 from surgery.cuda.layering import OPTION, SETTING
 from surgery.errors import ArchitectureError, FolderError
-from surgery.files.safe_reading import stays_inside
+from surgery.files.safe_reading import oversized, stays_inside
 from surgery.folder.genai_config import CONFIG_FILE
 
 Rule = Callable[[Any], bool]
@@ -184,7 +184,7 @@ def admission_faults(folder: Path, config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _foreign(place: Path, folder: Path) -> Iterator[str]:
-    """Links that lead out of the folder, and what is neither a file nor a folder."""
+    """Links that lead out of the folder, what is neither a file nor a folder, and files that are far too long."""
     if not stays_inside(place, folder):
         yield f"{place.relative_to(folder)} is a link that leads out of the folder"
         return
@@ -199,6 +199,8 @@ def _foreign(place: Path, folder: Path) -> Iterator[str]:
             yield f"{name} is a link that leads out of the folder"
         elif not path.is_file() and not path.is_dir():
             yield f"{name} is not a regular file"
+        elif path.suffix in (".json", ".jinja") and (words := oversized(path)):
+            yield f"{name}: {words}"
 
 
 def _unknown(value: Any, known: Any, where: str) -> Iterator[str]:

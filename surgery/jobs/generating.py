@@ -25,15 +25,15 @@ def generate(
 
     Decoding is greedy; `sample` uses the folder's sampling values, `seed` makes a sampled answer repeatable. `template`
     wraps the prompt in the folder's chat template. Files stand where the prompt says `<|image|>` and `<|audio|>`.
-    `precision` chooses among two-graph pairs. Raises FolderError for what is neither or refuses the prompt, and
-    RuntimeMissing.
+    `precision` chooses among two-graph pairs. The folder is opened and run in a process of its own. Raises FolderError
+    for what is neither or refuses the prompt, ProcessEnded where it crashes or hangs the runtime, and RuntimeMissing.
 
         print("".join(surgery.generate("out", "Why is the sky blue?")))
     """
-    from surgery.runtime.prompting import PromptRequest, generate_text
+    from surgery.runtime.prompting import PromptRequest, generate_contained
 
     files = [tuple(Path(file) for file in given) for given in (images, sounds)]
     question = PromptRequest(prompt, new_tokens, sample or seed is not None, template, seed, *files)
-    runs, pieces = generate_text(Path(folder), question, precision)
-    listener.said(f"runs       {runs}")
+    pieces = generate_contained(Path(folder), question, precision)
+    listener.said(f"runs       {next(pieces)}")
     return pieces

@@ -26,19 +26,21 @@ def validate(
     """Check a GenAI folder, against the export `against` that it was made from where one is given.
 
     `precision` is the export's; None finds it by the folder. `request` says what is covered: prompts, tokens,
-    thresholds, a recording. Every fault is a failed gate of the report (`report.passed`). Raises FolderError for what
+    thresholds, a recording. Every fault is a failed gate of the report (`report.passed`), also where the folder crashes
+    or hangs what runs it: that is a process of its own. Raises FolderError for what
     is no GenAI folder, ExportError for what is no export, RequestError, and RuntimeMissing without a runtime.
 
         report = surgery.validate("out", "onnx-community/gemma-4-E2B-it-ONNX")
     """
     from surgery.folder.genai_config import require_folder
     from surgery.runtime.sessions import provider_of
-    from surgery.verify.validation import prove_folder as prove
+    from surgery.verify.contained import contained
+    from surgery.verify.validation import Request, prove_folder
 
     folder = Path(folder)
     require_folder(folder)
     pair = source_pair(folder, against, precision)
-    return prove(folder, pair, provider=provider_of(provider), request=request, progress=listener.stage)
+    return contained(prove_folder, folder, pair, provider_of(provider), listener.stage, request=request or Request())
 
 
 def source_pair(folder: Path, source: str | Path | None, precision: str | None) -> GraphPair | None:

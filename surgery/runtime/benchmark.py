@@ -10,16 +10,14 @@ import random
 import resource
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
 
 from surgery.architecture import architecture, read_config
 from surgery.choices import Provider
 from surgery.errors import FolderError
+from surgery.runtime.own_process import Limits, Tell, run
 from surgery.source.export import GraphPair
 
 CONTEXTS = (128, 1024, 4096)
@@ -65,7 +63,7 @@ def measure(
 ) -> list[Benchmark]:
     """Measure a folder, and its source where one is given. Contexts that do not fit the model are left out.
 
-    Raises FolderError where a side ends without a result, with the reason where there is one.
+    Raises FolderError with the runtime's words where it refuses a side, ProcessEnded where it crashes on it.
     """
     config = read_config(folder / "config.json")
     arch = architecture(config)
@@ -78,7 +76,9 @@ def measure(
         if what is not None and side in sides:
             if progress is not None:
                 progress(f"measuring the {side}")
-            found.append(_in_own_process(measure, what, prompts, new_tokens, provider))
+            places = (folder,) if isinstance(what, Path) else (folder, what.decoder.parent)
+            limits = Limits.of(provider, *places)
+            found.append(run(measure, what, prompts, new_tokens, provider, answer=Benchmark, limits=limits))
     return found
 
 
@@ -87,15 +87,7 @@ def _prompt(length: int, vocab_size: int) -> list[int]:
     return [numbers.randrange(4, vocab_size) for _ in range(length)]
 
 
-def _in_own_process(measure: Callable[..., Benchmark], *arguments: object) -> Benchmark:
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        try:
-            return pool.submit(measure, *arguments).result()
-        except BrokenProcessPool:
-            raise FolderError("the measuring process was killed; the model may not fit into memory") from None
-
-
-def _measure_folder(folder: Path, prompts: list[list[int]], new_tokens: int, provider: Provider) -> Benchmark:
+def _measure_folder(_: Tell, folder: Path, prompts: list[list[int]], new_tokens: int, provider: Provider) -> Benchmark:
     import numpy as np
 
     from surgery.folder.opened import open_genai_folder
@@ -130,7 +122,9 @@ def _measure_folder(folder: Path, prompts: list[list[int]], new_tokens: int, pro
     return Benchmark("folder", loaded, tuple(timings), _peak_rss())
 
 
-def _measure_source(pair: GraphPair, prompts: list[list[int]], new_tokens: int, provider: Provider) -> Benchmark:
+def _measure_source(
+    _: Tell, pair: GraphPair, prompts: list[list[int]], new_tokens: int, provider: Provider
+) -> Benchmark:
     from surgery.runtime.decoding import generate_tokens
     from surgery.runtime.sessions import Settings
     from surgery.runtime.two_graphs import TwoGraphModel

@@ -4,9 +4,10 @@ the answer piece by piece.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from surgery.architecture import read_config
@@ -16,7 +17,11 @@ from surgery.folder.genai_config import CONFIG_FILE
 from surgery.folder.multimodal import SECTIONS
 from surgery.folder.opened import open_genai_folder
 from surgery.runtime.genai import load_genai, render
+from surgery.runtime.own_process import STRICT, Limits, Tell, ask
+from surgery.runtime.sessions import machine_provider
 from surgery.source.export import holds_pair
+
+Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,17 +41,42 @@ class PromptRequest:
     sounds: tuple[Path, ...] = ()
 
 
-def generate_text(folder: Path, question: PromptRequest, precision: str | None = None) -> tuple[str, Iterator[str]]:
+def generate_contained(
+    folder: Path, question: PromptRequest, precision: str | None = None
+) -> Generator[str, None, None]:
+    """As `generate_text`, what runs the folder as the first piece, and all of it in a process of its own.
+
+    Raises ProcessEnded too, where the process crashes, hangs or takes too much memory.
+    """
+    limits = Limits.of(machine_provider(), folder)
+    yield from ask(_tell_text, folder, question, precision, answer=NoneType, limits=limits)
+
+
+def _tell_text(tell: Tell, folder: Path, question: PromptRequest, precision: str | None) -> None:
+    def stage(name: str) -> None:
+        tell(None, STRICT if name == "tokenizer" else None)
+
+    runs, pieces = generate_text(folder, question, precision, stage)
+    tell(runs)
+    for piece in pieces:
+        tell(piece)
+
+
+def generate_text(
+    folder: Path, question: PromptRequest, precision: str | None = None, progress: Progress | None = None
+) -> tuple[str, Iterator[str]]:
     """What runs the folder, in words, and the pieces of the answer, as they are decoded.
 
     A folder with genai_config.json runs in onnxruntime-genai, one with two graphs, of `precision` or the best one, in
-    two sessions of onnxruntime. Raises FolderError for any other, or with the runtime's own words where it refuses
-    the folder or the prompt, and RuntimeMissing where it is not installed.
+    two sessions of onnxruntime. `progress` is told the stages: `tokenizer`, `generation`. Raises FolderError for any
+    other, or with the runtime's own words where it refuses the folder or the prompt, and RuntimeMissing where it is not
+    installed.
     """
+    progress = progress or (lambda _: None)
     if (folder / CONFIG_FILE).is_file():
         if precision is not None:
             raise RequestError(f"{folder} is a GenAI folder: it has one precision", hint="leave out --precision")
-        return f"{folder} in onnxruntime-genai", _by_genai(folder, question)
+        return f"{folder} in onnxruntime-genai", _by_genai(folder, question, progress)
     if question.images or question.sounds:
         raise FolderError(
             f"{folder} has no {CONFIG_FILE}; images and sound are for GenAI folders",
@@ -54,16 +84,17 @@ def generate_text(folder: Path, question: PromptRequest, precision: str | None =
         )
     if folder.is_dir() and not holds_pair(folder):
         raise FolderError(f"{folder} has neither {CONFIG_FILE} nor two graphs, as a GenAI folder or an export have")
-    return _by_pair(folder, question, precision)
+    return _by_pair(folder, question, precision, progress)
 
 
-def _by_genai(folder: Path, question: PromptRequest) -> Iterator[str]:
+def _by_genai(folder: Path, question: PromptRequest, progress: Progress) -> Iterator[str]:
     _check_files(folder, question)
     og = load_genai("cpu")
     open_genai_folder(folder).check_weights()
     prompt = _with_markers(question.prompt, question.images, question.sounds)
     try:
         model = og.Model(str(folder))
+        progress("tokenizer")
         tokenizer = og.Tokenizer(model)
         text = render(tokenizer, prompt) if question.template else prompt
         inputs: Any = None
@@ -72,6 +103,7 @@ def _by_genai(folder: Path, question: PromptRequest) -> Iterator[str]:
             opened |= {"audios": og.Audios.open(*map(str, question.sounds))} if question.sounds else {}
             inputs = model.create_multimodal_processor()(text, **opened)
         ids = tokenizer.encode(text) if inputs is None else inputs["input_ids"].as_numpy()[0]
+        progress("generation")
         params = og.GeneratorParams(model)
         options: dict[str, Any] = {} if question.sample else {"do_sample": False}
         if question.seed is not None:
@@ -90,15 +122,19 @@ def _by_genai(folder: Path, question: PromptRequest) -> Iterator[str]:
         raise FolderError(f"{folder}: the runtime says: {error}") from error
 
 
-def _by_pair(folder: Path, question: PromptRequest, precision: str | None) -> tuple[str, Iterator[str]]:
+def _by_pair(
+    folder: Path, question: PromptRequest, precision: str | None, progress: Progress
+) -> tuple[str, Iterator[str]]:
     from surgery.runtime.two_graphs import open_two_graphs
 
     opened = open_two_graphs(folder, precision)
     sampling = replace(opened.sampling, do_sample=question.sample, seed=question.seed)
     names = f"{opened.pair.embed.name} and {opened.pair.decoder.name}"
-    return f"{folder} in two sessions of onnxruntime: {names}", opened.answer(
-        question.prompt, new_tokens=question.new_tokens, sampling=sampling, template=question.template
-    )
+    progress("tokenizer")
+    ids = opened.encode(question.prompt, template=question.template)
+    progress("generation")
+    pieces = opened.continued(ids, new_tokens=question.new_tokens, sampling=sampling)
+    return f"{folder} in two sessions of onnxruntime: {names}", pieces
 
 
 def _check_files(folder: Path, question: PromptRequest) -> None:

@@ -107,7 +107,7 @@ def _blamed(what: object) -> Iterator[None]:
     """Neither library has a base class for what it raises of a damaged file."""
     try:
         yield
-    except ImportError:
+    except (ImportError, MemoryError):
         raise
     except Exception as error:
         raise ExportError(f"{what} cannot be used: {error}") from None

@@ -115,10 +115,24 @@ class TwoGraphFolder:
 
         `sampling` takes the place of the folder's; `template` is whether a text goes through the chat template.
         """
+        ids = self.encode(prompt, template=template)
+        yield from self.continued(ids, new_tokens=new_tokens, sampling=sampling, chunk=chunk)
+
+    def encode(self, prompt: str | Sequence[Mapping[str, Any]], *, template: bool = True) -> list[int]:
+        """The ids of a prompt, as `answer` takes it."""
         if isinstance(prompt, str):
-            ids = self.tokenizer.encode(self._asked(prompt) if template else prompt)
-        else:
-            ids = self.tokenizer.encode(self.tokenizer.render(prompt))
+            return self.tokenizer.encode(self._asked(prompt) if template else prompt)
+        return self.tokenizer.encode(self.tokenizer.render(prompt))
+
+    def continued(
+        self,
+        ids: Sequence[int],
+        *,
+        new_tokens: int = 128,
+        sampling: Sampling | None = None,
+        chunk: int | None = None,
+    ) -> Iterator[str]:
+        """Yield what follows a prompt, in pieces of text."""
         piece_of = self.tokenizer.stream()
         for (token,) in self.generate([ids], new_tokens=new_tokens, sampling=sampling, chunk=chunk):
             if token is not None and (piece := piece_of(token)):

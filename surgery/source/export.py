@@ -26,7 +26,7 @@ from typing import Any
 from surgery.architecture import Architecture, architecture, read_config
 from surgery.choices import Modality
 from surgery.errors import ExportError, nearest
-from surgery.files.safe_reading import stays_inside
+from surgery.files.safe_reading import oversized, stays_inside
 
 PRECISIONS = {
     "fp32": "",
@@ -99,11 +99,14 @@ class Export:
     revision: str | None = None
 
     def file(self, name: str) -> Path | None:
-        """A side file of the export, or None where it has none. Raises ExportError for a link that leads out of it."""
+        """A side file of the export, or None where it has none. Raises ExportError for a link that leads out of it, and
+        for one that is far larger than any."""
         path = self.root / name
         if not path.is_file():
             return None
         _refuse_outside(path, self.root)
+        if words := oversized(path):
+            raise ExportError(f"{path} is no file of a model: {words}")
         return path
 
     def below(self, path: Path) -> Path:

@@ -8,6 +8,7 @@ from pathlib import Path
 from surgery.choices import Provider
 from surgery.errors import GateFailed, RuntimeMissing
 from surgery.source.export import GraphPair
+from surgery.verify.contained import contained
 from surgery.verify.report import Report
 from surgery.verify.two_graph_proof import validate_two_graphs
 from surgery.verify.validation import Progress, Request, prove_folder
@@ -19,12 +20,12 @@ Check = Callable[[Path], Report]
 def closing_proof(pair: GraphPair, provider: Provider, progress: Progress | None = None) -> Check:
     """The check of a GenAI folder that is made of `pair`. `progress` is told the stages."""
     request = Request(scope="closing")
-    return _passing(lambda folder: prove_folder(folder, pair, provider=provider, request=request, progress=progress))
+    return _passing(lambda folder: contained(prove_folder, folder, pair, provider, progress, request=request))
 
 
 def closing_proof_of_two_graphs(pair: GraphPair, provider: Provider, progress: Progress | None = None) -> Check:
     """The check of a two-graph folder that is made of `pair`. `progress` is told the stages."""
-    return _passing(lambda folder: validate_two_graphs(folder, pair, provider=provider, progress=progress))
+    return _passing(lambda folder: contained(validate_two_graphs, folder, pair, provider, progress))
 
 
 def _passing(prove: Check) -> Check:

@@ -15,6 +15,7 @@ from surgery.runtime.tokenizer import Tokenizer
 from surgery.runtime.two_graphs import TwoGraphModel
 from surgery.source.export import Export, GraphPair, open_export
 from surgery.verify.agreement import agreement_of, coarsest
+from surgery.verify.contained import TOKENIZER
 from surgery.verify.gates import number_gates
 from surgery.verify.parity import parity
 from surgery.verify.prompt_file import cases_of, shipped
@@ -50,6 +51,7 @@ def validate_two_graphs(
         gates.append(_one_pair(export))
         if not all(gate.passed for gate in gates):
             raise FolderError("nothing was run: a file is not what was written, or there are other graphs")
+        told(TOKENIZER)
         cases, skipped = _cases(export, scope, TOKENS[scope])
         gates.append(Gate("structure", "prompts can be made", bool(cases), 1, len(cases), f"{len(cases)} cases"))
         told("source")

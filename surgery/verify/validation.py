@@ -28,6 +28,7 @@ from surgery.runtime.two_graphs import TwoGraphModel
 from surgery.source.export import GraphPair
 from surgery.verify.agreement import CaseResult, agreement_of, coarsest
 from surgery.verify.bisect import find_divergence
+from surgery.verify.contained import TOKENIZER
 from surgery.verify.execution_profile import profile_gates, profile_run
 from surgery.verify.fp16_headroom import LayerPeak, measure_headroom
 from surgery.verify.gates import activation_gates, number_gates, parity_gates
@@ -213,7 +214,7 @@ class _Run:
         except SurgeryError as error:
             self.gates.append(Gate("numbers", "prompts can be made", False, detail=str(error)))
             return
-        with self.stage("tokenizer"):
+        with self.stage(TOKENIZER):
             cases = self._cases(folder, vocabulary)
         if not cases:
             reason = "; ".join(f"{case.name}: {case.reason}" for case in self.skipped[:3])

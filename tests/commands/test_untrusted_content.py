@@ -1,0 +1,163 @@
+"""Templates, tokenizers and graphs that loop, allocate or crash: each command ends soon, in one sentence, and leaves nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from command_line import ROOT, TINY
+from onnx import TensorProto, helper
+
+from surgery.graph.model import Model
+from surgery.printing import spoken
+from surgery.runtime.own_process import MEMORY, SECONDS
+from tests.signing import sign
+
+TEMPLATES = {
+    "loops": "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}{% endfor %}{% endfor %}"
+    "{% endfor %}{{ messages[0].content }}",
+    "allocates": "{% set n = namespace(x='xxxxxxxx') %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}{{ n.x }}",
+    "recurses": "{% macro m(n) %}{{ m(n) }}{% endmacro %}{{ m(1) }}",
+    "is long": "a" * 100_000_000,
+}
+LIMITED = {SECONDS: "12", MEMORY: "2"}
+"""Seconds enough for a busy machine to start a process."""
+
+
+def run(*words: object) -> tuple[int, str]:
+    """Exit code, and all that is printed. A command that does not end soon fails the test."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "cli.py"), *map(str, words)],
+        capture_output=True, text=True, check=False, timeout=120, env={**os.environ, **LIMITED},
+    )  # fmt: skip
+    assert "defect" not in done.stderr and "Traceback" not in done.stderr and "panicked" not in done.stderr
+    return done.returncode, " ".join((done.stdout + done.stderr).split())
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("sound") / "out"
+    assert run("repack", TINY, out, "--precision", "q4", "--no-validate")[0] == 0
+    return out
+
+
+@pytest.fixture
+def folder(sound: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(sound, tmp_path / "folder"))
+
+
+@pytest.fixture
+def export(tmp_path: Path) -> Path:
+    """An export of one precision."""
+    other = shutil.ignore_patterns("*fp16*", "*q4f16*", "*quantized*", "*encoder*")
+    return Path(shutil.copytree(TINY, tmp_path / "export", ignore=other))
+
+
+def staged(place: Path) -> list[str]:
+    return sorted(path.name for path in place.iterdir() if path.name not in ("folder", "export"))
+
+
+@pytest.mark.parametrize("form", TEMPLATES)
+def test_a_chat_template_ends(form: str, folder: Path, export: Path, tmp_path: Path) -> None:
+    for place in (folder, export):
+        (place / "chat_template.jinja").write_text(TEMPLATES[form])
+    sign(folder)
+    assert run("generate", folder, "hello")[0] == 2
+    assert run("strip", export, tmp_path / "out")[0] in (1, 2)
+    if form == "recurses":
+        assert run("generate", export, "hello")[0] == 2
+        assert run("validate", folder, "--light")[0] == 1
+        assert run("repack", export, tmp_path / "out")[0] == 1
+    assert staged(tmp_path) == []
+
+
+def endless(path: Path) -> None:
+    """Put a Loop without an end behind the logits."""
+    model = Model.open(path)
+    last = next(node for node in model.graph.node if "logits" in node.output)
+    last.output[list(last.output).index("logits")] = "finite"
+    kind = next(value for value in model.graph.output if value.name == "logits").type
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["on"], ["still_on"]),
+            helper.make_node("Identity", ["round"], ["next_round"]),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("number", TensorProto.INT64, []),
+            helper.make_tensor_value_info("on", TensorProto.BOOL, []),
+            helper.make_value_info("round", kind),
+        ],
+        [
+            helper.make_tensor_value_info("still_on", TensorProto.BOOL, []),
+            helper.make_value_info("next_round", kind),
+        ],
+    )
+    model.graph.initializer.append(helper.make_tensor("for_ever", TensorProto.BOOL, [], [True]))
+    model.graph.node.append(helper.make_node("Loop", ["", "for_ever", "finite"], ["logits"], body=body))
+    path.write_bytes(model.proto.SerializeToString())
+
+
+def test_an_endless_loop_ends(folder: Path, export: Path, tmp_path: Path) -> None:
+    endless(folder / "model.onnx")
+    endless(export / "onnx" / "decoder_model_merged_q4.onnx")
+    sign(folder)
+    for words in (("generate", folder, "hello"), ("generate", export, "hello"), ("bench", folder, "--contexts", "4")):
+        code, told = run(*words)
+        assert code == 2 and "seconds went by without a result" in told
+    code, told = run("validate", folder)
+    assert code == 1 and "the proof comes to its end: at 'generation" in told
+    assert run("strip", export, tmp_path / "out")[0] == 1
+    assert staged(tmp_path) == []
+
+
+def test_a_tokenizer_that_panics_is_a_sentence(export: Path) -> None:
+    tokenizer = json.loads((export / "tokenizer.json").read_text())
+    split = {"type": "Split", "pattern": {"Regex": "(x+x+)+y"}, "behavior": "Isolated", "invert": False}
+    (export / "tokenizer.json").write_text(json.dumps({**tokenizer, "pre_tokenizer": split}))
+    code, told = run("generate", export, "x" * 64)
+    assert code == 2 and "error: PanicException: Onig" in told
+
+
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja"]
+)
+def test_a_side_file_is_capped(name: str, export: Path, folder: Path, tmp_path: Path) -> None:
+    """Of 20 GB that take no room on the disk; they were copied."""
+    for place in (export, folder):
+        with (place / name).open("wb") as file:
+            file.truncate(20 * 10**9)
+    started = time.monotonic()
+    for words in (
+        ("repack", export, tmp_path / "out"),
+        ("strip", export, tmp_path / "out"),
+        ("generate", folder, "hello"),
+    ):
+        code, told = run(*words)
+        assert code == 2 and f"{name}" in told and "it has 20,000,000,000 bytes, and at most" in told
+    assert time.monotonic() - started < 60 and staged(tmp_path) == []
+
+
+@pytest.mark.parametrize("word", ["\x1b[2J", "\x9b31m", "\u202e", "\u2066", "\r", "\x00", "\u2028", "\ud800"])
+def test_an_answer_does_not_drive_the_terminal(word: str) -> None:
+    assert spoken(f"a{word}b") == f"a{ascii(word)[1:-1]}b"
+
+
+@pytest.mark.parametrize("text", ["two\n\tlines", "می\u200cخواهم", "👩\u200d🚀", "20\u00a0000\u202fm", "a\\nb"])
+def test_an_answer_is_left_as_people_write(text: str) -> None:
+    assert spoken(text) == text
+
+
+def test_generate_says_it_so(folder: Path) -> None:
+    word = "\x1b[2J"
+    text = (folder / "tokenizer.json").read_text()
+    assert "ε" in text, "what this model says to everything"
+    (folder / "tokenizer.json").write_text(text.replace("ε", json.dumps(word)[1:-1]))
+    code, told = run("generate", folder, "hello", "--new-tokens", "3")
+    assert code == 0 and "\\x1b[2J" in told and "\x1b" not in told

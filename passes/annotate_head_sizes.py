@@ -10,9 +10,10 @@ from passes.expand_shared_kv import check_windows
 from surgery.architecture import Layer
 from surgery.attention.cache_padding import AXES, own_sizes
 from surgery.errors import PassError
+from surgery.graph.metadata_props import properties, set_property
 from surgery.graph.model import Model
 from surgery.graph.tensor_types import tensor_type
-from surgery.source.layer_table import KEY, layer_table, read_layer_table, store_table, stored_table
+from surgery.source.layer_table import KEY, layer_table, read_layer_table
 
 if TYPE_CHECKING:
     from onnx import ValueInfoProto
@@ -50,11 +51,12 @@ class AnnotateHeadSizes(Pass):
         findings = _annotate(model, write=True)
         layers = model.require_architecture().layers
         text = layer_table(layers)
-        if stored_table(model) == text:
+        there = properties(model.proto).get(KEY)
+        if there == text:
             findings.append(Finding("skipped", f"metadata {KEY}", "it holds this table already"))
         else:
-            verb: Verb = "added" if stored_table(model) is None else "changed"
-            store_table(model, text)
+            verb: Verb = "added" if there is None else "changed"
+            set_property(model.proto, KEY, text)
             findings.append(Finding(verb, f"metadata {KEY}", f"the table of {len(layers)} layers"))
         return findings
 

@@ -12,11 +12,10 @@ from surgery.attention.gqa import BIAS, LAST, OPERATOR, TOTAL
 from surgery.attention.kv_wiring import attention_nodes
 from surgery.attention.sequence_lengths import MASK, SCOPE, sequence_lengths
 from surgery.errors import ModelError, PassError
-from surgery.graph.editing import unread
 from surgery.graph.evaluation import PROMPT, Subgraphs
+from surgery.graph.index import producers
 from surgery.graph.model import Model
 from surgery.graph.nodes import node_in_words
-from surgery.graph.scopes import captured
 from surgery.graph.tensor_types import tensor_type
 
 if TYPE_CHECKING:
@@ -79,10 +78,8 @@ class DropAttentionBias(Pass):
         told = [Finding("skipped", f"{count} attention nodes", reason) for reason, count in findings.items()]
         if not change:
             return told or [Finding("skipped", "attention", "no GroupQueryAttention is there")]
-        held = {name for node in model.graph.node for name in captured(node)}
-        biased = 0
-        with model.edited() as view:
-            idle = unread(view, held)
+        biased, made = 0, producers(model.graph)
+        with model.edited(prune=True) as view:
             lengths = sequence_lengths(view)
             for node in view.nodes:
                 if node.outputs and node.outputs[0].name in change:
@@ -91,14 +88,12 @@ class DropAttentionBias(Pass):
                     while not inputs[-1].name:
                         inputs.pop()
                     node.inputs = inputs
-            gone = unread(view, held) - idle
-            removed = len(gone)
-            view.nodes = [node for node in view.nodes if id(node) not in gone]
+        gone = {id(made[name]) for name in made.keys() - producers(model.graph).keys()}
         told.append(Finding("changed", f"{len(change)} attention nodes", "each row's length is counted in the mask"))
         if biased:
             told.append(Finding("removed", f"bias of {biased} attention nodes", "it hid padding alone"))
-        if removed:
-            told.append(Finding("removed", f"{removed} nodes", "they served lengths and bias alone"))
+        if gone:
+            told.append(Finding("removed", f"{len(gone)} nodes", "they served lengths and bias alone"))
         return told
 
     def ensures(self, model: Model) -> None:

@@ -12,6 +12,7 @@ from surgery.attention.gqa import window_faults
 from surgery.attention.kv_wiring import KVCache, attentions
 from surgery.errors import PassError
 from surgery.graph.model import Model
+from surgery.graph.node_builder import NodeBuilder
 from surgery.graph.tensor_types import Dim, declared_types, tensor_type
 
 if TYPE_CHECKING:
@@ -50,8 +51,6 @@ class ExpandSharedKV(Pass):
             _refuse_half_a_pair(model.graph, layer)
 
     def run(self, model: Model) -> list[Finding]:
-        import onnx_graphsurgeon as gs
-
         arch = model.require_architecture()
         declared = declared_types(model.graph)
         present = {value.name for value in model.graph.output}
@@ -61,19 +60,16 @@ class ExpandSharedKV(Pass):
             return [Finding("skipped", "KV-shared layers", reason)]
         findings = []
         with model.edited() as view:
-            tensors = view.tensors()
+            tensors, make = view.tensors(), NodeBuilder(nodes=view.nodes)
             for layer in missing:
                 for kind in ("key", "value"):
                     source = tensors[f"present.{layer.kv_source}.{kind}"]
-                    alias = gs.Variable(f"present.{layer.index}.{kind}", dtype=source.dtype, shape=source.shape)
+                    alias = make.variable(f"present.{layer.index}.{kind}", source.dtype, source.shape)
                     label = f"/model/layers.{layer.index}/attn/present/{kind}"
-                    view.nodes.append(gs.Node("Identity", label, inputs=[source], outputs=[alias]))
-                    view.outputs.append(alias)
+                    view.outputs.append(make.into(alias, "Identity", [source], label))
                     kv_source = tensors[f"past_key_values.{layer.kv_source}.{kind}"]
-                    past = gs.Variable(
-                        f"past_key_values.{layer.index}.{kind}", dtype=kv_source.dtype, shape=kv_source.shape
-                    )
-                    view.inputs.append(past)
+                    past = f"past_key_values.{layer.index}.{kind}"
+                    view.inputs.append(make.variable(past, kv_source.dtype, kv_source.shape))
                 shape = declared[f"present.{layer.kv_source}.key"]
                 findings.append(
                     Finding("added", f"present.{layer.index}.key|value", f"alias of layer {layer.kv_source}'s, {shape}")

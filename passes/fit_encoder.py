@@ -9,6 +9,7 @@ from passes.base import Finding, Pass
 from surgery.choices import Modality
 from surgery.errors import PassError
 from surgery.graph.model import Model
+from surgery.graph.node_builder import FLOAT, FLOAT16, INT32, INT64, NodeBuilder
 from surgery.graph.renaming import fresh, rename
 from surgery.graph.scopes import value_names
 from surgery.graph.tensor_types import TensorType, tensor_type
@@ -146,7 +147,7 @@ class FitEncoder(Pass):
             inner = fresh(f"{SCOPE}/{name}", value_names(model.graph))
             rename(model.graph, {name: inner})
             with model.edited() as view:
-                new = _variable(name, dtype, shape)
+                new = NodeBuilder().variable(name, _NUMPY[dtype], list(shape))
                 if name == self._features:
                     _adapt_output(view, inner, new)
                 else:
@@ -155,6 +156,7 @@ class FitEncoder(Pass):
         return findings
 
 
+_NUMPY = {"FLOAT": "float32", "BOOL": "bool", "INT64": "int64", "INT32": "int32"}
 _SMALLER = "a smaller max_soft_tokens in processor_config.json's image_processor makes smaller images"
 
 
@@ -162,70 +164,36 @@ def _axes(kind: Modality) -> str:
     return "images, patches, values of a patch" if kind == "image" else "1, frames, mel bins"
 
 
-def _variable(name: str, dtype: str, shape: tuple[Any, ...]) -> gs.Variable:
-    import numpy as np
-    import onnx_graphsurgeon as gs
-
-    kinds = {"FLOAT": np.float32, "BOOL": bool, "INT64": np.int64, "INT32": np.int32}
-    return gs.Variable(name, dtype=kinds[dtype], shape=list(shape))
-
-
 def _adapt_output(view: gs.Graph, inner: str, new: gs.Variable) -> None:
     """Cast and Reshape after the encoder, as far as they are needed."""
-    import numpy as np
-    import onnx_graphsurgeon as gs
-
-    current = next(tensor for tensor in view.outputs if tensor.name == inner)
-    view.outputs = [new if tensor is current else tensor for tensor in view.outputs]
-    steps: list[gs.Node] = []
-    if current.dtype != new.dtype:
-        steps.append(gs.Node("Cast", f"{SCOPE}/{new.name}/Cast", {"to": 1}))
-    if len(current.shape) != len(new.shape):
-        width = gs.Constant(f"{SCOPE}/{new.name}/rows", np.array([-1, new.shape[-1]], np.int64))
-        steps.append(gs.Node("Reshape", f"{SCOPE}/{new.name}/Reshape", inputs=[width]))
-    _chain(steps, current, new)
-    view.nodes.extend(steps)
+    make = NodeBuilder(f"{SCOPE}/{new.name}", nodes=view.nodes)
+    old = current = next(tensor for tensor in view.outputs if tensor.name == inner)
+    reshaped = len(old.shape) != len(new.shape)
+    if old.dtype != new.dtype:
+        current = make("Cast", [old], new.dtype, None, "Cast", to=FLOAT)
+    if reshaped:
+        rows = make.constant([-1, new.shape[-1]], label="rows")
+        current = make("Reshape", [current, rows], new.dtype, None, "Reshape")
+    make.nodes[-1].outputs = [new]
+    view.outputs[view.outputs.index(old)] = new
 
 
 def _adapt_input(view: gs.Graph, inner: str, new: gs.Variable, fill: int) -> None:
     """Pad and Cast before the encoder, as far as they are needed."""
     import numpy as np
-    import onnx_graphsurgeon as gs
 
+    make = NodeBuilder(f"{SCOPE}/{new.name}")
     old = next(tensor for tensor in view.inputs if tensor.name == inner)
-    view.inputs = [new if tensor is old else tensor for tensor in view.inputs]
-    scope = f"{SCOPE}/{new.name}"
-    before: list[gs.Node] = []
-    steps: list[gs.Node] = []
+    view.inputs[view.inputs.index(old)] = new
+    current = new
     if isinstance(old.shape[1], int) and not isinstance(new.shape[1], int):
-        count = gs.Variable(f"{scope}/Shape/output_0", dtype=np.int64, shape=[1])
-        missing = gs.Variable(f"{scope}/Sub/output_0", dtype=np.int64, shape=[1])
-        pads = gs.Variable(f"{scope}/Concat/output_0", dtype=np.int64, shape=[2])
-        most = gs.Constant(f"{scope}/most", np.array([old.shape[1]], np.int64))
-        none = gs.Constant(f"{scope}/none", np.array([0], np.int64))
-        axis = gs.Constant(f"{scope}/axis", np.array([1], np.int64))
-        value = gs.Constant(f"{scope}/value", np.array(fill, new.dtype))
-        before = [
-            gs.Node("Shape", f"{scope}/Shape", {"start": 1, "end": 2}, [new], [count]),
-            gs.Node("Sub", f"{scope}/Sub", inputs=[most, count], outputs=[missing]),
-            gs.Node("Concat", f"{scope}/Concat", {"axis": 0}, [none, missing], [pads]),
-        ]
-        steps.append(gs.Node("Pad", f"{scope}/Pad", inputs=[pads, value, axis]))
+        count = make("Shape", [new], "int64", [1], "Shape", start=1, end=2)
+        missing = make("Sub", [make.constant([old.shape[1]], label="most"), count], "int64", [1], "Sub")
+        pads = make("Concat", [make.constant([0], label="none"), missing], "int64", [2], "Concat", axis=0)
+        value, axis = make.constant(fill, new.dtype, "value"), make.constant([1], label="axis")
+        current = make("Pad", [new, pads, value, axis], old.dtype, None, "Pad")
     if old.dtype != new.dtype:
-        to = {"float16": 10, "int64": 7, "int32": 6}[np.dtype(old.dtype).name]
-        steps.append(gs.Node("Cast", f"{scope}/Cast", {"to": to}))
-    _chain(steps, new, old)
-    view.nodes = [*before, *steps, *view.nodes]
-
-
-def _chain(steps: list[gs.Node], source: gs.Variable, target: gs.Variable) -> None:
-    """Put the nodes one after the other between two values."""
-    import onnx_graphsurgeon as gs
-
-    current = source
-    for number, node in enumerate(steps):
-        last = number == len(steps) - 1
-        following = target if last else gs.Variable(f"{node.name}/output_0", dtype=target.dtype)
-        node.inputs = [current, *node.inputs]
-        node.outputs = [following]
-        current = following
+        to = {"float16": FLOAT16, "int64": INT64, "int32": INT32}[np.dtype(old.dtype).name]
+        make("Cast", [current], old.dtype, None, "Cast", to=to)
+    make.nodes[-1].outputs = [old]
+    view.nodes[:0] = make.nodes

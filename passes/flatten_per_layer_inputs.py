@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from passes.base import Finding, Pass
 from surgery.errors import PassError
 from surgery.graph.model import Model
+from surgery.graph.node_builder import NodeBuilder
 from surgery.graph.renaming import fresh, rename
 from surgery.graph.scopes import value_names
 from surgery.graph.tensor_types import TensorType, tensor_type
@@ -98,8 +99,8 @@ def _to_flat(view: gs.Graph, inner: str) -> str:
     """A Reshape at the end of the graph, from the value `inner` to the output."""
     split = next(tensor for tensor in view.outputs if tensor.name == inner)
     flat = _flat(split)
-    view.nodes.append(_reshape("Flatten", split, flat, [0, 0, flat.shape[2]]))
-    view.outputs = [flat if tensor is split else tensor for tensor in view.outputs]
+    _reshape(flat, split, [0, 0, flat.shape[2]], "Flatten", view.nodes)
+    view.outputs[view.outputs.index(split)] = flat
     return _listed(flat)
 
 
@@ -107,8 +108,8 @@ def _from_flat(view: gs.Graph, inner: str) -> str:
     """A Reshape at the beginning of the graph, from the input to the value `inner`."""
     split = next(tensor for tensor in view.inputs if tensor.name == inner)
     flat = _flat(split)
-    view.inputs = [flat if tensor is split else tensor for tensor in view.inputs]
-    view.nodes = [_reshape("Split", flat, split, [0, 0, *split.shape[2:]]), *view.nodes]
+    view.inputs[view.inputs.index(split)] = flat
+    view.nodes[:0] = _reshape(split, flat, [0, 0, *split.shape[2:]], "Split", [])
     return _listed(flat)
 
 
@@ -117,15 +118,13 @@ def _listed(tensor: gs.Variable) -> str:
 
 
 def _flat(split: gs.Variable) -> gs.Variable:
-    import onnx_graphsurgeon as gs
-
     batch, tokens, layers, size = split.shape
-    return gs.Variable(PER_LAYER, dtype=split.dtype, shape=[batch, tokens, layers * size])
+    return NodeBuilder().variable(PER_LAYER, split.dtype, [batch, tokens, layers * size])
 
 
-def _reshape(label: str, source: gs.Variable, target: gs.Variable, shape: list[int]) -> gs.Node:
-    import numpy as np
-    import onnx_graphsurgeon as gs
-
-    constant = gs.Constant(f"{SCOPE}/constants/{label}", np.array(shape, np.int64))
-    return gs.Node("Reshape", f"{SCOPE}/{label}", inputs=[source, constant], outputs=[target])
+def _reshape(
+    result: gs.Variable, source: gs.Variable, shape: list[int], label: str, nodes: list[gs.Node]
+) -> list[gs.Node]:
+    make = NodeBuilder(SCOPE, nodes=nodes)
+    make.into(result, "Reshape", [source, make.constant(shape, label=f"constants/{label}")], label)
+    return make.nodes

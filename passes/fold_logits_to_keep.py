@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from passes.base import Finding, Pass
 from surgery.errors import PassError
+from surgery.graph.index import Constants, readers
 from surgery.graph.model import Model
-from surgery.graph.nodes import integers, node_in_words
+from surgery.graph.node_builder import INT64, NodeBuilder
+from surgery.graph.nodes import node_in_words
 from surgery.graph.scopes import reads
-from surgery.graph.tensor_types import Dim, TensorType, declared_types, initializer_type, tensor_type
+from surgery.graph.tensor_types import Dim, TensorType, declared_types, tensor_type
 from surgery.graph.token_inputs import token_inputs
 
 if TYPE_CHECKING:
@@ -73,13 +75,12 @@ class FoldLogitsToKeep(Pass):
             return [Finding("skipped", INPUT, "the graph does not take it")]
         serving = _serving(graph)
         removed = [node_in_words(node) for node in serving]
-        made = {node.output[0] for node in serving}
         cut = serving[-1]
         mask_name = _mask_of(graph) if self.keep == "last" else ""
         size: Dim = 1 if self.keep == "last" else _tokens_of(graph, cut.input[0])
         _declare_token_axis(graph, cut.output[0], size)
-        with model.edited() as view:
-            position = next(i for i, node in enumerate(view.nodes) if cut.output[0] in _outputs(node))
+        with model.edited(prune=True) as view:
+            position = next(i for i, node in enumerate(view.nodes) if cut.output[0] in [t.name for t in node.outputs])
             slicing = view.nodes[position]
             hidden, kept = slicing.inputs[0], slicing.outputs[0]
             added: list[gs.Node] = []
@@ -89,9 +90,7 @@ class FoldLogitsToKeep(Pass):
             else:
                 for reader in list(kept.outputs):
                     reader.inputs[[tensor.name for tensor in reader.inputs].index(kept.name)] = hidden
-            nodes = [*view.nodes[:position], *added, *view.nodes[position + 1 :]]
-            new = {id(node) for node in added}
-            view.nodes = [node for node in nodes if id(node) in new or not made & set(_outputs(node))]
+            view.nodes[position : position + 1] = added
             view.inputs = [tensor for tensor in view.inputs if tensor.name != INPUT]
         findings = [Finding("removed", INPUT, "graph input; the graph decides which tokens get logits")]
         findings += [Finding("removed", name, "it served the input alone") for name in removed]
@@ -113,14 +112,11 @@ def _takes_it(graph: GraphProto) -> bool:
 
 def _serving(graph: GraphProto) -> list[NodeProto]:
     """The nodes that serve the input alone, its Slice last. Raises PassError for any form that is not known."""
-    readers: dict[str, list[NodeProto]] = {}
-    for node in graph.node:
-        for name in reads(node):
-            readers.setdefault(name, []).append(node)
+    reading = readers(graph)
     chain: list[NodeProto] = []
     current = INPUT
     while not chain or chain[-1].op_type != "Slice":
-        following = readers.get(current, [])
+        following = reading.get(current, [])
         if len(following) != 1 or any(value.name == current for value in graph.output):
             found = ", ".join(node_in_words(node) for node in following[:4]) or "nothing"
             raise PassError(f"{current!r} is read by {found}; one node on the way to a Slice is expected")
@@ -135,7 +131,7 @@ def _serving(graph: GraphProto) -> list[NodeProto]:
     constants = [
         node
         for node in graph.node
-        if node.op_type == "Constant" and all(any(r is c for c in chain) for r in readers.get(node.output[0], [None]))
+        if node.op_type == "Constant" and all(any(r is c for c in chain) for r in reading.get(node.output[0], [None]))
     ]
     return [*constants, *chain]
 
@@ -144,26 +140,12 @@ def _check_slice(graph: GraphProto, chain: list[NodeProto], starts: str) -> None
     """Raise PassError unless the Slice keeps tokens -n to the end of axis 1, n being the input."""
     cut = chain[-1]
     names = [*cut.input, "", "", ""]
-    ends, axes, steps = (_constant(graph, name) if name else None for name in names[2:5])
+    constants = Constants(graph)
+    ends, axes, steps = (constants.integers(name) for name in names[2:5])
     negated = sum(1 for node in chain if node.op_type == "Neg") == 1
     whole = ends is not None and len(ends) == 1 and ends[0] >= 2**31 - 1
     if names[1] != starts or not negated or not whole or axes != [1] or not (names[4] == "" or steps == [1]):
         raise PassError(f"{node_in_words(cut)} does not keep the last tokens of axis 1, which {INPUT} is known to do")
-
-
-def _constant(graph: GraphProto, name: str) -> list[int] | None:
-    """The integers of an initializer or of a Constant node; None where `name` is neither."""
-    for tensor in graph.initializer:
-        if tensor.name == name:
-            return integers(tensor) if initializer_type(tensor).dtype in ("INT64", "INT32") else None
-    for node in graph.node:
-        if node.op_type == "Constant" and node.output[0] == name:
-            for attribute in node.attribute:
-                if attribute.name == "value" and initializer_type(attribute.t).dtype in ("INT64", "INT32"):
-                    return integers(attribute.t)
-                if attribute.name in ("value_int", "value_ints"):
-                    return [attribute.i] if attribute.name == "value_int" else list(attribute.ints)
-    return None
 
 
 def _refuse_other_readers(graph: GraphProto, kept: str) -> None:
@@ -190,10 +172,6 @@ def _mask_of(graph: GraphProto) -> str:
     if any(value.name == MASK for value in graph.input):
         return MASK
     return next((name for name, role in token_inputs(graph).items() if role == MASK), MASK)
-
-
-def _outputs(node: gs.Node) -> list[str]:
-    return [tensor.name for tensor in node.outputs if tensor.name]
 
 
 def _tokens_of(graph: GraphProto, hidden: str) -> Dim:
@@ -250,38 +228,23 @@ def _gather_last(hidden: gs.Variable, kept: gs.Variable, mask: gs.Variable) -> l
     Each operator has a CUDA kernel for int64 that needs no cuDNN (onnxruntime-gpu 1.31.1): ArgMax with
     select_last_index has no kernel, and ReduceMax stops in the first run where cuDNN is not installed.
     """
-    import numpy as np
     import onnx_graphsurgeon as gs
 
     batch = mask.shape[0]
     tokens = hidden.shape[1] if hidden.shape and len(hidden.shape) > 1 else None
-    nodes: list[gs.Node] = []
-
-    def constant(label: str, values: object) -> gs.Constant:
-        return gs.Constant(f"{SCOPE}/constants/{label}", np.array(values, dtype=np.int64))
-
-    def node(op: str, inputs: list[gs.Tensor], dtype: object, shape: list[object], **attrs: object) -> gs.Variable:
-        label = f"{SCOPE}/{op}_{sum(1 for other in nodes if other.op == op)}"
-        output = gs.Variable(f"{label}/output_0", dtype=dtype, shape=shape)
-        nodes.append(gs.Node(op, name=label, attrs=dict(attrs), inputs=inputs, outputs=[output]))
-        return output
-
-    int64 = np.int64
-    zero, one = constant("0", 0), constant("1", 1)
-    axis_one, axis_two, end = constant("[1]", [1]), constant("[2]", [2]), constant("end", [_TO_THE_END])
-    count = node("Shape", [hidden], int64, [1], start=1, end=2)
-    scalar = node("Squeeze", [count], int64, [])
-    start = node("Neg", [count], int64, [1])
-    current = node("Slice", [mask, start, end, axis_one], mask.dtype, [batch, tokens])
-    if mask.dtype != np.int64:
-        current = node("Cast", [current], int64, [batch, tokens], to=7)
-    positions = node("Range", [zero, scalar, one], int64, [tokens])
-    marked = node("Mul", [current, positions], int64, [batch, tokens])
-    last = node("TopK", [marked, axis_one], int64, [batch, 1], axis=1)
-    nodes[-1].outputs.append(
-        gs.Variable(f"{nodes[-1].name}/output_1")
-    )  # the operator's second output; nothing reads it
-    index = node("Unsqueeze", [last, axis_two], int64, [batch, 1, 1])
-    kept.inputs.clear()
-    nodes.append(gs.Node("GatherND", f"{SCOPE}/GatherND", {"batch_dims": 1}, inputs=[hidden, index], outputs=[kept]))
-    return nodes
+    make = NodeBuilder(SCOPE)
+    constant = make.constant
+    zero, one, end = constant(0), constant(1), constant([_TO_THE_END], label="constants/end")
+    count = make("Shape", [hidden], "int64", [1], "Shape_0", start=1, end=2)
+    scalar = make("Squeeze", [count], "int64", [], "Squeeze_0")
+    start = make("Neg", [count], "int64", [1], "Neg_0")
+    current = make("Slice", [mask, start, end, constant([1])], mask.dtype, [batch, tokens], "Slice_0")
+    if mask.dtype != "int64":
+        current = make("Cast", [current], "int64", [batch, tokens], "Cast_0", to=INT64)
+    positions = make("Range", [zero, scalar, one], "int64", [tokens], "Range_0")
+    marked = make("Mul", [current, positions], "int64", [batch, tokens], "Mul_0")
+    last = make("TopK", [marked, constant([1])], "int64", [batch, 1], "TopK_0", axis=1)
+    make.nodes[-1].outputs.append(gs.Variable(f"{SCOPE}/TopK_0/output_1"))  # nothing reads it
+    index = make("Unsqueeze", [last, constant([2])], "int64", [batch, 1, 1], "Unsqueeze_0")
+    make.into(kept, "GatherND", [hidden, index], "GatherND", batch_dims=1)
+    return make.nodes

@@ -15,10 +15,9 @@ from surgery.attention.sequence_lengths import MASK, sequence_lengths
 from surgery.attention.unfused import UnfusedAttention, UnfusedSearch
 from surgery.choices import OnnxRuntime
 from surgery.errors import ModelError, PassError
-from surgery.graph.editing import unread
 from surgery.graph.model import Model
-from surgery.graph.renaming import fresh
-from surgery.graph.scopes import all_names, captured
+from surgery.graph.node_builder import NodeBuilder
+from surgery.graph.scopes import all_names
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -156,30 +155,27 @@ class _Fusion:
         self._cores = found
         self._matches = matches
         self._named = named
-        self._taken = all_names(model.graph)
-        self._no_rows = NoRows(self._taken)
+        self._make = NodeBuilder(taken=all_names(model.graph))
+        self._no_rows = NoRows(self._make)
 
     def write(self) -> None:
-        held = {name for node in self._model.graph.node for name in captured(node)}
-        with self._model.edited() as view:
-            idle = unread(view, held)
+        with self._model.edited(prune=True) as view:
             self._tensors = view.tensors()
             self._lengths = sequence_lengths(view)
             self._fused = {node.outputs[0].name: node for node in view.nodes if node.op == OPERATOR and node.outputs}
             results = {match.output: index for index, match in self._matches.items()}
-            nodes = []
             for node in view.nodes:
                 index = next((results[t.name] for t in node.outputs if t.name in results), None)
-                nodes += [node] if index is None else self._nodes(self._arch.layers[index], self._matches[index])
-            view.nodes = nodes
-            gone = unread(view, held) - idle
-            view.nodes = [node for node in view.nodes if id(node) not in gone]
+                if index is None:
+                    self._make.nodes.append(node)
+                else:
+                    self._fuse(self._arch.layers[index], self._matches[index])
+            view.nodes = self._make.nodes
 
-    def _nodes(self, layer: Layer, match: UnfusedAttention) -> list[gs.Node]:
-        """The fused node of a layer, after the empty rows that it needs."""
+    def _fuse(self, layer: Layer, match: UnfusedAttention) -> None:
+        """The fused node of a layer, behind the empty rows that it needs."""
         import onnx_graphsurgeon as gs
 
-        added: list[gs.Node] = []
         query = self._tensors[match.query]
         lengths, bias = self._lengths_of(layer)
         if match.owned:
@@ -187,22 +183,22 @@ class _Fusion:
             rows = [self._tensors[name] for name in (owned.key, owned.value, owned.past_key, owned.past_value)]
             presents = [self._tensors[match.present_key], self._tensors[match.present_value]]
         else:
-            empty = self._no_rows.of(query, layer.kv_heads * layer.head_size, added)
+            empty = self._no_rows.of(query, layer.kv_heads * layer.head_size)
             rows = [empty, empty, self._tensors[match.present_key], self._tensors[match.present_value]]
             presents = self._unread_presents(layer, rows[2]) if self._named else []
         outputs = [self._tensors[match.output], *presents]
         for tensor in outputs:
             tensor.inputs.clear()
         padding = [gs.Variable.empty() for _ in range(3)] if bias is not None else []
-        node = gs.Node(
+        fused = gs.Node(
             OPERATOR,
-            fresh(f"/model/layers.{layer.index}/attn/{OPERATOR}", self._taken),
+            self._make.named(f"/model/layers.{layer.index}/attn/{OPERATOR}"),
             self._attributes(layer),
             inputs=[query, *rows, *lengths, *padding, *([bias] if bias is not None else [])],
             outputs=outputs,
             domain=DOMAIN,
         )
-        return [*added, node]
+        self._make.nodes.append(fused)
 
     def _attributes(self, layer: Layer) -> dict[str, int | float]:
         return {
@@ -225,7 +221,5 @@ class _Fusion:
         return list(kv_source.inputs[LAST : LAST + 2]), bias
 
     def _unread_presents(self, layer: Layer, cache: gs.Variable) -> list[gs.Variable]:
-        import onnx_graphsurgeon as gs
-
         names = (f"/model/layers.{layer.index}/attn/{OPERATOR}/unread_{kind}" for kind in ("key", "value"))
-        return [gs.Variable(fresh(name, self._taken), dtype=cache.dtype, shape=cache.shape) for name in names]
+        return [self._make.variable(name, cache.dtype, cache.shape) for name in names]

@@ -10,6 +10,7 @@ from surgery.errors import PassError
 from surgery.graph.external_data import is_external
 from surgery.graph.index import producers
 from surgery.graph.model import Model
+from surgery.graph.node_builder import NodeBuilder
 from surgery.graph.nodes import node_in_words
 from surgery.graph.scopes import reads
 from surgery.graph.tensor_types import TensorType, tensor_type
@@ -175,24 +176,15 @@ def _between(graph: GraphProto, operand: str) -> tuple[list[NodeProto], set[str]
 
 def _mask(view: gs.Graph, lookup: gs.Node, tokens: list[int]) -> None:
     """Nodes before `lookup` that put 0 in place of the tokens."""
-    import numpy as np
-    import onnx_graphsurgeon as gs
-
     ids = next(tensor for tensor in view.inputs if tensor.name == IDS)
     rows = lookup.inputs[1]
-    nodes: list[gs.Node] = []
-
-    def node(op: str, label: str, inputs: list[gs.Tensor], dtype: object) -> gs.Variable:
-        output = gs.Variable(f"{SCOPE}/{label}/output_0", dtype=dtype, shape=ids.shape)
-        nodes.append(gs.Node(op, f"{SCOPE}/{label}", inputs=inputs, outputs=[output]))
-        return output
-
+    make = NodeBuilder(SCOPE)
     is_media = None
     for token in tokens:
-        constant = gs.Constant(f"{SCOPE}/constants/{token}", np.array(token, ids.dtype))
-        equal = node("Equal", f"Equal_{token}", [ids, constant], bool)
-        is_media = equal if is_media is None else node("Or", f"Or_{token}", [is_media, equal], bool)
-    row_zero = gs.Constant(f"{SCOPE}/constants/row", np.array(0, rows.dtype or ids.dtype))
-    lookup.inputs[1] = node("Where", "Where", [is_media, row_zero, rows], rows.dtype or ids.dtype)
+        equal = make("Equal", [ids, make.constant(token, ids.dtype)], bool, ids.shape, f"Equal_{token}")
+        is_media = make("Or", [is_media, equal], bool, ids.shape, f"Or_{token}") if is_media is not None else equal
+    dtype = rows.dtype or ids.dtype
+    row_zero = make.constant(0, dtype, "constants/row")
+    lookup.inputs[1] = make("Where", [is_media, row_zero, rows], dtype, ids.shape, "Where")
     position = next(index for index, other in enumerate(view.nodes) if other is lookup)
-    view.nodes = [*view.nodes[:position], *nodes, *view.nodes[position:]]
+    view.nodes[position:position] = make.nodes

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import MutableSequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, ClassVar
@@ -13,6 +12,7 @@ from passes.base import Finding, Pass
 from surgery.errors import PassError
 from surgery.graph.external_data import external_field, is_external, set_location, tensors
 from surgery.graph.index import producers
+from surgery.graph.metadata_props import Described, properties, set_property
 from surgery.graph.model import Model
 from surgery.graph.nodes import copied, node_in_words
 from surgery.graph.renaming import fresh, rename, rename_dims, rename_in_every_scope
@@ -20,9 +20,7 @@ from surgery.graph.scopes import all_names, reads
 from surgery.graph.tensor_types import TensorType, tensor_type
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto, StringStringEntryProto, ValueInfoProto
-
-    Properties = MutableSequence[StringStringEntryProto]
+    from onnx import GraphProto, ModelProto, ValueInfoProto
 
 NAMESPACE = "embed_tokens"
 """Prefix of an embedding graph's name that the decoder already uses for something else."""
@@ -328,22 +326,20 @@ def _join_model_fields(embed: ModelProto, decoder: ModelProto) -> list[Finding]:
     decoder.opset_import.extend(entry for entry in embed.opset_import if _domain(entry.domain) not in domains)
     functions = {(function.domain, function.name, function.overload) for function in decoder.functions}
     decoder.functions.extend(f for f in embed.functions if (f.domain, f.name, f.overload) not in functions)
-    return _join_metadata(embed.metadata_props, decoder.metadata_props, "model") + _join_metadata(
-        embed.graph.metadata_props, decoder.graph.metadata_props, "graph"
-    )
+    return _join_metadata(embed, decoder, "model") + _join_metadata(embed.graph, decoder.graph, "graph")
 
 
 def _domain(name: str) -> str:
     return "" if name == "ai.onnx" else name
 
 
-def _join_metadata(embed: Properties, decoder: Properties, level: str) -> list[Finding]:
-    values = {entry.key: entry.value for entry in decoder}
+def _join_metadata(embed: Described, decoder: Described, level: str) -> list[Finding]:
+    values = properties(decoder)
     findings = []
-    for entry in embed:
-        if entry.key not in values:
-            decoder.append(entry)
-        elif values[entry.key] != entry.value:
+    for key, value in properties(embed).items():
+        if key not in values:
+            set_property(decoder, key, value)
+        elif values[key] != value:
             reason = "both graphs have it; the decoder's stays"
-            findings.append(Finding("skipped", f"{level} metadata {entry.key!r}", reason))
+            findings.append(Finding("skipped", f"{level} metadata {key!r}", reason))
     return findings

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from passes.base import Finding, Pass
 from surgery.errors import PassError
 from surgery.graph.model import Model
+from surgery.graph.node_builder import NodeBuilder
 from surgery.graph.renaming import fresh, rename
 from surgery.graph.scopes import value_names
 from surgery.graph.tensor_types import TensorType, tensor_type
@@ -134,39 +135,27 @@ def _kind(name: str) -> str:
 
 def _scatter(view: gs.Graph, inner: str, tokens: dict[str, int], scope: str) -> None:
     """Nodes at the end of the graph, from the value `inner` to a new output inputs_embeds."""
-    import numpy as np
-    import onnx_graphsurgeon as gs
-
+    make = NodeBuilder(scope, nodes=view.nodes)
     ids = next(tensor for tensor in view.inputs if tensor.name == IDS)
     embeds = next(tensor for tensor in view.outputs if tensor.name == inner)
     size = embeds.shape[-1]
-
-    def constant(label: str, values: object, dtype: Any = np.int64) -> gs.Constant:
-        return gs.Constant(f"{scope}/constants/{label}", np.array(values, dtype=dtype))
-
-    def node(op: str, label: str, inputs: list[Any], dtype: Any, shape: list[Any], **attrs: object) -> gs.Variable:
-        output = gs.Variable(f"{scope}/{label}/output_0", dtype=dtype, shape=shape)
-        view.nodes.append(gs.Node(op, f"{scope}/{label}", dict(attrs), inputs, [output]))
-        return output
-
-    flat, one = constant("[-1]", [-1]), constant("[1]", [1])
-    rows = node("Reshape", "Rows", [embeds, constant(f"[-1, {size}]", [-1, size])], embeds.dtype, ["tokens", size])
+    rows = make("Reshape", [embeds, make.constant([-1, size])], embeds.dtype, ["tokens", size], "Rows")
     for name, token in tokens.items():
         kind = _kind(name)
         count = f"num_{kind}_tokens"
-        features = gs.Variable(name, dtype=embeds.dtype, shape=[count, size])
+        features = NodeBuilder().variable(name, embeds.dtype, [count, size])
         view.inputs.append(features)
-        found = node("Equal", f"{kind}/Equal", [ids, constant(f"{kind}_token", token, ids.dtype)], bool, ids.shape)
-        width = node("Shape", f"{kind}/Shape", [ids], np.int64, [1], start=1, end=2)
-        given = node("Shape", f"{kind}/Shape_1", [features], np.int64, [1], start=0, end=1)
-        total = node("Add", f"{kind}/Add", [width, given], np.int64, [1])
-        prompt = node("Greater", f"{kind}/Greater", [total, one], bool, [1])
-        found = node("And", f"{kind}/And", [found, prompt], bool, ids.shape)
-        found = node("Reshape", f"{kind}/Reshape", [found, flat], bool, ["tokens"])
-        places = node("NonZero", f"{kind}/NonZero", [found], np.int64, [1, count])
-        places = node("Transpose", f"{kind}/Transpose", [places], np.int64, [count, 1], perm=[1, 0])
-        rows = node("ScatterND", f"{kind}/ScatterND", [rows, places, features], embeds.dtype, ["tokens", size])
-    shape = node("Shape", "Shape", [embeds], np.int64, [3])
-    result = gs.Variable(EMBEDS, dtype=embeds.dtype, shape=embeds.shape)
-    view.nodes.append(gs.Node("Reshape", f"{scope}/Reshape", inputs=[rows, shape], outputs=[result]))
-    view.outputs = [result if tensor is embeds else tensor for tensor in view.outputs]
+        placeholder = make.constant(token, ids.dtype, f"constants/{kind}_token")
+        found = make("Equal", [ids, placeholder], bool, ids.shape, f"{kind}/Equal")
+        width = make("Shape", [ids], "int64", [1], f"{kind}/Shape", start=1, end=2)
+        given = make("Shape", [features], "int64", [1], f"{kind}/Shape_1", start=0, end=1)
+        total = make("Add", [width, given], "int64", [1], f"{kind}/Add")
+        prompt = make("Greater", [total, make.constant([1])], bool, [1], f"{kind}/Greater")
+        found = make("And", [found, prompt], bool, ids.shape, f"{kind}/And")
+        found = make("Reshape", [found, make.constant([-1])], bool, ["tokens"], f"{kind}/Reshape")
+        places = make("NonZero", [found], "int64", [1, count], f"{kind}/NonZero")
+        places = make("Transpose", [places], "int64", [count, 1], f"{kind}/Transpose", perm=[1, 0])
+        rows = make("ScatterND", [rows, places, features], embeds.dtype, ["tokens", size], f"{kind}/ScatterND")
+    shape = make("Shape", [embeds], "int64", [3], "Shape")
+    result = NodeBuilder().variable(EMBEDS, embeds.dtype, embeds.shape)
+    view.outputs[view.outputs.index(embeds)] = make.into(result, "Reshape", [rows, shape], "Reshape")

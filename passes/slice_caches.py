@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from passes.base import REORDERED, Finding, Numerics, Pass
 from passes.expand_shared_kv import check_kv_sources
@@ -15,15 +15,13 @@ from surgery.attention.sequence_lengths import SCOPE as LENGTHS
 from surgery.attention.shared_buffer import mark_shared_buffer
 from surgery.choices import OnnxRuntime
 from surgery.graph.model import Model
-from surgery.graph.renaming import fresh
+from surgery.graph.node_builder import FLOAT, FLOAT16, NodeBuilder
 from surgery.graph.scopes import all_names
 from surgery.graph.tensor_types import declared_types
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
     from onnx import NodeProto
-
-FLOAT, FLOAT16 = 1, 10
 
 
 @dataclass(frozen=True)
@@ -136,88 +134,71 @@ class _Slicing:
         self._windows = {core.node.output[0]: window_of(core.node) for core in found}
         self._types = declared_types(model.graph)
         self._named = named
-        self._taken = all_names(model.graph)
-        self._no_rows = NoRows(self._taken)
+        self._make = NodeBuilder(taken=all_names(model.graph))
+        self._no_rows = NoRows(self._make)
         self._slices: dict[int, tuple[gs.Variable, gs.Variable]] = {}
 
     def write(self, chosen: list[Layer]) -> None:
         kv_sources = {kv_source.index for kv_source in chosen}
         with self._model.edited() as view:
-            self._rows = KVRows(view)
-            nodes = []
+            self._rows = KVRows(view, self._make)
             for node in view.nodes:
                 layer = self._outputs.get(node.outputs[0].name) if node.op == OPERATOR else None
-                nodes += [node] if layer is None or layer.kv_source not in kv_sources else self._nodes(layer, node)
-            view.nodes = nodes
+                if layer is None or layer.kv_source not in kv_sources:
+                    self._make.nodes.append(node)
+                else:
+                    self._slice(layer, node)
+            view.nodes = self._make.nodes
 
-    def _nodes(self, layer: Layer, node: gs.Node) -> list[gs.Node]:
-        added: list[gs.Node] = []
+    def _slice(self, layer: Layer, node: gs.Node) -> None:
+        """A layer's node, behind what it needs now."""
+        make = self._make
         if layer.is_kv_source:
-            self._slices[layer.index] = self._written(layer, node, added)
+            self._slices[layer.index] = self._written(layer, node)
         keys, values = self._slices[layer.kv_source]
         query, attended = node.inputs[QUERY], node.outputs[0]
-        if half := self._is_half(layer):
-            query = self._converted(query, keys.dtype, added)
-        view = self._rows.view(self._windows[attended.name], added)
-        empty = self._no_rows.of(query, layer.kv_heads * layer.head_size, added)
-        node.inputs = [query, empty, empty, keys, values, view.last, view.total]
-        outputs = [attended]
-        after: list[gs.Node] = []
+        half = self._is_half(layer)
         if half:
-            outputs = [self._variable(f"{attended.name}/float32", keys.dtype, attended.shape)]
-            attended.inputs.clear()
-            after.append(self._node("Cast", f"{node.name}/output/Cast", outputs, attended, to=FLOAT16))
-        if self._named:
-            outputs += [
-                self._variable(f"{node.name}/unread_{kind}", keys.dtype, keys.shape) for kind in ("key", "value")
-            ]
-        node.outputs = outputs
-        return [*added, node, *after]
+            query = self._converted(query)
+        view = self._rows.view(self._windows[attended.name])
+        empty = self._no_rows.of(query, layer.kv_heads * layer.head_size)
+        make.nodes.append(node)
+        node.inputs = [query, empty, empty, keys, values, view.last, view.total]
+        result = attended
+        if half:
+            result = make.variable(f"{attended.name}/float32/output_0", keys.dtype, attended.shape)
+            make.into(attended, "Cast", [result], f"{node.name}/output/Cast", to=FLOAT16)
+        unread = [f"{node.name}/unread_{kind}/output_0" for kind in ("key", "value")] if self._named else []
+        node.outputs = [result, *(make.variable(name, keys.dtype, keys.shape) for name in unread)]
 
-    def _written(self, layer: Layer, node: gs.Node, added: list[gs.Node]) -> tuple[gs.Variable, gs.Variable]:
+    def _written(self, layer: Layer, node: gs.Node) -> tuple[gs.Variable, gs.Variable]:
         """A KV source layer's presents, written in place; what is in view of them, in float32."""
-        import numpy as np
-
-        indices = self._rows.indices(layer.kv_heads, node.inputs[KEY], added)
-        view = self._rows.view(self._windows[node.outputs[0].name], added)
+        make = self._make
+        indices = self._rows.indices(layer.kv_heads, node.inputs[KEY])
+        view = self._rows.view(self._windows[node.outputs[0].name])
         slices = []
         inputs, presents = list(node.inputs), list(node.outputs[1:3])
         for place, kind in enumerate(("key", "value")):
             flat, past, present = inputs[KEY + place], inputs[PAST_KEY + place], presents[place]
             base = f"/model/layers.{layer.index}/attn/cache/{kind}"
-            present.inputs.clear()
             split = self._rows.constant([0, -1, layer.kv_heads, layer.head_size])
-            tokens = [*(flat.shape[:2] if flat.shape else (None, None)), layer.kv_heads, layer.head_size]
-            rows = self._variable(f"{base}/Reshape", flat.dtype, tokens)
-            added.append(self._node("Reshape", f"{base}/Reshape", [flat, split], rows))
-            heads = self._variable(f"{base}/Transpose", flat.dtype, [tokens[0], tokens[2], tokens[1], tokens[3]])
-            added.append(self._node("Transpose", f"{base}/Transpose", [rows], heads, perm=[0, 2, 1, 3]))
-            added.append(self._node("ScatterND", f"{base}/ScatterND", [past, indices, heads], present))
-            shape = [tokens[0], layer.kv_heads, None, layer.head_size]
-            cut = self._variable(f"{base}/Slice", present.dtype, shape)
+            batch, tokens = flat.shape[:2] if flat.shape else (None, None)
+            shape = [batch, tokens, layer.kv_heads, layer.head_size]
+            rows = make("Reshape", [flat, split], flat.dtype, shape, f"{base}/Reshape")
+            shape = [batch, layer.kv_heads, tokens, layer.head_size]
+            heads = make("Transpose", [rows], flat.dtype, shape, f"{base}/Transpose", perm=[0, 2, 1, 3])
+            make.into(present, "ScatterND", [past, indices, heads], f"{base}/ScatterND")
             bounds = [view.start, view.end, self._rows.constant([2])]
-            added.append(self._node("Slice", f"{base}/Slice", [present, *bounds], cut))
-            slices.append(self._converted(cut, np.float32, added) if self._is_half(layer) else cut)
+            shape = [batch, layer.kv_heads, None, layer.head_size]
+            cut = make("Slice", [present, *bounds], present.dtype, shape, f"{base}/Slice")
+            slices.append(self._converted(cut) if self._is_half(layer) else cut)
         return slices[0], slices[1]
 
     def _is_half(self, layer: Layer) -> bool:
         """Whether attention is in float16: the operator has one dtype for its query, its caches and its result."""
         return self._types[f"present.{layer.kv_source}.key"].dtype == "FLOAT16"
 
-    def _converted(self, value: gs.Variable, dtype: Any, added: list[gs.Node]) -> gs.Variable:
+    def _converted(self, value: gs.Variable) -> gs.Variable:
+        """The value in float32."""
         label = f"{value.name.removesuffix('/output_0')}/Cast"
-        converted = self._variable(label, dtype, value.shape)
-        added.append(self._node("Cast", label, [value], converted, to=FLOAT))
-        return converted
-
-    def _variable(self, label: str, dtype: Any, shape: Any) -> gs.Variable:
-        import onnx_graphsurgeon as gs
-
-        return gs.Variable(fresh(f"{label}/output_0", self._taken), dtype=dtype, shape=shape)
-
-    def _node(
-        self, op: str, label: str, inputs: list[gs.Tensor], output: gs.Variable, **attributes: int | list[int]
-    ) -> gs.Node:
-        import onnx_graphsurgeon as gs
-
-        return gs.Node(op, fresh(label, self._taken), dict(attributes), inputs=inputs, outputs=[output])
+        return self._make("Cast", [value], "float32", value.shape, label, to=FLOAT)

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from surgery.graph.external_data import is_external
-from surgery.graph.index import producers
-from surgery.graph.nodes import integers
+from surgery.graph.index import Constants, producers, readers
 from surgery.graph.tensor_types import Dim, declared_types
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, NodeProto, TensorProto
+    from onnx import GraphProto, NodeProto
 
 Sizes = tuple[Dim, Dim]
 """KV heads and head size of a cache: axes 1 and 3."""
@@ -36,14 +34,14 @@ def own_sizes(graph: GraphProto) -> dict[str, Sizes]:
 
     An alias of a padded present has its source layer's, and a past that nothing reads has those of its present.
     """
-    made, constants = producers(graph), {tensor.name: tensor for tensor in graph.initializer}
-    read, declared = _readers(graph), declared_sizes(graph)
+    made, read, constants = producers(graph), readers(graph), Constants(graph)
+    declared = declared_sizes(graph)
     outputs = [value.name for value in graph.output if value.name in declared]
     sizes = {name: _present(name, declared[name], made, constants) for name in outputs}
     for name in declared.keys() - sizes.keys():
         present = name.replace("past_key_values.", "present.")
-        if readers := read.get(name):
-            cut = {_sliced(node, declared[name], constants) for node in readers}
+        if reading := read.get(name):
+            cut = {_sliced(node, declared[name], constants) for node in reading}
             sizes[name] = cut.pop() if len(cut) == 1 else declared[name]
         elif declared.get(present) == declared[name]:
             sizes[name] = sizes.get(present, declared[name])
@@ -52,27 +50,18 @@ def own_sizes(graph: GraphProto) -> dict[str, Sizes]:
     return {name: sizes[name] for name in declared}
 
 
-def _readers(graph: GraphProto) -> dict[str, list[NodeProto]]:
-    found: dict[str, list[NodeProto]] = {value.name: [] for value in graph.input}
-    for node in graph.node:
-        for name in dict.fromkeys(node.input):
-            if name in found:
-                found[name].append(node)
-    return found
-
-
-def _sliced(node: NodeProto, whole: Sizes, constants: dict[str, TensorProto]) -> Sizes:
+def _sliced(node: NodeProto, whole: Sizes, constants: Constants) -> Sizes:
     """What a Slice from 0 leaves of axes 1 and 3; the whole where it is no such Slice."""
     if node.op_type != "Slice" or len(node.input) < 4:
         return whole
-    starts, ends, axes = (_values(constants.get(name)) for name in node.input[1:4])
+    starts, ends, axes = (constants.integers(name) or [] for name in node.input[1:4])
     if any(starts) or not set(axes) <= set(AXES) or len(axes) != len(ends):
         return whole
     kept = dict(zip(axes, ends, strict=True))
     return kept.get(1, whole[0]), kept.get(3, whole[1])
 
 
-def _present(name: str, whole: Sizes, made: dict[str, NodeProto], constants: dict[str, TensorProto]) -> Sizes:
+def _present(name: str, whole: Sizes, made: dict[str, NodeProto], constants: Constants) -> Sizes:
     """The declared sizes less what a Pad adds behind axes 1 and 3, also where an alias copies what is padded."""
     node, seen = made.get(name), {name}
     while node is not None and node.op_type == "Identity" and node.input[0] not in seen:
@@ -80,7 +69,7 @@ def _present(name: str, whole: Sizes, made: dict[str, NodeProto], constants: dic
         node = made.get(node.input[0])
     if node is None or node.op_type != "Pad" or len(node.input) < 2:
         return whole
-    pads = _values(constants.get(node.input[1]))
+    pads = constants.integers(node.input[1]) or []
     if len(pads) != 8 or any(pads[:4]):
         return whole
     return _less(whole[0], pads[5]), _less(whole[1], pads[7])
@@ -88,8 +77,3 @@ def _present(name: str, whole: Sizes, made: dict[str, NodeProto], constants: dic
 
 def _less(size: Dim, padding: int) -> Dim:
     return size - padding if isinstance(size, int) else size
-
-
-def _values(tensor: TensorProto | None) -> list[int]:
-    """The values of a small constant; none where it is no constant, or stored externally."""
-    return [] if tensor is None or is_external(tensor) else integers(tensor)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from surgery.architecture import Layer
 from surgery.attention.kv_wiring import attention_nodes
+from surgery.graph.node_builder import NodeBuilder
 from surgery.graph.nodes import int_attribute, node_in_words
-from surgery.graph.renaming import fresh
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -56,23 +56,17 @@ class NoRows:
     An input that is left out is read as a packed query: "Packed query hidden size must be divisible ...".
     """
 
-    def __init__(self, taken: set[str]) -> None:
-        self._taken = taken
+    def __init__(self, make: NodeBuilder) -> None:
+        self._make = make
         self._made: dict[tuple[int, object], gs.Variable] = {}
 
-    def of(self, query: gs.Variable, width: int, added: list[gs.Node]) -> gs.Variable:
-        """Cut from a query [batch, tokens, at least width]; the node that cuts is appended to `added`."""
-        import numpy as np
-        import onnx_graphsurgeon as gs
-
+    def of(self, query: gs.Variable, width: int) -> gs.Variable:
+        """Cut from a query [batch, tokens, at least width]."""
         key = (width, query.dtype)
         if key not in self._made:
-            label = fresh(f"/model/no_rows/{width}", self._taken)
-            batch = query.shape[0] if query.shape else None
-            self._made[key] = gs.Variable(f"{label}/output_0", dtype=query.dtype, shape=[batch, 0, width])
-            bounds = [
-                gs.Constant(fresh(f"{label}/{name}", self._taken), np.array(values, np.int64))
-                for name, values in (("starts", [0, 0]), ("ends", [0, width]), ("axes", [1, 2]))
-            ]
-            added.append(gs.Node("Slice", label, inputs=[query, *bounds], outputs=[self._made[key]]))
+            make = self._make.below(self._make.named(f"/model/no_rows/{width}"))
+            bounds = {"starts": [0, 0], "ends": [0, width], "axes": [1, 2]}
+            inputs = [query, *(make.constant(values, label=name) for name, values in bounds.items())]
+            empty = make.variable("output_0", query.dtype, [query.shape[0] if query.shape else None, 0, width])
+            self._made[key] = make.into(empty, "Slice", inputs)
         return self._made[key]

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from surgery.graph.index import readers
 from surgery.graph.tensor_types import TensorType, declared_types
 
 if TYPE_CHECKING:
@@ -97,13 +98,13 @@ def attentions(graph: GraphProto) -> list[Attention]:
 
 
 def _cores(graph: GraphProto, trace: _Trace) -> list[AttentionNodes]:
-    readers = consumers(graph)
+    following = readers(graph)
     found = []
     for node in graph.node:
         if node.op_type in _PAST_AND_PRESENT:
             found.append(AttentionNodes(node))
         elif node.op_type == "Softmax":
-            scores, mixed = trace.scores.get(_at(node.input, 0)), _forward_to_matmul(node, readers)
+            scores, mixed = trace.scores.get(_at(node.input, 0)), _forward_to_matmul(node, following)
             if scores is not None and mixed is not None:
                 found.append(AttentionNodes(node, scores, mixed))
     return found
@@ -207,20 +208,10 @@ def _unrolled(core: AttentionNodes, trace: _Trace) -> Attention:
 def _forward_to_matmul(node: NodeProto, following: Mapping[str, list[NodeProto]]) -> NodeProto | None:
     name = _at(node.output, 0)
     for _ in range(4):  # at most a Cast, a Dropout or a Reshape in between
-        readers = following.get(name, [])
-        if len(readers) != 1:
+        reading = following.get(name, [])
+        if len(reading) != 1:
             return None
-        if readers[0].op_type == "MatMul" and readers[0].input[0] == name:
-            return readers[0]
-        name = _at(readers[0].output, 0)
+        if reading[0].op_type == "MatMul" and reading[0].input[0] == name:
+            return reading[0]
+        name = _at(reading[0].output, 0)
     return None
-
-
-def consumers(graph: GraphProto) -> dict[str, list[NodeProto]]:
-    """Value -> the nodes that have it among their inputs."""
-    found: dict[str, list[NodeProto]] = {}
-    for node in graph.node:
-        for name in dict.fromkeys(node.input):
-            if name:
-                found.setdefault(name, []).append(node)
-    return found

@@ -12,12 +12,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from surgery.graph.node_builder import INT32, NodeBuilder
+
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
 
 SCOPE = "/model/row_lengths"
 MASK = "attention_mask"
-_INT32 = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,31 +31,22 @@ class SequenceLengths:
 
 def sequence_lengths(view: gs.Graph) -> SequenceLengths:
     """The nodes that count, at the beginning of the graph; those that an earlier pass added are taken again."""
-    import numpy as np
-    import onnx_graphsurgeon as gs
-
     there = {tensor.name: tensor for node in view.nodes for tensor in node.outputs if tensor.name.startswith(SCOPE)}
     if f"{SCOPE}/last" in there:
         return SequenceLengths(there[f"{SCOPE}/last"], there[f"{SCOPE}/total"])
     mask = next(tensor for tensor in view.inputs if tensor.name == MASK)
     batch = mask.shape[0] if mask.shape else None
-    made: list[gs.Node] = []
+    make = NodeBuilder(SCOPE)
 
-    def constant(label: str, values: Any, dtype: Any) -> gs.Constant:
-        return gs.Constant(f"{SCOPE}/constants/{label}", np.array(values, dtype=dtype))
+    def node(op: str, inputs: list[Any], name: str, dtype: Any, shape: list[Any], **attributes: int) -> gs.Variable:
+        return make.into(make.variable(name, dtype, shape), op, inputs, f"{name}/{op}", **attributes)
 
-    def node(
-        op: str, inputs: list[gs.Tensor], name: str, dtype: object, shape: list[object], **attrs: object
-    ) -> gs.Variable:
-        output = gs.Variable(f"{SCOPE}/{name}", dtype=dtype, shape=shape)
-        made.append(gs.Node(op, f"{SCOPE}/{name}/{op}", attrs=dict(attrs), inputs=inputs, outputs=[output]))
-        return output
-
-    tokens = node("ReduceSum", [mask, constant("[1]", [1], np.int64)], "tokens", mask.dtype, [batch, 1], keepdims=1)
-    less_one = node("Sub", [tokens, constant("1", [1], mask.dtype)], "tokens_less_one", mask.dtype, [batch, 1])
-    last = node("Cast", [less_one], "last", np.int32, [batch, 1], to=_INT32)
-    shape = node("Shape", [mask], "mask_shape", np.int64, [2])
-    width = node("Gather", [shape, constant("axis_1", 1, np.int64)], "mask_width", np.int64, [], axis=0)
-    total = node("Cast", [width], "total", np.int32, [], to=_INT32)
-    view.nodes[:0] = made
+    tokens = node("ReduceSum", [mask, make.constant([1])], "tokens", mask.dtype, [batch, 1], keepdims=1)
+    one, axis = make.constant([1], mask.dtype, "constants/1"), make.constant(1, label="constants/axis_1")
+    last = node("Sub", [tokens, one], "tokens_less_one", mask.dtype, [batch, 1])
+    last = node("Cast", [last], "last", "int32", [batch, 1], to=INT32)
+    shape = node("Shape", [mask], "mask_shape", "int64", [2])
+    total = node("Gather", [shape, axis], "mask_width", "int64", [], axis=0)
+    total = node("Cast", [total], "total", "int32", [], to=INT32)
+    view.nodes[:0] = make.nodes
     return SequenceLengths(last, total)

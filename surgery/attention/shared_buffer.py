@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from surgery.graph.metadata_props import properties, set_property
+
 if TYPE_CHECKING:
     from surgery.graph.model import Model
 
@@ -16,9 +18,10 @@ VALUE = "in place"
 
 
 def mark_shared_buffer(model: Model) -> None:
-    if not has_shared_buffer(model):
-        model.proto.metadata_props.add(key=KEY, value=VALUE)
+    """Say so in the model's metadata."""
+    set_property(model.proto, KEY, VALUE)
 
 
 def has_shared_buffer(model: Model) -> bool:
-    return any((entry.key, entry.value) == (KEY, VALUE) for entry in model.proto.metadata_props)
+    """Whether the model's metadata says so."""
+    return properties(model.proto).get(KEY) == VALUE

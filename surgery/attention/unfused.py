@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from surgery.architecture import Layer
-from surgery.attention.kv_wiring import AttentionNodes, consumers
+from surgery.attention.kv_wiring import AttentionNodes
 from surgery.errors import ModelError
 from surgery.graph.evaluation import PROMPT, Subgraphs
-from surgery.graph.index import producers
+from surgery.graph.index import producers, readers
 from surgery.graph.nodes import node_in_words
 from surgery.graph.tensor_types import TensorType
 
@@ -74,7 +74,7 @@ class UnfusedSearch:
         self._proven: set[tuple[object, ...]] = set()
         self._types = self._fragments.types
         self._producers = producers(model.graph)
-        self._readers = consumers(model.graph)
+        self._readers = readers(model.graph)
         self._inputs = {value.name for value in model.graph.input}
         self._outputs = {value.name for value in model.graph.output}
         self._heads = heads
@@ -127,12 +127,12 @@ class UnfusedSearch:
         for _ in range(_MOST_MOVES):
             if _is_flat(self._types.get(name), width):
                 return name
-            readers = self._readers.get(name, [])
-            if len(readers) != 1 or readers[0].op_type not in _MOVES or not readers[0].output:
-                found = ", ".join(node_in_words(node) for node in readers[:3]) or "nothing"
+            reading = self._readers.get(name, [])
+            if len(reading) != 1 or reading[0].op_type not in _MOVES or not reading[0].output:
+                found = ", ".join(node_in_words(node) for node in reading[:3]) or "nothing"
                 wanted = f"the way to a value [batch, tokens, {width}] is expected{self._undeclared(name)}"
                 raise ModelError(f"{name!r} is read by {found}; {wanted}")
-            name = readers[0].output[0]
+            name = reading[0].output[0]
         raise ModelError(f"{name!r} is {_MOST_MOVES} operators away, and no value [batch, tokens, {width}]")
 
     def _undeclared(self, name: str) -> str:

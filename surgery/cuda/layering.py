@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from surgery.graph.metadata_props import properties, set_property
+
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto
 
@@ -18,16 +20,13 @@ OPTION, SETTING = "session.layer_assignment_settings", f"cpu(={CPU})"
 
 
 def stays_on_cpu(node: NodeProto) -> bool:
-    return any(entry.key == KEY and entry.value == CPU for entry in node.metadata_props)
+    """Whether a node is annotated so."""
+    return properties(node).get(KEY) == CPU
 
 
 def keep_on_cpu(node: NodeProto) -> None:
     """Annotate a node, in place of an annotation that it may have."""
-    for entry in node.metadata_props:
-        if entry.key == KEY:
-            entry.value = CPU
-            return
-    node.metadata_props.add(key=KEY, value=CPU)
+    set_property(node, KEY, CPU)
 
 
 def has_layers(graph: GraphProto) -> bool:

@@ -13,6 +13,7 @@ from surgery.attention.kv_wiring import attentions
 from surgery.errors import ExportError, SurgeryError
 from surgery.folder.genai_config import CONFIG_FILE, MODEL_FILE
 from surgery.graph.external_data import is_external, tensors
+from surgery.graph.metadata_props import properties
 from surgery.graph.model import Model
 from surgery.graph.tensor_types import tensor_type
 from surgery.source.export import DECODER, EMBED, ENCODERS, Export, GraphPair, open_export
@@ -102,7 +103,7 @@ def inspect_model(path: Path, arch: Architecture | None = None) -> Inspection:
         inline_bytes=inline,
         weight_files=_weight_files(model),
         layers=_layers(model),
-        metadata={entry.key: entry.value for entry in model.proto.metadata_props},
+        metadata=properties(model.proto),
         problem=_problem(model),
     )
 

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from surgery.graph.metadata_props import properties
 from surgery.graph.scopes import graphs
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, NodeProto, StringStringEntryProto
+    from onnx import ModelProto, NodeProto
 
 Verb = Literal["added", "removed", "changed", "skipped"]
 
@@ -86,12 +87,9 @@ def model_fields(proto: ModelProto) -> dict[str, str]:
         "training_info": f"{len(proto.training_info)} entries" if proto.training_info else "",
     }
     found |= {key: value for key, value in plain.items() if value}
-    found |= _properties("metadata", proto.metadata_props) | _properties("graph metadata", proto.graph.metadata_props)
+    found |= {f"metadata {key}": value for key, value in properties(proto).items()}
+    found |= {f"graph metadata {key}": value for key, value in properties(proto.graph).items()}
     for function in proto.functions:
         name = "::".join(part for part in (function.domain, function.name, function.overload) if part)
         found[f"function {name}"] = f"({', '.join(function.input)}) -> ({', '.join(function.output)})"
     return found
-
-
-def _properties(level: str, entries: Iterable[StringStringEntryProto]) -> dict[str, str]:
-    return {f"{level} {entry.key}": entry.value for entry in entries}

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from surgery.errors import ModelError
 from surgery.graph.index import use_counts
 from surgery.graph.nodes import copied
-from surgery.graph.scopes import value_names
+from surgery.graph.scopes import captured, value_names
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -59,19 +59,25 @@ class _Before:
 
 
 @contextmanager
-def edited(graph: GraphProto) -> Iterator[gs.Graph]:
+def edited(graph: GraphProto, *, prune: bool = False) -> Iterator[gs.Graph]:
     """Show a graph as `gs.Graph`; on a clean exit, write the edit back. An exception leaves the graph as it was.
 
     Node order is the order of `view.nodes`: insert where the node belongs, nothing is sorted.
+    `prune` drops the nodes that no output depends on any more; those that none depended on before stay.
     Do not call `cleanup`, `toposort` or `fold_constants` on the view: it is not the whole model.
     Raises ModelError for what cannot be written back: a renamed value, a new constant under a name in use.
     """
     view, before = _show(graph)
+    held = {name for node in graph.node for name in captured(node)} if prune else set()
+    idle = _unread(view, held) if prune else set()
     yield view
+    if prune:
+        gone = _unread(view, held) - idle
+        view.nodes = [node for node in view.nodes if id(node) not in gone]
     _write_back(graph, view, before)
 
 
-def unread(view: gs.Graph, held: Set[str]) -> set[int]:
+def _unread(view: gs.Graph, held: Set[str]) -> set[int]:
     """The ids of nodes that no output of the graph depends on. `held` are values that subgraphs capture."""
     needed = {tensor.name for tensor in view.outputs} | held
     idle = set()

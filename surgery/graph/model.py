@@ -121,11 +121,11 @@ class Model:
             )
         return self.architecture
 
-    def edited(self) -> AbstractContextManager[gs.Graph]:
+    def edited(self, *, prune: bool = False) -> AbstractContextManager[gs.Graph]:
         """The onnx-graphsurgeon view of the main graph; see surgery.graph.editing."""
         from surgery.graph.editing import edited
 
-        return edited(self.graph)
+        return edited(self.graph, prune=prune)
 
     def copy(self) -> Model:
         from onnx import ModelProto

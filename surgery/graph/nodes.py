@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, TypeVar
 
-from surgery.errors import ModelError
-
 if TYPE_CHECKING:
-    from onnx import GraphProto, NodeProto, TensorProto
+    from onnx import GraphProto, NodeProto
 
 
 def node_in_words(node: NodeProto) -> str:
@@ -18,18 +16,6 @@ def node_in_words(node: NodeProto) -> str:
 
 def int_attribute(node: NodeProto, name: str, default: int) -> int:
     return next((attribute.i for attribute in node.attribute if attribute.name == name), default)
-
-
-def integers(tensor: TensorProto) -> list[int]:
-    """The values of a small inline integer initializer, flat. Raises ModelError for an external or a damaged one."""
-    from onnx import numpy_helper
-
-    if tensor.data_location == 1:
-        raise ModelError(f"initializer {tensor.name!r} is stored externally; a small inline constant is expected")
-    try:
-        return [int(value) for value in numpy_helper.to_array(tensor).reshape(-1)]
-    except ValueError as error:
-        raise ModelError(f"initializer {tensor.name!r} does not hold what its shape says: {error}") from None
 
 
 _Message = TypeVar("_Message")

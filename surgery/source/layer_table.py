@@ -16,6 +16,7 @@ from typing import Any
 
 from surgery.architecture import Layer
 from surgery.errors import ModelError
+from surgery.graph.metadata_props import properties
 from surgery.graph.model import Model
 
 KEY = "gemma4_surgery.layers"
@@ -42,7 +43,7 @@ def layer_table(layers: tuple[Layer, ...]) -> str:
 
 def read_layer_table(model: Model) -> tuple[Layer, ...] | None:
     """The table in a model's metadata, or None where it has none. Raises ModelError for a form that is not known."""
-    text = stored_table(model)
+    text = properties(model.proto).get(KEY)
     if text is None:
         return None
     try:
@@ -68,16 +69,3 @@ def _layers(entries: list[dict[str, Any]]) -> tuple[Layer, ...]:
             raise ValueError("the layers are not in order, or a KV source layer comes after its KV-shared layer")
         layers.append(Layer(index, entry["attention"], head_size, kv_heads, kv_source, window))
     return tuple(layers)
-
-
-def stored_table(model: Model) -> str | None:
-    return next((entry.value for entry in model.proto.metadata_props if entry.key == KEY), None)
-
-
-def store_table(model: Model, text: str) -> None:
-    """Put the table into the metadata, in place of one that is there."""
-    for entry in model.proto.metadata_props:
-        if entry.key == KEY:
-            entry.value = text
-            return
-    model.proto.metadata_props.add(key=KEY, value=text)

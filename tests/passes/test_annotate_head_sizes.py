@@ -13,8 +13,9 @@ from small import FLOAT, applied, arch, decoder, opened, refused
 from passes import AnnotateHeadSizes, ExpandSharedKV
 from passes.base import apply
 from surgery.errors import ModelError, PassError
+from surgery.graph.metadata_props import set_property
 from surgery.graph.tensor_types import tensor_type
-from surgery.source.layer_table import KEY, layer_table, read_layer_table, store_table
+from surgery.source.layer_table import KEY, layer_table, read_layer_table
 
 
 def symbolic(proto: ModelProto | None = None) -> ModelProto:
@@ -138,6 +139,6 @@ def test_no_table_is_none(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_a_table_of_another_form_is_refused(text: str, sentence: str, tmp_path: Path) -> None:
     model = opened(tmp_path, decoder())
-    store_table(model, text)
+    set_property(model.proto, KEY, text)
     with pytest.raises(ModelError, match=f"metadata {KEY} {sentence}"):
         read_layer_table(model)

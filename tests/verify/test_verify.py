@@ -22,12 +22,13 @@ from passes import ExpandSharedKV, FoldLogitsToKeep
 from passes.presets import compatible
 from surgery.errors import RuntimeMissing
 from surgery.folder.building import build_folder
+from surgery.graph.metadata_props import set_property
 from surgery.graph.model import Model
 from surgery.runtime.decoding import Step, prompt_feeds
 from surgery.runtime.sessions import Settings
 from surgery.runtime.two_graphs import TwoGraphModel
 from surgery.source.export import Export, open_export
-from surgery.source.layer_table import layer_table, read_layer_table, store_table
+from surgery.source.layer_table import KEY, layer_table, read_layer_table
 from surgery.verify import Request, prove_folder, structure
 from surgery.verify.agreement import agreement_of
 from surgery.verify.gates import number_gates
@@ -439,7 +440,7 @@ def test_the_layer_table_is_the_source_s(folder: Path, export: Export) -> None:
     model = Model.open(folder / "model.onnx")
     layers = list(read_layer_table(model) or ())
     layers[9] = replace(layers[9], window=8, attention="sliding")
-    store_table(model, layer_table(tuple(layers)))
+    set_property(model.proto, KEY, layer_table(tuple(layers)))
     (folder / "model.onnx").write_bytes(model.to_bytes())
     assert failures(check(folder, export), "structure") == {"layers are the source's"}
 

@@ -14,7 +14,7 @@ import surgery
 ORDER = (
     "surgery.version", "surgery.choices", "surgery.errors", "surgery.printing", "surgery.files", "surgery.architecture",
     "surgery.graph", "surgery.source", "surgery.attention", "surgery.cuda", "passes", "surgery.folder",
-    "surgery.runtime", "surgery.verify", "surgery.compare", "surgery.jobs", "surgery", "surgery.commands",
+    "surgery.runtime", "surgery.verify", "surgery.compare", "surgery.jobs", "surgery", "surgery.commands", "surgery.__main__",
 )  # fmt: skip
 """From the ground up. `surgery` itself is the front door."""
 
@@ -32,8 +32,10 @@ def imported(path: Path) -> Iterator[str]:
     """The modules of ours that a file names in an import, wherever in the file it stands."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module in FILES:
-            yield from (f"{node.module}.{alias.name}" for alias in node.names if f"{node.module}.{alias.name}" in FILES)
-            yield node.module
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            yield from sorted(names & FILES.keys())
+            if names - FILES.keys():
+                yield node.module
         elif isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in FILES)
 

@@ -16,6 +16,7 @@ from surgery.commands.apply import apply
 from surgery.commands.bench import bench
 from surgery.commands.console import data, guard_runners_log
 from surgery.commands.diff import diff
+from surgery.commands.doctor import doctor
 from surgery.commands.generate import generate
 from surgery.commands.git import git_diff, git_setup, git_textconv
 from surgery.commands.inspect import inspect
@@ -28,13 +29,18 @@ from surgery.errors import GateFailed, SurgeryError, unforeseen
 from surgery.version import VERSION
 
 app = typer.Typer(
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="Repack community ONNX exports of Gemma 4 for ONNX Runtime GenAI: bit-exact, without torch or re-export.",
+    epilog="Exit codes: 0 done; 1 a gate failed or a difference was found; 2 trouble. docs/commands.md lists the "
+    "environment variables.",
 )
-for command in (repack, strip, inspect, validate, diff, passes, apply, generate, bench, git_setup, review, comment):
+COMMANDS = (
+    repack, strip, inspect, validate, diff, passes, apply, generate, bench, doctor, git_setup, review, comment,
+)  # fmt: skip
+for command in COMMANDS:
     app.command()(command)
 app.command(hidden=True)(git_textconv)
 app.command(hidden=True)(git_diff)

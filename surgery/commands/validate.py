@@ -27,13 +27,13 @@ def validate(
     tokens: Annotated[
         int | None,
         typer.Option(
-            "--tokens", min=1, max=64, help="Greedy tokens compared after each prompt; default 8, 3 with --light."
+            "--tokens", min=1, max=64, help="Greedy tokens compared after each prompt; default 8, 3 with --quick."
         ),
     ] = None,
-    light: Annotated[bool, typer.Option("--light", help="A dozen prompts, none of them long.")] = False,
-    gate: Annotated[
+    quick: Annotated[bool, typer.Option("--quick", help="A dozen prompts, none of them long.")] = False,
+    threshold: Annotated[
         list[str] | None,
-        typer.Option("--gate", metavar="NAME=VALUE", help="Another threshold, e.g. kl=0.01; repeatable."),
+        typer.Option("--threshold", metavar="NAME=VALUE", help="Another threshold, e.g. kl=0.01; repeatable."),
     ] = None,
     golden: Annotated[
         Path | None, typer.Option("--golden", help="Compare with a recording in place of a source.")
@@ -42,8 +42,9 @@ def validate(
         Path | None,
         typer.Option("--save-golden", help="Record the source's answers, or the folder's without a source."),
     ] = None,
-    watch: Annotated[
-        bool, typer.Option("--watch", help="Measure the residual stream against float16's limit, layer by layer.")
+    fp16_headroom: Annotated[
+        bool,
+        typer.Option("--fp16-headroom", help="Measure the residual stream against float16's limit, layer by layer."),
     ] = False,
     bisect: Annotated[
         bool, typer.Option("--bisect", help="Where logits differ, name the node where the graphs part.")
@@ -61,14 +62,14 @@ def validate(
 
     require_folder(folder)
     request = Request(
-        scope="light" if light else "full",
+        scope="light" if quick else "full",
         tokens=tokens,
         prompts=read_prompts(prompts) if prompts else None,
-        thresholds=read_thresholds(gate or []),
+        thresholds=read_thresholds(threshold or []),
         source_provider=provider_of(against_ep) if against_ep else None,
         golden=golden,
         save_golden=save_golden,
-        watch=watch,
+        watch=fp16_headroom,
         bisect=bisect,
     )
     with JobProgress() as progress:

@@ -198,7 +198,7 @@ class _Run:
             return None
         if opened.others and (self.request.bisect or self.request.watch):
             raise RequestError(
-                f"--bisect and --watch look into one merged graph, and {self.folder} has {len(opened.others) + 1} graphs",
+                f"--bisect and --fp16-headroom look into one merged graph, and {self.folder} has {len(opened.others) + 1} graphs",
                 hint="try them on the folder that repack writes for text alone",
             )
         self.gates.append(Gate("structure", "folder can be read", True))

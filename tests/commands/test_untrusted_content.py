@@ -72,7 +72,7 @@ def test_a_chat_template_ends(form: str, folder: Path, export: Path, tmp_path: P
     assert run("strip", export, tmp_path / "out")[0] in (1, 2)
     if form == "recurses":
         assert run("generate", export, "hello")[0] == 2
-        assert run("validate", folder, "--light")[0] == 1
+        assert run("validate", folder, "--quick")[0] == 1
         assert run("repack", export, tmp_path / "out")[0] == 1
     assert staged(tmp_path) == []
 

@@ -93,7 +93,7 @@ def test_a_folder_is_made_and_proven_with_a_pass_of_an_installed_package(tmp_pat
     assert Model.open(tmp_path / "out" / "model.onnx").proto.producer_name == "stamped"
     site.rename(tmp_path / "elsewhere")
     assert [step.name for step in passes_of(tmp_path / "out")][-1] == "annotate-head-sizes", "the last that is known"
-    ran = command("validate", "out", "--against", str(FIXTURES / "tiny-e2b"), "--precision", "q4", "--light")
+    ran = command("validate", "out", "--against", str(FIXTURES / "tiny-e2b"), "--precision", "q4", "--quick")
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
 

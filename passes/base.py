@@ -47,14 +47,12 @@ class Pass(ABC):
     summary           one line for lists of passes
     numerics          what it does to numbers; a folder is held to equality unless a pass says otherwise
     rewrites_weights  whether weights are written anew, in other data files than the source's
-    rows_stand_alone  whether a padded row of a batch computes, after it, what the row computes alone
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     numerics: ClassVar[Numerics] = EXACT
     rewrites_weights: ClassVar[bool] = False
-    rows_stand_alone: ClassVar[bool] = False
 
     def requires(self, model: Model) -> None:  # noqa: B027 - most passes have something to require, some have nothing
         """Raise PassError, and change nothing, unless the pass can run on this model."""

@@ -49,7 +49,6 @@ class DropAttentionBias(Pass):
     name: ClassVar[str] = "drop-attention-bias"
     summary: ClassVar[str] = "row lengths counted from the mask's values; the bias [batch, 1, tokens, all tokens] goes"
     numerics: ClassVar[Numerics] = REORDERED
-    rows_stand_alone: ClassVar[bool] = True
 
     def requires(self, model: Model) -> None:
         declared = next((tensor_type(value) for value in model.graph.input if value.name == MASK), None)

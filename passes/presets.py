@@ -17,6 +17,7 @@ from passes.fuse_per_layer_table import FusePerLayerTable
 from passes.host_embeddings import HostEmbeddings
 from passes.mask_media_ids import MaskMediaIds
 from passes.merge_embeddings import MergeEmbeddings
+from passes.move_padding import MovePadding
 from passes.recipe import Recipe
 from passes.rename_io import RenameIO
 from passes.scatter_features import ScatterFeatures
@@ -49,6 +50,7 @@ def compatible(
         MergeEmbeddings(embed),
         FoldLogitsToKeep(),
         RenameIO(),
+        MovePadding(),
         *_where(kv_layout == "aliased", ExpandSharedKV()),
         AnnotateHeadSizes(),
         *_where(target == "genai-0.12", UniformHeads()),

@@ -21,7 +21,7 @@ GROUP = "gemma4_surgery.passes"
 """The group of entry points in which another package lists its passes."""
 
 BUILT_IN = (
-    "merge-embeddings", "fold-logits-to-keep", "rename-io", "expand-shared-kv", "annotate-head-sizes",
+    "merge-embeddings", "fold-logits-to-keep", "rename-io", "move-padding", "expand-shared-kv", "annotate-head-sizes",
     "scatter-features", "mask-media-ids", "flatten-per-layer-inputs", "fit-encoder",
     "uniform-heads", "tie-lm-head", "set-accuracy-level", "to-fp16", "host-embeddings",
     "fuse-attention", "drop-attention-bias", "slice-caches", "split-per-layer-table", "fuse-per-layer-table",

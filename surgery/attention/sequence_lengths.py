@@ -10,14 +10,21 @@ so where its new rows belong; padding on the right lies behind the end and is ne
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from surgery.graph.node_builder import INT32, NodeBuilder
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
+    from onnx import GraphProto
 
 SCOPE = "/model/row_lengths"
+IN_FRONT = "/model/padding"
+"""Scope of the nodes that put padding in front of a row instead, for attention that takes the mask's length for all."""
+Padding = Literal["front", "between", "behind", "none"]
+"""Where the caches of a padded batch have its padding: in front of the row, where move-padding puts it; between its
+prompt and its continuation, as the source's graphs take it; behind the row's end, as a graph that counts row lengths
+takes it; or none, because each row is run by itself."""
 MASK = "attention_mask"
 
 
@@ -50,3 +57,9 @@ def sequence_lengths(view: gs.Graph) -> SequenceLengths:
     total = node("Cast", [total], "total", "int32", [], to=INT32)
     view.nodes[:0] = make.nodes
     return SequenceLengths(last, total)
+
+
+def padding_of(graph: GraphProto) -> Padding:
+    """Where the caches of a graph have a padded row's padding, by the nodes that passes have added."""
+    scopes = {scope for node in graph.node for scope in (IN_FRONT, SCOPE) if node.name.startswith(f"{scope}/")}
+    return "front" if IN_FRONT in scopes else "behind" if scopes else "between"

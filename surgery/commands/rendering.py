@@ -197,10 +197,8 @@ def _in_brief(section: Section, report: Report) -> str:
     if section == "parity" and report.parity is not None:
         return str(report.parity)
     if section == "numbers":
-        numbers = [gate.found for gate in gates if isinstance(gate.found, float)]
         steps = sum(case.steps for case in report.cases)
-        largest = max(numbers, default=0.0)
-        return f"max |difference| {largest:.3g} from the source in {len(report.cases)} cases, {steps} steps"
+        return f"{report.differences}: {len(report.cases)} cases, {steps} steps"
     if section == "runtime":
         return "; ".join(gate.name + (f" ({gate.detail})" if "tokens" in gate.name else "") for gate in gates)
     if section == "media":

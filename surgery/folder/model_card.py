@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from surgery.attention.sequence_lengths import padding_of
 from surgery.choices import Modality
 from surgery.files.safe_reading import read_regular
 from surgery.folder.manifest import made_by
@@ -20,6 +21,7 @@ from surgery.source.export import EMBED, ENCODERS, LICENSES, Export, GraphPair
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
+    from onnx import GraphProto
 
 CARD_FILE = "README.md"
 FolderKind = Literal["genai", "two-graph"]
@@ -69,7 +71,7 @@ def model_card(
     """The text of README.md, for a folder of which everything else is known.
 
     `recipe` is the manifest's, of one graph or by role; `rewritten` is whether it changed weights; `modalities` is what
-    the folder takes beside text, and `further` a section on how; `needs` says which runtimes can run it. Raises nothing
+    the folder takes beside text, and `further` a section on how; `needs` says which runtimes can run it, and how. Raises nothing
     for a source whose own card is missing or damaged: it then says less.
     """
     told = read_told(export)
@@ -84,6 +86,13 @@ def model_card(
         _licence(told),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def on_batches(graph: GraphProto) -> str:
+    """What holds for prompts of different length in one batch."""
+    if padding_of(graph) == "between":
+        return "Run prompts of different length one by one: in one batch a sliding window would count the padding."
+    return "Prompts of different length may go in one batch: each is continued as it is alone."
 
 
 def read_told(export: Export) -> CardFacts:

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from surgery.attention.kv_wiring import Slot
 from surgery.errors import ModelError
 from surgery.runtime.sessions import Array
-from surgery.verify.prompts import Case
 from surgery.verify.recording import Answer, Recording, StoredCache
 
 TOP = 10
@@ -25,7 +24,7 @@ TOP = 10
 
 @dataclass(frozen=True, slots=True)
 class Worst:
-    """Where two answers are furthest apart. Steps count from 0, the pieces of the prompt first."""
+    """Where two answers are furthest apart, in equal groups. Steps count from 0, the pieces of the prompt first."""
 
     case: str
     step: int
@@ -77,11 +76,11 @@ class CaseResult:
     """The numbers of one case; differences are absolute, over all steps and rows.
 
     max_abs              logits that both graphs computed in products of the same dimensions
-    regrouped_max_abs    logits of steps in which one graph computed rows that the other left out
+    regrouped_max_abs    logits of steps in which one graph computed rows that the other left out; caches of a padded batch
     cosine, kl           the worst position's
     top1, top10          share of positions with the same likeliest token; mean overlap of the ten likeliest
     token_faults         greedy tokens that differ, where the source prefers its own by over 2 x tolerance
-    cache_max_abs        the KV source layers' caches after the last step; inf where they differ and were not kept
+    cache_max_abs        the KV source layers' caches after the last step, unless padded; inf where they differ and were not kept
     alias_faults         caches of KV-shared layers that are not their source layer's, bit by bit, or are not there
     source_not_finite    NaN and Inf in the source's logits; merged_not_finite: in the merged graph's alone
     """
@@ -141,17 +140,22 @@ class Agreement:
 
 
 def agreement_of(
-    source: Recording, merged: Recording, kv_sources: Mapping[int, int], tolerance: float = 0.0
+    source: Recording,
+    merged: Recording,
+    kv_sources: Mapping[int, int],
+    tolerance: float = 0.0,
+    regrouped: float = 0.0,
 ) -> Agreement:
     """Compare the merged graph's recording with the source's.
 
-    `kv_sources` maps each layer to the KV source layer whose cache it reads. Raises ModelError where the recordings are
+    Another token is no fault where the source prefers its own by no more than twice the tolerance: `regrouped` in steps
+    that are. `kv_sources` maps each layer to the KV source layer whose cache it reads. Raises ModelError where the recordings are
     not of the same cases, or the logits not of the same vocabulary.
     """
     if [answer.case for answer in source.answers] != [answer.case for answer in merged.answers]:
         raise ModelError("the recordings are not of the same cases")
     pairs = zip(source.answers, merged.answers, strict=True)
-    cases = tuple(_case(theirs, ours, kv_sources, tolerance) for theirs, ours in pairs)
+    cases = tuple(_case(theirs, ours, kv_sources, tolerance, regrouped) for theirs, ours in pairs)
     return Agreement(cases, coarsest(source, merged))
 
 
@@ -165,7 +169,9 @@ def coarsest(*recordings: Recording) -> str:
     return "float32"
 
 
-def _case(source: Answer, merged: Answer, kv_sources: Mapping[int, int], tolerance: float) -> CaseResult:
+def _case(
+    source: Answer, merged: Answer, kv_sources: Mapping[int, int], tolerance: float, tolerated: float
+) -> CaseResult:
     case = source.case
     if len(source.steps) != len(merged.steps):
         raise ModelError(f"case {case.name}: {len(merged.steps)} steps, but {len(source.steps)} in the source")
@@ -180,42 +186,52 @@ def _case(source: Answer, merged: Answer, kv_sources: Mapping[int, int], toleran
         for row, (a, b) in enumerate(zip(theirs.logits, ours.logits, strict=True)):
             not_finite[0] += int(np.count_nonzero(~np.isfinite(a)))
             not_finite[1] += int(np.count_nonzero(~np.isfinite(b) & np.isfinite(a)))
-            found = _position(number, row, regrouped, a, b)
+            found = _position(number, row, tolerated if regrouped else None, a, b)
             positions.append(found)
-            if found.max_abs > (abs(worst.source - worst.merged) if worst else 0.0):
+            if not regrouped and found.max_abs > (abs(worst.source - worst.merged) if worst else 0.0):
                 here = found.token_id
                 worst = Worst(case.name, number, row, here, float(a[here]), float(b[here]))
+    caches = _owners_difference(source, merged, kv_sources)
+    others = [found.max_abs for found in positions if found.regrouped] + [caches] * case.ragged
     return CaseResult(
         name=case.name,
         covers=case.covers,
         prompt_tokens=sum(len(row) for row in case.rows),
         steps=len(source.steps),
         max_abs=max((found.max_abs for found in positions if not found.regrouped), default=0.0),
-        regrouped_max_abs=max((found.max_abs for found in positions if found.regrouped), default=0.0),
+        regrouped_max_abs=max(others, default=0.0),
         mean_abs=sum(found.mean_abs for found in positions) / len(positions),
         cosine=min(found.cosine for found in positions),
         kl=max(found.kl for found in positions),
         top1=sum(found.top1 for found in positions) / len(positions),
         top10=sum(found.top10 for found in positions) / len(positions),
-        token_faults=_token_faults(source, merged, tolerance),
-        cache_max_abs=_owners_difference(source, merged, kv_sources),
+        token_faults=_token_faults(source, merged, tolerance, tolerated),
+        cache_max_abs=0.0 if case.ragged else caches,
         alias_faults=tuple(_alias_faults(source.caches, merged.caches, kv_sources)),
         source_not_finite=not_finite[0],
         merged_not_finite=not_finite[1],
         worst=worst,
-        continuations=tuple(_continuations(source, merged)),
+        continuations=tuple(_continuations(source, positions)),
         positions=tuple(positions),
     )
 
 
-def _continuations(source: Answer, merged: Answer) -> Iterable[Continuation]:
-    for row, same in enumerate(source.tokens() == merged.tokens()):
-        agreed = len(same) if same.all() else int(np.argmin(same))
-        yield Continuation(row, len(same), agreed)
+def _continuations(source: Answer, positions: Iterable[Position]) -> Iterable[Continuation]:
+    rows: dict[int, list[bool]] = {}
+    for found in positions:
+        if found.step >= source.prefill - 1:
+            rows.setdefault(found.row, []).append(found.top1)
+    for row, same in rows.items():
+        yield Continuation(row, len(same), len(same) if all(same) else same.index(False))
 
 
-def _position(step: int, row: int, regrouped: bool, a: Array, b: Array) -> Position:
-    """One row of logits against another, in float64. Places where the source is not finite are left out."""
+def _position(step: int, row: int, tolerated: float | None, a: Array, b: Array) -> Position:
+    """One row of logits against another, in float64. Places where the source is not finite are left out.
+
+    `tolerated` is given where the logits were computed in other groups: then a token that the source prefers by no more
+    than twice that is as likely as its own.
+    """
+    regrouped = tolerated is not None
     if a.dtype == b.dtype and np.array_equal(a, b):
         return Position(step, row, regrouped, 0.0, 0.0, 1.0, 0.0, True, 1.0, 0)
     finite = np.isfinite(a)
@@ -233,7 +249,7 @@ def _position(step: int, row: int, regrouped: bool, a: Array, b: Array) -> Posit
         mean_abs=float(difference.mean()),
         cosine=float(x @ y) / norm if norm else 0.0,
         kl=_divergence(x, y),
-        top1=bool(np.argmax(x) == np.argmax(y)),
+        top1=margin(x, int(np.argmax(x)), int(np.argmax(y))) <= 2 * (tolerated or 0.0),
         top10=len(set(_top(x).tolist()) & set(_top(y).tolist())) / min(TOP, len(x)),
         token_id=here,
     )
@@ -255,12 +271,14 @@ def _log_softmax(x: NDArray[np.float64]) -> NDArray[np.float64]:
     return normal
 
 
-def _token_faults(source: Answer, merged: Answer, tolerance: float) -> int:
+def _token_faults(source: Answer, merged: Answer, tolerance: float, tolerated: float) -> int:
     theirs, ours = source.tokens(), merged.tokens()
     faults = 0
     for row, number in zip(*np.nonzero(theirs != ours), strict=True):
-        logits = source.steps[source.prefill - 1 + int(number)].logits[row]
-        faults += margin(logits, int(theirs[row, number]), int(ours[row, number])) > 2 * tolerance
+        step = source.prefill - 1 + int(number)
+        alike = source.steps[step].computed_rows == merged.steps[step].computed_rows
+        apart = margin(source.steps[step].logits[row], int(theirs[row, number]), int(ours[row, number]))
+        faults += apart > 2 * (tolerance if alike else tolerated)
     return int(faults)
 
 
@@ -272,16 +290,10 @@ def margin(logits: Array, preferred: int, other: int) -> float:
 def _owners_difference(source: Answer, merged: Answer, kv_sources: Mapping[int, int]) -> float:
     """Over the caches of KV source layers. A source may be a merged graph itself, which has its KV-shared layers' aliases too."""
     owned = {found: cache for found, cache in source.caches.items() if kv_sources.get(found[0], found[0]) == found[0]}
-    padded = source.case if not merged.packed else None
-    return max(
-        (_cache_difference(padded, cache, merged.caches.get(found)) for found, cache in owned.items()), default=0.0
-    )
+    return max((_cache_difference(cache, merged.caches.get(found)) for found, cache in owned.items()), default=0.0)
 
 
-def _cache_difference(padded: Case | None, source: StoredCache, merged: StoredCache | None) -> float:
-    """At the places of real tokens; `padded` is the case where padding lies between them. What a graph makes of padding nothing reads: beyond a window of padding alone
-    the attention has only masked scores, and float32 and float16 make other numbers of those (3.5 apart, measured).
-    """
+def _cache_difference(source: StoredCache, merged: StoredCache | None) -> float:
     if merged is None:
         return float("inf")
     if (source.digest, source.shape, source.dtype) == (merged.digest, merged.shape, merged.dtype):
@@ -291,9 +303,6 @@ def _cache_difference(padded: Case | None, source: StoredCache, merged: StoredCa
         return float("inf")
     theirs, ours = source.values.astype(np.float64), merged.values.astype(np.float64, copy=True)
     difference = np.abs(theirs - ours[own])
-    if padded is not None:
-        for row, tokens in enumerate(padded.rows):
-            difference[row, :, len(tokens) : padded.longest] = 0
     ours[own] = 0  # what is left is padding, and has to be 0
     found = max(float(difference.max(initial=0)), float(np.abs(ours).max(initial=0)))
     return found if np.isfinite(difference).all() and np.isfinite(ours).all() else float("inf")

@@ -144,9 +144,9 @@ class _Source:
 
 
 def _feeds(case: Case, steps: int, source: _Source) -> Iterator[Feed]:
-    """The pieces of the prompt, then the source's greedy tokens."""
+    """The pieces of the prompt, then the source's greedy tokens. Padding is where both graphs take it alike, in front."""
     feed = None
-    for feed in prompt_feeds(case.rows, case.pad, case.chunk):
+    for feed in prompt_feeds(case.rows, case.pad, case.chunk, side="left"):
         yield feed
     assert feed is not None  # a case has tokens
     for _ in range(steps):

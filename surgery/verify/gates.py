@@ -28,7 +28,7 @@ def number_gates(found: Agreement, thresholds: Thresholds) -> list[Gate]:
             "regrouped",
             found.regrouped_max_abs,
             thresholds.regrouped,
-            "rows of a padded batch, which the source computes along with every other token's",
+            "rows of a padded batch, with the source's of each row alone",
         ),
         Gate("numbers", "greedy tokens", not tokens, 0, sum(c.token_faults for c in cases), _listed(tokens)),
         _difference("KV source layers' caches", "caches", found.cache_max_abs, thresholds.caches, _listed(caches)),

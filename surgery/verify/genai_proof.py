@@ -78,25 +78,27 @@ def check_generation(
     answers: Sequence[Answer],
     eos: tuple[int, ...],
     tolerance: float,
+    padded: float,
     progress: Callable[[str], None] | None = None,
 ) -> list[Gate]:
-    """GenAI's greedy tokens against the source's: prompts one by one, in chunks, and as a batch.
+    """GenAI's greedy tokens against the source's: prompts one by one, in chunks, as a batch, and padded.
 
     Only the tokens before a row's first end-of-sequence id are compared: GenAI stops there. A token is no
-    fault where the source prefers its own by no more than twice the tolerance; that row is not followed
-    further.
+    fault where the source prefers its own by no more than twice the tolerance, `padded` in a padded batch; that row is
+    not followed further.
     """
     kinds: dict[str, Callable[[Case], bool]] = {
         "tokens are the source's": lambda case: len(case.rows) == 1 and case.chunk is None,
         "tokens are the source's, prompt in chunks": lambda case: len(case.rows) == 1 and case.chunk is not None,
         "tokens are the source's, in a batch": lambda case: len(case.rows) > 1 and not case.ragged,
-        "tokens are the source's, in a padded batch": lambda case: case.ragged,
+        "tokens are the source's for each row alone, in a padded batch": lambda case: case.ragged,
     }
     gates = []
     for name, belongs in kinds.items():
         chosen = [answer for answer in answers if belongs(answer.case) and comparable(answer.case)]
         if chosen:
-            gates.append(_generation_gate(name, genai, chosen, eos, tolerance, progress))
+            allowed = padded if chosen[0].case.ragged else tolerance
+            gates.append(_generation_gate(name, genai, chosen, eos, allowed, progress))
     return gates
 
 

@@ -2,9 +2,9 @@
 
 An .npz file without compression and without pickled objects. Its entry `header` is JSON in UTF-8:
 
-    {"format": 2, "model": "decoder_model_merged_q4.onnx", "graphs": {"decoder_model_merged_q4.onnx": SHA-256},
+    {"format": 3, "model": "decoder_model_merged_q4.onnx", "graphs": {"decoder_model_merged_q4.onnx": SHA-256},
      "prompts": SHA-256 of all ids, "tokens": 8, "settings": {"provider": "cpu", ...}, "versions": {"numpy": ...},
-     "answers": [{"case": ..., "prefill": 1, "computed_rows": [...], "caches": [...], "packed": false}]}
+     "answers": [{"case": ..., "prefill": 1, "computed_rows": [...], "caches": [...]}]}
 
 and the others are `3/step/0`, the logits [B, V] of the fourth case's first step, and `3/cache/4.key`, the cache of
 layer 4's keys after the last step. A reader takes nothing on trust: an array is as large as its entry, or refused.
@@ -31,7 +31,7 @@ from surgery.runtime.sessions import Array
 from surgery.verify.prompts import Case
 from surgery.verify.recording import Answer, Recording, StoredCache
 
-FORMAT = 2
+FORMAT = 3
 _LONGEST_HEADER = 64 * 2**20
 _DTYPES = ("<f2", "<f4", "<f8", "|u1")
 _FAULTS = (
@@ -74,16 +74,6 @@ class Golden:
         raise RequestError(
             f"{path} was recorded with other prompts: {one.name!r} is not this {here.name!r}, id by id", hint=other
         )
-
-    def refuse_other_padding(self, packed: bool, path: Path) -> None:
-        """Raise RequestError where padded batches were recorded as another kind of graph takes them."""
-        for answer in self.recording.answers:
-            if answer.case.ragged and answer.packed != packed:
-                theirs, here = ("row by row", "as one batch") if answer.packed else ("as one batch", "row by row")
-                raise RequestError(
-                    f"{path} recorded the padded batch {answer.case.name!r} {theirs}; this folder is compared {here}",
-                    hint="record it again, with --against and --save-golden on this folder",
-                )
 
 
 def prompts_digest(cases: Sequence[Case]) -> str:
@@ -211,8 +201,7 @@ def _description(answer: Answer) -> dict[str, Any]:
         for (layer, kind), cache in answer.caches.items()
     ]
     rows = [step.computed_rows for step in answer.steps]
-    return {"case": asdict(answer.case), "prefill": answer.prefill, "computed_rows": rows, "caches": caches,
-            "packed": answer.packed}  # fmt: skip
+    return {"case": asdict(answer.case), "prefill": answer.prefill, "computed_rows": rows, "caches": caches}
 
 
 def _answer(arrays: _Arrays, index: int, described: Mapping[str, Any]) -> Answer:
@@ -225,7 +214,7 @@ def _answer(arrays: _Arrays, index: int, described: Mapping[str, Any]) -> Answer
     if not 1 <= prefill <= len(steps) or len({step.logits.shape for step in steps}) != 1:
         raise ValueError(f"the steps of {case.name!r} do not belong together")
     caches = dict(_cache(arrays, index, each) for each in described["caches"])
-    return Answer(case, prefill, steps, caches, bool(described.get("packed", False)))
+    return Answer(case, prefill, steps, caches)
 
 
 def _case(fields: Mapping[str, Any]) -> Case:

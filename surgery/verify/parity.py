@@ -15,7 +15,7 @@ class Parity:
     """One line of a table of parity.
 
     `exact` and `first` count continuations that agree to their end, and in their first token. `max_abs` is over all
-    logits, regrouped ones too; `mean_abs`, `kl` and `cosine` are the worst position's; `top1` and `top10` shares of
+    logits but regrouped ones; `mean_abs`, `kl` and `cosine` are the worst position's; `top1` and `top10` shares of
     the positions. `smallest_tolerance` is what logits and caches, computed in equal groups, would just have passed.
     """
 
@@ -47,7 +47,7 @@ class Parity:
     def __str__(self) -> str:
         return (
             f"exact match {self.exact}/{self.continuations}, first token {self.first}/{self.continuations}, "
-            f"max |difference| {max(self.max_abs, self.regrouped_max_abs):.3g}, worst KL {self.kl:.3g}"
+            f"max |difference| {self.max_abs:.3g}, worst KL {self.kl:.3g}"
         )
 
 

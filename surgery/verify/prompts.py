@@ -109,6 +109,8 @@ def admissible(found: Sequence[Case | Skipped], vocabulary: Vocabulary, steps: i
 def _fault(case: Case, vocabulary: Vocabulary, steps: int) -> str | None:
     if not case.rows or not all(case.rows):
         return "a row has no tokens"
+    if case.ragged and case.chunk is not None:
+        return "a padded batch is fed in one piece: a mask does not tell in which piece its padding was"
     outside = [token for row in case.rows for token in row if not 0 <= token < vocabulary.size]
     if -1 in outside:
         return "the tokenizer does not know all of its letters"  # GenAI's tokenizers give -1 for these

@@ -10,21 +10,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 
 from surgery.attention.kv_wiring import Slot
+from surgery.attention.sequence_lengths import Padding
 from surgery.runtime.decoding import DecodeLoop, Step
 from surgery.runtime.sessions import Array, Runner, host
 from surgery.verify.prompts import Case
 
 CACHE_BUDGET = 512 * 2**20
 """Bytes of caches that one recording keeps whole."""
-
-Padding = Literal["between", "behind", "none"]
-"""Where a padded batch has its padding: between a row's prompt and its continuation, as the source's graphs take it;
-behind the row's end, as a graph that counts row lengths takes it; or none, because each row is run by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +37,13 @@ class StoredCache:
 class Answer:
     """What a model answered to one case. The first `prefill` steps are the pieces of the prompt.
 
-    `packed` tells that the tokens of a padded row lie side by side in the caches, with zeros behind them.
+    In the caches the tokens of a padded row lie side by side, with zeros behind them, wherever the model has them.
     """
 
     case: Case
     prefill: int
     steps: tuple[Step, ...]
     caches: Mapping[Slot, StoredCache]
-    packed: bool = False
 
     def tokens(self) -> Array:
         """The greedy continuation, int64 [B, 1 + steps]: after the prompt and after each decode step."""
@@ -85,34 +80,40 @@ def record(
         if padding == "none" and case.ragged:
             answer = _run_rows(runner, case, steps, chosen, budget)
         else:
-            answer = _run(runner, case, steps, chosen, budget, packed=padding == "behind" and case.ragged)
+            answer = _run(runner, case, steps, chosen, budget, padding)
         budget -= sum(cache.values.nbytes for cache in answer.caches.values() if cache.values is not None)
         answers.append(answer)
     return Recording(tuple(answers))
 
 
-def _run(runner: Runner, case: Case, steps: int, chosen: Array | None, budget: int, *, packed: bool = False) -> Answer:
+def _run(
+    runner: Runner, case: Case, steps: int, chosen: Array | None, budget: int, padding: Padding = "none"
+) -> Answer:
     loop = DecodeLoop(runner, len(case.rows))
     taken = list(loop.prompt(case.rows, case.pad, case.chunk))
     prefill = len(taken)
     for number in range(steps):
         taken.append(loop.append(taken[-1].greedy() if chosen is None else chosen[:, number]))
     caches = {found: host(value) for found, value in loop.cache.items()}
-    if packed:
-        caches = {found: _ended(values, case, steps) for found, values in caches.items()}
-    return Answer(case, prefill, tuple(taken), _stored(caches, budget), packed)
+    if case.ragged:
+        caches = {found: _packed(values, case, steps, padding) for found, values in caches.items()}
+    return Answer(case, prefill, tuple(taken), _stored(caches, budget))
 
 
-def _ended(values: Array, case: Case, steps: int) -> Array:
-    """A cache with zeros behind each row's last token: what lies there nothing reads."""
-    ended = values.copy()
+def _packed(values: Array, case: Case, steps: int, padding: Padding) -> Array:
+    """A cache of a padded batch with each row's tokens side by side, and zeros behind them."""
+    packed = np.zeros_like(values)
     for row, tokens in enumerate(case.rows):
-        ended[row, :, len(tokens) + steps :] = 0
-    return ended
+        real = len(tokens) + steps
+        places = {"front": np.arange(-real, 0), "behind": np.arange(real)}.get(padding)
+        if places is None:
+            places = np.r_[: len(tokens), values.shape[2] - steps : values.shape[2]]
+        packed[row, :, :real] = values[row][:, places]
+    return packed
 
 
 def _run_rows(runner: Runner, case: Case, steps: int, chosen: Array | None, budget: int) -> Answer:
-    """A padded batch row by row, put together as a batch whose rows are packed."""
+    """A padded batch row by row, put together as a batch; each of its steps computes the rows of one."""
     answers, caches = [], []
     for index, row in enumerate(case.rows):
         taken = None if chosen is None else chosen[index : index + 1]
@@ -120,12 +121,12 @@ def _run_rows(runner: Runner, case: Case, steps: int, chosen: Array | None, budg
         answers.append(answer)
         caches.append(answer.caches)
     together = [
-        Step(np.concatenate([step.logits for step in found]), sum(step.computed_rows for step in found))
+        Step(np.concatenate([step.logits for step in found]), found[0].computed_rows)
         for found in zip(*(answer.steps for answer in answers), strict=True)
     ]
     whole = {found: _stacked([cache[found] for cache in caches], case.longest + steps) for found in caches[0]}
     kept = {found: values for found, values in whole.items() if values is not None}
-    return Answer(case, 1, tuple(together), _stored(kept, budget), packed=True)
+    return Answer(case, 1, tuple(together), _stored(kept, budget))
 
 
 def _stacked(rows: Sequence[StoredCache], tokens: int) -> Array | None:

@@ -73,10 +73,17 @@ class Report:
     def summary(self) -> str:
         """The result in one line: gates, the largest difference, and the runtimes that it was measured with."""
         good = len(self.gates) - len(self.failed)
-        numbers = [gate.found for gate in self.section("numbers") if isinstance(gate.found, float)]
-        differs = f"; max |difference| {max(numbers):.3g} from the source" if numbers else ""
+        differs = f"; {self.differences}" if self.differences else ""
         versions = ", ".join(f"{name} {self.versions[name]}" for name in _RUNTIMES if name in self.versions)
         return f"{good} of {len(self.gates)} gates passed in {sum(self.seconds.values()):.1f} s{differs} ({versions})"
+
+    @property
+    def differences(self) -> str:
+        """How far the numbers are from the source's; "" where none was compared."""
+        found = {gate.option: gate.found for gate in self.section("numbers") if isinstance(gate.found, float)}
+        padded = found.pop("regrouped", 0.0)
+        told = f"max |difference| {max(found.values()):.3g} from the source" if found else ""
+        return told + (f", {padded:.3g} in padded batches" if padded else "")
 
     def section(self, name: Section) -> tuple[Gate, ...]:
         return tuple(gate for gate in self.gates if gate.section == name)

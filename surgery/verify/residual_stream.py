@@ -20,7 +20,7 @@ from surgery.graph.index import producers
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto
 
-_CARRIES = {"Add", "Mul", "Cast", "Identity", "Dropout"}
+_CARRIES = {"Add", "Mul", "Cast", "Identity", "Dropout", "GatherND"}
 _FUSED = {"SkipSimplifiedLayerNormalization": 3, "SkipLayerNormalization": 3}
 """An Add and the norm after it in one operator -> the output that is the sum."""
 

@@ -139,11 +139,6 @@ def numerics_of(folder: Path) -> list[Numerics]:
     return [step.numerics for step in passes_of(folder)]
 
 
-def rows_stand_alone(folder: Path) -> bool:
-    """Whether the recipe in a folder's manifest makes a padded row what it is alone."""
-    return any(step.rows_stand_alone for step in passes_of(folder))
-
-
 def read_thresholds(given: Iterable[str]) -> dict[str, float]:
     """Thresholds as a user writes them, `NAME=VALUE` each. Raises RequestError."""
     found: dict[str, float] = {}

@@ -17,6 +17,7 @@ import numpy as np
 
 from passes.base import LOSSY
 from surgery.architecture import read_config
+from surgery.attention.sequence_lengths import Padding, padding_of
 from surgery.choices import Provider
 from surgery.cuda.prediction import predict
 from surgery.errors import ArchitectureError, ModelError, RequestError, SurgeryError
@@ -49,11 +50,11 @@ from surgery.verify.prompts import (
     within,
     without_heavy,
 )
-from surgery.verify.recording import Padding, Recording, record
+from surgery.verify.recording import Recording, record
 from surgery.verify.report import Gate, Report
 from surgery.verify.source_files import source_file_gates
 from surgery.verify.structure import structure_gates
-from surgery.verify.thresholds import Thresholds, default_thresholds, numerics_of, rows_stand_alone
+from surgery.verify.thresholds import Thresholds, default_thresholds, numerics_of
 
 TOKENS: dict[Coverage, int] = {"full": 8, "closing": 3, "light": 3}
 """Greedy tokens that each prompt is continued by, unless a request says how many."""
@@ -292,8 +293,9 @@ class _Run:
         path = folder.model.path
         name = "graphs of the folder run" if folder.others else "merged graph runs"
         with self.stage("merged"):
-            padding: Padding = "behind" if rows_stand_alone(self.folder) else "between"
-            ours = self._record(name, lambda: runner(folder, self.settings), cases, reference, padding)
+            ours = self._record(
+                name, lambda: runner(folder, self.settings), cases, reference, padding_of(folder.model.graph)
+            )
         if ours is None:
             return reference
         if reference is None:
@@ -311,14 +313,12 @@ class _Run:
         if self.golden is not None:
             assert self.request.golden is not None
             self.golden.refuse_others(cases, self.request.length, self.request.golden)
-            self.golden.refuse_other_padding(rows_stand_alone(self.folder), self.request.golden)
             return self.golden.recording
         if self.source is None:
             return None
         pair, settings = self.source, self._source_settings()
         with self.stage("source"):
-            padding: Padding = "none" if rows_stand_alone(self.folder) else "between"
-            theirs = self._record("source runs", lambda: TwoGraphModel.open(pair, settings), cases, None, padding)
+            theirs = self._record("source runs", lambda: TwoGraphModel.open(pair, settings), cases, None, "none")
         if theirs is not None and self.request.save_golden is not None:
             self._save(theirs, [pair.embed, pair.decoder], settings)
         return theirs
@@ -341,7 +341,7 @@ class _Run:
     def _compare(self, folder: OpenedFolder, reference: Recording, ours: Recording) -> None:
         self.thresholds = self._thresholds(coarsest(reference, ours))
         try:
-            found = agreement_of(reference, ours, folder.kv_sources, self.thresholds.logits)
+            found = agreement_of(reference, ours, folder.kv_sources, self.thresholds.logits, self.thresholds.regrouped)
         except ModelError as error:
             self.gates.append(Gate("numbers", "logits can be compared", False, detail=str(error)))
             return
@@ -423,8 +423,9 @@ class _Run:
             return
         answers = [answer for answer in reference.answers if self._generates(answer.case)]
         tolerance = self._held().logits if self.thresholds else 0.0
+        padded = self._held().regrouped if self.thresholds else 0.0
         told = self.told("generation")
-        self.gates.extend(check_generation(genai, answers, vocabulary.eos, tolerance, told))
+        self.gates.extend(check_generation(genai, answers, vocabulary.eos, tolerance, padded, told))
         self._media(folder, genai, vocabulary, tolerance)
 
     def _media(self, folder: OpenedFolder, genai: GenAI, vocabulary: Vocabulary, tolerance: float) -> None:

@@ -28,8 +28,8 @@ HOSTILE = [
 def test_the_main_recipe_has_one_canonical_text() -> None:
     recipe = compatible(Path("onnx/embed_tokens_q4.onnx"))
     assert recipe_text(recipe) == (
-        "merge-embeddings{embed=onnx/embed_tokens_q4.onnx},fold-logits-to-keep,rename-io,expand-shared-kv,"
-        "annotate-head-sizes"
+        "merge-embeddings{embed=onnx/embed_tokens_q4.onnx},fold-logits-to-keep,rename-io,move-padding,"
+        "expand-shared-kv,annotate-head-sizes"
     )
     assert parse(recipe_text(recipe)) == recipe
     assert ExpandSharedKV() not in compatible(Path("a"), "unique")

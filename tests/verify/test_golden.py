@@ -206,7 +206,7 @@ def listed(entries: dict[str, bytes]) -> None:
         (deep, "nested too deeply|JSON|recursion"),
         (listed, "its header is no object"),
         (lambda entries: entries.clear(), "header"),
-        (with_header(lambda header: header.update(format=1)), "is a recording of format 1; 2 is known"),
+        (with_header(lambda header: header.update(format=1)), "is a recording of format 1; 3 is known"),
         (with_header(lambda header: header.update(answers=[])), "it holds no answer"),
         (with_header(lambda header: header.update(answers=5)), "not a golden recording"),
         (with_header(lambda header: header.update(tokens=2)), "has not 2 tokens"),

@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from folders import repack
 from onnx import GraphProto, numpy_helper
+from onnxruntime import OrtValue
 from signing import sign
 
 from passes.base import LOSSY
 from surgery.errors import RequestError
 from surgery.graph.model import Model
 from surgery.runtime.decoding import Step
+from surgery.runtime.sessions import Feed
 from surgery.source.export import Export
 from surgery.verify import Request, prove_folder
 from surgery.verify.agreement import Agreement, Continuation, agreement_of
@@ -23,7 +26,7 @@ from surgery.verify.gates import parity_gates
 from surgery.verify.parity import parity
 from surgery.verify.prompt_file import read_prompts
 from surgery.verify.prompts import Case
-from surgery.verify.recording import Answer, Recording, StoredCache
+from surgery.verify.recording import Answer, Padding, Recording, StoredCache, record
 from surgery.verify.report import Gate
 from surgery.verify.thresholds import LEAST, Thresholds, default_thresholds
 
@@ -127,14 +130,23 @@ def kept(array: np.ndarray, case: Case = CASE) -> Recording:
     return Recording((replace(recording(*steps()).answers[0], case=case, caches={(0, "key"): cache}),))
 
 
-def test_what_a_graph_makes_of_padding_is_not_compared() -> None:
-    """Row 1 has two tokens and one of padding; the fourth place is the first decoded token's."""
-    case = replace(CASE, rows=((5, 6, 7), (8, 9)))
-    theirs = np.zeros((2, 1, 4, 4), np.float32)
-    for place, expected in ((2, 0.0), (1, 3.0), (3, 3.0)):
-        ours = theirs.copy()
-        ours[1, 0, place, 0] = 3
-        assert agreement_of(kept(theirs, case), kept(ours, case), {}).cache_max_abs == expected
+@pytest.mark.parametrize(
+    ("padding", "cache"), [("front", [9, 1, 2, 3]), ("between", [1, 2, 9, 3]), ("behind", [1, 2, 3, 9])]
+)
+def test_a_padded_row_is_compared_without_its_padding(padding: Padding, cache: list[int]) -> None:
+    """Row 1 has two tokens, one of padding, and a decoded one."""
+
+    class Known:
+        def start(self, batch: int) -> Any:
+            return {}
+
+        def step(self, feed: Feed, before: Any, keep: int) -> tuple[np.ndarray, Any]:
+            rows = np.array([[5, 6, 7, 8], cache], np.float32)[:, None, :, None]
+            return np.zeros((2, 1, 4), np.float32), {(0, "key"): OrtValue.ortvalue_from_numpy(rows)}
+
+    (answer,) = record(Known(), [replace(CASE, rows=((5, 6, 7), (1, 2)))], steps=1, padding=padding).answers
+    values = answer.caches[0, "key"].values
+    assert values is not None and values[:, 0, :, 0].tolist() == [[5, 6, 7, 8], [1, 2, 3, 0]]
 
 
 @pytest.mark.parametrize(("padding", "expected"), [(0.0, 0.0), (0.25, 0.25), (np.nan, np.inf)])
@@ -216,7 +228,8 @@ def test_prompts_of_a_file_replace_the_shipped_ones(folder: Path, export: Export
     path = tmp_path / "p.jsonl"
     lines = (
         '{"text": "the sea", "name": "sea"}',
-        '{"ids": [2, 9], "batch": [[2, 9, 9]], "chunk": 2}',
+        '{"ids": [2, 9], "batch": [[2, 9, 9]]}',
+        '{"ids": [2, 9], "batch": [[2, 9, 9]], "chunk": 2, "name": "pieces"}',
         f'{{"ids": {[9] * 300}, "name": "endless"}}',
     )
     path.write_text("\n".join(lines))

@@ -16,7 +16,6 @@ from surgery.verify.thresholds import (
     default_thresholds,
     numerics_of,
     read_thresholds,
-    rows_stand_alone,
 )
 
 
@@ -86,10 +85,3 @@ def test_the_recipe_tells_what_becomes_of_the_numbers(recipe: object, kind: str,
     (tmp_path / "manifest.json").write_text(json.dumps({"version": 1, "recipe": recipe}))
     expected = {"exact": EXACT, "reordered": REORDERED, "lossy": LOSSY}[kind]
     assert default_thresholds("float32", numerics_of(tmp_path)) == default_thresholds("float32", [expected])
-
-
-def test_rows_stand_alone_where_their_lengths_are_counted(tmp_path: Path) -> None:
-    assert not rows_stand_alone(tmp_path)
-    for recipe, counted in (("fuse-attention", False), ("fuse-attention,drop-attention-bias", True)):
-        (tmp_path / "manifest.json").write_text(json.dumps({"version": 1, "recipe": recipe}))
-        assert rows_stand_alone(tmp_path) is counted

@@ -19,8 +19,7 @@ from surgery.runtime.decoding import Step
 from surgery.runtime.sessions import Settings
 from surgery.runtime.two_graphs import TwoGraphModel
 from surgery.verify.prompts import Case, TokenRow
-from surgery.verify.recording import Padding, record
-from surgery.verify.thresholds import rows_stand_alone
+from surgery.verify.recording import record
 from validation.runtimes.subjects import Subject
 
 STEPS = 6
@@ -92,13 +91,12 @@ class Source:
         self.pad = next(iter(folder.token_ids("pad_token_id")))
         self.bos = next(iter(folder.token_ids("bos_token_id")))
         self.eos = set(folder.token_ids("eos_token_id"))
-        self._padding: Padding = "none" if rows_stand_alone(subject.folder) else "between"
         self._pair = TwoGraphModel.open(subject.pair, Settings())
 
     def continued(self, *rows: TokenRow, eos: int | None = None) -> list[TokenRow]:
-        """STEPS greedy tokens of each row: of a row by itself where the folder's rows stand alone. Raises Undecided."""
+        """STEPS greedy tokens of each row by itself. Raises Undecided."""
         case = Case("prompt", "", rows, pad=self.pad)
-        answer = record(self._pair, [case], steps=STEPS - 1, padding=self._padding).answers[0]
+        answer = record(self._pair, [case], steps=STEPS - 1, padding="none").answers[0]
         if min(_margin(step) for step in answer.steps) < MARGIN:
             raise Undecided
         tokens = [tuple(int(token) for token in row) for row in answer.tokens()]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from passes.base import Finding, Pass, Verb
-from passes.expand_shared_kv import check_windows
+from passes.kv_sources import check_size, check_windows
 from surgery.architecture import Layer
 from surgery.attention.cache_padding import AXES, own_sizes
 from surgery.errors import PassError
@@ -100,10 +100,8 @@ def _annotate(model: Model, *, write: bool) -> list[Finding]:
         if declared is None or declared.shape is None or len(declared.shape) != 4:
             raise PassError(f"{name} is {declared}; rank 4, [batch, kv heads, tokens, head size], is expected")
         wanted = {1: layer.kv_heads, 3: layer.head_size}
-        for axis, found in zip(AXES, own[name], strict=True):
-            if isinstance(found, int) and found != wanted[axis]:
-                what = "KV heads" if axis == 1 else "head size"
-                raise PassError(f"{name} has {what} {found}, but config.json gives {wanted[axis]}")
+        for what, found, size in zip(("KV heads", "head size"), own[name], wanted.values(), strict=True):
+            check_size(name, what, found, size)
         if all(isinstance(declared.shape[axis], int) for axis in AXES):
             kept += 1
             continue

@@ -6,14 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from passes.base import Finding, Pass
-from surgery.architecture import Architecture, Layer
-from surgery.attention.cache_padding import own_sizes
-from surgery.attention.gqa import window_faults
-from surgery.attention.kv_wiring import KVCache, attentions
+from passes.kv_sources import check_kv_sources
+from surgery.architecture import Layer
 from surgery.errors import PassError
 from surgery.graph.model import Model
 from surgery.graph.node_builder import NodeBuilder
-from surgery.graph.tensor_types import Dim, declared_types, tensor_type
+from surgery.graph.tensor_types import declared_types, tensor_type
 
 if TYPE_CHECKING:
     from onnx import GraphProto
@@ -96,60 +94,3 @@ def _refuse_half_a_pair(graph: GraphProto, layer: Layer) -> None:
     if 0 < len(missing) < len(names):
         found = next(name for name in names if name in has)
         raise PassError(f"layer {layer.index} has {found} but not {missing[0]}; all of its caches or none are expected")
-
-
-def check_windows(graph: GraphProto, arch: Architecture) -> None:
-    """Raise PassError where a layer's fused attention has another window than the architecture."""
-    if fault := next(window_faults(graph, arch.layers, "config.json"), None):
-        raise PassError(
-            fault, hint="the graph and config.json are of different models: use the export's own config.json"
-        )
-
-
-def check_kv_sources(graph: GraphProto, arch: Architecture) -> None:
-    """Raise PassError unless each layer's attention reads the cache, and has the window, that the architecture gives."""
-    cores = attentions(graph)
-    if len(cores) != len(arch.layers):
-        raise PassError(
-            f"the graph has {len(cores)} attention cores, but config.json has {len(arch.layers)} layers; "
-            "KV source layers cannot be checked against the graph"
-        )
-    for layer, core in zip(arch.layers, cores, strict=True):
-        for kind, cache in (("key", core.key), ("value", core.value)):
-            _check_owner(layer, kind, cache, core.node)
-    _check_sizes(graph, arch)
-    check_windows(graph, arch)
-
-
-def _check_owner(layer: Layer, kind: str, cache: KVCache | None, node: str) -> None:
-    expected = KVCache(f"past_key_values.{layer.kv_source}.{kind}", f"present.{layer.kv_source}.{kind}")
-    if cache is None:
-        raise PassError(
-            f"layer {layer.index}: no {kind} cache was found behind {node!r}; {expected.present} is expected"
-        )
-    if cache != expected:
-        role = "has its own cache" if layer.is_kv_source else f"reads the cache of layer {layer.kv_source}"
-        raise PassError(
-            f"layer {layer.index} {role} by config.json ({expected.past} -> {expected.present}), "
-            f"but {node!r} reads {cache.past} -> {cache.present}"
-        )
-
-
-def _check_sizes(graph: GraphProto, arch: Architecture) -> None:
-    declared, own = declared_types(graph), own_sizes(graph)
-    for layer in arch.kv_sources:
-        for kind in ("key", "value"):
-            for name in (f"past_key_values.{layer.index}.{kind}", f"present.{layer.index}.{kind}"):
-                shape = declared[name].shape
-                if shape is None or len(shape) != 4:
-                    raise PassError(
-                        f"{name} is {declared[name]}; rank 4, [batch, kv heads, tokens, head size], is expected"
-                    )
-                heads, size = own[name]
-                _check_size(name, "KV heads", heads, layer.kv_heads)
-                _check_size(name, "head size", size, layer.head_size)
-
-
-def _check_size(name: str, what: str, found: Dim, expected: int) -> None:
-    if isinstance(found, int) and found != expected:
-        raise PassError(f"{name} has {what} {found}, but config.json gives {expected}")

@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from passes.base import REORDERED, Finding, Numerics, Pass
-from passes.expand_shared_kv import check_kv_sources
+from passes.base import Finding
+from passes.kv_sources import AttentionPass
 from surgery.architecture import Architecture, Layer
 from surgery.attention.gqa import BIAS, DOMAIN, LAST, OPERATOR, NoRows
 from surgery.attention.kv_wiring import AttentionNodes, attention_nodes
 from surgery.attention.sequence_lengths import MASK, sequence_lengths
 from surgery.attention.unfused import UnfusedAttention, UnfusedSearch
-from surgery.choices import OnnxRuntime
 from surgery.errors import ModelError, PassError
 from surgery.graph.model import Model
 from surgery.graph.node_builder import NodeBuilder
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class FuseAttention(Pass):
+class FuseAttention(AttentionPass):
     """Let one operator compute what the exporter wrote out for heads of 512 and for shared caches.
 
         before, a KV source layer                            after
@@ -50,9 +49,6 @@ class FuseAttention(Pass):
     over the layer's window (surgery.attention.unfused). A layer that does not is left alone, with the reason. So are all layers
     that share a cache with one, where the source layer is unfused.
 
-    onnxruntime  the oldest ONNX Runtime that must run it: 1.27 names present outputs of KV-shared layers, which nothing reads.
-                 surgery.attention.gqa says what other versions make of either form.
-
     A KV-shared layer takes lengths and bias of a KV source layer that is fused already; drop-attention-bias replaces both. An unfused
     KV source layer and its KV-shared layers take their lengths from the values of attention_mask: a right-padded row ends where its
     tokens end, and its next token is written there.
@@ -63,12 +59,9 @@ class FuseAttention(Pass):
 
     name: ClassVar[str] = "fuse-attention"
     summary: ClassVar[str] = "unfused attention becomes GroupQueryAttention, shared caches included"
-    numerics: ClassVar[Numerics] = REORDERED
-
-    onnxruntime: OnnxRuntime = "1.31"
 
     def requires(self, model: Model) -> None:
-        check_kv_sources(model.graph, model.require_architecture())
+        super().requires(model)
         if all(value.name != MASK for value in model.graph.input):
             raise PassError(f"the graph takes no {MASK}, which gives each row's length")
 
@@ -84,9 +77,6 @@ class FuseAttention(Pass):
             _Fusion(model, arch, found, matches, named=self.onnxruntime == "1.27").write()
             findings += _summaries(arch, matches, len(found) - len(unfused_layers))
         return findings
-
-    def ensures(self, model: Model) -> None:
-        check_kv_sources(model.graph, model.require_architecture())
 
 
 def unfused(model: Model) -> dict[int, str]:

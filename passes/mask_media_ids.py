@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from passes.base import Finding, Pass
-from surgery.errors import PassError
-from surgery.graph.external_data import is_external
+from surgery.errors import ModelError, PassError
+from surgery.graph.evaluation import Subgraphs
 from surgery.graph.index import producers
 from surgery.graph.model import Model
 from surgery.graph.node_builder import NodeBuilder
 from surgery.graph.nodes import node_in_words
 from surgery.graph.scopes import reads
-from surgery.graph.tensor_types import TensorType, tensor_type
+from surgery.graph.tensor_types import tensor_type
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -23,8 +23,6 @@ IDS = "input_ids"
 PER_LAYER = "per_layer_inputs"
 SCOPE = "/model/media/per_layer_ids"
 _LOOKUPS = ("Gather", "GatherBlockQuantized")
-_MOST_NODES = 64
-"""More than any exporter has between the ids and a lookup (9 in the community's); beyond it something else is met."""
 
 
 @dataclass(frozen=True)
@@ -114,64 +112,20 @@ def _lookup(graph: GraphProto) -> NodeProto:
 def _rows(model: Model, tokens: tuple[int, ...]) -> dict[int, int]:
     """Token id -> the row of the per-layer table that it is looked up in."""
     import numpy as np
-    from onnx.reference import ReferenceEvaluator
 
     lookup = _lookup(model.graph)
-    operand = lookup.input[1]
-    if operand == IDS:
+    ids = next((tensor_type(value) for value in model.graph.input if value.name == IDS), None)
+    if ids is None or ids.dtype not in ("INT64", "INT32"):
+        raise PassError(f"{IDS} is {ids or 'no input'}; token ids, INT64 or INT32, are expected")
+    if lookup.input[1] == IDS:
         return {token: token for token in tokens}
-    from onnx.helper import make_graph, make_model, make_tensor_value_info
-
-    ids = _ids(model.graph)
-    nodes, constants = _between(model.graph, operand)
-    dtype = next(value.type.tensor_type.elem_type for value in model.graph.input if value.name == IDS)
-    graph = make_graph(
-        nodes,
-        "rows",
-        [make_tensor_value_info(IDS, dtype, [1, len(tokens)])],
-        [make_tensor_value_info(operand, dtype, None)],
-        [tensor for tensor in model.graph.initializer if tensor.name in constants],
-    )
-    whole = make_model(graph, opset_imports=list(model.proto.opset_import), ir_version=model.proto.ir_version)
     try:
-        feed = np.array([tokens], np.int64 if ids.dtype == "INT64" else np.int32)
-        (found,) = ReferenceEvaluator(whole).run(None, {IDS: feed})
-        rows = [int(row) for row in np.asarray(found).reshape(len(tokens))]
-    except Exception as error:  # the evaluator raises whatever numpy raises
+        part = Subgraphs(model.proto).cut([lookup.input[1]], {IDS})
+        (found,) = part.run({}, {IDS: np.array([tokens], ids.dtype.lower())})
+        rows = [int(row) for row in found.reshape(len(tokens))]
+    except (ModelError, ValueError) as error:
         raise PassError(f"what {node_in_words(lookup)} looks a token up by cannot be computed: {error}") from None
     return dict(zip(tokens, rows, strict=True))
-
-
-def _ids(graph: GraphProto) -> TensorType:
-    declared = {value.name: tensor_type(value) for value in graph.input}.get(IDS)
-    if declared is None or declared.dtype not in ("INT64", "INT32"):
-        raise PassError(f"{IDS} is {declared or 'no input'}; token ids, INT64 or INT32, are expected")
-    return declared
-
-
-def _between(graph: GraphProto, operand: str) -> tuple[list[NodeProto], set[str]]:
-    """The nodes between input_ids and `operand` in their order, and the initializers that they read."""
-    made = producers(graph)
-    initializers = {tensor.name: tensor for tensor in graph.initializer}
-    pending = [operand]
-    needed: set[str] = set()
-    constants: set[str] = set()
-    while pending:
-        name = pending.pop()
-        if name in needed or name in constants or name == IDS:
-            continue
-        if name in initializers:
-            if is_external(initializers[name]):
-                raise PassError(
-                    f"the per-layer table's rows depend on the weight {name!r}; token ids alone are expected"
-                )
-            constants.add(name)
-        elif name in made and len(needed) < _MOST_NODES:
-            needed.add(name)
-            pending.extend(reads(made[name]))
-        else:
-            raise PassError(f"the per-layer table's rows depend on {name!r}; {IDS} alone is expected")
-    return [node for node in graph.node if needed.intersection(node.output)], constants
 
 
 def _mask(view: gs.Graph, lookup: gs.Node, tokens: list[int]) -> None:

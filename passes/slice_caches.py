@@ -5,15 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from passes.base import REORDERED, Finding, Numerics, Pass
-from passes.expand_shared_kv import check_kv_sources
+from passes.base import Finding
+from passes.kv_sources import AttentionPass
 from surgery.architecture import Architecture, Layer
 from surgery.attention.gqa import BIAS, KEY, LAST, OPERATOR, PAST_KEY, QUERY, TOTAL, NoRows, window_of
 from surgery.attention.kv_rows import KVRows
 from surgery.attention.kv_wiring import AttentionNodes, attention_nodes
 from surgery.attention.sequence_lengths import SCOPE as LENGTHS
 from surgery.attention.shared_buffer import mark_shared_buffer
-from surgery.choices import OnnxRuntime
 from surgery.graph.model import Model
 from surgery.graph.node_builder import FLOAT, FLOAT16, NodeBuilder
 from surgery.graph.scopes import all_names
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class SliceCaches(Pass):
+class SliceCaches(AttentionPass):
     """Hand attention only the rows of a cache that its window shows, and write a KV source layer's new rows where they belong.
 
         before, a KV source layer                    after
@@ -53,8 +52,6 @@ class SliceCaches(Pass):
     GenAI. ScatterND copies nothing where both are one tensor; elsewhere the whole buffer (1.1 ms for 16 MB). So there is
     no beam search, in which GenAI does not share it. The model says so in its metadata (surgery.attention.shared_buffer).
 
-    onnxruntime  as in fuse-attention: from 1.31 no present outputs, before that named ones.
-
     Requires: the architecture, the interface named as rename-io names it. A node that counts lengths by other means than
     drop-attention-bias, has a bias, or rotates by itself stays, with the reason, and so do its KV-shared layers.
     Ensures: each layer reads the cache that it read before.
@@ -62,12 +59,6 @@ class SliceCaches(Pass):
 
     name: ClassVar[str] = "slice-caches"
     summary: ClassVar[str] = "for the CPU: attention reads the rows in view, in float32; new rows are written in place"
-    numerics: ClassVar[Numerics] = REORDERED
-
-    onnxruntime: OnnxRuntime = "1.31"
-
-    def requires(self, model: Model) -> None:
-        check_kv_sources(model.graph, model.require_architecture())
 
     def run(self, model: Model) -> list[Finding]:
         arch = model.require_architecture()
@@ -99,9 +90,6 @@ class SliceCaches(Pass):
                 Finding("changed", f"layer {kv_source.index}", f"new rows in place, {view} in view{shared}")
             )
         return findings
-
-    def ensures(self, model: Model) -> None:
-        check_kv_sources(model.graph, model.require_architecture())
 
 
 def _listed(indices: list[int]) -> str:

@@ -10,7 +10,9 @@ from passes.base import LOSSY, Finding, Numerics, Pass
 from surgery.attention.kv_wiring import slot_of_name
 from surgery.errors import PassError
 from surgery.graph.external_data import is_external, reference
+from surgery.graph.index import readers
 from surgery.graph.model import Model
+from surgery.graph.node_builder import FLOAT, FLOAT16
 from surgery.graph.nodes import copied, int_attribute, node_in_words
 from surgery.graph.renaming import fresh
 from surgery.graph.scopes import all_names, subgraphs
@@ -19,9 +21,6 @@ from surgery.graph.weight_conversion import HALF_MAX, NewFile, compacted, halved
 
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto
-
-FLOAT, FLOAT16 = 1, 10
-"""TensorProto.DataType, and the `to` of Cast."""
 
 DATA_FILE = "float16.onnx_data"
 
@@ -132,12 +131,10 @@ class _Floats:
 
     def __init__(self, graph: GraphProto, norms: Norms) -> None:
         self._kept_operators = _NORMS if norms == "float32" else set()
-        self._readers: dict[str, list[NodeProto]] = {}
+        self._readers = readers(graph)
         self.all = {value.name for value in graph.input if _is_float(value)}
         self.all.update(tensor.name for tensor in graph.initializer if tensor.data_type == FLOAT)
         for node in graph.node:
-            for name in dict.fromkeys(node.input):
-                self._readers.setdefault(name, []).append(node)
             self.all.update(self._given(node))
         halved_outputs = {value.name for value in graph.output if _is_halved(value)}
         self._float_outputs = {value.name for value in graph.output if _is_float(value)} - halved_outputs

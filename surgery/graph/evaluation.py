@@ -94,7 +94,7 @@ class Subgraphs:
 
     def _declared(self, name: str) -> TensorType:
         declared = self.types.get(name)
-        if declared is None or declared.shape is None or None in declared.shape:
+        if declared is None or declared.shape is None:
             raise ModelError(f"{name} has the declaration {declared}, and a shape is expected of its value_info")
         return declared
 

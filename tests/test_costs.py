@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import adversarial
 import pytest
 import small
+from limits import cpu_limit
 from onnx import ModelProto, TensorProto
 
 from surgery.attention.kv_wiring import attention_nodes, attentions
@@ -32,13 +30,6 @@ QUADRATIC = {
     "layer table": 2000,
     "long names of caches": 100,
 }
-
-
-@contextmanager
-def cpu_limit(seconds: float) -> Iterator[None]:
-    started = time.process_time()
-    yield
-    assert time.process_time() - started < seconds
 
 
 @pytest.mark.parametrize("form", QUADRATIC)

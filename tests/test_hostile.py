@@ -11,22 +11,20 @@ import hashlib
 import json
 import os
 import random
-import resource
 import shutil
-import signal
 import socket
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import folders
 import pytest
 import small
 from folders import digests, repack
+from limits import TooLong, cpu_limit, memory_limit
 from mutation import ESCAPE, mutated_json, mutated_model
 from onnx import ModelProto, TensorProto
 from places import ROOT, TINY
@@ -44,7 +42,7 @@ from surgery.source.export import open_export
 from surgery.verify import structure
 
 SECONDS = 5
-"""The longest that one case may take."""
+"""Of CPU time: the longest that one case may take."""
 MEMORY = 2 * 1024**3
 """Bytes of address space that a case may ask for, beyond what the process has."""
 Way = Callable[[Path, random.Random], str]
@@ -90,36 +88,6 @@ def write_export(folder: Path) -> Path:
 @pytest.fixture
 def export(tmp_path: Path) -> Path:
     return write_export(tmp_path / "source")
-
-
-class Hang(BaseException):
-    """A case took too long. Not an Exception, so that no `except` of ours can swallow it."""
-
-
-@contextlib.contextmanager
-def time_limit(seconds: int) -> Iterator[None]:
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise Hang(f"longer than {seconds} s")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-
-
-@contextlib.contextmanager
-def memory_limit(beyond: int) -> Iterator[None]:
-    """Let an allocation of more than `beyond` bytes fail: a MemoryError is no SurgeryError."""
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (used + beyond, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 needs_limits = pytest.mark.skipif(
@@ -201,13 +169,13 @@ class Trial:
         path.write_bytes(data)
         way = rng.choice(ways or WAYS)
         try:
-            with time_limit(SECONDS):
+            with cpu_limit(SECONDS):
                 self.outcomes[way(self.folder, rng)] += 1
         except SurgeryError as error:
             self.outcomes["refused"] += 1
             with self._noting(label):
                 assert_one_line(error)
-        except (Exception, Hang) as error:
+        except (Exception, TooLong) as error:
             self._note(error, f"{label}, {way.__name__}")
         if path.read_bytes() != data:
             self.faults[f"{name} was changed"] = f"{label}, {way.__name__}"
@@ -378,7 +346,7 @@ def test_a_symbolic_size_that_is_not_utf8(export: Path) -> None:
 
 @pytest.fixture
 def watched() -> Iterator[None]:
-    with time_limit(SECONDS):
+    with cpu_limit(SECONDS):
         yield
 
 

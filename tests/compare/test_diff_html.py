@@ -11,7 +11,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -20,6 +19,7 @@ from typing import Any
 
 import comparisons
 import pytest
+from limits import cpu_limit
 from places import ROOT
 
 from surgery.compare.comparison import Comparison, NodeChange, NodeGroup, Nodes
@@ -91,10 +91,9 @@ def many_nodes(count: int) -> Comparison:
 
 
 def test_twenty_thousand_changes_are_written_in_seconds() -> None:
-    started = time.perf_counter()
-    page = html(many_nodes(20_000))
+    with cpu_limit(10):
+        page = html(many_nodes(20_000))
     assert page.count("<tr data-verb=") == 20_000
-    assert time.perf_counter() - started < 10
 
 
 # In a browser

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import random
-import time
 from pathlib import Path
 
 import numpy as np
+from limits import cpu_limit
 from mutation import mutated_model
 from onnx import ModelProto, TensorProto, helper
 from onnx.numpy_helper import from_array
@@ -128,6 +128,5 @@ def test_whatever_the_file_is_there_is_a_text(tmp_path: Path) -> None:
 def test_twenty_thousand_nodes_in_seconds(tmp_path: Path) -> None:
     nodes = [helper.make_node("Add", [f"v{k}", "v0"], [f"v{k + 1}"], name=f"/layer/{k}", axis=k) for k in range(20_000)]
     graph = helper.make_graph(nodes, "long", [helper.make_tensor_value_info("v0", 1, [1])], [])
-    started = time.perf_counter()
-    assert len(lines(helper.make_model(graph), tmp_path)) > 20_000
-    assert time.perf_counter() - started < 10
+    with cpu_limit(10):
+        assert len(lines(helper.make_model(graph), tmp_path)) > 20_000

@@ -23,6 +23,7 @@ from typing import Any
 
 import pytest
 from folders import digests, names, repack
+from limits import FOR_EVER, wait_until
 from places import ROOT, TINY
 
 from passes.presets import compatible
@@ -69,10 +70,10 @@ def references(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 # Children
 
 
-def child(work: Callable[[], None], *, slow: float = 0.0, kill: int | None = None) -> int:
+def child(work: Callable[[], None], before: Callable[[int], None] | None = None) -> int:
     """Fork; the child does `work` and exits with 0, 2 for a SurgeryError, 3 for anything else.
 
-    It waits `slow` seconds in all, or kills itself before call number `kill` that changes the disk.
+    It calls `before` with the number of each call that changes the disk, before that call.
     """
     pid = os.fork()
     if pid:
@@ -81,10 +82,8 @@ def child(work: Callable[[], None], *, slow: float = 0.0, kill: int | None = Non
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         placement.CHUNK = 64 * 1024
-        if slow:
-            _before_each_call(lambda _: time.sleep(slow / 40))
-        if kill is not None:
-            _before_each_call(lambda number: os.kill(os.getpid(), signal.SIGKILL) if number == kill else None)
+        if before is not None:
+            _before_each_call(before)
         work()
         code = 0
     except FolderError as error:
@@ -113,31 +112,31 @@ def _before_each_call(do: Callable[[int], None]) -> None:
         setattr(module, name, watched(getattr(module, name)))
 
 
-def ended(pid: int, within: float = 20.0) -> int:
+def has_ended(pid: int) -> bool:
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def ended(pid: int) -> int:
     """Wait for a child: its exit code, or minus the signal that ended it."""
-    limit = time.monotonic() + within
-    while time.monotonic() < limit:
-        found, status = os.waitpid(pid, os.WNOHANG)
-        if found:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.002)
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    raise AssertionError("the child hangs")
+    try:
+        wait_until(lambda: has_ended(pid), "the end of a child")
+    except AssertionError:
+        os.kill(pid, signal.SIGKILL)
+        raise
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def seen(path: Path, pid: int, within: float = 20.0) -> None:
-    limit = time.monotonic() + within
-    while not path.exists():
-        assert time.monotonic() < limit, f"{path} never appeared"
-        assert os.waitpid(pid, os.WNOHANG) == (0, 0), "the child has ended"
-        time.sleep(0.001)
+def seen(path: Path, pid: int) -> None:
+    wait_until(lambda: path.exists() or has_ended(pid), f"{path}, or the end of the child")
+    assert path.exists(), "the child has ended"
 
 
 def kills(work: Callable[[], None]) -> Iterator[None]:
     """Do `work` in a child that is killed before its first call that changes the disk, then the second, to the last."""
     for number in itertools.count():
-        code = ended(child(work, kill=number))
+        code = ended(
+            child(work, lambda at, number=number: os.kill(os.getpid(), signal.SIGKILL) if at == number else None)
+        )
         if code == 0:
             return
         assert code == -signal.SIGKILL
@@ -216,12 +215,17 @@ def test_a_killed_replacement_leaves_the_old_folder_or_the_new_one(
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=["INT", "TERM", "HUP"])
 def test_a_run_that_is_told_to_stop_cleans_up(number: signal.Signals, source: Path, tmp_path: Path) -> None:
     """And an impatient second signal does not cut the cleaning short."""
-    remove = shutil.rmtree
+    remove, writing, cleaning = shutil.rmtree, tmp_path / "writing", tmp_path / "cleaning"
+
+    def pause(number: int) -> None:
+        if number == 5:
+            writing.touch()
+            signal.pause()
 
     def slow_remove(path: Path, ignore_errors: bool) -> None:
-        (tmp_path / "cleaning").touch()
-        time.sleep(0.3)
-        (tmp_path / "cleaning").unlink()
+        shutil.rmtree = remove
+        cleaning.touch()
+        wait_until(lambda: not cleaning.exists(), "the second signal")
         remove(path, ignore_errors=ignore_errors)
 
     def work() -> None:
@@ -230,11 +234,14 @@ def test_a_run_that_is_told_to_stop_cleans_up(number: signal.Signals, source: Pa
         shutil.rmtree = slow_remove  # type: ignore[assignment]
         repack(source, tmp_path / "made" / "out")
 
-    pid = child(work, slow=2.0)
-    seen(tmp_path / "made" / ".out.staging" / "new", pid)
+    pid = child(work, pause)
+    seen(writing, pid)
+    assert (tmp_path / "made" / ".out.staging" / "new").exists()
     os.kill(pid, number)
-    seen(tmp_path / "cleaning", pid)
+    seen(cleaning, pid)
     os.kill(pid, number)
+    cleaning.unlink()
+    writing.unlink()
     assert ended(pid) == 128 + number
     assert names(tmp_path) == []
 
@@ -277,20 +284,21 @@ def test_the_command_cleans_up_and_says_by_its_exit_code_that_it_was_stopped(
     number: signal.Signals, source: Path, tmp_path: Path
 ) -> None:
     heard = f"import signal; signal.signal({int(number)}, signal.SIG_DFL)"
-    wait = f"{heard}; from surgery.graph import weight_writing as p; import time, sys; from surgery.commands import app; p._moved = lambda *a: (time.sleep(0.2) or 0 for _ in range(20))"
+    stop = f"pathlib.Path({str(tmp_path / 'writing')!r}).touch() or signal.pause()"
+    wait = f"{heard}; import pathlib; from surgery.graph import weight_writing as p; from surgery.commands import app; p._moved = lambda *a: ({stop} or 0 for _ in range(20))"
     command = [sys.executable, "-c", f"{wait}; app.main()"]
-    arguments = ["repack", str(source), str(tmp_path / "out"), "--no-validate", "--ep", "cpu"]
+    place = tmp_path / "place"
+    place.mkdir()
+    arguments = ["repack", str(source), str(place / "out"), "--no-validate", "--ep", "cpu"]
     process = subprocess.Popen(
         [*command, *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    limit = time.monotonic() + 30
-    while not (tmp_path / ".out.staging").exists():
-        assert process.poll() is None and time.monotonic() < limit, process.communicate()[1]
-        time.sleep(0.01)
-    time.sleep(0.2)
+    wait_until(lambda: (tmp_path / "writing").exists() or process.poll() is not None, "a file that is written")
+    assert process.poll() is None, process.communicate()[1]
+    assert (place / ".out.staging").exists()
     process.send_signal(number)
-    _, talk = process.communicate(timeout=20)
-    assert names(tmp_path) == []
+    _, talk = process.communicate(timeout=FOR_EVER)
+    assert names(place) == []
     assert process.returncode == 128 + number, talk
     assert "Traceback" not in talk
 
@@ -303,12 +311,20 @@ def test_the_command_cleans_up_and_says_by_its_exit_code_that_it_was_stopped(
 def test_of_two_runs_at_once_one_wins_and_the_other_says_so(
     force: bool, source: Path, planned: None, references: dict[str, dict[str, str]], tmp_path: Path
 ) -> None:
+    """The one that gets in waits until the others have ended."""
     for attempt in range(5):
-        out = tmp_path / str(attempt) / "out"
+        out, alone = tmp_path / str(attempt) / "out", tmp_path / f"{attempt} is alone"
         out.parent.mkdir()
         if force:
             repack(source, out, "q4f16")
-        pids = [child(lambda out=out: repack(source, out, force=force), slow=0.3) for _ in range(3)]
+
+        def wait(number: int, alone: Path = alone) -> None:
+            if number == 0:
+                wait_until(alone.exists, "the end of the others")
+
+        pids = [child(lambda out=out: repack(source, out, force=force), wait) for _ in range(3)]
+        wait_until(lambda pids=pids: sum(map(has_ended, pids)) >= 2, "the end of all but one")
+        alone.touch()
         assert sorted(ended(pid) for pid in pids) == [0, 2, 2]
         assert names(out.parent) == ["out"] and digests(out) == references["q4"]
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
+from limits import cpu_limit
 from onnx import GraphProto, ModelProto, NodeProto, numpy_helper
 from onnx.helper import make_node, make_tensor_value_info
 from torture import CONDITION, FLOAT, TRAPS, X, body, external, if_node, model, relu, sparse, weight
@@ -272,13 +272,11 @@ def test_a_reference_to_a_far_weight_is_kept_when_its_reader_is_rewired() -> Non
 @pytest.mark.parametrize("name", ["chain_of_ten_thousand_nodes", "four_thousand_consumers_of_one_value"])
 def test_big_graphs_are_edited_in_linear_time(name: str) -> None:
     proto = TRAPS[name]()
-    started = time.perf_counter()
-    with edited(proto.graph) as view:
+    with cpu_limit(8), edited(proto.graph) as view:
         source, new = view.inputs[0], gs.Variable("source", dtype=np.float32, shape=["n"])
         for reader in list(source.outputs):
             reader.inputs[0] = new
         view.nodes.insert(0, gs.Node("Identity", "identity", inputs=[source], outputs=[new]))
-    assert time.perf_counter() - started < 8
     check_definitions(proto)
     assert len(proto.graph.node) in (10_001, 4_002)
 
@@ -287,9 +285,7 @@ def test_a_chain_of_twenty_thousand_nodes_is_shown_and_written_in_seconds() -> N
     links = ["x", *(f"v{i}" for i in range(19_999)), "y"]
     inner = [make_tensor_value_info(name, FLOAT, ["n"]) for name in links[1:-1]]
     proto = model([relu(a, b) for a, b in itertools.pairwise(links)], value_info=inner)
-    started = time.perf_counter()
-    with edited(proto.graph) as view:
+    with cpu_limit(12), edited(proto.graph) as view:
         view.nodes.pop()
         view.outputs = [view.nodes[-1].outputs[0]]
-    assert time.perf_counter() - started < 12
     assert len(proto.graph.node) == 19_999 and names(proto.graph.output) == ["v19998"]

@@ -80,7 +80,7 @@ def attention_behind_identities(proto: ModelProto, count: int) -> None:
 
 
 @form
-def unrolled_attention_behind_transposes(proto: ModelProto, count: int) -> None:
+def unfused_attention_behind_transposes(proto: ModelProto, count: int) -> None:
     """Keys and values that come a long way; the way on is as long."""
     keys = _chain(proto.graph, "Identity", "present.1.key", count)
     for index in range(count):

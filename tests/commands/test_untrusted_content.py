@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from command_line import ROOT, TINY
 from onnx import TensorProto, helper
+from signing import sign
 
 from surgery.graph.model import Model
 from surgery.printing import spoken
 from surgery.runtime.own_process import MEMORY, SECONDS
-from tests.signing import sign
 
 TEMPLATES = {
     "loops": "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}{% endfor %}{% endfor %}"

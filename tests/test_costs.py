@@ -145,4 +145,4 @@ def test_a_ring_of_operators_that_move_data_comes_to_an_end() -> None:
     adversarial.FORMS["ring"](proto, 3)
     core = next(core for core in attention_nodes(proto.graph) if core.node.name == "round")
     with cpu_limit(5), pytest.raises(ModelError, match="more than 32 operators behind where a present is expected"):
-        UnfusedSearch(proto, small.HEADS).find(core, small.arch().layers[1])
+        UnfusedSearch(proto, small.HEADS, 128).find(core, small.arch().layers[1])

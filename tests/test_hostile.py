@@ -532,9 +532,7 @@ def test_a_graph_larger_than_protobuf_reads_is_not_read(export: Path, watched: N
 
 
 @needs_limits
-@pytest.mark.parametrize(
-    "name, error", [("config.json", ArchitectureError), ("tokenizer_config.json", ExportError)]
-)
+@pytest.mark.parametrize("name, error", [("config.json", ArchitectureError), ("tokenizer_config.json", ExportError)])
 def test_json_of_two_hundred_megabytes_is_not_read(
     name: str, error: type[SurgeryError], export: Path, watched: None
 ) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import small
 from onnx import TensorProto
 from onnx.helper import make_graph, make_node
 from onnx.numpy_helper import from_array
@@ -23,7 +24,6 @@ from surgery.runtime.sessions import MergedModel, Settings
 from surgery.runtime.two_graphs import TwoGraphModel
 from surgery.source.export import Export
 from surgery.verify.genai_proof import GenAI
-from tests import small
 from tests.windows import export_with
 
 STEPS = 24

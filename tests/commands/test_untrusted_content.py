@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import command_line
 import pytest
-from command_line import ROOT, TINY
 from onnx import TensorProto, helper
+from places import TINY
 from signing import sign
 
 from surgery.graph.model import Model
@@ -32,10 +30,7 @@ LIMITED = {SECONDS: "12", MEMORY: "2"}
 
 def run(*words: object) -> tuple[int, str]:
     """Exit code, and all that is printed. A command that does not end soon fails the test."""
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "cli.py"), *map(str, words)],
-        capture_output=True, text=True, check=False, timeout=120, env={**os.environ, **LIMITED},
-    )  # fmt: skip
+    done = command_line.run(*map(str, words), **LIMITED)
     assert "defect" not in done.stderr and "Traceback" not in done.stderr and "panicked" not in done.stderr
     return done.returncode, " ".join((done.stdout + done.stderr).split())
 

@@ -1,20 +1,20 @@
 """A recording on disk, to compare another model with later, on another machine or on another provider.
 
-An .npz file without compression and without pickled objects. Its entry `header` is JSON in UTF-8:
+A safetensors file. Its metadata `recording` is JSON:
 
-    {"format": 3, "model": "decoder_model_merged_q4.onnx", "graphs": {"decoder_model_merged_q4.onnx": SHA-256},
+    {"format": 4, "model": "decoder_model_merged_q4.onnx", "graphs": {"decoder_model_merged_q4.onnx": SHA-256},
      "prompts": SHA-256 of all ids, "tokens": 8, "settings": {"provider": "cpu", ...}, "versions": {"numpy": ...},
      "answers": [{"case": ..., "prefill": 1, "computed_rows": [...], "caches": [...]}]}
 
 and the others are `3/step/0`, the logits [B, V] of the fourth case's first step, and `3/cache/4.key`, the cache of
-layer 4's keys after the last step. A reader takes nothing on trust: an array is as large as its entry, or refused.
+layer 4's keys after the last step. A reader takes nothing on trust: safetensors checks that the arrays are what the
+file holds, and what the header says is held against them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,13 +31,9 @@ from surgery.runtime.sessions import Array
 from surgery.verify.prompts import Case
 from surgery.verify.recording import Answer, Recording, StoredCache
 
-FORMAT = 3
-_LONGEST_HEADER = 64 * 2**20
-_DTYPES = ("<f2", "<f4", "<f8", "|u1")
-_FAULTS = (
-    OSError, ValueError, KeyError, TypeError, IndexError, EOFError, RuntimeError, NotImplementedError, MemoryError,
-    zipfile.BadZipFile,
-)  # fmt: skip
+FORMAT = 4
+_DTYPES = ("F16", "F32", "F64")
+_FAULTS = (OSError, ValueError, KeyError, TypeError, IndexError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +84,8 @@ def graph_digests(paths: Sequence[Path]) -> dict[str, str]:
 
 def save_golden(golden: Golden, path: Path) -> None:
     """Write a new file; it appears whole or not at all. Raises RequestError where it exists, FolderError as writing fails."""
+    from safetensors.numpy import save_file
+
     refuse_existing_recording(path)
     arrays: dict[str, Array] = {}
     for index, answer in enumerate(golden.recording.answers):
@@ -106,9 +104,8 @@ def save_golden(golden: Golden, path: Path) -> None:
         "versions": dict(golden.versions),
         "answers": [_description(answer) for answer in golden.recording.answers],
     }
-    arrays["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
-    with staged_files(path) as folder, (folder / path.name).open("wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
+    with staged_files(path) as folder:
+        save_file(arrays, folder / path.name, metadata={"recording": json.dumps(header)})
 
 
 def refuse_existing_recording(path: Path) -> None:
@@ -123,12 +120,14 @@ def load_golden(path: Path) -> Golden:
     """Read what `save_golden` wrote. Raises RequestError, one sentence, for anything else."""
     if not path.is_file():
         raise RequestError(f"{path} is no file; a golden recording is expected")
+    from safetensors import SafetensorError, safe_open
+
     try:
-        with zipfile.ZipFile(path) as archive:
-            return _golden(_Arrays(archive), path)
+        with safe_open(path, framework="numpy") as file:
+            return _golden(_Arrays(file), path)
     except RecursionError:
         _refuse(path, "its header is nested too deeply")
-    except _FAULTS as error:
+    except (SafetensorError, *_FAULTS) as error:
         _refuse(path, str(error) or type(error).__name__)
 
 
@@ -137,46 +136,27 @@ def _refuse(path: Path, why: str) -> NoReturn:
 
 
 class _Arrays:
-    """The arrays of an archive, each held against the size of its entry before memory is taken for it."""
+    """The arrays of a file, read one at a time."""
 
-    def __init__(self, archive: zipfile.ZipFile) -> None:
-        self._archive = archive
-        self._entries = {entry.filename: entry for entry in archive.infolist()}
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self._names = set(file.keys())
 
     def __contains__(self, name: str) -> bool:
-        return f"{name}.npy" in self._entries
+        return name in self._names
 
-    def size(self, name: str) -> int:
-        return self._entries[f"{name}.npy"].file_size
+    def header(self) -> Any:
+        return json.loads((self._file.metadata() or {}).get("recording", "null"))
 
     def read(self, name: str) -> Array:
-        entry = self._entries[f"{name}.npy"]
-        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
-            raise ValueError(f"{name} is compressed")
-        with self._archive.open(entry) as file:
-            version = np.lib.format.read_magic(file)
-            readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-            shape, fortran, dtype = readers[version](file)
-            if dtype.str not in _DTYPES:
-                raise ValueError(f"{name} is of type {dtype.str}")
-            data = file.read()
-        if any(size < 0 for size in shape) or len(data) != dtype.itemsize * _product(shape):
-            raise ValueError(f"{name} has {len(data)} bytes, its shape is {list(shape)}")
-        flat: Array = np.frombuffer(data, dtype)
-        return flat.reshape(shape[::-1]).T if fortran else flat.reshape(shape)
-
-
-def _product(shape: Sequence[int]) -> int:
-    found = 1
-    for size in shape:
-        found *= size
-    return found
+        if (dtype := self._file.get_slice(name).get_dtype()) not in _DTYPES:
+            raise ValueError(f"{name} is of type {dtype}")
+        found: Array = self._file.get_tensor(name)
+        return found
 
 
 def _golden(arrays: _Arrays, path: Path) -> Golden:
-    if arrays.size("header") > _LONGEST_HEADER:
-        raise ValueError(f"its header has {arrays.size('header')} bytes")
-    header = json.loads(arrays.read("header").tobytes().decode())
+    header = arrays.header()
     if not isinstance(header, dict):
         raise ValueError("its header is no object")
     if header.get("format") != FORMAT:

@@ -33,9 +33,8 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import IO, Any, Literal, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from surgery import errors
 from surgery.choices import Provider
-from surgery.errors import ProcessEnded, RequestError, SurgeryError
+from surgery.errors import LONGEST, ProcessEnded, RequestError, SurgeryError
 
 T = TypeVar("T")
 
@@ -191,9 +190,9 @@ def _quote(printed: bytearray) -> str:
 
 
 def _error(name: str, message: str, hint: str | None) -> Exception:
-    kind = getattr(errors, name, None)
-    if isinstance(kind, type) and issubclass(kind, SurgeryError):
-        return kind(message, hint=hint)
+    for kind in SurgeryError.__subclasses__():
+        if kind.__name__ == name:
+            return kind(message, hint=hint)
     return RuntimeError(f"{name}: {message}")
 
 
@@ -247,9 +246,9 @@ def main() -> None:
         say("error", ["ProcessEnded", f"more than {limits.memory / 1e9:.1f} GB of memory were needed", _more()])
     except Exception as error:
         traceback.print_exc()
-        say("error", [type(error).__name__, str(error)[: errors.LONGEST], None])
+        say("error", [type(error).__name__, str(error)[:LONGEST], None])
     except BaseException as error:  # what a library of another language makes of its own defects
-        say("error", ["ProcessEnded", f"{type(error).__name__}: {error}"[: errors.LONGEST], None])
+        say("error", ["ProcessEnded", f"{type(error).__name__}: {error}"[:LONGEST], None])
     os._exit(0)
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import command_line
 import pytest
 from onnx import TensorProto, helper
-from places import TINY
+from places import ROOT, TINY
 from signing import sign
 
 from surgery.graph.model import Model
@@ -28,9 +31,9 @@ LIMITED = {SECONDS: "12", MEMORY: "2"}
 """Seconds enough for a busy machine to start a process."""
 
 
-def run(*words: object) -> tuple[int, str]:
+def run(*words: str | Path) -> tuple[int, str]:
     """Exit code, and all that is printed. A command that does not end soon fails the test."""
-    done = command_line.run(*map(str, words), **LIMITED)
+    done = command_line.run(*words, **LIMITED)
     assert "defect" not in done.stderr and "Traceback" not in done.stderr and "panicked" not in done.stderr
     return done.returncode, " ".join((done.stdout + done.stderr).split())
 
@@ -110,6 +113,15 @@ def test_an_endless_loop_ends(folder: Path, export: Path, tmp_path: Path) -> Non
     assert code == 1 and "the proof comes to its end: at 'generation" in told
     assert run("strip", export, tmp_path / "out")[0] == 1
     assert staged(tmp_path) == []
+
+
+def test_a_command_that_is_told_to_stop_does_not_wait_for_its_process(folder: Path) -> None:
+    endless(folder / "model.onnx")
+    command = [sys.executable, str(ROOT / "cli.py"), "generate", str(folder), "hello"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stderr is not None and running.stderr.readline().startswith("runs ")
+        running.terminate()
+        assert running.wait(timeout=30) == 128 + signal.SIGTERM
 
 
 def test_a_tokenizer_that_panics_is_a_sentence(export: Path) -> None:

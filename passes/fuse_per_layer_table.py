@@ -9,19 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from passes.base import Finding, Pass
 from surgery.errors import PassError
-from surgery.graph.embedding_tables import (
-    Matrix,
-    TableLookup,
-    check_rows,
-    drop,
-    fill,
-    inline_rows,
-    locations,
-    made_from,
-    move_along,
-    resized,
-    table_lookups,
-)
+from surgery.graph.embedding_tables import Matrix, TableLookup, drop, made_from, move_along, table_lookups
 from surgery.graph.external_data import is_external, set_extent, tensors
 from surgery.graph.index import producers, use_counts
 from surgery.graph.model import Model
@@ -29,7 +17,7 @@ from surgery.graph.nodes import copied, node_in_words, replace_nodes
 from surgery.graph.renaming import fresh
 from surgery.graph.scopes import all_names
 from surgery.graph.tensor_types import initializer_type, tensor_type
-from surgery.graph.weight_conversion import Conversion, NewFiles, SourcePart
+from surgery.graph.weight_conversion import Conversion, NewFiles, SourcePart, side_by_side
 
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto, TensorProto
@@ -69,7 +57,7 @@ class FusePerLayerTable(Pass):
         left: set[str] = set()
         for joint in _fusible(model.graph):
             parts = joint.lookups
-            left |= {location for lookup in parts for location in locations(lookup)}
+            left |= {location for lookup in parts for location in lookup.locations}
             old = {matrix.tensor.name for lookup in parts for matrix in lookup.matrices.values()}
             new = [_fuse(model, [lookup.matrices[index] for lookup in parts], files) for index in parts[0].matrices]
             _replace_lookups(model.graph, joint, new)
@@ -140,7 +128,7 @@ def _check(parts: Sequence[TableLookup]) -> None:
                     f"{tensor.name!r} is {initializer_type(tensor)} and {model.name!r} {initializer_type(model)}; "
                     "tables of one dtype and number of rows are expected, stored in one way"
                 )
-            check_rows(other, matrix, matrix.columns)
+            other.check_rows(matrix, matrix.columns)
 
 
 def _attributes(node: NodeProto) -> dict[str, int]:
@@ -150,9 +138,9 @@ def _attributes(node: NodeProto) -> dict[str, int]:
 def _fuse(model: Model, matrices: Sequence[Matrix], files: NewFiles) -> TensorProto:
     """One tensor of the columns of all; an external one refers to its source where it is a whole one again."""
     count = sum(matrix.columns.count for matrix in matrices)
-    tensor = resized(matrices[0], _fused_name(model.graph, matrices), count)
+    tensor = matrices[0].resized(_fused_name(model.graph, matrices), count)
     if not is_external(matrices[0].tensor):
-        fill(tensor, [(inline_rows(matrix), matrix.columns) for matrix in matrices])
+        tensor.raw_data = side_by_side([(matrix.inline_rows(), matrix.columns) for matrix in matrices]).tobytes()
         return tensor
     made = [made_from(model, matrix) for matrix in matrices]
     if len({(one.half, one.clip) for one in made}) > 1:

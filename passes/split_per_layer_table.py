@@ -7,27 +7,14 @@ from typing import TYPE_CHECKING, ClassVar
 
 from passes.base import Finding, Pass
 from surgery.errors import PassError
-from surgery.graph.embedding_tables import (
-    Matrix,
-    TableLookup,
-    check_rows,
-    drop,
-    fill,
-    inline_rows,
-    locations,
-    made_from,
-    move_along,
-    resized,
-    scaled_by,
-    table_lookups,
-)
+from surgery.graph.embedding_tables import Matrix, TableLookup, drop, made_from, move_along, scaled_by, table_lookups
 from surgery.graph.external_data import is_external
 from surgery.graph.index import producers, use_counts
 from surgery.graph.model import Model
 from surgery.graph.nodes import copied, node_in_words, replace_nodes
 from surgery.graph.renaming import fresh
 from surgery.graph.scopes import all_names
-from surgery.graph.weight_conversion import Columns, Conversion, NewFiles
+from surgery.graph.weight_conversion import Columns, Conversion, NewFiles, side_by_side
 
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto, TensorProto
@@ -84,7 +71,7 @@ class SplitPerLayerTable(Pass):
         if lookup is None:
             return [Finding("skipped", "per-layer table", "no look-up reads the rows of all layers from one table")]
         layers = len(arch.layers)
-        left, rows = locations(lookup), lookup.node.output[0]
+        left, rows = lookup.locations, lookup.node.output[0]
         old = {matrix.tensor.name for matrix in lookup.matrices.values()}
         names = _replace_lookup(model.graph, lookup, layers)
         new = [
@@ -140,7 +127,7 @@ def _check(graph: GraphProto, lookup: TableLookup, matrix: Matrix, layers: int) 
         raise PassError(
             f"{matrix.tensor.name!r} has {stored} elements a row; they do not come apart into {layers} layers"
         )
-    check_rows(lookup, matrix, replace(matrix.columns, count=stored // layers))
+    lookup.check_rows(matrix, replace(matrix.columns, count=stored // layers))
     if use_counts(graph)[matrix.tensor.name] > 1 or any(v.name == matrix.tensor.name for v in graph.input):
         raise PassError(f"{matrix.tensor.name!r} is read elsewhere, too, or is an input; its look-up alone is expected")
 
@@ -191,9 +178,9 @@ def _columns(matrix: Matrix, layer: int, layers: int) -> Columns:
 def _cut(matrix: Matrix, name: str, layer: int, layers: int) -> TensorProto:
     """One layer's columns of a matrix; an external one gets its place later."""
     columns = _columns(matrix, layer, layers)
-    tensor = resized(matrix, name, columns.count)
+    tensor = matrix.resized(name, columns.count)
     if not is_external(matrix.tensor):
-        fill(tensor, [(inline_rows(matrix), columns)])
+        tensor.raw_data = side_by_side([(matrix.inline_rows(), columns)]).tobytes()
     return tensor
 
 

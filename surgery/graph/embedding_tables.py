@@ -19,7 +19,7 @@ from surgery.graph.model import Model
 from surgery.graph.nodes import node_in_words
 from surgery.graph.scopes import reads
 from surgery.graph.tensor_types import initializer_type
-from surgery.graph.weight_conversion import Columns, Conversion, NewFiles, SourcePart, compacted, moved, side_by_side
+from surgery.graph.weight_conversion import Columns, Conversion, NewFiles, SourcePart, compacted, moved
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,6 +38,22 @@ class Matrix:
     columns: Columns
     width: int
 
+    def inline_rows(self) -> NDArray[np.uint8]:
+        """The bytes of an inline matrix, uint8 [rows, bytes of a row]."""
+        import numpy as np
+        from onnx.numpy_helper import to_array
+
+        data = self.tensor.raw_data if self.tensor.HasField("raw_data") else to_array(self.tensor).tobytes()
+        return np.frombuffer(data, np.uint8).reshape(self.tensor.dims[0], -1)
+
+    def resized(self, name: str, count: int) -> TensorProto:
+        """A tensor like this one, without its data, for rows of `count` elements."""
+        from onnx import TensorProto
+
+        container = _bits(self.tensor)
+        dims = [self.tensor.dims[0], (count * self.columns.bits + container - 1) // container]
+        return TensorProto(name=name, data_type=self.tensor.data_type, dims=dims)
+
 
 @dataclass(frozen=True, slots=True)
 class TableLookup:
@@ -50,6 +66,21 @@ class TableLookup:
     @property
     def ids(self) -> str:
         return str(self.node.input[_IDS])
+
+    @property
+    def locations(self) -> set[str]:
+        """The data files that its external tensors name."""
+        stored = [matrix.tensor for matrix in self.matrices.values() if is_external(matrix.tensor)]
+        return {external_field(tensor, "location") or "" for tensor in stored}
+
+    def check_rows(self, matrix: Matrix, columns: Columns) -> None:
+        """Raise PassError unless the rows of one of its matrices, or of these columns of it, begin at a byte."""
+        tensor, bits = matrix.tensor, _bits(matrix.tensor)
+        stored = bits * tensor.dims[1]
+        if stored % 8 or columns.row_bytes * 8 != stored or (bits < 8 and columns.count * columns.bits % 8):
+            raise PassError(
+                f"{node_in_words(self.node)}: the rows of {tensor.name!r}, {initializer_type(tensor)}, do not begin at a byte"
+            )
 
 
 def table_lookups(graph: GraphProto) -> Iterator[TableLookup]:
@@ -113,50 +144,6 @@ def made_from(model: Model, matrix: Matrix) -> Conversion:
         columns = replace(columns, bits=32) if made.half else columns
         return replace(made, parts=(SourcePart(made.parts[0].source, columns),))
     return made
-
-
-def inline_rows(matrix: Matrix) -> NDArray[np.uint8]:
-    """The bytes of an inline matrix, uint8 [rows, bytes of a row]."""
-    import numpy as np
-    from onnx.numpy_helper import to_array
-
-    tensor = matrix.tensor
-    data = tensor.raw_data if tensor.HasField("raw_data") else to_array(tensor).tobytes()
-    return np.frombuffer(data, np.uint8).reshape(tensor.dims[0], -1)
-
-
-def check_rows(lookup: TableLookup, matrix: Matrix, columns: Columns) -> None:
-    """Raise PassError unless the rows of a matrix, or of these columns of it, begin at a byte."""
-    stored = _bits(matrix.tensor) * matrix.tensor.dims[1]
-    if stored % 8 or columns.row_bytes * 8 != stored or (_bits(matrix.tensor) < 8 and columns.count * columns.bits % 8):
-        raise PassError(
-            f"{node_in_words(lookup.node)}: the rows of {matrix.tensor.name!r}, {initializer_type(matrix.tensor)}, "
-            "do not begin at a byte"
-        )
-
-
-def resized(matrix: Matrix, name: str, count: int) -> TensorProto:
-    """A tensor like that of a matrix, without its data, for rows of `count` elements."""
-    from onnx import TensorProto
-
-    tensor = matrix.tensor
-    container = _bits(tensor)
-    return TensorProto(
-        name=name,
-        data_type=tensor.data_type,
-        dims=[tensor.dims[0], (count * matrix.columns.bits + container - 1) // container],
-    )
-
-
-def fill(tensor: TensorProto, pieces: list[tuple[NDArray[np.uint8], Columns]]) -> None:
-    """Give an inline tensor its data: the columns of other inline matrices, side by side."""
-    tensor.raw_data = side_by_side(pieces).tobytes()
-
-
-def locations(lookup: TableLookup) -> set[str]:
-    """The data files that its external tensors name."""
-    stored = [matrix.tensor for matrix in lookup.matrices.values() if is_external(matrix.tensor)]
-    return {external_field(tensor, "location") or "" for tensor in stored}
 
 
 def drop(model: Model, names: set[str]) -> None:

@@ -212,9 +212,9 @@ With gemma4-surgery, which runs the two graphs as one model, in the folder of th
 
 ```python
 from pathlib import Path
-from surgery.runtime.two_graphs import open_folder
+from surgery.runtime.two_graphs import open_two_graphs
 
-for piece in open_folder(Path(".")).answer("Why is the sky blue?", new_tokens={tokens}):
+for piece in open_two_graphs(Path(".")).answer("Why is the sky blue?", new_tokens={tokens}):
     print(piece, end="", flush=True)
 ```
 

@@ -8,9 +8,9 @@
 
 The outputs of the first graph feed the inputs of the second by name, so that any further one goes along.
 
-    from surgery.runtime.two_graphs import open_folder
+    from surgery.runtime.two_graphs import open_two_graphs
 
-    folder = open_folder(Path("out"))
+    folder = open_two_graphs(Path("out"))
     for piece in folder.answer("Hello"):
         print(piece, end="", flush=True)
 """

@@ -138,9 +138,9 @@ class _Trace:
             if cache is not None or present is not None:
                 past, made_from = (cache.past, cache.present) if cache is not None else (None, None)
                 self._caches[name] = KVCache(past, present or made_from)
-        if node.op_type == "MatMul" or node.op_type in _MASKS:
+        if _is_product(node) or node.op_type in _MASKS:
             behind = (self.scores.get(name) for name in reversed(node.input))
-            scores = node if node.op_type == "MatMul" else next((found for found in behind if found is not None), None)
+            scores = node if _is_product(node) else next((found for found in behind if found is not None), None)
             if scores is not None:
                 self.scores.update((name, scores) for name in node.output)
 
@@ -205,13 +205,17 @@ def _unrolled(core: AttentionNodes, trace: _Trace) -> Attention:
     return Attention("Softmax", core.node.name, key, value)
 
 
+def _is_product(node: NodeProto) -> bool:
+    return node.op_type == "MatMul" and len(node.input) == 2 and len(node.output) == 1
+
+
 def _forward_to_matmul(node: NodeProto, following: Mapping[str, list[NodeProto]]) -> NodeProto | None:
     name = _at(node.output, 0)
     for _ in range(4):  # at most a Cast, a Dropout or a Reshape in between
         reading = following.get(name, [])
         if len(reading) != 1:
             return None
-        if reading[0].op_type == "MatMul" and reading[0].input[0] == name:
+        if _is_product(reading[0]) and reading[0].input[0] == name:
             return reading[0]
         name = _at(reading[0].output, 0)
     return None

@@ -17,7 +17,7 @@ Form = Callable[[ModelProto, int], None]
 FORMS: dict[str, Form] = {}
 DATA = "form.onnx_data"
 """The data file of the forms that have one, beside the graph."""
-CACHE = ["batch_size", 1, "tokens", 8]
+CACHE: small.Shape = ["batch_size", 1, "tokens", 8]
 
 
 def form(function: Form) -> Form:
@@ -25,16 +25,22 @@ def form(function: Form) -> Form:
     return function
 
 
-def write(folder: Path, name: str, count: int, file: str = "form.onnx") -> Path:
-    """The graph of a form, with its data file."""
+def write(folder: Path, name: str, count: int) -> Path:
+    """The decoder of the smallest export, with a form added to it."""
     folder.mkdir(parents=True, exist_ok=True)
-    proto = small.decoder()
-    FORMS[name](proto, count)
-    if any(tensor.external_data for tensor in proto.graph.initializer):
-        (folder / DATA).write_bytes(bytes(64 * count))
-    path = folder / file
-    path.write_bytes(proto.SerializeToString())
+    path = folder / "form.onnx"
+    path.write_bytes(small.decoder().SerializeToString())
+    add(path, name, count)
     return path
+
+
+def add(path: Path, name: str, count: int) -> None:
+    """Add a form to a graph, with the data file that it refers to."""
+    proto = ModelProto.FromString(path.read_bytes())
+    FORMS[name](proto, count)
+    path.write_bytes(proto.SerializeToString())
+    if "weights" in name or "external" in name:
+        (path.parent / DATA).write_bytes(bytes(64 * count))
 
 
 def _chain(graph: GraphProto, operator: str, first: str, count: int, second: str = "") -> str:

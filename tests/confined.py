@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from places import ROOT
+
 GIGABYTE = 1024**3
 PROGRAMS = {"git", "ssh-keygen", Path(sys.executable).name}
 """What a command may start: git, and itself again."""
 _PATHS: Mapping[str, Sequence[int]] = {
-    "os.rename": (0, 1), "os.remove": (0,), "os.mkdir": (0,), "os.rmdir": (0,), "os.link": (0, 1), "os.symlink": (1,),
+    "os.rename": (0, 1), "os.remove": (0,), "os.mkdir": (0,), "os.rmdir": (0,), "os.link": (1,), "os.symlink": (1,),
     "os.truncate": (0,), "os.chmod": (0,), "os.chown": (0,), "os.utime": (0,), "os.setxattr": (0,),
 }  # fmt: skip
 """Audit event of a change to the disk -> which of its arguments are paths."""
@@ -60,12 +62,12 @@ class Ran:
             return f"ended with {self.code}"
         for text in (self.out, self.err):
             if odd := next((line for line in text.splitlines() if not line.isprintable()), None):
-                return f"printed {ascii(odd[:80])}"
+                return f"printed {odd[:80]!a}"
         if "a defect of gemma4-surgery" in self.err or "Traceback" in self.err:
             return self.err.splitlines()[-2 if "hint:" in self.err else -1][:200]
         lines = self.err.splitlines()
-        if self.code == 2 and not any(line.startswith("error: ") for line in lines):
-            return f"no sentence says why: {ascii(self.err[-80:])}"
+        if self.code == 2 and not self.out and not any(line.startswith("error: ") for line in lines):
+            return f"no sentence says why: {self.err[-80:]!a}"
         return next((f"a line of {len(line):,} characters" for line in lines if len(line) > 20_000), "")
 
 
@@ -73,7 +75,6 @@ def preload() -> None:
     """Load what every command needs, once for all of them."""
     import onnx_graphsurgeon  # noqa: F401
 
-    import passes.registry
     import surgery.commands.app
     import surgery.compare.html
     import surgery.compare.terminal
@@ -83,7 +84,9 @@ def preload() -> None:
     import surgery.jobs.validating  # noqa: F401
 
 
-def run(words: Sequence[str], cwd: Path, scratch: Path, writes: Sequence[Path] = (), limits: Limits | None = None) -> Ran:
+def run(
+    words: Sequence[str], cwd: Path, scratch: Path, writes: Sequence[Path] = (), limits: Limits | None = None
+) -> Ran:
     """Run `gemma4-surgery WORDS` in `cwd`. It may write to `writes` and below `scratch`, which is its TMPDIR and HOME."""
     limits = limits or Limits()
     scratch.mkdir(parents=True, exist_ok=True)
@@ -137,6 +140,7 @@ def _become(
         sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
         os.chdir(cwd)
         os.environ.update(HOME=str(scratch), TMPDIR=str(scratch), HF_HUB_OFFLINE="1", GIT_CONFIG_NOSYSTEM="1")
+        os.environ["PYTHONPATH"] = str(ROOT)  # for processes that the command starts
         sys.dont_write_bytecode = True
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + limits.memory, used + limits.memory))
@@ -163,7 +167,7 @@ def _record(events: int, allowed: Sequence[str]) -> None:
     """Write a line to `events` for each change outside of `allowed`, and for each program that is started."""
 
     def note(kind: str, what: object) -> None:
-        os.write(events, f"{kind} {ascii(what)}\n".encode())
+        os.write(events, f"{kind} {what!a}\n".encode())
 
     def inside(path: str) -> bool:
         return any(path == one or path.startswith((f"{one}/", _beside(one))) for one in allowed) or path == os.devnull
@@ -172,10 +176,13 @@ def _record(events: int, allowed: Sequence[str]) -> None:
         changed: Sequence[int] = _PATHS.get(event, ())
         if event == "open" and isinstance(arguments[2], int):
             changed = (0,) if arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND) else ()
+        if event == "os.mkdir" and os.path.lexists(arguments[0]):
+            changed = ()  # it will fail
         for at in changed:
             path = arguments[at]
-            if isinstance(path, str | bytes) and not inside(os.path.abspath(os.fsdecode(path))):
-                note("wrote", f"{event} {os.fsdecode(path)}")
+            name = os.fsdecode(path) if isinstance(path, str | bytes) else ""
+            if os.path.isabs(name) and not inside(os.path.normpath(name)):  # what is relative, the caller looks after
+                note("wrote", f"{event} {name}")
         if event in _STARTS:
             program = os.path.basename(os.fsdecode(arguments[0]))
             if program not in PROGRAMS:

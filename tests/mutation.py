@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
@@ -96,16 +98,20 @@ def mutation(function: ModelMutation) -> ModelMutation:
 
 
 def _node(proto: ModelProto, rng: random.Random) -> NodeProto:
-    return rng.choice(proto.graph.node) if proto.graph.node else proto.graph.node.add()
+    found: NodeProto = rng.choice(proto.graph.node) if proto.graph.node else proto.graph.node.add()
+    return found
 
 
 def _tensor(proto: ModelProto, rng: random.Random) -> TensorProto:
-    return rng.choice(proto.graph.initializer) if proto.graph.initializer else proto.graph.initializer.add()
+    tensors = proto.graph.initializer
+    found: TensorProto = rng.choice(tensors) if tensors else tensors.add()
+    return found
 
 
 def _value(proto: ModelProto, rng: random.Random) -> ValueInfoProto:
     values = [*proto.graph.input, *proto.graph.output, *proto.graph.value_info]
-    return rng.choice(values) if values else proto.graph.input.add()
+    found: ValueInfoProto = rng.choice(values) if values else proto.graph.input.add()
+    return found
 
 
 def _shuffled(field: Any, rng: random.Random) -> None:
@@ -439,3 +445,44 @@ def _change(value: Any, rng: random.Random) -> None:
         del value[key]
     else:
         value[key] = copy.deepcopy(rng.choice(JSON_VALUES))
+
+
+# Text, and files of other kinds
+
+TEMPLATES = [
+    "{% for a in range(10**9) %}{% for b in range(10**9) %}{% endfor %}{% endfor %}", "{{ 'x' * 10**10 }}", "{{ [0] * 10**10 }}",
+    "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "{{ ''.__class__.__mro__ }}", "{{ messages.__init__.__globals__ }}",
+    "{{ lipsum.__globals__['os'].system('touch owned') }}", "{% include '/etc/passwd' %}", "{{ raise_exception('\x1b[2J\nno') }}",
+    "{{ (" + "(" * 3000 + ")" * 3000 + ") }}", "{% if %}", "\ufeff{{ messages }}", "{{ 10**10**8 }}", "",
+    "{{ '%999999999d' % 1 }}", "{{ '{:>999999999}'.format(1) }}", "{{ 'a'.center(999999999) }}", "{{ namespace(x=1).x }}\u202e",
+]  # fmt: skip
+
+
+def mutated_text(data: bytes, rng: random.Random) -> tuple[str, bytes]:
+    """Bytes of any kind of file, or a template in its place."""
+    if rng.random() < 0.4:
+        place = rng.randrange(len(TEMPLATES))
+        return f"template {place}", TEMPLATES[place].encode()
+    return _damaged(data, rng) if data else ("empty", b"")
+
+
+def mutated_file(path: Path, rng: random.Random) -> str:
+    """Put something that is no regular file, or one of another size, in a file's place. Returns what."""
+    kind = rng.choice(
+        ["fifo", "folder", "link to itself", "link outside", "link to nothing", "empty", "sparse", "gone"]
+    )
+    path.unlink()
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "empty":
+        path.touch()
+    elif kind == "sparse":
+        path.touch()
+        os.truncate(path, 20 * 1024**3)
+    elif kind != "gone":
+        path.symlink_to(
+            {"link to itself": path.name, "link outside": "/etc/hostname", "link to nothing": "nothing"}[kind]
+        )
+    return kind

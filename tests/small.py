@@ -6,6 +6,8 @@ operator is in ONNX Runtime's CPU provider, weights are random and inline, sizes
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +19,7 @@ from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 from onnx.helper import make_graph, make_model, make_node, make_operatorsetid, make_tensor_value_info
 from onnx.numpy_helper import from_array
+from places import TINY
 
 from passes.base import Outcome, Pass, apply
 from surgery.architecture import Architecture, architecture
@@ -271,5 +274,36 @@ def graph_of(
     *nodes: NodeProto, inputs: Mapping[str, tuple[int, Shape]], outputs: Mapping[str, tuple[int, Shape]]
 ) -> GraphProto:
     """A graph out of nodes and {name: (dtype, shape)}, for wiring that need not run."""
-    sides = [[make_tensor_value_info(n, t, s) for n, (t, s) in side.items()] for side in (inputs, outputs)]
-    return make_graph(nodes, "wiring", *sides)
+    given, made = ([make_tensor_value_info(n, t, s) for n, (t, s) in side.items()] for side in (inputs, outputs))
+    return make_graph(nodes, "wiring", given, made)
+
+
+def externalised(proto: ModelProto, file: Path) -> ModelProto:
+    """Move the larger initializers to a data file."""
+    with file.open("wb") as writer:
+        for tensor in proto.graph.initializer:
+            if len(tensor.raw_data) < 256:
+                continue
+            offset, length = writer.tell(), writer.write(tensor.raw_data)
+            tensor.ClearField("raw_data")
+            tensor.data_location = TensorProto.EXTERNAL
+            for key, value in (("location", file.name), ("offset", offset), ("length", length)):
+                tensor.external_data.add(key=key, value=str(value))
+    return proto
+
+
+def write_export(folder: Path) -> Path:
+    """An export of the smallest graphs, in the community's layout."""
+    (folder / "onnx").mkdir(parents=True)
+    for name, proto in (
+        ("embed_tokens_q4.onnx", embed_tokens()),
+        ("decoder_model_merged_q4.onnx", decoder()),
+    ):
+        data = folder / "onnx" / f"{name}_data"
+        (folder / "onnx" / name).write_bytes(externalised(proto, data).SerializeToString())
+    ids = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}
+    (folder / "config.json").write_text(json.dumps({"model_type": "gemma4", "text_config": CONFIG, **ids}))
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copyfile(TINY / name, folder / name)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 5], "do_sample": True, "top_k": 64}))
+    return folder

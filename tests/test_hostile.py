@@ -1,6 +1,6 @@
 """Damaged and hostile input: a SurgeryError in one printable line, or a sound result; nothing else, and nothing elsewhere.
 
-Each case is one mutation of one file of an export (tests/mutation.py), by its number: the same number, the same case.
+Every command runs on damaged files, each a number: the same number, the same damage (tests/attacks.py).
 `pytest tests/test_hostile.py --mutations 10000` runs as many as there is time for.
 """
 
@@ -8,87 +8,44 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
-import random
 import shutil
 import socket
-import traceback
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import folders
 import pytest
 import small
 from folders import digests, repack
-from limits import TooLong, cpu_limit, memory_limit
-from mutation import ESCAPE, mutated_json, mutated_model
+from limits import cpu_limit, memory_limit
+from mutation import ESCAPE
 from onnx import ModelProto, TensorProto
-from places import ROOT, TINY
+from places import ROOT
 
 from passes.base import apply
 from passes.presets import compatible
-from surgery.choices import KVLayout
 from surgery.errors import ArchitectureError, ExportError, ModelError, SurgeryError, WeightError
-from surgery.folder.building import build_folder, plan
-from surgery.folder.genai_config import genai_config
+from surgery.folder.building import plan
 from surgery.folder.inspection import inspect
-from surgery.folder.opened import open_genai_folder
-from surgery.graph.definitions import check_definitions
 from surgery.graph.model import Model
 from surgery.source.export import open_export
-from surgery.verify.structure import structure_gates
 
 SECONDS = 5
 """Of CPU time: the longest that one case may take."""
 MEMORY = 2 * 1024**3
 """Bytes of address space that a case may ask for, beyond what the process has."""
-Way = Callable[[Path, random.Random], str]
-"""What a case goes through; it returns what came of it, or raises SurgeryError."""
-GRAPH, DATA = "onnx/decoder_model_merged_q4.onnx", "onnx/decoder_model_merged_q4.onnx_data"
-LAYOUTS: tuple[KVLayout, ...] = ("aliased", "unique")
+GRAPH, EMBED = "onnx/decoder_model_merged_q4.onnx", "onnx/embed_tokens_q4.onnx"
+DATA = f"{GRAPH}_data"
 
 
 # A small export, and a place where everything outside of the target is watched
 
 
-def externalised(proto: ModelProto, file: Path) -> ModelProto:
-    """Move the larger initializers to a data file."""
-    with file.open("wb") as writer:
-        for tensor in proto.graph.initializer:
-            if len(tensor.raw_data) < 256:
-                continue
-            offset, length = writer.tell(), writer.write(tensor.raw_data)
-            tensor.ClearField("raw_data")
-            tensor.data_location = TensorProto.EXTERNAL
-            for key, value in (("location", file.name), ("offset", offset), ("length", length)):
-                tensor.external_data.add(key=key, value=str(value))
-    return proto
-
-
-def write_export(folder: Path) -> Path:
-    """An export of the smallest graphs, in the community's layout."""
-    (folder / "onnx").mkdir(parents=True)
-    for name, proto in (
-        ("embed_tokens_q4.onnx", small.embed_tokens()),
-        ("decoder_model_merged_q4.onnx", small.decoder()),
-    ):
-        data = folder / "onnx" / f"{name}_data"
-        (folder / "onnx" / name).write_bytes(externalised(proto, data).SerializeToString())
-    ids = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}
-    (folder / "config.json").write_text(json.dumps({"model_type": "gemma4", "text_config": small.CONFIG, **ids}))
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        shutil.copyfile(TINY / name, folder / name)
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 5], "do_sample": True, "top_k": 64}))
-    return folder
-
-
 @pytest.fixture
 def export(tmp_path: Path) -> Path:
-    return write_export(tmp_path / "source")
+    return small.write_export(tmp_path / "source")
 
 
 needs_limits = pytest.mark.skipif(
@@ -96,176 +53,24 @@ needs_limits = pytest.mark.skipif(
 )
 
 
-# What each case goes through
-
-
-def planned(folder: Path, rng: random.Random) -> str:
-    """The passes and the configuration, in memory."""
-    opened = open_export(folder)
-    model, _ = folders.planned(opened, "q4", lambda embed: compatible(embed, rng.choice(LAYOUTS)))
-    json.dumps(genai_config(model, opened), allow_nan=False)
-    check_definitions(model.proto)
-    return "sound"
-
-
-def repacked(folder: Path, rng: random.Random) -> str:
-    """The whole repack, its folder judged by the gates of the structure."""
-    opened = open_export(folder)
-    pair = opened.pair("q4")
-    target = folder.parent / "out"
-    weights: Any = rng.choice(["copy", "link", "consolidate"])
-    recipe = compatible(pair.embed, rng.choice(LAYOUTS))
-    try:
-        build_folder(opened, pair, recipe, target, recipe_text="", weights=weights)
-        gates = structure_gates(open_genai_folder(target))
-        inspect(target).to_dict()
-        for path in target.glob("*.json"):
-            path.read_text(encoding="utf-8")
-    finally:
-        shutil.rmtree(target, ignore_errors=True)
-    return "sound" if all(gate.passed for gate in gates) else "refused by a gate"
-
-
-def inspected(folder: Path, rng: random.Random) -> str:
-    json.dumps(inspect(folder, "q4").to_dict())
-    for name in ("embed_tokens_q4.onnx", "decoder_model_merged_q4.onnx"):
-        inspect(folder / "onnx" / name).to_dict()
-    return "sound"
-
-
-def applied(folder: Path, rng: random.Random) -> str:
-    """Each pass by itself, on the decoder as it is."""
-    arch = small.arch()
-    errors = 0
-    for step in compatible(folder / "onnx" / "embed_tokens_q4.onnx"):
-        model = Model.open(folder / "onnx" / "decoder_model_merged_q4.onnx", arch)
-        try:
-            changed, _ = apply(model, [step])
-            check_definitions(changed.proto)
-        except SurgeryError as error:
-            assert_one_line(error)
-            errors += 1
-    return "refused by a pass" if errors else "sound"
-
-
-WAYS: tuple[Way, ...] = (*[planned] * 5, repacked, inspected, applied)
-
-
 def assert_one_line(error: SurgeryError) -> None:
     for text in (str(error), error.hint or "-"):
         assert text and text.isprintable() and len(text) < 20_000, ascii(text[:300])
 
 
-@dataclass
-class Trial:
-    """Many cases on one export: what they came to, and the first case of each way to fail."""
-
-    folder: Path
-    outcomes: Counter[str] = field(default_factory=Counter)
-    faults: dict[str, str] = field(default_factory=dict)
-
-    def run(self, name: str, data: bytes, label: str, rng: random.Random, ways: Sequence[Way] | None = None) -> None:
-        path = self.folder / name
-        kept = path.read_bytes()
-        path.write_bytes(data)
-        way = rng.choice(ways or WAYS)
-        try:
-            with cpu_limit(SECONDS):
-                self.outcomes[way(self.folder, rng)] += 1
-        except SurgeryError as error:
-            self.outcomes["refused"] += 1
-            with self._noting(label):
-                assert_one_line(error)
-        except (Exception, TooLong) as error:
-            self._note(error, f"{label}, {way.__name__}")
-        if path.read_bytes() != data:
-            self.faults[f"{name} was changed"] = f"{label}, {way.__name__}"
-        path.unlink()
-        path.write_bytes(kept)
-        found = sorted(entry.name for entry in self.folder.parent.iterdir())
-        if found != [self.folder.name]:
-            self.faults[f"files outside of the target: {found}"] = f"{label}, {way.__name__}"
-            for other in set(found) - {self.folder.name}:
-                shutil.rmtree(self.folder.parent / other)
-
-    @contextlib.contextmanager
-    def _noting(self, label: str) -> Iterator[None]:
-        try:
-            yield
-        except AssertionError as error:
-            self._note(error, label)
-
-    def _note(self, error: BaseException, label: str) -> None:
-        frames = [f for f in traceback.extract_tb(error.__traceback__) if str(ROOT) in f.filename]
-        where = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "?"
-        self.faults.setdefault(f"{type(error).__name__} at {where}: {ascii(str(error))[:200]}", label)
-
-    def verdict(self) -> None:
-        assert not self.faults, "\n".join(f"{fault}  [{label}]" for fault, label in self.faults.items())
-        assert 0 < self.outcomes["sound"] < self.outcomes.total(), self.outcomes
-
-
-def cases(config: pytest.Config, share: float) -> int:
-    return max(20, int(config.getoption("--mutations") * share))
+# Damaged files, whatever the command
 
 
 @needs_limits
-@pytest.mark.parametrize(
-    "name, share",
-    [("onnx/decoder_model_merged_q4.onnx", 0.5), ("onnx/embed_tokens_q4.onnx", 0.2)],
-    ids=["decoder", "embed"],
-)
-def test_a_mutated_graph(name: str, share: float, export: Path, pytestconfig: pytest.Config) -> None:
-    trial, whole, before = Trial(export), (export / name).read_bytes(), digests(export)
-    with memory_limit(MEMORY):
-        for number in range(cases(pytestconfig, share)):
-            rng = random.Random(f"{name} {number}")
-            kind, data = mutated_model(whole, rng)
-            trial.run(name, data, f"{name} {number}: {kind}", rng)
-    print(dict(trial.outcomes))
-    trial.verdict()
-    assert digests(export) == before
-
-
-@needs_limits
-@pytest.mark.parametrize(
-    "name, share",
-    [
-        ("config.json", 0.15),
-        ("generation_config.json", 0.07),
-        ("tokenizer_config.json", 0.04),
-        ("tokenizer.json", 0.02),
-    ],
-)
-def test_mutated_json(name: str, share: float, export: Path, pytestconfig: pytest.Config) -> None:
-    trial, value, before = Trial(export), json.loads((export / name).read_text()), digests(export)
-    with memory_limit(MEMORY):
-        for number in range(cases(pytestconfig, share)):
-            rng = random.Random(f"{name} {number}")
-            kind, data = mutated_json(value, rng)
-            trial.run(name, data, f"{name} {number}: {kind}", rng, [repacked] if "tokenizer" in name else WAYS)
-    print(dict(trial.outcomes))
-    trial.verdict()
-    assert digests(export) == before
-
-
-@needs_limits
-def test_the_committed_export_mutated(tmp_path: Path, pytestconfig: pytest.Config) -> None:
-    """As large as exports of this kind are, with real quantised operators; slower by case, so fewer of them."""
-    (tmp_path / "source" / "onnx").mkdir(parents=True)
-    for path in (*TINY.glob("*"), *TINY.glob("onnx/*_q4.onnx*")):
-        if path.is_file():
-            shutil.copyfile(path, tmp_path / "source" / path.relative_to(TINY))
-    trial = Trial(tmp_path / "source")
-    name = "onnx/decoder_model_merged_q4.onnx"
-    whole = (trial.folder / name).read_bytes()
-    with memory_limit(MEMORY):
-        for number in range(cases(pytestconfig, 0.02)):
-            rng = random.Random(f"tiny {number}")
-            kind, data = mutated_model(whole, rng)
-            trial.run(name, data, f"tiny {number}: {kind}", rng)
-    print(dict(trial.outcomes))
-    trial.verdict()
+def test_damaged_inputs_of_every_command(tmp_path: Path, pytestconfig: pytest.Config) -> None:
+    """A process of its own: it forks others, which must not have threads."""
+    count = str(pytestconfig.getoption("--mutations"))
+    command = [sys.executable, "-m", "validation.hostile", str(tmp_path), "inputs", "--inputs", count]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("inputs: 0 writes outside, 0 executions, 0 defects, 0 hangs\n"), done.stdout
+    for command in ("inspect", "diff", "apply", "repack", "strip", "review", "validate", "generate", "bench"):
+        assert f"\n| {command} |" in done.stdout
 
 
 def slice_bounds(proto: ModelProto) -> list[TensorProto]:
@@ -329,11 +134,29 @@ def test_what_mutations_have_found(damage: Callable[[ModelProto], None], export:
     """Each of these once ended in another exception, or never."""
     proto = ModelProto.FromString((export / GRAPH).read_bytes())
     damage(proto)
-    trial = Trial(export)
-    for way in (planned, repacked, inspected, applied):
-        trial.run(GRAPH, proto.SerializeToString(), damage.__name__, random.Random(1), [way])
-    assert not trial.faults
-    assert trial.outcomes.total() == 4
+    (export / GRAPH).write_bytes(proto.SerializeToString())
+    before = digests(export)
+    with cpu_limit(SECONDS), memory_limit(MEMORY):
+        for way in (
+            lambda: inspect(export, "q4"),
+            lambda: inspect(export / GRAPH),
+            lambda: repack(export, export.parent / "out"),
+        ):
+            with one_line():
+                way()
+        for step in compatible(export / EMBED):
+            with one_line():
+                apply(Model.open(export / GRAPH, small.arch()), [step])
+    assert digests(export) == before
+
+
+@contextlib.contextmanager
+def one_line() -> Iterator[None]:
+    """Whatever is refused, is in one line."""
+    try:
+        yield
+    except SurgeryError as error:
+        assert_one_line(error)
 
 
 def test_a_symbolic_size_that_is_not_utf8(export: Path) -> None:

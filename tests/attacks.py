@@ -1,0 +1,224 @@
+"""Every command, on input of which one file is not what it seems: what a damaged download or a hostile author would send.
+
+`Ground` is a place with all that the commands take: an export, a larger one with encoders, GenAI folders, a git
+repository. `attack(ground, number)` damages one file of it, runs one command, and puts the file back; the same number is
+the same attack. Whatever the input, a command ends with 0, 1, or 2 and a sentence, in bounded time and memory, changes
+nothing but its target, and starts nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import adversarial
+import confined
+import small
+from mutation import mutated_file, mutated_json, mutated_model, mutated_text
+from places import TINY
+from repositories import commit, git
+
+from passes.registry import BUILT_IN
+
+DECODER, EMBED = "onnx/decoder_model_merged_q4.onnx", "onnx/embed_tokens_q4.onnx"
+FORM_SIZE = 300
+"""Of a form of tests/adversarial.py among the mutations; its growth is measured elsewhere."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """`words` may be drawn anew in each attack; `victim` is the part of the ground of which a file is damaged."""
+
+    name: str
+    victim: str
+    words: Callable[[random.Random], Sequence[str]]
+    weight: int = 4
+
+
+def _one_of(*choices: str) -> Callable[[random.Random], Sequence[str]]:
+    return lambda rng: rng.choice(choices).split()
+
+
+def _apply(rng: random.Random) -> Sequence[str]:
+    recipe = rng.choice(
+        [*BUILT_IN, "drop-attention-bias,fuse-attention,slice-caches", f"rename-io,{rng.choice(list(BUILT_IN))}"]
+    )
+    options = rng.choice([[], [], ["--weights", "consolidate"], ["--weights", "link"], ["--json"]])
+    return [
+        "apply",
+        recipe.replace("merge-embeddings", f"merge-embeddings{{embed=source/{EMBED}}}"),
+        f"source/{DECODER}",
+        "out/model.onnx",
+        *options,
+    ]
+
+
+COMMANDS = (
+    Command("inspect", "source", _one_of("inspect source --json", "inspect source", f"inspect source/{DECODER} --json")),
+    Command("inspect", "folder", _one_of("inspect folder --json", "inspect folder"), 2),
+    Command("inspect", "source", _one_of(f"inspect source/{DECODER} --ep cuda", "inspect source --ep cuda"), 1),
+    Command("diff", "source", _one_of(*(f"diff plain source --format {form} --weights {by}" for form in ("md", "json", "html", "terminal") for by in ("auto", "digest")), "diff source source", f"diff plain/{DECODER} source/{DECODER}")),
+    Command("diff", "folder", _one_of("diff tiny folder --format md", "diff folder folder --format json", "diff pristine folder"), 2),
+    Command("apply", "source", _apply, 6),
+    Command("repack", "source", _one_of("repack source out --no-validate", "repack source out --no-validate --preset fast", "repack source out --no-validate --kv-layout unique --weights consolidate", "repack source out --no-validate --weights link --json", "repack source out --dry-run", "repack source out --target genai-0.12 --no-validate")),
+    Command("repack", "source", _one_of("repack source out"), 1),
+    Command("repack", "tiny", _one_of("repack tiny out --no-validate --modalities text,image,audio", "repack tiny out --dry-run --modalities text,image,audio --json", "repack tiny out --no-validate --preset fast"), 2),
+    Command("strip", "source", _one_of("strip source out --no-validate", "strip source out --no-validate --weights link", "strip source out --dry-run")),
+    Command("strip", "source", _one_of("strip source out"), 1),
+    Command("review", "repository", _one_of("review HEAD~1 HEAD", "review HEAD~1 HEAD --format md"), 2),
+    Command("validate", "folder", _one_of("validate folder --against tiny --light --tokens 1", "validate folder --light --tokens 1 --json"), 1),
+    Command("generate", "folder", _one_of("generate folder hello --new-tokens 2", "generate folder hello --new-tokens 2 --sample --seed 1"), 1),
+    Command("generate", "tiny", _one_of("generate tiny hello --new-tokens 2", "generate tiny hello --new-tokens 2 --seed 1"), 1),
+    Command("bench", "folder", _one_of("bench folder --contexts 8 --new-tokens 2", "bench folder --against tiny --contexts 8 --new-tokens 2"), 1),
+)  # fmt: skip
+
+
+class Ground:
+    """All that the commands take, below one folder; `restore` brings back what an attack damaged."""
+
+    PARTS = ("source", "plain", "tiny", "folder", "pristine", "repository")
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.scratch = root.with_name(f"{root.name}.scratch")
+        self._kept = root.with_name(f"{root.name}.kept")
+        for part in ("source", "plain"):
+            small.write_export(self._kept / part)
+        _copy_tiny(self._kept / "tiny")
+        self._repository(self._kept / "repository")
+        shutil.copytree(self._kept, root, symlinks=True)
+        ran = confined.run(["repack", "tiny", "folder", "--no-validate"], root, self.scratch, [root / "folder"])
+        assert ran.code == 0, ran.err
+        shutil.copytree(root / "folder", root / "pristine")
+        for part in ("folder", "pristine"):
+            shutil.copytree(root / part, self._kept / part)
+
+    def _repository(self, folder: Path) -> None:
+        small.write_export(folder)
+        git(folder, "init", "-q", "-b", "main")
+        for key, value in (("user.name", "n"), ("user.email", "n@example.org"), ("gc.auto", "0")):
+            git(folder, "config", key, value)
+        commit(folder, "first")
+
+    def restore(self, part: str) -> None:
+        for path in (self.root / part, self.root / "out"):
+            remove(path)
+        shutil.copytree(self._kept / part, self.root / part)
+
+    def run(self, part: str, words: Sequence[str]) -> confined.Ran:
+        """Run a command on the ground as it is; of the repository, on a new commit of it."""
+        if part == "repository":
+            git(self.root / part, "add", "-A")
+            git(self.root / part, "commit", "-q", "-m", "second", "--allow-empty")
+        if words[0] == "apply":
+            (self.root / "out").mkdir()
+        cwd = self.root / part if part == "repository" else self.root
+        return confined.run(words, cwd, self.scratch, [self.root / "out"])
+
+    def state(self) -> dict[str, tuple[int, ...]]:
+        """Everything below the root but the targets: kind and permissions, size, time, number."""
+        found = {}
+        for folder, folders, files in os.walk(self.root):
+            for name in [*folders, *files]:
+                path = os.path.join(folder, name)
+                relative = os.path.relpath(path, self.root)
+                if relative.split(os.sep)[0] == "out" or ".git" in relative.split(os.sep):
+                    continue
+                seen = os.lstat(path)
+                times = () if os.path.isdir(path) else (seen.st_size, seen.st_mtime_ns)
+                found[relative] = (seen.st_mode, seen.st_ino, *times)
+        return found
+
+
+def _copy_tiny(folder: Path) -> None:
+    for path in (*TINY.glob("*"), *TINY.glob("onnx/*_q4.onnx*")):
+        if path.is_file():
+            target = folder / path.relative_to(TINY)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+
+
+def remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one attack. `faults` are by kind: `write outside`, `execution`, `defect`, `hang`."""
+
+    number: int
+    command: str
+    words: str
+    damage: str
+    code: int
+    seconds: float
+    memory: int
+    faults: Mapping[str, str]
+
+    def __str__(self) -> str:
+        told = "; ".join(f"{kind}: {what}" for kind, what in self.faults.items())
+        return f"{self.number}: {self.words}, with {self.damage}: {told or self.code}"
+
+
+def attack(ground: Ground, number: int, commands: Sequence[Command] = COMMANDS) -> Outcome:
+    """Damage one file, run one command, judge, and put everything back."""
+    rng = random.Random(number)
+    command = rng.choices(commands, [each.weight for each in commands])[0]
+    victim = ground.root / command.victim
+    names = sorted(
+        path.relative_to(victim).as_posix() for path in victim.rglob("*") if path.is_file() and ".git" not in path.parts
+    )
+    graphs = [name for name in names if name.endswith(".onnx")]
+    name = rng.choice(graphs if rng.random() < 0.5 else names)
+    damage = f"{command.victim}/{name}: {damaged(victim / name, rng)}"
+    if command.victim == "repository" and not os.path.isfile(victim / name):
+        remove(victim / name)  # git takes no FIFO
+    words = command.words(rng)
+    before = ground.state()
+    try:
+        ran = ground.run(command.victim, words)
+        after = ground.state()
+    finally:
+        ground.restore(command.victim)
+    changed = sorted(path for path in before.keys() | after.keys() if before.get(path) != after.get(path))
+    return Outcome(
+        number, command.name, " ".join(words), damage, ran.code, ran.seconds, ran.memory, _faults(ran, changed)
+    )
+
+
+def _faults(ran: confined.Ran, changed: Sequence[str]) -> dict[str, str]:
+    found = {
+        "write outside": ", ".join([*changed, *ran.outside]),
+        "execution": ", ".join(ran.started),
+        "hang": f"{ran.seconds:.0f} s of CPU time" if ran.hung else "",
+        "defect": "" if ran.hung else ran.defect,
+    }
+    return {kind: what[:300] for kind, what in found.items() if what}
+
+
+def damaged(path: Path, rng: random.Random) -> str:
+    """Damage a file by its kind. Returns what was done, in words."""
+    kind = rng.random()
+    if kind < 0.08:
+        return mutated_file(path, rng)
+    if path.suffix == ".onnx" and kind < 0.15:
+        form = rng.choice(list(adversarial.FORMS))
+        adversarial.add(path, form, FORM_SIZE)
+        return form
+    data = path.read_bytes()
+    if path.suffix == ".onnx":
+        what, data = mutated_model(data, rng)
+    elif path.suffix == ".json":
+        what, data = mutated_json(json.loads(data), rng)
+    else:
+        what, data = mutated_text(data, rng)
+    path.write_bytes(data)
+    return what

@@ -1,0 +1,76 @@
+"""python -m validation.hostile WORK [costs|inputs]: what strangers' files cost, and what they do.
+
+`costs` prints CPU seconds of every command on every small file that asks for much work, as it grows: linear, or a fault.
+`inputs` runs every command on damaged files, each a number, and counts writes outside, executions, defects and hangs.
+Without either, both. Exit code 1 where a row grows faster, or a count is not 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import confined
+from adversarial import FORMS
+from attacks import Ground, Outcome
+
+from validation.hostile import costs, inputs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m validation.hostile", description=__doc__.split("\n")[0])
+    parser.add_argument("work", type=Path)
+    parser.add_argument("parts", nargs="*", metavar="PART", default=list(PARTS), help="costs, inputs; default: both")
+    parser.add_argument("--inputs", type=int, default=20_000, metavar="N", help="damaged inputs to try")
+    parser.add_argument("--first", type=int, default=0, metavar="N", help="the number of the first one")
+    parser.add_argument("--size", type=int, default=1000, metavar="N", help="the smallest size of a form")
+    parser.add_argument("--commands", default="", help="some of them, separated by commas; default: all")
+    parser.add_argument("--forms", default="", help="some of them, separated by commas; default: all")
+    given = parser.parse_args()
+    if unknown := set(given.parts) - set(PARTS):
+        parser.error(f"{unknown.pop()} is no part; {', '.join(PARTS)} are")
+    given.work.mkdir(parents=True, exist_ok=True)
+    confined.preload()
+    sys.exit(not all([PARTS[part](given) for part in given.parts]))
+
+
+def _words(text: str, known: Sequence[str]) -> list[str]:
+    return [word.strip() for word in text.split(",") if word] or list(known)
+
+
+def _costs(given: argparse.Namespace) -> bool:
+    ground = _ground(given.work / "costs")
+    print(costs.HEAD)
+    passed = True
+    for row in costs.rows(
+        ground, _words(given.commands, list(costs.COMMANDS)), _words(given.forms, list(FORMS)), given.size
+    ):
+        print(row, flush=True)
+        passed &= row.passed
+    return passed
+
+
+def _inputs(given: argparse.Namespace) -> bool:
+    numbers = range(given.first, given.first + given.inputs)
+    found: list[Outcome] = []
+    for one in inputs.outcomes(given.work, numbers, _words(given.commands, [])):
+        found.append(one)
+        if one.faults:
+            print(one, file=sys.stderr, flush=True)
+    print(f"\n{inputs.summary(found)}")
+    return not any(one.faults for one in found)
+
+
+def _ground(root: Path) -> Ground:
+    for name in (root.name, f"{root.name}.scratch", f"{root.name}.kept"):
+        shutil.rmtree(root.with_name(name), ignore_errors=True)
+    return Ground(root)
+
+
+PARTS = {"costs": _costs, "inputs": _inputs}
+
+if __name__ == "__main__":
+    main()

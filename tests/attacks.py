@@ -44,18 +44,25 @@ def _one_of(*choices: str) -> Callable[[random.Random], Sequence[str]]:
     return lambda rng: rng.choice(choices).split()
 
 
-def _apply(rng: random.Random) -> Sequence[str]:
-    recipe = rng.choice(
-        [*BUILT_IN, "drop-attention-bias,fuse-attention,slice-caches", f"rename-io,{rng.choice(list(BUILT_IN))}"]
-    )
-    options = rng.choice([[], [], ["--weights", "consolidate"], ["--weights", "link"], ["--json"]])
-    return [
-        "apply",
-        recipe.replace("merge-embeddings", f"merge-embeddings{{embed=source/{EMBED}}}"),
-        f"source/{DECODER}",
-        "out/model.onnx",
-        *options,
-    ]
+OPTIONS = {
+    "merge-embeddings": "{embed=PART/EMBED}", "scatter-features": "{image=5,audio=6}", "mask-media-ids": "{image=5}",
+    "fit-encoder": "{kind=image,hidden=16}",
+}  # fmt: skip
+"""What a pass is told, where it must be told something."""
+
+
+def _apply(part: str) -> Callable[[random.Random], Sequence[str]]:
+    """One pass, or several, on the decoder, or on the embedding graph that some are for."""
+    written = [f"{name}{OPTIONS.get(name, '').replace('PART/EMBED', f'{part}/{EMBED}')}" for name in BUILT_IN]
+    recipes = [*written, "fuse-attention,slice-caches", "drop-attention-bias,fuse-attention,slice-caches"]
+
+    def words(rng: random.Random) -> Sequence[str]:
+        recipe = rng.choice([rng.choice(recipes), ",".join(rng.sample(written, 3))])
+        graph = rng.choice([DECODER, DECODER, DECODER, EMBED])
+        options = rng.choice([[], [], ["--weights", "consolidate"], ["--weights", "link"], ["--json"]])
+        return ["apply", recipe, f"{part}/{graph}", "out/model.onnx", *options]
+
+    return words
 
 
 COMMANDS = (
@@ -64,7 +71,8 @@ COMMANDS = (
     Command("inspect", "source", _one_of(f"inspect source/{DECODER} --ep cuda", "inspect source --ep cuda"), 1),
     Command("diff", "source", _one_of(*(f"diff plain source --format {form} --weights {by}" for form in ("md", "json", "html", "terminal") for by in ("auto", "digest")), "diff source source", f"diff plain/{DECODER} source/{DECODER}")),
     Command("diff", "folder", _one_of("diff tiny folder --format md", "diff folder folder --format json", "diff pristine folder"), 2),
-    Command("apply", "source", _apply, 6),
+    Command("apply", "source", _apply("source"), 6),
+    Command("apply", "tiny", _apply("tiny"), 2),
     Command("repack", "source", _one_of("repack source out --no-validate", "repack source out --no-validate --preset fast", "repack source out --no-validate --kv-layout unique --weights consolidate", "repack source out --no-validate --weights link --json", "repack source out --dry-run", "repack source out --target genai-0.12 --no-validate")),
     Command("repack", "source", _one_of("repack source out"), 1),
     Command("repack", "tiny", _one_of("repack tiny out --no-validate --modalities text,image,audio", "repack tiny out --dry-run --modalities text,image,audio --json", "repack tiny out --no-validate --preset fast"), 2),

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from passes.presets import compatible, fast
 from passes.recipe import Recipe, recipe_text
+from passes.set_accuracy_level import SetAccuracyLevel
 from surgery.folder.building import build_folder
 from surgery.runtime.benchmark import Benchmark, measure
 from surgery.source.export import Export, GraphPair, open_export
@@ -84,7 +85,7 @@ def _subjects(options: Options, export: Export, precision: str) -> list[Subject]
     pair = export.pair(precision)
     recipes: dict[str, Recipe] = {"compatible": compatible(pair.embed), "fast": fast(pair.embed)}
     if options.int8:
-        recipes["fast, int8"] = fast(pair.embed, accuracy_level="4")
+        recipes["fast, int8"] = (*fast(pair.embed), SetAccuracyLevel())
     subjects = []
     for name, recipe in recipes.items():
         folder = options.work / f"{precision}-{name.replace(', ', '-')}"

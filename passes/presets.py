@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from passes.annotate_head_sizes import AnnotateHeadSizes
@@ -27,7 +27,7 @@ from passes.split_per_layer_table import SplitPerLayerTable
 from passes.tie_lm_head import TieLmHead
 from passes.to_fp16 import ToFp16
 from passes.uniform_heads import UniformHeads
-from surgery.choices import AccuracyLevel, KVLayout, Modality, OnnxRuntime, PerLayerTable, Target
+from surgery.choices import AccuracyChoice, KVLayout, Modality, OnnxRuntime, PerLayerTable, Preset, Provider, Target
 from surgery.graph.model import Model
 from surgery.source.export import ENCODERS
 
@@ -38,13 +38,11 @@ def compatible(
     target: Target = "genai-0.14",
     *,
     half: bool = False,
-    accuracy_level: AccuracyLevel | None = None,
 ) -> Recipe:
     """The main recipe. `aliased` gives every layer a pair of caches, `unique` leaves the source layers' pairs alone.
 
     `embed` is the graph of the embeddings. `target` is the oldest runtime that must load the folder; below 0.14 all
     caches get one size. `half` makes float16 of a float32 precision, which CUDA needs; every number then changes a little.
-    `accuracy_level` is MatMulNBits' on the CPU: 4 multiplies in int8, and changes every number too.
     """
     return (
         MergeEmbeddings(embed),
@@ -55,7 +53,6 @@ def compatible(
         AnnotateHeadSizes(),
         *_where(target == "genai-0.12", UniformHeads()),
         *_where(half, ToFp16()),
-        *_level(accuracy_level),
     )
 
 
@@ -65,12 +62,11 @@ def fast(
     onnxruntime: OnnxRuntime = "1.31",
     *,
     half: bool = False,
-    accuracy_level: AccuracyLevel | None = None,
 ) -> Recipe:
     """The recipe for speed: all attention in GroupQueryAttention, the source layers' caches alone, updated in place.
 
     The arithmetic is the source's in another order. On the CPU attention reads no more of a cache than is in view.
-    `onnxruntime` is the oldest ONNX Runtime that must run it. `embed`, `half` and `accuracy_level` as in `compatible`.
+    `onnxruntime` is the oldest ONNX Runtime that must run it. `embed` and `half` as in `compatible`.
     """
     return (
         MergeEmbeddings(embed),
@@ -82,7 +78,6 @@ def fast(
         AnnotateHeadSizes(),
         *_where(half, ToFp16()),
         *_where(provider == "cpu", SliceCaches(onnxruntime)),
-        *_level(accuracy_level),
     )
 
 
@@ -90,8 +85,17 @@ def _where(asked: bool, step: Pass) -> Recipe:
     return (step,) if asked else ()
 
 
-def _level(accuracy_level: AccuracyLevel | None) -> Recipe:
-    return (SetAccuracyLevel(accuracy_level),) if accuracy_level is not None else ()
+def accuracy(
+    decoder: Model, choice: AccuracyChoice, preset: Preset, provider: Provider, costly: Sequence[str] = ()
+) -> Recipe:
+    """What follows a recipe for the accuracy level of a decoder's quantised products. `costly` are kinds that `auto` is
+    not to give one."""
+    if choice == "keep":
+        return ()
+    if choice != "auto":
+        return (SetAccuracyLevel(choice),)
+    step = SetAccuracyLevel("4", "all" if preset == "fast" else "slow", " ".join(costly))
+    return _where(provider == "cpu" and bool(step.concerns(decoder)), step)
 
 
 def per_layer_tables(choice: PerLayerTable) -> Recipe:

@@ -21,7 +21,7 @@ import types
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from passes.base import Pass
 from passes.registry import names, pass_class
@@ -69,6 +69,21 @@ def known_passes(source: str) -> list[type[Pass]]:
         for name, _ in _read(source):
             with contextlib.suppress(RecipeError):
                 found.append(pass_class(name))
+    return found
+
+
+StepT = TypeVar("StepT", bound=Pass)
+
+
+def steps_of(source: str, kind: type[StepT]) -> list[StepT]:
+    """The passes of one kind that a text names, in order; as in `known_passes`, what cannot be read is left out."""
+    found: list[StepT] = []
+    with contextlib.suppress(RecipeError):
+        for name, options in _read(source):
+            if name == kind.name:
+                step = build(kind, options)
+                assert isinstance(step, kind)  # `build` made it of the class
+                found.append(step)
     return found
 
 

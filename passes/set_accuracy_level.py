@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from passes.base import Finding, Numerics, Pass
 from surgery.choices import AccuracyLevel
-from surgery.errors import PassError
+from surgery.errors import PassError, nearest
 from surgery.graph.model import Model
 from surgery.graph.nodes import int_attribute
 
@@ -29,6 +31,10 @@ the KL, 0.011 short of 1 in the cosine; top-1 0.957, top-10 0.959, exact 16 of 3
 fault is still outside: a doubled embedding scale is worth 11 in the logits, 8 in the KL."""
 
 _ATTRIBUTE = "accuracy_level"
+_FAST_BITS = 4
+"""ONNX Runtime's CPU provider has float32 kernels for codes of 4 bits alone. Of others it dequantises the whole weight
+in each run: one product of one token, 1536 x 24576, takes 653 ms in 2 bits, 910 in 8, 4.3 in 4; 2.9, 8.8, 1.9 with level
+4. A prompt of 64 tokens takes as long as one token."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +48,14 @@ class SetAccuracyLevel(Pass):
     With 4, ONNX Runtime's CPU kernels round each block of x to int8 on the way, and multiply integers; weights stay
     as they are. Other providers ignore the attribute. level=0 takes it away again, and gives the source's numbers.
 
-    This pass is lossy, and never part of a recipe unless it is asked for. Operators of known runtimes have the attribute
-    since ONNX Runtime 1.17, which is older than any that loads Gemma 4.
+    `products` is which get the level: `all`, or the `slow` ones, which have no level and other codes than those of 4 bits,
+    so that each run dequantises the whole weight. `but` names kinds that stay as they are, separated by spaces: a kind
+    is a node's name with # for the layer's number.
 
-    Leaves alone: every other operator. Requires: a MatMulNBits. Ensures: each has the level.
+    This pass is lossy. Operators of known runtimes have the attribute since ONNX Runtime 1.17, which is older than any
+    that loads Gemma 4.
+
+    Leaves alone: every other operator. Requires: a MatMulNBits. Ensures: each that is meant has the level.
     """
 
     name: ClassVar[str] = "set-accuracy-level"
@@ -53,34 +63,68 @@ class SetAccuracyLevel(Pass):
     numerics: ClassVar[Numerics] = INT8
 
     level: AccuracyLevel = "4"
+    products: Literal["all", "slow"] = "all"
+    but: str = ""
+
+    def concerns(self, model: Model) -> list[NodeProto]:
+        """The quantised products that are to get the level."""
+        kept = set(self.but.split())
+        return [
+            node
+            for node in quantised_products(model)
+            if kind_of(node) not in kept and (self.products == "all" or is_slow(node))
+        ]
 
     def requires(self, model: Model) -> None:
-        if not _products(model):
+        products = quantised_products(model)
+        if not products:
             operators = sorted({node.op_type for node in model.graph.node if "MatMul" in node.op_type})
             raise PassError(
                 f"{model.path} has no MatMulNBits, whose accuracy level is to be {self.level}; its matrix products are "
                 f"{', '.join(operators) or 'none'}",
                 hint="take a quantised precision: q4, q4f16 or quantized",
             )
+        kinds = {kind_of(node) for node in products}
+        if unknown := [kind for kind in self.but.split() if kind not in kinds]:
+            raise PassError(f"no MatMulNBits is of the kind {unknown[0]!r}{nearest(unknown[0], sorted(kinds))}")
 
     def run(self, model: Model) -> list[Finding]:
+        chosen = self.concerns(model)
         wanted = int(self.level)
-        others = [node for node in _products(model) if int_attribute(node, _ATTRIBUTE, 0) != wanted]
+        others = [node for node in chosen if _level(node) != wanted]
         if not others:
-            return [Finding("skipped", "MatMulNBits", f"each of {len(_products(model))} has level {self.level}")]
+            count = len(quantised_products(model))
+            here = f"each of {count} has level {self.level}" if len(chosen) == count else "none of them is slow"
+            return [Finding("skipped", "MatMulNBits", here)]
         for node in others:
             _set_level(node, wanted)
         meaning = {0: "the kernel's choice", 1: "float32", 4: "int8"}[wanted]
-        return [Finding("changed", f"{len(others)} MatMulNBits", f"{_ATTRIBUTE} is {self.level}, {meaning}")]
+        counts = Counter(int_attribute(node, "bits", _FAST_BITS) for node in others)
+        which = ", ".join(f"{count} of {bits} bits" for bits, count in sorted(counts.items()))
+        return [Finding("changed", f"{len(others)} MatMulNBits", f"{_ATTRIBUTE} is {self.level}, {meaning}; {which}")]
 
     def ensures(self, model: Model) -> None:
-        for node in _products(model):
-            if (found := int_attribute(node, _ATTRIBUTE, 0)) != int(self.level):
+        for node in self.concerns(model):
+            if (found := _level(node)) != int(self.level):
                 raise PassError(f"{node.name!r} has {_ATTRIBUTE} {found}; {self.level} was to be set")
 
 
-def _products(model: Model) -> list[NodeProto]:
+def quantised_products(model: Model) -> list[NodeProto]:
     return [node for node in model.graph.node if node.op_type == "MatMulNBits"]
+
+
+def is_slow(node: NodeProto) -> bool:
+    """Whether the CPU provider dequantises the whole weight of a product in each run."""
+    return _level(node) == 0 and int_attribute(node, "bits", _FAST_BITS) != _FAST_BITS
+
+
+def kind_of(node: NodeProto) -> str:
+    """What a product is for, in whichever layer: its node's name with # for numbers."""
+    return re.sub(r"\d+", "#", node.name).replace(" ", "_")
+
+
+def _level(node: NodeProto) -> int:
+    return int_attribute(node, _ATTRIBUTE, 0)
 
 
 def _set_level(node: NodeProto, level: int) -> None:

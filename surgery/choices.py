@@ -31,5 +31,9 @@ PerLayerTable = Literal["keep", "split", "fused"]
 AccuracyLevel = Literal["0", "1", "4"]
 """MatMulNBits' accuracy_level: 0 leaves it to the runtime, 1 multiplies in float32, 4 in int8."""
 
+AccuracyChoice = Literal["auto", "keep", "1", "4"]
+"""keep: as published. auto: on the CPU 4 for the products that are slow without a level, with `fast` for all; but not for
+kinds that, by the proof, cost too much."""
+
 Modality = Literal["image", "audio"]
 """What a model takes beside text."""

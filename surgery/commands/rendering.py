@@ -166,7 +166,16 @@ def show_report(console: Console, report: Report, *, brief: bool = False) -> Non
 
     `brief` gives a section whose gates all passed one line; a gate that failed is always shown.
     """
-    sections: tuple[Section, ...] = ("manifest", "structure", "numbers", "parity", "activations", "runtime", "media")
+    sections: tuple[Section, ...] = (
+        "manifest",
+        "structure",
+        "numbers",
+        "parity",
+        "accuracy",
+        "activations",
+        "runtime",
+        "media",
+    )
     for section in sections:
         gates = report.section(section)
         passed = all(gate.passed for gate in gates)
@@ -196,6 +205,8 @@ def _in_brief(section: Section, report: Report) -> str:
     gates = report.section(section)
     if section == "parity" and report.parity is not None:
         return str(report.parity)
+    if section == "accuracy" and report.level is not None:
+        return f"{gates[0].name}, {gates[0].detail}: {report.level}, top-1 {report.level.top1:.3f}"
     if section == "numbers":
         steps = sum(case.steps for case in report.cases)
         return f"{report.differences}: {len(report.cases)} cases, {steps} steps"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from surgery.choices import KVLayout, OnnxRuntime, PerLayerTable, Preset, Target, WeightMode
+from surgery.choices import AccuracyChoice, KVLayout, OnnxRuntime, PerLayerTable, Preset, Target, WeightMode
 from surgery.commands.console import JobProgress, data, print_json
 from surgery.commands.options import (
     Ep,
@@ -71,12 +71,13 @@ def repack(
         bool, typer.Option("--to-fp16", help="Make float16 of a float32 precision, so that it runs on CUDA.")
     ] = False,
     accuracy_level: Annotated[
-        Literal["1", "4"] | None,
+        AccuracyChoice,
         typer.Option(
             "--accuracy-level",
-            help="4: quantised products multiply in int8 on the CPU; faster, and every number changes.",
+            help="4: quantised products multiply in int8 on the CPU, faster, and every number changes; keep: as published; "
+            "auto: on the CPU 4 with --preset fast, and for 2 and 8 bits.",
         ),
-    ] = None,
+    ] = "auto",
     embed_device: Annotated[
         Literal["cpu"] | None,
         typer.Option("--embed-device", help="cpu: the embedding tables stay in host memory; with --ep cuda."),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from surgery.choices import (
-    AccuracyLevel,
+    AccuracyChoice,
     KVLayout,
     Modality,
     OnnxRuntime,
@@ -19,7 +19,7 @@ from surgery.choices import (
     Target,
     WeightMode,
 )
-from surgery.errors import RequestError
+from surgery.errors import GateFailed, RequestError
 from surgery.jobs.listener import SILENT, Listener
 from surgery.jobs.uploading import announce, destination_of, refuse_private, upload
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from surgery.folder.building import Repacked
     from surgery.folder.multimodal import GraphPlan
     from surgery.folder.publishing import Destination
+    from surgery.graph.model import Model
     from surgery.source.export import Export, GraphPair
     from surgery.source.hub import Download
     from surgery.source.opening import OpenedSource, SourceRequest
@@ -48,7 +49,8 @@ class RepackOptions:
     target            the oldest onnxruntime-genai that must load it
     onnxruntime       the oldest ONNX Runtime that must run `fast`; None: as new as the one that is installed
     to_fp16           make float16 of a float32 precision, which CUDA needs
-    accuracy_level    of quantized MatMuls on the CPU; None leaves the source's
+    accuracy_level    of quantized MatMuls: 4 multiplies in int8, 1 in float32, `keep` leaves the source's; `auto` is 4 on the
+                      CPU, for all of them with `fast`, else for those of 2 and 8 bits, which are unusable there without
     host_embeddings   keep the embedding tables in host memory, with provider cuda (the command's --embed-device cpu)
     modalities        what the folder takes beside text
     per_layer_table   the table of per-layer inputs: as it is, split, or fused
@@ -70,7 +72,7 @@ class RepackOptions:
     target: Target = "genai-0.14"
     onnxruntime: OnnxRuntime | None = None
     to_fp16: bool = False
-    accuracy_level: AccuracyLevel | None = None
+    accuracy_level: AccuracyChoice = "auto"
     host_embeddings: bool = False
     modalities: Sequence[Modality] = ()
     per_layer_table: PerLayerTable = "keep"
@@ -181,15 +183,27 @@ def repack(
     export, pair = found.export, found.pair
     listener.said(f"source     {export.root}")
     listener.said(f"precision  {found.reason}")
-    work = _Work.of(found, options, provider, runtime)
-    result = build(
-        export, pair, work.recipe, target,
-        media=work.parts, recipe_text=work.texts, runtime=options.target, provider=provider,
-        weights=options.weights, force=options.force,
-        check=closing_proof(pair, provider, listener.stage) if options.validate else None,
-        describe=lambda *made: folder_reports(made[0], export, pair, *made[1:]),
-        started=listener.started, progress=listener.advanced,
-    )  # fmt: skip
+
+    def built(costly: Sequence[str]) -> Repacked[Report]:
+        work = _Work.of(found, options, provider, runtime, costly)
+        if work.level:
+            listener.said(f"level      {work.level}")
+        return build(
+            export, pair, work.recipe, target,
+            media=work.parts, recipe_text=work.texts, runtime=options.target, provider=provider,
+            weights=options.weights, force=options.force,
+            check=closing_proof(pair, provider, listener.stage) if options.validate else None,
+            describe=lambda *made: folder_reports(made[0], export, pair, *made[1:]),
+            started=listener.started, progress=listener.advanced,
+        )  # fmt: skip
+
+    try:
+        result = built(())
+    except GateFailed as failed:
+        if options.accuracy_level != "auto" or not failed.report.costly:
+            raise
+        listener.said("level      too costly for some products: they keep float32, and all is proven again")
+        result = built(failed.report.costly)
     return upload(result, destination, f"{pair.precision}, for ONNX Runtime GenAI", listener)
 
 
@@ -218,31 +232,59 @@ class _Work:
     recipe: Recipe
     parts: Sequence[GraphPlan]
     texts: str | Mapping[str, str]
+    level: str = ""
 
     @classmethod
-    def of(cls, found: OpenedSource, options: RepackOptions, provider: Provider, runtime: OnnxRuntime) -> _Work:
+    def of(
+        cls,
+        found: OpenedSource,
+        options: RepackOptions,
+        provider: Provider,
+        runtime: OnnxRuntime,
+        costly: Sequence[str] = (),
+    ) -> _Work:
+        """`costly` are the kinds of products that no accuracy level is chosen for."""
+        from passes.presets import accuracy
         from passes.recipe import recipe_text
+        from surgery.graph.model import Model
 
         export, pair = found.export, found.pair
-        recipe = _recipe(pair.embed, options, provider, runtime)
+        decoder = Model.open(pair.decoder)
+        level = accuracy(decoder, options.accuracy_level, options.preset, provider, costly)
+        recipe = _recipe(pair.embed, options, provider, runtime, level)
         if options.modalities:
-            return _with_media(export, pair, recipe, options.modalities)
-        return cls(recipe, (), recipe_text(_recipe(export.below(pair.embed), options, provider, runtime)))
+            work = _with_media(export, pair, recipe, options.modalities)
+        else:
+            texts = recipe_text(_recipe(export.below(pair.embed), options, provider, runtime, level))
+            work = cls(recipe, (), texts)
+        chosen = options.recipe is None and options.accuracy_level == "auto"
+        return replace(work, level=_level_in_words(decoder, level)) if chosen else work
 
 
-def _recipe(embed: Path, options: RepackOptions, provider: Provider, runtime: OnnxRuntime) -> Recipe:
+def _level_in_words(decoder: Model, level: Recipe) -> str:
+    """What was chosen, why, and how to turn it off; empty where nothing was."""
+    from passes.set_accuracy_level import SetAccuracyLevel
+
+    for step in level:
+        assert isinstance(step, SetAccuracyLevel)  # `accuracy` gives nothing else
+        count = len(step.concerns(decoder))
+        why = ", which are unusable on the CPU without" if step.products == "slow" else ""
+        return f"4 for {count} quantized MatMuls{why}: they multiply in int8; --accuracy-level keep turns it off"
+    return ""
+
+
+def _recipe(embed: Path, options: RepackOptions, provider: Provider, runtime: OnnxRuntime, level: Recipe) -> Recipe:
     from passes import MergeEmbeddings
     from passes.presets import compatible, fast, kept_in_host_memory, per_layer_tables
     from passes.recipe import parse
 
     if options.recipe is not None:
         return MergeEmbeddings(embed), *parse(options.recipe)
-    half, level = options.to_fp16, options.accuracy_level
     if options.preset == "fast":
-        steps = fast(embed, provider, runtime, half=half, accuracy_level=level)
+        steps = fast(embed, provider, runtime, half=options.to_fp16)
     else:
-        steps = compatible(embed, options.layout, options.target, half=half, accuracy_level=level)
-    return *steps, *per_layer_tables(options.per_layer_table), *kept_in_host_memory(options.host_embeddings)
+        steps = compatible(embed, options.layout, options.target, half=options.to_fp16)
+    return *steps, *level, *per_layer_tables(options.per_layer_table), *kept_in_host_memory(options.host_embeddings)
 
 
 def _with_media(export: Export, pair: GraphPair, recipe: Recipe, media: Sequence[Modality]) -> _Work:

@@ -130,11 +130,15 @@ def host(value: OrtTensor) -> Array:
 
 
 class OpenGraph:
-    """One session and what its interface declares. Values in `exposed` are outputs too, for this session alone."""
+    """One session and what its interface declares. Values in `exposed` are outputs too, for this session alone.
 
-    def __init__(self, path: Path, settings: Settings, exposed: Sequence[str] = ()) -> None:
+    `graph` is a file, or a model in memory that was changed since it was read from one: its weights are that file's.
+    """
+
+    def __init__(self, graph: Path | Model, settings: Settings, exposed: Sequence[str] = ()) -> None:
+        path = graph.path if isinstance(graph, Model) else graph
         self.path = path
-        self._session = _open(path, settings, exposed)
+        self._session = _open(graph, settings, exposed)
         self._device = settings.provider
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         self._declared = {value.name: value.type for value in inputs}
@@ -250,8 +254,8 @@ class OpenGraph:
 class MergedModel:
     """One graph that takes token ids."""
 
-    def __init__(self, path: Path, settings: Settings) -> None:
-        self._graph = OpenGraph(path, settings)
+    def __init__(self, graph: Path | Model, settings: Settings) -> None:
+        self._graph = OpenGraph(graph, settings)
 
     def start(self, batch: int) -> KVCaches:
         return self._graph.empty_cache(batch)
@@ -267,8 +271,10 @@ def one_line(error: BaseException) -> str:
     return words if len(words) <= 600 else f"{words[:600]} ..."
 
 
-def _open(path: Path, settings: Settings, exposed: Sequence[str]) -> ort.InferenceSession:
-    Model.open(path).check_weights()  # no session reads data from elsewhere
+def _open(graph: Path | Model, settings: Settings, exposed: Sequence[str]) -> ort.InferenceSession:
+    found = graph if isinstance(graph, Model) else Model.open(graph)
+    found.check_weights()  # no session reads data from elsewhere
+    path = found.path
     runtime = load_onnxruntime(settings.provider)
     options = runtime.SessionOptions()
     options.intra_op_num_threads = settings.threads
@@ -281,8 +287,8 @@ def _open(path: Path, settings: Settings, exposed: Sequence[str]) -> ort.Inferen
         options.add_session_config_entry(OPTION, SETTING)
     try:
         model: str | bytes = str(path)
-        if exposed:  # nothing is written: the graph goes in as bytes, its weights stay where they are
-            model = _exposing(path, exposed)
+        if exposed or found is graph:  # nothing is written: the graph goes in as bytes, its weights stay where they are
+            model = _exposing(found, exposed)
             options.add_session_config_entry(_WEIGHTS_FOLDER, str(path.absolute().parent))
         session = runtime.InferenceSession(model, options, providers=[*wanted, "CPUExecutionProvider"])
     except Exception as error:  # as in OpenGraph.run
@@ -293,9 +299,9 @@ def _open(path: Path, settings: Settings, exposed: Sequence[str]) -> ort.Inferen
     return session
 
 
-def _exposing(path: Path, names: Sequence[str]) -> bytes:
+def _exposing(model: Model, names: Sequence[str]) -> bytes:
     """The graph with more outputs, their types left to the runtime."""
-    model = Model.open(path)
+    model = model.copy()
     there = {value.name for value in model.graph.output}
     for name in names:
         if name not in there:

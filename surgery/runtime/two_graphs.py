@@ -24,6 +24,7 @@ from typing import Any, TypeAlias
 
 from surgery.errors import RequestError
 from surgery.folder.genai_config import generation_settings, token_ids
+from surgery.graph.model import Model
 from surgery.runtime.decoding import generate_tokens
 from surgery.runtime.sampling import Sampler, Sampling, read_sampling
 from surgery.runtime.sessions import Array, Feed, KVCaches, OpenGraph, OrtTensor, Settings
@@ -55,9 +56,11 @@ class TwoGraphModel:
         self._also = also or {}
 
     @classmethod
-    def open(cls, pair: GraphPair, settings: Settings) -> TwoGraphModel:
-        """Raises ModelError where ONNX Runtime cannot load a graph, RuntimeMissing where it is not there."""
-        return cls(OpenGraph(pair.embed, settings), OpenGraph(pair.decoder, settings))
+    def open(cls, pair: GraphPair, settings: Settings, decoder: Model | None = None) -> TwoGraphModel:
+        """`decoder` takes the place of the pair's. Raises ModelError where ONNX Runtime cannot load a graph,
+        RuntimeMissing where it is not there.
+        """
+        return cls(OpenGraph(pair.embed, settings), OpenGraph(decoder or pair.decoder, settings))
 
     def changing(self, change: Change) -> TwoGraphModel:
         """The same two sessions with a change between them."""

@@ -19,7 +19,7 @@ Check = Callable[[Path], Report]
 
 def closing_proof(pair: GraphPair, provider: Provider, progress: Progress | None = None) -> Check:
     """The check of a GenAI folder that is made of `pair`. `progress` is told the stages."""
-    request = Request(scope="closing")
+    request = Request(scope="closing", costly=True)
     return _passing(lambda folder: contained(prove_folder, folder, pair, provider, progress, request=request))
 
 

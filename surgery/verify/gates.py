@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from surgery.verify.agreement import Agreement, CaseResult
 from surgery.verify.fp16_headroom import LIMIT, LayerPeak
@@ -77,6 +78,17 @@ def parity_gates(found: Agreement, thresholds: Thresholds) -> list[Gate]:
             f"{total.first}/{total.continuations} continuations",
         ),
     ]
+
+
+def accuracy_gates(found: Agreement, thresholds: Thresholds, level: str, how: str) -> list[Gate]:
+    """What an accuracy level changes. `how` says against what it was measured."""
+    logits = max(found.max_abs, found.regrouped_max_abs)
+    gates = [
+        _difference("logits", "logits", logits, thresholds.logits, _worst(found)),
+        *parity_gates(found, thresholds),
+    ]
+    shown = Gate("accuracy", f"accuracy level {level}", True, detail=how)
+    return [shown, *(replace(gate, section="accuracy", name=f"{gate.name} at level {level}") for gate in gates)]
 
 
 def _statistic(name: str, option: str, found: float, limit: float, measure: str, detail: str) -> Gate:

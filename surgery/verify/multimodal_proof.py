@@ -72,11 +72,14 @@ CLOSING_TOKENS = frozenset({"image", "image and audio", "two images of different
 
 
 class SourceLoop:
-    """The source's pair and encoders. `answer` runs one prompt, as GenAI's processor prepared it."""
+    """The source's pair, `decoder` in place of its own, and its encoders. `answer` runs one prompt, as GenAI's processor
+    prepared it."""
 
-    def __init__(self, source: GraphPair, tokens: Mapping[Modality, int], settings: Settings) -> None:
+    def __init__(
+        self, source: GraphPair, tokens: Mapping[Modality, int], settings: Settings, decoder: Model | None = None
+    ) -> None:
         self._tokens = tokens
-        self._pair = TwoGraphModel.open(source, settings)
+        self._pair = TwoGraphModel.open(source, settings, decoder)
         self._encoders = {modality: Encoder(source.encoder(modality), modality, settings) for modality in tokens}
 
     def answer(self, name: str, prepared: Mapping[str, Array], steps: int) -> Answer:
@@ -165,13 +168,19 @@ class MultimodalProof:
     skipped: list[Skipped] = field(default_factory=list)
 
     def prove(
-        self, genai: GenAI, source: GraphPair | None, scope: Coverage, tolerance: float, told: Callable[[str], None]
+        self,
+        genai: GenAI,
+        source: GraphPair | None,
+        scope: Coverage,
+        tolerance: float,
+        told: Callable[[str], None],
+        decoder: Model | None = None,
     ) -> Iterator[Gate]:
-        """One gate for each prompt, one for padding and one for wrong counts."""
+        """One gate for each prompt, one for padding and one for wrong counts. `decoder` takes the place of the source's."""
         if "image" in self.tokens:
             yield self._padding()
         try:
-            loop = SourceLoop(source, self.tokens, self.settings) if source is not None else None
+            loop = SourceLoop(source, self.tokens, self.settings, decoder) if source is not None else None
         except ModelError as error:
             yield Gate(SECTION, "source's encoders run", False, detail=str(error))
             return

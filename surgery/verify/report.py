@@ -13,7 +13,7 @@ from surgery.verify.parity import Parity
 from surgery.verify.prompts import Skipped
 from surgery.verify.thresholds import LEAST
 
-Section = Literal["manifest", "structure", "numbers", "parity", "activations", "runtime", "media"]
+Section = Literal["manifest", "structure", "numbers", "parity", "accuracy", "activations", "runtime", "media"]
 Measured = float | str | None
 _RUNTIMES = ("onnxruntime", "onnxruntime-genai")
 
@@ -49,7 +49,7 @@ class Report:
     """The result of `validate`. `seconds` is per stage; `skipped` names the cases that were left out.
 
     `parity` sums up the cases, where there was something to compare with; `peaks` is per layer, where it was asked
-    for.
+    for. `level` is what an accuracy level alone changes, `costly` the kinds of products that should not have it.
     """
 
     gates: tuple[Gate, ...]
@@ -60,6 +60,8 @@ class Report:
     settings: Mapping[str, Any]
     parity: Parity | None = None
     peaks: tuple[LayerPeak, ...] = ()
+    level: Parity | None = None
+    costly: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -74,6 +76,8 @@ class Report:
         """The result in one line: gates, the largest difference, and the runtimes that it was measured with."""
         good = len(self.gates) - len(self.failed)
         differs = f"; {self.differences}" if self.differences else ""
+        if self.level is not None:
+            differs += f"; int8 products alone: worst KL {self.level.kl:.2g}, top-1 {self.level.top1:.3f}"
         versions = ", ".join(f"{name} {self.versions[name]}" for name in _RUNTIMES if name in self.versions)
         return f"{good} of {len(self.gates)} gates passed in {sum(self.seconds.values()):.1f} s{differs} ({versions})"
 
@@ -94,6 +98,8 @@ class Report:
             "passed": self.passed,
             "gates": [_plain(asdict(gate)) for gate in self.gates],
             "parity": _plain(self.parity.to_dict()) if self.parity else None,
+            "level": _plain(self.level.to_dict()) if self.level else None,
+            "costly": list(self.costly),
             "peaks": [_plain(peak.to_dict()) for peak in self.peaks],
             "cases": [_plain(case.to_dict()) for case in self.cases],
             "skipped": [asdict(case) for case in self.skipped],

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from passes.base import LOSSY
+from passes.base import LOSSY, apply
+from passes.set_accuracy_level import SetAccuracyLevel
 from surgery.architecture import read_config
 from surgery.attention.sequence_lengths import Padding, padding_of
 from surgery.choices import Provider
@@ -23,16 +24,18 @@ from surgery.cuda.prediction import predict
 from surgery.errors import ArchitectureError, ModelError, RequestError, SurgeryError
 from surgery.folder.manifest import faults
 from surgery.folder.opened import OpenedFolder, open_genai_folder
+from surgery.graph.model import Model
 from surgery.runtime.genai import GenAI, Message, converse, encode, has_chat_template, load_genai, open_tokenizer
 from surgery.runtime.sessions import MergedModel, OpenGraph, Runner, Settings, load_onnxruntime, versions
 from surgery.runtime.two_graphs import TwoGraphModel
 from surgery.source.export import GraphPair
+from surgery.verify.accuracy import LevelOfFolder
 from surgery.verify.agreement import CaseResult, agreement_of, coarsest
 from surgery.verify.bisect import find_divergence
 from surgery.verify.contained import TOKENIZER
 from surgery.verify.execution_profile import profile_gates, profile_run
 from surgery.verify.fp16_headroom import LayerPeak, measure_headroom
-from surgery.verify.gates import activation_gates, number_gates, parity_gates
+from surgery.verify.gates import accuracy_gates, activation_gates, number_gates, parity_gates
 from surgery.verify.genai_proof import check_generation, check_runs, check_tokenizer
 from surgery.verify.golden import Golden, graph_digests, load_golden, refuse_existing_recording, save_golden
 from surgery.verify.multimodal_proof import MultimodalProof
@@ -54,7 +57,7 @@ from surgery.verify.recording import Recording, record
 from surgery.verify.report import Gate, Report
 from surgery.verify.source_files import source_file_gates
 from surgery.verify.structure import structure_gates
-from surgery.verify.thresholds import Thresholds, default_thresholds, numerics_of
+from surgery.verify.thresholds import REGROUPED_AND_ROUNDED, ROUNDED, Thresholds, default_thresholds, numerics_of
 
 TOKENS: dict[Coverage, int] = {"full": 8, "closing": 3, "light": 3}
 """Greedy tokens that each prompt is continued by, unless a request says how many."""
@@ -74,6 +77,7 @@ class Request:
     golden            a recording to compare with, in place of a source
     save_golden       a file for what the source answers; for what the folder answers where there is no source
     watch             measure the residual stream, layer by layer
+    costly            where an accuracy level changes too much, find the kinds of products that should not have it
     bisect            where logits differ, find the first node that makes something else than the source's
     """
 
@@ -87,6 +91,7 @@ class Request:
     save_golden: Path | None = None
     watch: bool = False
     bisect: bool = False
+    costly: bool = False
 
     @property
     def length(self) -> int:
@@ -152,6 +157,8 @@ def prove_folder(
         settings={**run.settings.to_dict(), **request.to_dict(), **thresholds},
         parity=run.parity,
         peaks=run.peaks,
+        level=run.level_parity,
+        costly=run.costly,
     )
 
 
@@ -170,6 +177,11 @@ class _Run:
     parity: Parity | None = None
     peaks: tuple[LayerPeak, ...] = ()
     thresholds: Thresholds | None = None
+    level: LevelOfFolder | None = None
+    rounds: bool = False
+    accuracy: Thresholds | None = None
+    level_parity: Parity | None = None
+    costly: tuple[str, ...] = ()
     skipped: list[Skipped] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -287,15 +299,18 @@ class _Run:
 
     def _numbers(self, folder: OpenedFolder, cases: Sequence[Case]) -> Recording | None:
         """Record the source, free it, record the merged graph on the source's tokens, compare."""
+        if self.source is not None and self.request.save_golden is None:
+            self.level = LevelOfFolder.of(self.folder, self.source, self._source_settings())
         reference = self._reference(cases)
         if reference is None and (self.source is not None or self.request.save_golden is None):
             return None
         path = folder.model.path
         name = "graphs of the folder run" if folder.others else "merged graph runs"
         with self.stage("merged"):
-            ours = self._record(
-                name, lambda: runner(folder, self.settings), cases, reference, padding_of(folder.model.graph)
-            )
+            padding = padding_of(folder.model.graph)
+            off = SetAccuracyLevel("0") if self.level is not None and not self.level.slow else None
+            decoder = apply(folder.model, [off])[0] if off else None
+            ours = self._record(name, lambda: runner(folder, self.settings, decoder), cases, reference, padding)
         if ours is None:
             return reference
         if reference is None:
@@ -303,6 +318,9 @@ class _Run:
             return None
         with self.stage("comparison"):
             self._compare(folder, reference, ours)
+        if self.level is not None:
+            with self.stage("accuracy level"):
+                self._accuracy(self.level, folder, cases, reference, padding)
         if self.request.bisect and self.parity and self.parity.max_abs > self._held().logits:
             with self.stage("bisection"):
                 self._bisect(path, cases)
@@ -318,10 +336,17 @@ class _Run:
             return None
         pair, settings = self.source, self._source_settings()
         with self.stage("source"):
-            theirs = self._record("source runs", lambda: TwoGraphModel.open(pair, settings), cases, None, "none")
+            decoder = self._slow_decoder()
+            theirs = self._record(
+                "source runs", lambda: TwoGraphModel.open(pair, settings, decoder), cases, None, "none"
+            )
         if theirs is not None and self.request.save_golden is not None:
             self._save(theirs, [pair.embed, pair.decoder], settings)
         return theirs
+
+    def _slow_decoder(self) -> Model | None:
+        """The source's decoder with the folder's accuracy level, where it is too slow as published."""
+        return self.level.source() if self.level is not None and self.level.slow else None
 
     def _source_settings(self) -> Settings:
         return Settings(self.request.source_provider or self.settings.provider)
@@ -339,7 +364,8 @@ class _Run:
         return self.thresholds
 
     def _compare(self, folder: OpenedFolder, reference: Recording, ours: Recording) -> None:
-        self.thresholds = self._thresholds(coarsest(reference, ours))
+        self.rounds = _rounds(folder.model)
+        self.thresholds = self._thresholds(coarsest(reference, ours), level=self.level is None)
         try:
             found = agreement_of(reference, ours, folder.kv_sources, self.thresholds.logits, self.thresholds.regrouped)
         except ModelError as error:
@@ -349,10 +375,44 @@ class _Run:
         self.gates.extend(number_gates(found, self.thresholds))
         self.gates.extend(parity_gates(found, self.thresholds))
 
-    def _thresholds(self, dtype: str) -> Thresholds:
+    def _thresholds(self, dtype: str, *, level: bool) -> Thresholds:
+        """`level`: what the accuracy level changes counts, too."""
         theirs = self._source_settings().provider if self.golden is None else self.golden.settings.get("provider")
         elsewhere = [LOSSY] if theirs != self.settings.provider else []
-        return default_thresholds(dtype, [*numerics_of(self.folder), *elsewhere]).with_values(self.request.thresholds)
+        found = numerics_of(self.folder, None if level else SetAccuracyLevel)
+        if self.rounds or (not level and self.level is not None and self.level.slow):
+            found.append(ROUNDED if any(each.kind != "exact" for each in found) else REGROUPED_AND_ROUNDED)
+        return default_thresholds(dtype, [*found, *elsewhere]).with_values(self.request.thresholds)
+
+    def _accuracy(
+        self, level: LevelOfFolder, folder: OpenedFolder, cases: Sequence[Case], reference: Recording, padding: Padding
+    ) -> None:
+        """What the accuracy level changes: the folder as it is, or a sample of a slow source; both as published."""
+        light = [case for case in cases if not case.heavy]
+        told = self.told("accuracy level")
+        try:
+            if level.slow:
+                told("source as published")
+                sample = level.sample(light or cases)
+                found = level.effect(sample)
+                where = f"{len(sample.logits)} positions of {sample.case.name!r}"
+                how = f"set on both sides above; alone, on {where}, against the source as published, which is too slow for more"
+            else:
+                chosen = [index for index, case in enumerate(cases) if not case.heavy]
+                theirs = Recording(tuple(reference.answers[index] for index in chosen))
+                taken = record(runner(folder, self.settings), light, steps=self.steps, follow=theirs, progress=told,
+                               padding=padding)  # fmt: skip
+                found = agreement_of(theirs, taken, folder.kv_sources)
+                how = f"taken off on both sides above; alone, on {len(light)} cases, against the source as published"
+            self.level_parity = parity(found)
+            self.accuracy = self._thresholds(found.dtype, level=True)
+            gates = accuracy_gates(found, self.accuracy, level.step.level, how)
+            if self.request.costly and not all(gate.passed for gate in gates):
+                told("products that cost too much")
+                self.costly = level.costly_kinds(sample if level.slow else level.sample(light or cases), self.accuracy)
+        except SurgeryError as error:
+            gates = [Gate("accuracy", "accuracy level can be measured", False, detail=str(error))]
+        self.gates.extend(gates)
 
     def _bisect(self, path: Path, cases: Sequence[Case]) -> None:
         """One gate that fails, because the logits' did; it says where."""
@@ -422,8 +482,8 @@ class _Run:
             self._media(folder, genai, vocabulary, 0.0)
             return
         answers = [answer for answer in reference.answers if self._generates(answer.case)]
-        tolerance = self._held().logits if self.thresholds else 0.0
-        padded = self._held().regrouped if self.thresholds else 0.0
+        held = self.accuracy if self.level is not None and not self.level.slow else self.thresholds
+        tolerance, padded = (held.logits, held.regrouped) if held else (0.0, 0.0)
         told = self.told("generation")
         self.gates.extend(check_generation(genai, answers, vocabulary.eos, tolerance, padded, told))
         self._media(folder, genai, vocabulary, tolerance)
@@ -436,7 +496,8 @@ class _Run:
             self.folder, folder.media, self.settings, self.request.length, vocabulary.context, vocabulary.eos
         )
         with self.stage("media"):
-            self.gates.extend(proof.prove(genai, self.source, self.request.scope, tolerance, self.told("media")))
+            told, decoder = self.told("media"), self._slow_decoder()
+            self.gates.extend(proof.prove(genai, self.source, self.request.scope, tolerance, told, decoder))
         self.skipped.extend(proof.skipped)
 
 
@@ -446,9 +507,15 @@ _NO_MASK = "the graph takes no attention_mask: it reads a shorter row's padding 
 _WITH_FILES = "here a placeholder stands for features: the media section has prompts with files"
 
 
-def runner(folder: OpenedFolder, settings: Settings) -> Runner:
-    """The folder's own graphs: one, or the embeddings and the decoder, fed as for a prompt of text."""
-    path = folder.model.path
+def _rounds(model: Model) -> bool:
+    """Whether a graph rounds activations to whole numbers on the way."""
+    return any(node.op_type in ("QuantizeLinear", "Round") for node in model.graph.node)
+
+
+def runner(folder: OpenedFolder, settings: Settings, decoder: Model | None = None) -> Runner:
+    """The folder's own graphs: one, or the embeddings and the decoder, fed as for a prompt of text. `decoder` takes the
+    place of the folder's."""
+    path = decoder or folder.model.path
     if not folder.others:
         return MergedModel(path, settings)
     embed = OpenGraph(folder.others["embedding"].path, settings)

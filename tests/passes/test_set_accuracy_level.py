@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from places import TINY
+from signing import sign
 from typer.testing import CliRunner
 
 import fixtures
@@ -36,7 +37,7 @@ def test_every_quantised_product_gets_the_level_and_loses_it_again() -> None:
     source = decoder()
     model, (outcome,) = apply(source, [SetAccuracyLevel()])
     assert levels(model) == {4} and outcome.operators == {}
-    assert [str(f) for f in outcome.findings] == ["changed 72 MatMulNBits: accuracy_level is 4, int8"]
+    assert [str(f) for f in outcome.findings] == ["changed 72 MatMulNBits: accuracy_level is 4, int8; 72 of 4 bits"]
     back, _ = apply(model, [SetAccuracyLevel("0")])
     assert back.to_bytes() == source.to_bytes()
 
@@ -65,22 +66,23 @@ def test_int8_is_within_what_is_stated_and_not_equal(target: str, tmp_path: Path
     fixtures.build(name, precision, tmp_path / "source")
     export = open_export(tmp_path / "source")
     pair = export.pair(precision)
-    recipe = compatible(pair.embed, accuracy_level="4")
+    recipe = (*compatible(pair.embed), SetAccuracyLevel())
     build_folder(export, pair, recipe, tmp_path / "out", recipe_text=recipe_text(recipe), weights="link")
     report = prove_folder(tmp_path / "out", pair, request=Request(scope="light", tokens=24))
     assert [f"{gate.name}: {gate.found}" for gate in report.failed] == []
-    assert report.parity is not None and report.parity.max_abs > 0.1
+    assert report.parity is not None and report.parity.max_abs == 0  # what the other passes do
+    assert report.level is not None and report.level.max_abs > 0.1
     strict = default_thresholds("float32").to_dict()
     strict.pop("headroom")
     again = prove_folder(tmp_path / "out", pair, request=Request(scope="light", thresholds=strict))
-    assert {"logits", "mean difference"} <= {gate.name for gate in again.failed}
+    assert {"logits at level 4", "mean difference at level 4"} <= {gate.name for gate in again.failed}
 
 
 def test_fault_is_outside_of_what_is_stated(tmp_path: Path) -> None:
     """Query weights of one layer that are all zero codes, in a folder whose recipe is lossy, are no rounding."""
     export = open_export(TINY)
     pair = export.pair("q4")
-    recipe = compatible(pair.embed, accuracy_level="4")
+    recipe = (*compatible(pair.embed), SetAccuracyLevel())
     build_folder(export, pair, recipe, tmp_path / "out", recipe_text=recipe_text(recipe))
     model = Model.open(tmp_path / "out" / "model.onnx")
     node = next(node for node in model.graph.node if node.name == "/model/layers.3/attn/q_proj/MatMul_Quant")
@@ -88,12 +90,12 @@ def test_fault_is_outside_of_what_is_stated(tmp_path: Path) -> None:
     with codes.file.open("r+b") as file:
         file.seek(codes.offset)
         file.write(bytes(codes.length))
-    report = prove_folder(tmp_path / "out", pair, request=Request(scope="light"))
-    assert {"logits", "direction"} <= {gate.name for gate in report.failed}
+    report = prove_folder(sign(tmp_path / "out"), pair, request=Request(scope="light"))
+    assert {"logits", "direction", "logits at level 4"} <= {gate.name for gate in report.failed}
 
 
 def test_recipe_of_the_option_parses_back_and_is_known_as_lossy(tmp_path: Path) -> None:
-    recipe = compatible(Path("e.onnx"), accuracy_level="1")
+    recipe = (*compatible(Path("e.onnx")), SetAccuracyLevel("1"))
     assert parse(recipe_text(recipe)) == recipe and recipe_text(recipe).endswith(",set-accuracy-level{level=1}")
     assert numerics_of(tmp_path) == []
     (tmp_path / "manifest.json").write_text('{"version": 1, "recipe": "rename-io,set-accuracy-level"}')

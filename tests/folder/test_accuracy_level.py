@@ -1,0 +1,173 @@
+"""The accuracy level that `repack` chooses: for which products, and what the proof shows of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import run
+
+import fixtures
+import surgery
+from passes import SetAccuracyLevel
+from passes.presets import accuracy
+from passes.set_accuracy_level import kind_of, quantised_products
+from surgery.choices import AccuracyChoice, Preset, Provider
+from surgery.errors import GateFailed
+from surgery.graph.model import Model
+from surgery.graph.nodes import int_attribute
+from surgery.jobs.listener import Listener
+from surgery.runtime.sessions import Settings
+from surgery.source.export import Export, open_export
+from surgery.verify import Request, closing_proof, prove_folder
+from surgery.verify.accuracy import LevelOfFolder, keeps_to
+from surgery.verify.parity import parity
+from surgery.verify.prompts import Case
+from surgery.verify.thresholds import default_thresholds
+
+SENTENCE = "--accuracy-level keep turns it off"
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Export]:
+    root = tmp_path_factory.mktemp("exports")
+    fixtures.build("tiny-e2b-qat", "q2f16", root / "qat")
+    for precision in ("q4", "quantized", "fp32"):
+        fixtures.build("tiny-e2b", precision, root / "base")
+    return {name: open_export(root / name) for name in ("qat", "base")}
+
+
+class Log(Listener):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def said(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def levels(path: Path) -> dict[int, set[int]]:
+    """Bits -> the levels that products of as many bits have."""
+    found: dict[int, set[int]] = {}
+    for node in quantised_products(Model.open(path)):
+        found.setdefault(int_attribute(node, "bits", 4), set()).add(int_attribute(node, "accuracy_level", 0))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "choice", "preset", "provider", "step"),
+    [
+        ("base", "q4", "auto", "compatible", "cpu", None),
+        ("base", "q4", "auto", "fast", "cpu", SetAccuracyLevel()),
+        ("base", "q4", "auto", "fast", "cuda", None),
+        ("base", "fp32", "auto", "fast", "cpu", None),
+        ("base", "quantized", "auto", "compatible", "cpu", SetAccuracyLevel("4", "slow")),
+        ("base", "quantized", "keep", "fast", "cpu", None),
+        ("base", "quantized", "1", "fast", "cuda", SetAccuracyLevel("1")),
+        ("qat", "q2f16", "auto", "compatible", "cpu", SetAccuracyLevel("4", "slow")),
+        ("qat", "q2f16", "auto", "fast", "cpu", SetAccuracyLevel()),
+    ],
+)
+def test_rule(
+    name: str,
+    precision: str,
+    choice: AccuracyChoice,
+    preset: Preset,
+    provider: Provider,
+    step: SetAccuracyLevel | None,
+    exports: dict[str, Export],
+) -> None:
+    decoder = Model.open(exports[name].pair(precision).decoder)
+    assert accuracy(decoder, choice, preset, provider) == (() if step is None else (step,))
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("", {2: {4}, 4: {0}, 8: {4}}),
+        ("--preset fast", {2: {4}, 4: {4}, 8: {4}}),
+        ("--accuracy-level keep --no-validate", {2: {0}, 4: {0}, 8: {0}}),
+    ],
+)
+def test_products_of_2_and_8_bits_are_not_left_unusable(
+    words: str, expected: dict[int, set[int]], exports: dict[str, Export], tmp_path: Path
+) -> None:
+    done = run("repack", str(exports["qat"].root), str(tmp_path / "out"), *words.split())
+    assert done.returncode == 0, done.stderr
+    assert levels(tmp_path / "out" / "model.onnx") == expected
+    said = " ".join(done.stderr.split())
+    assert (SENTENCE in said) is ("keep" not in words)
+
+
+def test_four_bits_stay_the_source_bit_by_bit(exports: dict[str, Export], tmp_path: Path) -> None:
+    done = run("repack", str(exports["base"].root), str(tmp_path / "out"), "--precision", "q4")
+    assert done.returncode == 0, done.stderr
+    assert SENTENCE not in done.stderr
+    assert levels(tmp_path / "out" / "model.onnx") == {4: {0}}
+
+
+def test_report_says_which_was_shown_how(exports: dict[str, Export], tmp_path: Path) -> None:
+    """A slow source: the surgery is exact with the level on both sides, the level is measured on the source itself."""
+    done = run("repack", str(exports["qat"].root), str(tmp_path / "out"), "--json")
+    proof = json.loads(done.stdout)["proof"]
+    assert proof["parity"]["max_abs"] == 0 < proof["level"]["max_abs"]
+    details = [gate["detail"] for gate in proof["gates"] if gate["section"] == "accuracy"]
+    assert details[0].startswith("set on both sides above; alone, on 6")
+    assert "against the source as published" in details[0]
+
+
+def test_folder_without_the_level_of_its_recipe_fails(exports: dict[str, Export], tmp_path: Path) -> None:
+    made = run("repack", str(exports["qat"].root), str(tmp_path / "out"), "--accuracy-level", "keep", "--no-validate")
+    assert made.returncode == 0, made.stderr
+    manifest = tmp_path / "out" / "manifest.json"
+    text = manifest.read_text(encoding="utf-8")
+    manifest.write_text(text.replace("annotate-head-sizes", "annotate-head-sizes,set-accuracy-level{products=slow}"))
+    request = Request(cases=[Case("words", "", (tuple(range(5, 25)),))])
+    report = prove_folder(tmp_path / "out", exports["qat"].pair("q2f16"), request=request)
+    assert "logits" in {gate.name for gate in report.failed}
+
+
+def test_costliest_kinds_are_found_and_no_more(exports: dict[str, Export], tmp_path: Path) -> None:
+    pair = exports["qat"].pair("q2f16")
+    level = LevelOfFolder(SetAccuracyLevel(), pair, Settings(threads=1))
+    sample = level.sample([Case("words", "", (tuple(range(5, 45)),))])
+    whole = parity(level.effect(sample))
+    limits = default_thresholds("float16", [SetAccuracyLevel.numerics])
+    assert keeps_to(whole, limits)
+    tight = replace(limits, kl=whole.kl * 0.8)
+    kinds = level.costly_kinds(sample, tight)
+    assert kinds and set(kinds) < {kind_of(node) for node in quantised_products(Model.open(pair.decoder))}
+    assert keeps_to(parity(level.effect(sample, SetAccuracyLevel(but=" ".join(kinds)))), tight)
+    assert level.costly_kinds(sample, replace(limits, kl=0.0)) == (), "nothing helps, and that is said"
+
+
+def test_repack_keeps_costly_products_in_float32(
+    exports: dict[str, Export], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first proof is made to name a kind; the second one is the real one."""
+    proof, kind = closing_proof.closing_proof, "/lm_head/MatMul_Quant"
+    calls: list[str] = []
+
+    def failing_once(*arguments: Any) -> Any:
+        check = proof(*arguments)
+
+        def checked(folder: Path) -> Any:
+            report = check(folder)
+            calls.append(json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["recipe"])
+            if len(calls) == 1:
+                raise GateFailed(["divergence at level 4"], replace(report, costly=(kind,)))
+            return report
+
+        return checked
+
+    monkeypatch.setattr(closing_proof, "closing_proof", failing_once)
+    log = Log()
+    surgery.repack(exports["qat"].root, tmp_path / "out", listener=log)
+    assert [call.rpartition("set-accuracy-level")[2] for call in calls] == [
+        "{products=slow}",
+        f"{{products=slow,but={kind}}}",
+    ]
+    assert levels(tmp_path / "out" / "model.onnx") == {2: {0, 4}, 4: {0}, 8: {4}}
+    assert any("keep float32" in line for line in log.lines)

@@ -79,22 +79,22 @@ def test_an_older_table_is_replaced_and_other_metadata_stays(tmp_path: Path) -> 
 def test_a_concrete_size_that_contradicts_the_config_is_refused(
     config: dict[str, object], sentence: str, tmp_path: Path
 ) -> None:
-    refused(tmp_path, decoder(), sentence, AnnotateHeadSizes(), **config)
+    refused(tmp_path, decoder(), AnnotateHeadSizes(), sentence, **config)
 
 
 def test_a_cache_of_a_layer_that_is_not_there_or_of_another_rank_is_refused(tmp_path: Path) -> None:
     proto = decoder()
     proto.graph.input.append(make_tensor_value_info("past_key_values.4.key", FLOAT, ["b", 1, "t", 8]))
     refused(
-        tmp_path, proto, r"past_key_values\.4\.key names layer 4, but config\.json has 4 layers", AnnotateHeadSizes()
+        tmp_path, proto, AnnotateHeadSizes(), r"past_key_values\.4\.key names layer 4, but config\.json has 4 layers"
     )
     proto = decoder()
     proto.graph.output[1].CopyFrom(make_tensor_value_info("present.0.key", FLOAT, None))
     refused(
         tmp_path,
         proto,
-        r"present\.0\.key is FLOAT; rank 4, \[batch, kv heads, tokens, head size\]",
         AnnotateHeadSizes(),
+        r"present\.0\.key is FLOAT; rank 4, \[batch, kv heads, tokens, head size\]",
     )
 
 

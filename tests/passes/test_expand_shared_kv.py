@@ -99,9 +99,9 @@ def test_a_model_without_borrowers_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_an_owner_by_config_that_the_wiring_does_not_confirm_names_the_layer(tmp_path: Path) -> None:
-    refused(tmp_path, decoder(), r"layer 2 reads the cache of layer 1 by config\.json \(past_key_values\.1\.key -> present\.1\.key\), "
-        r"but '/model/layers\.2/attn/manual/Softmax' reads past_key_values\.0\.key -> present\.0\.key", ExpandSharedKV(), layer_types=[S, F, F, F])  # fmt: skip
-    refused(tmp_path, decoder(), r"layer 2 has its own cache by config\.json .*, but .* reads past_key_values\.0\.key", ExpandSharedKV(), num_kv_shared_layers=1)  # fmt: skip
+    refused(tmp_path, decoder(), ExpandSharedKV(), r"layer 2 reads the cache of layer 1 by config\.json \(past_key_values\.1\.key -> present\.1\.key\), "
+        r"but '/model/layers\.2/attn/manual/Softmax' reads past_key_values\.0\.key -> present\.0\.key", layer_types=[S, F, F, F])  # fmt: skip
+    refused(tmp_path, decoder(), ExpandSharedKV(), r"layer 2 has its own cache by config\.json .*, but .* reads past_key_values\.0\.key", num_kv_shared_layers=1)  # fmt: skip
 
 
 def test_a_borrower_of_the_wrong_owner_in_the_graph_names_the_layer(tmp_path: Path) -> None:
@@ -112,14 +112,14 @@ def test_a_borrower_of_the_wrong_owner_in_the_graph_names_the_layer(tmp_path: Pa
     refused(
         tmp_path,
         proto,
-        r"layer 2 reads the cache of layer 0 by config\.json \(past_key_values\.0\.value",
         ExpandSharedKV(),
+        r"layer 2 reads the cache of layer 0 by config\.json \(past_key_values\.0\.value",
     )
 
 
 def test_too_few_attention_cores(tmp_path: Path) -> None:
     sentence = r"the graph has 4 attention cores, but config\.json has 5 layers; KV source layers cannot be checked"
-    refused(tmp_path, decoder(), sentence, ExpandSharedKV(), num_hidden_layers=5, layer_types=[S, F, S, F, F])
+    refused(tmp_path, decoder(), ExpandSharedKV(), sentence, num_hidden_layers=5, layer_types=[S, F, S, F, F])
 
 
 def test_attention_that_reads_no_cache_names_the_layer(tmp_path: Path) -> None:
@@ -132,8 +132,8 @@ def test_attention_that_reads_no_cache_names_the_layer(tmp_path: Path) -> None:
     refused(
         tmp_path,
         proto,
-        r"layer 3: no key cache was found behind '/model/layers\.3/attn/manual/Softmax'; present\.1\.key",
         ExpandSharedKV(),
+        r"layer 3: no key cache was found behind '/model/layers\.3/attn/manual/Softmax'; present\.1\.key",
     )
 
 
@@ -143,8 +143,8 @@ def test_an_interface_of_other_names_is_refused(tmp_path: Path) -> None:
     refused(
         tmp_path,
         proto,
-        r"layer 0 has its own cache by config\.json .*, but .* reads past_key_0 -> present\.0\.key",
         ExpandSharedKV(),
+        r"layer 0 has its own cache by config\.json .*, but .* reads past_key_0 -> present\.0\.key",
     )
 
 
@@ -157,7 +157,7 @@ def test_an_interface_of_other_names_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_sizes_that_contradict_the_config(config: dict[str, object], sentence: str, tmp_path: Path) -> None:
-    refused(tmp_path, decoder(), sentence, ExpandSharedKV(), **config)
+    refused(tmp_path, decoder(), ExpandSharedKV(), sentence, **config)
 
 
 def test_without_a_config_the_hint_says_what_to_give(tmp_path: Path) -> None:
@@ -171,4 +171,4 @@ def test_without_a_config_the_hint_says_what_to_give(tmp_path: Path) -> None:
 def test_half_a_pair_in_the_interface_is_refused(tmp_path: Path) -> None:
     proto = decoder()
     proto.graph.input.append(make_tensor_value_info("past_key_values.2.key", FLOAT, ["b", 1, "t", 8]))
-    refused(tmp_path, proto, r"layer 2 has past_key_values\.2\.key but not past_key_values\.2\.value", ExpandSharedKV())
+    refused(tmp_path, proto, ExpandSharedKV(), r"layer 2 has past_key_values\.2\.key but not past_key_values\.2\.value")

@@ -62,5 +62,5 @@ def test_unknown_sizes_are_refused(shape: list[str | int] | None, tmp_path: Path
     proto = embed_tokens()
     proto.graph.output[1].CopyFrom(make_tensor_value_info("per_layer_inputs", FLOAT, shape))
     refused(
-        tmp_path, proto, r"\[batch, sequence, layers, size\] with numbers for layers and size", FlattenPerLayerInputs()
+        tmp_path, proto, FlattenPerLayerInputs(), r"\[batch, sequence, layers, size\] with numbers for layers and size"
     )

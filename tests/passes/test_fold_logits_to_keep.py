@@ -178,7 +178,7 @@ def test_a_mask_that_cannot_tell_is_refused(tmp_path: Path) -> None:
     rename(proto.graph, {"attention_mask": "mask"})
     proto.graph.input[1].CopyFrom(make_tensor_value_info("mask", FLOAT, ["b", "t"]))
     refused(
-        tmp_path, proto, "keep=last finds each row's last token in attention_mask, which the graph does not take", LAST
+        tmp_path, proto, LAST, "keep=last finds each row's last token in attention_mask, which the graph does not take"
     )
     for dtype, shape, found in (
         (FLOAT, ["b", "t"], r"FLOAT \[b, t\]"),
@@ -187,7 +187,7 @@ def test_a_mask_that_cannot_tell_is_refused(tmp_path: Path) -> None:
     ):
         proto = decoder()
         proto.graph.input[1].CopyFrom(make_tensor_value_info("attention_mask", dtype, shape))
-        refused(tmp_path, proto, rf"attention_mask is {found}; keep=last needs INT64 or INT32 \[batch, tokens\]", LAST)
+        refused(tmp_path, proto, LAST, rf"attention_mask is {found}; keep=last needs INT64 or INT32 \[batch, tokens\]")
 
 
 def test_keep_all_needs_no_mask(tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_keep_all_needs_no_mask(tmp_path: Path) -> None:
 def test_an_opset_without_the_operators_is_refused(tmp_path: Path) -> None:
     proto = decoder()
     proto.opset_import[0].version = 14
-    refused(tmp_path, proto, "keep=last needs opset 15, the model has 14", LAST)
+    refused(tmp_path, proto, LAST, "keep=last needs opset 15, the model has 14")
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def test_a_slice_of_something_else_is_refused(position: int, values: list[int], 
     proto.graph.initializer.append(from_array(np.array(values, dtype=np.int64), "other"))
     node(proto, SLICE).input[position] = "other"
     refused(
-        tmp_path, proto, f"Slice node '{SLICE}' does not keep the last tokens of axis 1, which num_logits_to_keep", LAST
+        tmp_path, proto, LAST, f"Slice node '{SLICE}' does not keep the last tokens of axis 1, which num_logits_to_keep"
     )
 
 
@@ -222,20 +222,20 @@ def test_a_slice_with_steps_is_refused_unless_they_are_one(tmp_path: Path) -> No
         if fine:
             assert applied(tmp_path, proto, LAST)[1].changed
         else:
-            refused(tmp_path, proto, "does not keep the last tokens of axis 1", LAST)
+            refused(tmp_path, proto, LAST, "does not keep the last tokens of axis 1")
 
 
 def test_the_first_tokens_instead_of_the_last_are_refused(tmp_path: Path) -> None:
     proto = decoder()
     node(proto, "/lm_head/num_logits_to_keep/Neg").op_type = "Identity"
-    refused(tmp_path, proto, "does not keep the last tokens of axis 1", LAST)
+    refused(tmp_path, proto, LAST, "does not keep the last tokens of axis 1")
 
 
 def test_the_input_as_the_end_of_a_slice_is_refused(tmp_path: Path) -> None:
     proto = decoder()
     cut = node(proto, SLICE)
     cut.input[1], cut.input[2] = cut.input[2], cut.input[1]
-    refused(tmp_path, proto, "does not keep the last tokens of axis 1", LAST)
+    refused(tmp_path, proto, LAST, "does not keep the last tokens of axis 1")
 
 
 def test_an_input_that_is_read_twice_or_not_at_all_is_refused(tmp_path: Path) -> None:
@@ -244,27 +244,27 @@ def test_an_input_that_is_read_twice_or_not_at_all_is_refused(tmp_path: Path) ->
     refused(
         tmp_path,
         proto,
-        "'num_logits_to_keep' is read by Neg node .*, Abs node 'more'; one node on the way to a Slice",
         LAST,
+        "'num_logits_to_keep' is read by Neg node .*, Abs node 'more'; one node on the way to a Slice",
     )
     proto = decoder()
     node(proto, "/lm_head/num_logits_to_keep/Neg").input[0] = "/model/constants/INT64/1"
     refused(
-        tmp_path, proto, "'num_logits_to_keep' is read by nothing; one node on the way to a Slice is expected", LAST
+        tmp_path, proto, LAST, "'num_logits_to_keep' is read by nothing; one node on the way to a Slice is expected"
     )
 
 
 def test_an_operator_that_is_not_known_on_the_way_is_refused(tmp_path: Path) -> None:
     proto = decoder()
     node(proto, "/lm_head/num_logits_to_keep/Neg").op_type = "Abs"
-    refused(tmp_path, proto, "num_logits_to_keep reaches Abs node .*; Neg, Unsqueeze and a Slice are expected", LAST)
+    refused(tmp_path, proto, LAST, "num_logits_to_keep reaches Abs node .*; Neg, Unsqueeze and a Slice are expected")
 
 
 def test_keep_all_refuses_readers_that_it_cannot_rewire(tmp_path: Path) -> None:
     proto = decoder()
     kept = f"{SLICE}/output_0"
     proto.graph.output.append(make_tensor_value_info(kept, FLOAT, ["batch_size", "num_logits_to_keep", HIDDEN]))
-    refused(tmp_path, proto, f"keep=all would remove '{kept}', which is read by the interface", ALL)
+    refused(tmp_path, proto, ALL, f"keep=all would remove '{kept}', which is read by the interface")
     model, _ = applied(tmp_path, proto, LAST)
     assert str(tensor_type(model.graph.output[-1])) == f"FLOAT [batch_size, 1, {HIDDEN}]"
     check_definitions(model.proto)

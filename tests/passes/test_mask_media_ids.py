@@ -69,15 +69,15 @@ def test_a_model_without_a_per_layer_table_is_left_alone(tmp_path: Path) -> None
 
 
 def test_lookups_that_cannot_be_followed_are_refused(tmp_path: Path) -> None:
-    refused(tmp_path, embed_tokens(), "no placeholder token is given", MaskMediaIds())
+    refused(tmp_path, embed_tokens(), MaskMediaIds(), "no placeholder token is given")
     two = embed_tokens()
     two.graph.node.insert(3, make_node("Gather", ["model.embed_tokens_per_layer.weight", "input_ids"], ["more"]))
     two.graph.node.insert(4, make_node("Add", ["/model/embed_tokens_per_layer/Gather/output_0", "more"], ["sum"]))
     two.graph.node[5].input[0] = "sum"
-    refused(tmp_path, two, "comes from one lookup in a table", BOTH)
+    refused(tmp_path, two, BOTH, "comes from one lookup in a table")
     random = embed_tokens()
     lookup = next(node for node in random.graph.node if node.name == "/model/embed_tokens_per_layer/Gather")
     random.graph.initializer.append(from_array(np.array([1.0], np.float32), "ratio"))
     random.graph.node.insert(0, make_node("Nonsense", ["input_ids", "ratio"], ["rows"], name="odd"))
     lookup.input[1] = "rows"
-    refused(tmp_path, random, "looks a token up by cannot be computed", BOTH)
+    refused(tmp_path, random, BOTH, "looks a token up by cannot be computed")

@@ -126,8 +126,8 @@ def test_captures_in_subgraphs_are_renamed(tmp_path: Path) -> None:
 
 def test_spelling_and_wiring_that_disagree_about_the_layer(tmp_path: Path) -> None:
     proto = spelt(past_key_values__0__key="past_key_values.7.key")
-    refused(tmp_path, proto, r"'past_key_values\.7\.key' is spelt as layer 7's key, but attention 0 reads it as its key; "
-        r"it could be past_key_values\.7\.key or past_key_values\.0\.key", RenameIO())  # fmt: skip
+    refused(tmp_path, proto, RenameIO(), r"'past_key_values\.7\.key' is spelt as layer 7's key, but attention 0 reads it as its key; "
+        r"it could be past_key_values\.7\.key or past_key_values\.0\.key")  # fmt: skip
 
 
 def test_swapped_key_and_value_names(tmp_path: Path) -> None:
@@ -135,8 +135,8 @@ def test_swapped_key_and_value_names(tmp_path: Path) -> None:
     refused(
         tmp_path,
         proto,
-        r"'past_key_values\.0\.value' is spelt as layer 0's value, but attention 0 reads it as its key",
         RenameIO(),
+        r"'past_key_values\.0\.value' is spelt as layer 0's value, but attention 0 reads it as its key",
     )
 
 
@@ -147,8 +147,8 @@ def test_a_packed_cache_is_refused(tmp_path: Path) -> None:
     refused(
         tmp_path,
         proto,
-        r"'past_5' is FLOAT \[2, batch_size, 1, past, 8\], several caches in one; one \[batch, kv heads",
         RenameIO(),
+        r"'past_5' is FLOAT \[2, batch_size, 1, past, 8\], several caches in one; one \[batch, kv heads",
     )
 
 
@@ -158,19 +158,19 @@ def test_a_cache_that_nothing_tells_about_is_refused(tmp_path: Path) -> None:
     refused(
         tmp_path,
         proto,
-        "'mystery' has rank 4 as a cache has, but its name spells no layer and key or value",
         RenameIO(),
+        "'mystery' has rank 4 as a cache has, but its name spells no layer and key or value",
     )
 
 
 def test_two_masks_are_ambiguous(tmp_path: Path) -> None:
     proto = spelt(attention_mask="mask")
     proto.graph.input.append(make_tensor_value_info("attn_mask", INT64, ["b", "other"]))
-    refused(tmp_path, proto, "attention_mask could be mask or attn_mask; rename one of them", RenameIO())
+    refused(tmp_path, proto, RenameIO(), "attention_mask could be mask or attn_mask; rename one of them")
     proto = decoder()
     proto.graph.input.append(make_tensor_value_info("second", INT64, ["b", "other"]))
     refused(
-        tmp_path, proto, r"input 'second' \(INT64 \[b, other\]\) is not understood; it could be input_ids", RenameIO()
+        tmp_path, proto, RenameIO(), r"input 'second' \(INT64 \[b, other\]\) is not understood; it could be input_ids"
     )
 
 
@@ -178,7 +178,7 @@ def test_positions_of_another_name_are_not_taken_for_token_ids(tmp_path: Path) -
     proto = spelt(position_ids="where")
     proto.graph.node.append(make_node("Gather", ["embed_tokens", "where"], ["angles"]))
     proto.graph.initializer.add(name="embed_tokens", data_type=FLOAT, dims=[0, 4])
-    refused(tmp_path, proto, "input 'where' .* is not understood; it could be input_ids or position_ids", RenameIO())
+    refused(tmp_path, proto, RenameIO(), "input 'where' .* is not understood; it could be input_ids or position_ids")
 
 
 def test_two_outputs_that_could_be_the_logits(tmp_path: Path) -> None:
@@ -186,14 +186,14 @@ def test_two_outputs_that_could_be_the_logits(tmp_path: Path) -> None:
     proto.graph.node.append(make_node("Identity", ["one"], ["two"]))
     proto.graph.output.append(make_tensor_value_info("two", FLOAT, ["b", "s", 32]))
     refused(
-        tmp_path, proto, "the logits could be one or two; one floating-point output of rank 3 is expected", RenameIO()
+        tmp_path, proto, RenameIO(), "the logits could be one or two; one floating-point output of rank 3 is expected"
     )
 
 
 def test_two_caches_for_one_name(tmp_path: Path) -> None:
     proto = spelt(past_key_values__0__key="past_key_0")
     proto.graph.input.append(make_tensor_value_info("past_k_0", FLOAT, ["b", 1, "t", 8]))
-    refused(tmp_path, proto, r"past_key_0 and past_k_0 would both be named past_key_values\.0\.key", RenameIO())
+    refused(tmp_path, proto, RenameIO(), r"past_key_0 and past_k_0 would both be named past_key_values\.0\.key")
 
 
 def test_a_name_that_an_inner_value_has_is_refused(tmp_path: Path) -> None:
@@ -202,8 +202,8 @@ def test_a_name_that_an_inner_value_has_is_refused(tmp_path: Path) -> None:
     refused(
         tmp_path,
         proto,
-        "'mask' should be named 'attention_mask', but a value inside the graph has that name",
         RenameIO(),
+        "'mask' should be named 'attention_mask', but a value inside the graph has that name",
     )
 
 

@@ -99,20 +99,20 @@ def test_images_now_and_sound_later_is_both_at_once(tmp_path: Path) -> None:
 
 
 def test_what_is_no_embedding_graph_is_refused(tmp_path: Path) -> None:
-    refused(tmp_path, embed_tokens(), "no placeholder token is given", ScatterFeatures())
-    refused(tmp_path, embed_tokens(), "image and audio are both token 7", ScatterFeatures(image=7, audio=7))
+    refused(tmp_path, embed_tokens(), ScatterFeatures(), "no placeholder token is given")
+    refused(tmp_path, embed_tokens(), ScatterFeatures(image=7, audio=7), "image and audio are both token 7")
     unknown = embed_tokens()
     unknown.graph.output[0].CopyFrom(make_tensor_value_info("inputs_embeds", FLOAT, ["b", "s", "h"]))
-    refused(tmp_path, unknown, r"inputs_embeds is FLOAT \[b, s, h\]; floats .* with a number for the last", BOTH)
+    refused(tmp_path, unknown, BOTH, r"inputs_embeds is FLOAT \[b, s, h\]; floats .* with a number for the last")
     ranked = embed_tokens()
     ranked.graph.input[0].CopyFrom(make_tensor_value_info("input_ids", INT64, ["s"]))
-    refused(tmp_path, ranked, r"input_ids is INT64 \[s\]; token ids", BOTH)
+    refused(tmp_path, ranked, BOTH, r"input_ids is INT64 \[s\]; token ids")
     taken = embed_tokens()
     taken.graph.node[0].output[0] = taken.graph.node[1].input[0] = "image_features"
-    refused(tmp_path, taken, "a value inside the graph is named 'image_features'", BOTH)
+    refused(tmp_path, taken, BOTH, "a value inside the graph is named 'image_features'")
     old = embed_tokens()
     old.opset_import[0].version = 15
-    refused(tmp_path, old, "needs opset 16, the model has 15", BOTH)
+    refused(tmp_path, old, BOTH, "needs opset 16, the model has 15")
 
 
 @pytest.mark.parametrize("precision", ["", "_fp16", "_q4", "_q4f16", "_quantized"])

@@ -214,7 +214,7 @@ def test_operators_without_known_kernels_are_refused(node: Any, sentence: str, t
     proto = decoder()
     node.name = "mine"
     proto.graph.node.insert(0, node)
-    refused(tmp_path, proto, ToFp16(), ToFp16())
+    refused(tmp_path, proto, ToFp16(), sentence)
 
 
 def test_control_flow_is_refused(tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_control_flow_is_refused(tmp_path: Path) -> None:
     body = [make_graph([make_node("Identity", ["logits"], [n])], n, [], [make_tensor_value_info(n, FLOAT, [])]) for n in "ab"]  # fmt: skip
     proto.graph.input.append(make_tensor_value_info("which", TensorProto.BOOL, []))
     proto.graph.node.append(make_node("If", ["which"], ["y"], name="if", then_branch=body[0], else_branch=body[1]))
-    refused(tmp_path, proto, ToFp16(), ToFp16())
+    refused(tmp_path, proto, ToFp16(), "If node 'if' has a subgraph; graphs without control flow are converted")
 
 
 # The weights

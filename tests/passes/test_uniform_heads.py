@@ -135,19 +135,19 @@ def test_what_cannot_be_padded_is_refused(tmp_path: Path) -> None:
     refused(
         tmp_path,
         proto,
-        r"past_key_values\.1\.value is FLOAT \[.*, size\]; numbers are expected for its KV heads",
         UniformHeads(),
+        r"past_key_values\.1\.value is FLOAT \[.*, size\]; numbers are expected for its KV heads",
     )
     proto = decoder()
     proto.graph.output[-1].type.tensor_type.shape.dim[3].dim_value = 24
-    refused(tmp_path, proto, r"layer 1's value is \(1, 16\) as past, but \(1, 24\) as present", UniformHeads())
+    refused(tmp_path, proto, UniformHeads(), r"layer 1's value is \(1, 16\) as past, but \(1, 24\) as present")
     proto = decoder()
     proto.opset_import[0].version = 10
-    refused(tmp_path, proto, "opset 10 has no Slice with inputs; 11 or newer is expected", UniformHeads())
+    refused(tmp_path, proto, UniformHeads(), "opset 10 has no Slice with inputs; 11 or newer is expected")
     proto = decoder()
     del proto.graph.input[-4:]
     del proto.graph.output[1:]
-    refused(tmp_path, proto, r"no past_key_values\.N\.key is in the interface", UniformHeads())
+    refused(tmp_path, proto, UniformHeads(), r"no past_key_values\.N\.key is in the interface")
 
 
 # In the folder

@@ -25,6 +25,7 @@ import queue
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -150,15 +151,17 @@ def _started(limits: Limits) -> Iterator[subprocess.Popen[bytes]]:
     code = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import main; main()"
     environment = {name: value for name, value in os.environ.items() if name not in _KEPT_OUT}
     loud = bool(os.environ.get("GEMMA4_SURGERY_TRACEBACK"))
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-c", code],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=None if loud else subprocess.PIPE, env=environment,
-    )  # fmt: skip
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
+    # A process that is killed cannot remove its temporary files.
+    with tempfile.TemporaryDirectory(prefix="gemma4-surgery-", ignore_cleanup_errors=True) as place:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-c", code], env={**environment, "TMPDIR": place},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=None if loud else subprocess.PIPE,
+        )  # fmt: skip
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
 
 
 def _read(stream: IO[bytes], lines: queue.SimpleQueue[bytes]) -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -175,6 +176,18 @@ def test_it_ends_with_the_process_that_started_it(way: int) -> None:
         process = int(parent.stdout.readline())
         parent.send_signal(way)
     assert gone(process)
+
+
+def leaves_a_file(tell: Tell) -> None:
+    tell(tempfile.mkdtemp())
+    os.abort()
+
+
+def test_no_temporary_file_stays() -> None:
+    places: list[str] = []
+    with pytest.raises(ProcessEnded, match="SIGABRT"):
+        run(leaves_a_file, answer=type(None), limits=LIMITS, told=places.append)
+    assert len(places) == 1 and not Path(places[0]).exists()
 
 
 def environment(_: Tell) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -41,7 +42,8 @@ def generate(
         folder, prompt, new_tokens=new_tokens, sample=sample, seed=seed, template=not raw,
         images=image or (), sounds=audio or (), precision=precision, listener=JobProgress(),
     )  # fmt: skip
-    for piece in pieces:
-        sys.stdout.write(spoken(piece))
-        sys.stdout.flush()
+    with contextlib.closing(pieces):  # its process ends also where nobody reads on
+        for piece in pieces:
+            sys.stdout.write(spoken(piece))
+            sys.stdout.flush()
     sys.stdout.write("\n")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 from surgery.jobs.listener import SILENT, Listener
@@ -20,7 +20,7 @@ def generate(
     sounds: Sequence[str | Path] = (),
     precision: str | None = None,
     listener: Listener = SILENT,
-) -> Iterator[str]:
+) -> Generator[str, None, None]:
     """The answer in pieces of text: by onnxruntime-genai for a GenAI folder, by two sessions for one with two graphs.
 
     Decoding is greedy; `sample` uses the folder's sampling values, `seed` makes a sampled answer repeatable. `template`

@@ -192,8 +192,10 @@ def show_report(console: Console, report: Report, *, brief: bool = False) -> Non
         heads = ("layer", "max |x|", "headroom to 65504", "not finite", "value")
         rows = [(p.layer_name, f"{p.max_abs:.4g}", f"{p.headroom:.4g}", p.not_finite, p.value) for p in report.peaks]
         show_rows(console, "Residual stream", heads, rows, right="max |x|,headroom to 65504,not finite")
-    for case in report.skipped:
-        console.print(plain(f"left out {case.name}: {case.reason}", "dim"))
+    reasons = dict.fromkeys(case.reason for case in report.skipped)
+    for reason in reasons:
+        names = ", ".join(case.name for case in report.skipped if case.reason == reason)
+        console.print(plain(f"left out {names}: {reason}", "dim"))
     good = len(report.gates) - len(report.failed)
     seconds = sum(report.seconds.values())
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())

@@ -45,6 +45,10 @@ class DecodeLoop:
         self._mask: Array = np.zeros((rows, 0), np.int64)
         self.cache: KVCaches = runner.start(rows)
 
+    def begin(self, mask: Array, caches: KVCaches) -> None:
+        """Take tokens as fed before: their mask, int64 [B, tokens], and what the caches hold of them."""
+        self._mask, self.cache = mask, caches
+
     def prompt(
         self, rows: Sequence[Sequence[int]], pad: int = 0, chunk: int | None = None, side: PaddingSide = "right"
     ) -> Iterator[Step]:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 OrtTensor: TypeAlias = "ort.OrtValue"
 """A tensor on the device of its session; `host` makes a numpy array of it."""
-KVCaches: TypeAlias = "dict[Slot, ort.OrtValue]"
+KVCaches: TypeAlias = "dict[Slot, Array | ort.OrtValue]"
 """The KV caches between two steps: [batch, kv heads, tokens so far, head size] each."""
 
 _DTYPES: dict[str, type[np.generic]] = {
@@ -123,9 +123,9 @@ def installed_onnxruntime() -> str | None:
     return None
 
 
-def host(value: OrtTensor) -> Array:
+def host(value: Array | OrtTensor) -> Array:
     """A tensor as a numpy array in this process's memory."""
-    array: Array = value.numpy()
+    array: Array = value if isinstance(value, np.ndarray) else value.numpy()
     return array
 
 

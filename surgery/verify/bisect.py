@@ -26,6 +26,7 @@ from surgery.runtime.sessions import Array, Feed, KVCaches, OpenGraph, OrtTensor
 from surgery.runtime.two_graphs import TwoGraphModel
 from surgery.source.export import GraphPair
 from surgery.verify.agreement import own_part
+from surgery.verify.made_up_caches import made_up_caches, mask_of
 from surgery.verify.prompts import Case
 from surgery.verify.residual_stream import residual_stream
 
@@ -82,7 +83,12 @@ def find_divergence(
     plain = replace(settings, optimized=False)
     source, merged = _Source(pair, plain), _Exposed(path, plain)
     theirs, ours = source.start(len(case.rows)), merged.graph.empty_cache(len(case.rows))
-    for number, feed in enumerate(_feeds(case, steps, source)):
+    steps, mask = case.steps(steps), None
+    if case.past:
+        own = {slot: host(value).shape for slot, value in theirs.items()}
+        theirs, ours = (made_up_caches(empty, case, steps, "front", own) for empty in (theirs, ours))
+        mask = mask_of(case.past)[:, ::-1]
+    for number, feed in enumerate(_feeds(case, steps, source, mask)):
         expected, theirs = source.step(feed, theirs)
         outputs, ours = merged.graph.run({"input_ids": feed.ids, **merged.graph.steering(feed, keep_of(feed))}, ours)
         found = merged.values(outputs, ours)
@@ -143,10 +149,10 @@ class _Source:
         return values.get(name)
 
 
-def _feeds(case: Case, steps: int, source: _Source) -> Iterator[Feed]:
+def _feeds(case: Case, steps: int, source: _Source, mask: Array | None) -> Iterator[Feed]:
     """The pieces of the prompt, then the source's greedy tokens. Padding is where both graphs take it alike, in front."""
     feed = None
-    for feed in prompt_feeds(case.rows, case.pad, case.chunk, side="left"):
+    for feed in prompt_feeds(case.rows, case.pad, case.chunk, mask, "left"):
         yield feed
     assert feed is not None  # a case has tokens
     for _ in range(steps):

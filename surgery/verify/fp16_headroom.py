@@ -100,5 +100,5 @@ def measure_headroom(
         if progress is not None:
             progress(case)
 
-    record(watched, cases, steps=steps, budget=0, progress=told)
+    record(watched, [case for case in cases if not case.past], steps=steps, budget=0, progress=told)
     return tuple(watched.peaks[layer] for layer in sorted(watched.peaks))

@@ -105,9 +105,11 @@ def check_generation(
 def comparable(case: Case) -> bool:
     """Whether GenAI reads the prompt as the source does: it takes the mask from where the pad id is.
 
-    A row alone is read as padded where it ends in that id, a row of a batch where it holds it. It cannot feed a
+    It takes no caches. A row alone is read as padded where it ends in that id, a row of a batch where it holds it. It cannot feed a
     batch in chunks: the second one has a tensor of negative size (0.18.0).
     """
+    if case.past:
+        return False
     if len(case.rows) == 1:
         return case.rows[0][-1] != case.pad
     return case.chunk is None and all(case.pad not in row for row in case.rows)

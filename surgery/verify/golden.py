@@ -74,7 +74,7 @@ class Golden:
 
 def prompts_digest(cases: Sequence[Case]) -> str:
     """SHA-256 of all that a model is fed; names and descriptions may change."""
-    fed = [[case.rows, case.chunk, case.pad] for case in cases]
+    fed = [[case.rows, case.chunk, case.pad, case.past, case.window, case.tokens] for case in cases]
     return hashlib.sha256(json.dumps(fed, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -167,7 +167,7 @@ def _golden(arrays: _Arrays, path: Path) -> Golden:
     if header["prompts"] != prompts_digest([answer.case for answer in recording.answers]):
         raise ValueError("its prompts are not those that its header was made for")
     tokens = _whole(header["tokens"])
-    if any(len(answer.steps) - answer.prefill + 1 != tokens for answer in recording.answers):
+    if any(len(answer.steps) - answer.prefill != answer.case.steps(tokens - 1) for answer in recording.answers):
         raise ValueError(f"an answer has not {tokens} tokens")
     return Golden(
         recording, str(header["model"]), _texts(header["graphs"]), tokens, dict(header["settings"]),
@@ -202,7 +202,11 @@ def _case(fields: Mapping[str, Any]) -> Case:
     if not rows or not all(rows):
         raise ValueError("a case has no tokens")
     chunk = None if fields["chunk"] is None else max(1, _whole(fields["chunk"]))
-    return Case(str(fields["name"]), str(fields["covers"]), rows, chunk, _whole(fields["pad"]), bool(fields["heavy"]))
+    past, (pad, window, tokens) = fields["past"], (_whole(fields[name]) for name in ("pad", "window", "tokens"))
+    if len(past) not in (0, len(rows)) or not all(map(_whole, past)):
+        raise ValueError(f"a case has {len(rows)} rows and a past of {past!r}")
+    name, covers, heavy = str(fields["name"]), str(fields["covers"]), bool(fields["heavy"])
+    return Case(name, covers, rows, chunk, pad, heavy, tuple(past), window, tokens)
 
 
 def _logits(arrays: _Arrays, name: str, rows: int) -> Array:

@@ -9,25 +9,33 @@ from typing import Literal
 
 TokenRow = tuple[int, ...]
 
+BEYOND = 64
+"""Tokens that the long prompts have more than the window."""
 LONGEST = 600
-"""The most tokens in a built-in prompt: past the window of 512, and still seconds on a CPU."""
+"""The most tokens of a prompt that a repack ends with: past the window of 512, and still seconds on a CPU."""
+CONTINUED = 24
+"""Tokens that a padded batch is continued by where rows cross the window."""
+_CACHED = ("cached-past-the-window", "cached-padded-batch")
+_WHOLE = ("past-the-window", "past-the-window-in-chunks")
 
 CLOSING = frozenset(
     {
         "one-token", "lowest-ids", "highest-ids", "pad-inside", "image-placeholder", "audio-placeholder", "batch",
-        "ragged-batch", "chunks-of-7", "past-the-window-in-chunks", "conversation", "latin", "scripts", "persian",
+        "ragged-batch", "chunks-of-7", "past-the-window-in-chunks", *_CACHED, "conversation", "latin", "scripts", "persian",
         "chinese", "emoji", "code",
     }
 )  # fmt: skip
 """The cases that a repack ends with: one for each way in which the passes could be wrong, none for a second time.
 
 Left to a full check are further texts, which take the same way through the graphs; chunks of 1 and 3, which cost a
-run per chunk; and the long prompt in one piece: in chunks it crosses the window too, and reads the caches besides.
+run per chunk; and the long prompt in one piece: in chunks it crosses the window too, and reads the caches besides. Where
+the window is of 1,024 tokens the chunks are left to it as well: then made-up caches alone take the place of a prompt.
 """
 GENERATED = frozenset({"one-token", "latin", "scripts", "conversation", "chunks-of-7", "batch", "ragged-batch"})
 """Those of CLOSING that the real runtime generates from too: one for each way in which it feeds a graph. That the
 graph answers as the source does, given what it is fed, the numbers have shown by then.
 """
+_NOT_CLOSING = "validate runs it too"
 Coverage = Literal["full", "closing", "light"]
 """Which cases are run: all; those of CLOSING; those of CLOSING that take no more than a few dozen tokens."""
 
@@ -38,6 +46,9 @@ class Case:
 
     `rows` are token ids; rows of different length are padded on the right with `pad`. The prompt is fed in
     pieces of `chunk` tokens where that is given. `heavy` cases are left out of a light check.
+
+    `past` is how many tokens of each row are in the caches already, with numbers that are made up; `window` is what
+    they have to do with (surgery.verify.made_up_caches). `tokens` is the least length of the greedy continuation.
     """
 
     name: str
@@ -46,14 +57,27 @@ class Case:
     chunk: int | None = None
     pad: int = 0
     heavy: bool = False
+    past: tuple[int, ...] = ()
+    window: int = 0
+    tokens: int = 0
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens of each row, those in the caches too."""
+        past = self.past or (0,) * len(self.rows)
+        return tuple(before + len(row) for before, row in zip(past, self.rows, strict=True))
 
     @property
     def ragged(self) -> bool:
-        return len({len(row) for row in self.rows}) > 1
+        return len(set(self.lengths)) > 1
 
     @property
     def longest(self) -> int:
-        return max(len(row) for row in self.rows)
+        return max(self.lengths)
+
+    def steps(self, least: int) -> int:
+        """Decode steps, where `least` are asked for."""
+        return max(least, self.tokens - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +103,17 @@ class Vocabulary:
 
 
 def within(scope: Coverage, cases: Sequence[Case | Skipped]) -> list[Case | Skipped]:
-    """The cases of a scope. A light check names the heavy ones as skipped; cases of other scopes are not its own."""
+    """The cases of a scope; those that are left to a wider one as skipped."""
     if scope == "full":
         return list(cases)
-    found = [case for case in cases if case.name in CLOSING]
-    return without_heavy(found) if scope == "light" else found
+    closing = [case if case.name in CLOSING else Skipped(case.name, _NOT_CLOSING) for case in cases]
+    return without_heavy([_short(case) for case in closing]) if scope == "light" else [_short(case) for case in closing]
+
+
+def _short(case: Case | Skipped) -> Case | Skipped:
+    if isinstance(case, Skipped) or case.past or case.longest <= LONGEST:
+        return case
+    return Skipped(case.name, f"it has more than {LONGEST} tokens: validate runs it, and here caches take its place")
 
 
 def without_heavy(cases: Iterable[Case | Skipped]) -> list[Case | Skipped]:
@@ -116,6 +146,7 @@ def _fault(case: Case, vocabulary: Vocabulary, steps: int) -> str | None:
         return "the tokenizer does not know all of its letters"  # GenAI's tokenizers give -1 for these
     if outside:
         return f"token id {outside[0]} is outside of the vocabulary of {vocabulary.size}"
+    steps = case.steps(steps)
     if case.longest + steps > vocabulary.context:
         return f"{case.longest} tokens and {steps} more do not fit the context of {vocabulary.context}"
     return None
@@ -144,28 +175,29 @@ def of_ids(vocabulary: Vocabulary) -> Iterator[Case | Skipped]:
     for chunk in (1, 3, 7):
         yield Case(f"chunks-of-{chunk}", "the prompt in pieces", (words,), chunk=chunk)
     yield Case("batch", "two rows of one length", (words[:9], first + ordinary(len(words[:9]) - len(first))))
-    yield Case("ragged-batch", "two rows, the shorter padded on the right", (words[:5], words[3:14]), pad=pad)
+    crossed = CONTINUED if vocabulary.window and vocabulary.window < CONTINUED else 0
+    rows = (words[:5], words[3:14])
+    yield Case("ragged-batch", "two rows, the shorter padded on the right", rows, pad=pad, tokens=crossed)
     yield from _past_the_window(vocabulary, first, ordinary)
 
 
 def _past_the_window(
     vocabulary: Vocabulary, first: TokenRow, ordinary: Callable[[int], TokenRow]
 ) -> Iterator[Case | Skipped]:
-    window = vocabulary.window
-    if window is None or window >= LONGEST:
-        why = "no window is known" if window is None else f"the window of {window} is longer than {LONGEST}"
-        yield Skipped("past-the-window", why)
+    window, pad = vocabulary.window, vocabulary.pad or 0
+    if window is None:
+        yield from (Skipped(name, "no window is known") for name in (*_CACHED, *_WHOLE))
         return
-    row = first + ordinary(min(window + 64, LONGEST) - len(first))
-    yield Case("past-the-window", "more tokens than a sliding layer sees", (row,), heavy=True)
-    chunk = max(2, window * 3 // 8)
+    length, inside = window + BEYOND, max(window - 8, window // 2)
+    alone, together = _CACHED
+    yield Case(alone, "what a window hides, behind caches", (ordinary(5),), past=(length - 5,), window=window)
     yield Case(
-        "past-the-window-in-chunks",
-        "a window that reaches back into a chunk",
-        (row,),
-        chunk=chunk,
-        heavy=True,
-    )
+        together, "rows that are past the window and get there, the shorter padded", (ordinary(1), ordinary(1)),
+        pad=pad, past=(length - 1, inside), window=window, tokens=CONTINUED,
+    )  # fmt: skip
+    row, (whole, pieces) = first + ordinary(length - len(first)), _WHOLE
+    yield Case(whole, "more tokens than a sliding layer sees", (row,), heavy=True)
+    yield Case(pieces, "a window that reaches back into a chunk", (row,), chunk=max(2, window * 3 // 8), heavy=True)
 
 
 def _ordinary(vocabulary: Vocabulary) -> Callable[[int], TokenRow]:

@@ -17,6 +17,7 @@ from surgery.attention.kv_wiring import Slot
 from surgery.attention.sequence_lengths import Padding
 from surgery.runtime.decoding import DecodeLoop, Step
 from surgery.runtime.sessions import Array, Runner, host
+from surgery.verify.made_up_caches import made_up_caches, mask_of
 from surgery.verify.prompts import Case
 
 CACHE_BUDGET = 512 * 2**20
@@ -37,7 +38,8 @@ class StoredCache:
 class Answer:
     """What a model answered to one case. The first `prefill` steps are the pieces of the prompt.
 
-    In the caches the tokens of a padded row lie side by side, with zeros behind them, wherever the model has them.
+    In the caches the tokens of a padded row lie side by side, with zeros behind them, wherever the model has them. Of a
+    case with a past they hold the tokens that were fed.
     """
 
     case: Case
@@ -77,54 +79,78 @@ def record(
         if progress is not None:
             progress(case.name)
         chosen = follow.answers[index].tokens() if follow is not None else None
-        if padding == "none" and case.ragged:
-            answer = _run_rows(runner, case, steps, chosen, budget)
-        else:
-            answer = _run(runner, case, steps, chosen, budget, padding)
+        known = follow.answers[index].caches if follow is not None else None
+        alone = padding == "none" and case.ragged
+        run = _run_rows if alone else _run
+        answer = run(runner, case, case.steps(steps), chosen, budget, padding, known)
         budget -= sum(cache.values.nbytes for cache in answer.caches.values() if cache.values is not None)
         answers.append(answer)
     return Recording(tuple(answers))
 
 
 def _run(
-    runner: Runner, case: Case, steps: int, chosen: Array | None, budget: int, padding: Padding = "none"
+    runner: Runner,
+    case: Case,
+    steps: int,
+    chosen: Array | None,
+    budget: int,
+    padding: Padding,
+    known: Mapping[Slot, StoredCache] | None,
 ) -> Answer:
+    """`known` are the caches of the model that is followed, which tell what of this one's is no padding."""
     loop = DecodeLoop(runner, len(case.rows))
+    if case.past:
+        own = {found: cache.shape for found, cache in known.items()} if known is not None else None
+        loop.begin(mask_of(case.past), made_up_caches(loop.cache, case, steps, padding, own))
     taken = list(loop.prompt(case.rows, case.pad, case.chunk))
     prefill = len(taken)
     for number in range(steps):
         taken.append(loop.append(taken[-1].greedy() if chosen is None else chosen[:, number]))
     caches = {found: host(value) for found, value in loop.cache.items()}
-    if case.ragged:
+    if case.ragged or case.past:
         caches = {found: _packed(values, case, steps, padding) for found, values in caches.items()}
     return Answer(case, prefill, tuple(taken), _stored(caches, budget))
 
 
 def _packed(values: Array, case: Case, steps: int, padding: Padding) -> Array:
-    """A cache of a padded batch with each row's tokens side by side, and zeros behind them."""
-    packed = np.zeros_like(values)
+    """What a cache holds of the tokens that were fed: each row's side by side, and zeros behind them."""
+    width = max(len(row) for row in case.rows)
+    packed = np.zeros((*values.shape[:2], width + steps, values.shape[3]), values.dtype)
     for row, tokens in enumerate(case.rows):
-        real = len(tokens) + steps
-        places = {"front": np.arange(-real, 0), "behind": np.arange(real)}.get(padding)
-        if places is None:
-            places = np.r_[: len(tokens), values.shape[2] - steps : values.shape[2]]
+        real, past = len(tokens) + steps, case.past[row] if case.past else 0
+        places = np.arange(past, past + real)
+        if padding == "front":
+            places = np.arange(values.shape[2] - real, values.shape[2])
+        elif padding == "between":
+            prompt = values.shape[2] - steps - width
+            places = np.r_[prompt : prompt + len(tokens), prompt + width : prompt + width + steps]
         packed[row, :, :real] = values[row][:, places]
     return packed
 
 
-def _run_rows(runner: Runner, case: Case, steps: int, chosen: Array | None, budget: int) -> Answer:
+def _run_rows(
+    runner: Runner,
+    case: Case,
+    steps: int,
+    chosen: Array | None,
+    budget: int,
+    padding: Padding,
+    known: Mapping[Slot, StoredCache] | None,
+) -> Answer:
     """A padded batch row by row, put together as a batch; each of its steps computes the rows of one."""
     answers, caches = [], []
     for index, row in enumerate(case.rows):
         taken = None if chosen is None else chosen[index : index + 1]
-        answer = _run(runner, replace(case, rows=(row,), chunk=None), steps, taken, budget)
+        one = replace(case, rows=(row,), past=case.past[index : index + 1], chunk=None)
+        answer = _run(runner, one, steps, taken, budget, padding, known)
         answers.append(answer)
         caches.append(answer.caches)
     together = [
         Step(np.concatenate([step.logits for step in found]), found[0].computed_rows)
         for found in zip(*(answer.steps for answer in answers), strict=True)
     ]
-    whole = {found: _stacked([cache[found] for cache in caches], case.longest + steps) for found in caches[0]}
+    width = max(len(row) for row in case.rows) + steps
+    whole = {found: _stacked([cache[found] for cache in caches], width) for found in caches[0]}
     kept = {found: values for found, values in whole.items() if values is not None}
     return Answer(case, 1, tuple(together), _stored(kept, budget))
 

@@ -81,9 +81,10 @@ _REGROUPED_SINGLE = Thresholds(
 worth 1e-5 in the logits, 3e-6 in their mean, 1e-11 in the KL (the fixtures with ONNX Runtime's optimizations off)."""
 
 _REGROUPED_HALF = Thresholds(
-    logits=0, regrouped=5e-2, caches=0, mean=1e-2, kl=1e-3, cosine=0.9999, top1=1, top10=0.95, exact=1, first=1
+    logits=0, regrouped=0.1, caches=0, mean=0.03, kl=1e-3, cosine=0.9999, top1=1, top10=0.95, exact=1, first=1
 )
-"""As above. Logits go to 30, the softcap, where float16 steps by 0.016: three steps."""
+"""As above. A row of a padded batch is 0.047 from the row alone in the fixtures, 0.0081 in the mean: as far as float16 is
+in another order, below. A window of one token more or less is worth 1 and more (tests/verify/test_window_faults.py)."""
 
 _REORDERED_SINGLE = Thresholds(
     logits=1e-4, regrouped=1e-4, caches=1e-4, mean=3e-5, kl=1e-8, cosine=0.999999, top1=1, top10=0.99, exact=1, first=1

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from surgery.errors import RequestError
 from surgery.verify.prompt_file import Prompt, cases_of, read_prompts, shipped, shipped_texts
-from surgery.verify.prompts import CLOSING, Case, Skipped, Vocabulary, of_ids, within
+from surgery.verify.prompts import CLOSING, Case, Coverage, Skipped, Vocabulary, of_ids, within
 
 REAL = Vocabulary(size=262144, context=131072, bos=2, pad=0, eos=(1,), image=258880, audio=258881, window=512)
 
@@ -104,7 +105,21 @@ def test_the_closing_cases_are_enough() -> None:
     assert any(case.chunk and case.longest > 512 for case in cases)
     assert any(max(case.rows[0]) == 262143 for case in cases) and any(258880 in case.rows[0] for case in cases)
     light = within("light", found)
-    assert [case.name for case in light if isinstance(case, Skipped)] == ["past-the-window-in-chunks"]
+    left = {case.name: case.reason for case in light if isinstance(case, Skipped)}
+    assert left.keys() | CLOSING == {case.name for case in found}, "what is left out is listed"
+    assert [name for name, reason in left.items() if "heavy" in reason] == ["past-the-window-in-chunks"]
+
+
+@pytest.mark.parametrize("scope", ["light", "closing", "full"])
+@pytest.mark.parametrize("window", [8, 512, 1024])
+def test_every_proof_crosses_the_window_also_in_a_padded_batch(scope: Coverage, window: int) -> None:
+    found = within(scope, list(of_ids(replace(REAL, window=window))))
+    long = [case for case in found if isinstance(case, Case) and case.longest == window + 64]
+    padded = [case for case in long if case.ragged]
+    assert {len(case.rows) for case in long} == {1, 2} and padded
+    for case in padded:
+        assert min(case.lengths) < window < min(case.lengths) + case.steps(2), "the shorter row gets there"
+        assert case.steps(2) + 1 >= 24
 
 
 def test_without_a_tokenizer_ids_are_left() -> None:

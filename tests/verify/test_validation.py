@@ -95,7 +95,7 @@ def test_a_repacked_folder_is_its_source_bit_by_bit(export: Export, precision: s
     assert all(case.max_abs == case.cache_max_abs == 0 for case in report.cases)
     even = [case for case in report.cases if len(case.continuations) == 1 or case.name == "batch"]
     assert all(case.mean_abs == case.kl == case.regrouped_max_abs == 0 for case in even)
-    assert len(even) == len(report.cases) - 3, "three are padded batches"
+    assert len(even) == len(report.cases) - 4, "four are padded batches"
     assert {"conversation", "latin", "scripts", "past-the-window"} <= {case.name for case in report.cases}
     assert len(report.section("runtime")) == 7
     assert "source" in told and "source runs: ragged-batch" in told
@@ -378,7 +378,8 @@ def test_prompts_that_do_not_fit_are_skipped_with_the_reason() -> None:
     cases, skipped = every_case(Vocabulary(size=10, context=12, window=4096), None, None)
     reasons = {case.name: case.reason for case in skipped}
     assert reasons["bos-only"] == "no bos_token_id is given"
-    assert reasons["past-the-window"] == "the window of 4096 is longer than 600"
+    assert reasons["past-the-window"] == "4160 tokens and 8 more do not fit the context of 12"
+    assert reasons["cached-padded-batch"] == "4160 tokens and 23 more do not fit the context of 12"
     assert reasons["repeated"] == "12 tokens and 8 more do not fit the context of 12"
     assert reasons["latin"] == "the folder has no tokenizer that works"
     assert all(token < 10 for case in cases for row in case.rows for token in row)

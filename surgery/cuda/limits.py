@@ -1,7 +1,8 @@
 """What CUDA kernels do not do although their registration does not tell: a node beyond a limit fails when it runs.
 
 Found by the strings in the CUDA providers of the wheels 1.24.4 to 1.31.1, and for Gather in the runtime's own fix
-(microsoft/onnxruntime#28108): before it, wrong rows came back without an error.
+(microsoft/onnxruntime#28108): before it, wrong rows came back without an error. So they do of codes without zero points:
+the CPU provider takes 2^(bits - 1) for 0, this one 0 (microsoft/onnxruntime#31692); 2 bits have kernels on the CPU alone.
 """
 
 from __future__ import annotations
@@ -61,6 +62,14 @@ def _large_table(node: NodeProto, types: Mapping[str, TensorType]) -> bool:
     return math.prod(sizes) >= 2**31
 
 
+def _no_zero_points(node: NodeProto, _: Mapping[str, TensorType]) -> bool:
+    return not any(node.input[3:4])
+
+
+def _two_bits(node: NodeProto, _: Mapping[str, TensorType]) -> bool:
+    return any(attribute.name == "bits" and attribute.i == 2 for attribute in node.attribute)
+
+
 def _odd_bits(node: NodeProto, _: Mapping[str, TensorType]) -> bool:
     return any(attribute.name == "bits" and attribute.i not in (2, 4, 8) for attribute in node.attribute)
 
@@ -72,6 +81,8 @@ LIMITS = (
     Limit("GroupQueryAttention", "an attention_bias", "1.29.0", _has_input(10)),
     Limit("GroupQueryAttention", "outputs without the present cache", "1.31.0", _no_present),
     Limit("Gather", "rows beyond element 2^31 of a table", "1.27.0", _large_table),
+    Limit("GatherBlockQuantized", "2 bits", None, _two_bits),
+    Limit("GatherBlockQuantized", "codes without zero points, which it reads as around 0,", None, _no_zero_points),
     Limit("MatMulNBits", "other widths than 2, 4 and 8 bits", None, _odd_bits),
 )
 """Each holds before the version that lifts it."""

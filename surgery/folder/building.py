@@ -32,6 +32,7 @@ from surgery.folder.model_card import CARD_FILE, model_card, on_batches
 from surgery.folder.multimodal import PROCESSORS, GraphPlan, check_export, media_config, usage, write_media_files
 from surgery.folder.publishing import Published
 from surgery.graph.model import Model
+from surgery.graph.quantised_weights import check_quantised
 from surgery.graph.weight_writing import Placed, Progress, consolidated_size, unlinkable
 from surgery.source.export import EMBED, ENCODERS, MEDIA_FILES, Export, GraphPair
 
@@ -75,8 +76,9 @@ def plan(
 ) -> tuple[Model, list[Outcome]]:
     """Apply the recipe to the decoder of a pair, in memory. Every extent of every weight is checked first."""
     decoder = Model.open(pair.decoder, export.architecture)
-    decoder.check_weights()
-    Model.open(pair.embed).check_weights()
+    for model in (decoder, Model.open(pair.embed)):
+        model.check_weights()
+        check_quantised(model)
     return apply(decoder, recipe, observe)
 
 
@@ -189,6 +191,7 @@ def _apply_named(part: GraphPlan, observe: Callable[[Outcome], None] | None) -> 
     """Apply a part's recipe; an error names the graph."""
     model = Model.open(part.source)
     model.check_weights()
+    check_quantised(model)
     try:
         return apply(model, part.recipe, observe)
     except SurgeryError as error:

@@ -27,6 +27,7 @@ from surgery.folder.manifest import manifest, refuse_foreign
 from surgery.folder.model_card import CARD_FILE, model_card
 from surgery.folder.publishing import Published
 from surgery.graph.model import Model
+from surgery.graph.quantised_weights import check_quantised
 from surgery.graph.weight_writing import Placed, Progress, unlinkable
 from surgery.source.export import DECODER, DTYPES, EMBED, Export, GraphPair
 
@@ -86,6 +87,8 @@ def build_text_only(
     may_replace = refuse_foreign if force else None
     refuse_existing(target, may_replace)
     graphs = [Model.open(path) for path in (pair.embed, pair.decoder)]
+    for graph in graphs:
+        check_quantised(graph)
     data_files = [file for graph in graphs for file in graph.source_files()]
     refuse_holding(target, (export.root, pair.embed, pair.decoder, *data_files))
     check_side_files(export)

@@ -138,7 +138,7 @@ def test_capture_is_foretold_from_what_crosses() -> None:
     whole = [FoldLogitsToKeep("all") if isinstance(step, FoldLogitsToKeep) else step for step in quick]
     found = predict(plan(pair, EXPORT, whole)[0])
     assert found.capture == "CUDA graph capture: yes, no value crosses between the memories" and found.can_be_captured
-    crossing = "/model/attn_mask_reformat/attn_mask_subgraph/Sub/Unsqueeze/output_0"
-    assert said[1] == f"CUDA graph capture: no, {crossing!r} crosses between the memories"
+    crossing = "/model/padding/alone/output_0"
+    assert said[1] == f"CUDA graph capture: no, {crossing!r} crosses between the memories, and 3 more"
     assert said[2] == f"CUDA graph capture: no, {ROWS[0]!r} crosses between the memories, and 1 more"
     assert "because of these nodes" in predict(Model.open(EXPORT.pair("q4").decoder)).capture

@@ -15,6 +15,7 @@ from surgery.graph.index import producers
 from surgery.graph.metadata_props import Described, properties, set_property
 from surgery.graph.model import Model
 from surgery.graph.nodes import copied, node_in_words
+from surgery.graph.opsets import changed_operators, raise_opset
 from surgery.graph.renaming import fresh, rename, rename_dims, rename_in_every_scope
 from surgery.graph.scopes import all_names, reads
 from surgery.graph.tensor_types import TensorType, tensor_type
@@ -53,7 +54,8 @@ class MergeEmbeddings(Pass):
 
     The embedding nodes stand right before their first consumer; the decoder's nodes keep their order. A name that
     both graphs use is prefixed in the embedding graph, inside subgraphs too; so is the location of a data file when
-    both graphs call different files by one name. Weights are not read. The embedding's own arithmetic and casts are
+    both graphs call different files by one name. Of two operator sets of ONNX the newer one stays, if each operator of the
+    other graph takes the same in it. Weights are not read. The embedding's own arithmetic and casts are
     left as they are, which keeps every number bit-exact.
     """
 
@@ -82,6 +84,7 @@ class MergeEmbeddings(Pass):
         findings += _join_interface(embed.graph, model.graph, joined)
         position = _first_consumer(model.graph, set(joined))
         findings.append(_insert(embed.graph, model.graph, position))
+        findings += _raise_older(embed, model)
         findings += _join_model_fields(embed.proto, model.proto)
         return findings
 
@@ -218,10 +221,16 @@ def _check_versions(embed: Model, decoder: Model) -> None:
         has = decoder.opset(entry.domain)
         if has and has != entry.version:
             domain = entry.domain or "ai.onnx"
-            raise PassError(
-                f"{embed.path} uses opset {domain} {entry.version}, the decoder {has}; one graph can have only one",
-                hint="convert one of them with onnx.version_converter first",
+            older, newer = sorted((embed, decoder), key=lambda model: model.opset(entry.domain))
+            changed = (
+                changed_operators(older, newer.opset()) if domain == "ai.onnx" else ["the operators of this domain"]
             )
+            if changed:
+                raise PassError(
+                    f"{embed.path} uses opset {domain} {entry.version}, the decoder {has}; one graph can have only one, and "
+                    f"{', '.join(changed[:3])} may mean something else in the other",
+                    hint="convert one of them with onnx.version_converter first",
+                )
     newest = max(embed.proto.ir_version, decoder.proto.ir_version)
     if newest > MAX_IR_VERSION:
         raise PassError(f"IR version {newest} is newer than ONNX Runtime loads ({MAX_IR_VERSION})")
@@ -230,6 +239,17 @@ def _check_versions(embed: Model, decoder: Model) -> None:
         other = names.get((function.domain, function.name, function.overload))
         if other is not None and other != function:
             raise PassError(f"both graphs define a function {function.domain}::{function.name}, and they differ")
+
+
+def _raise_older(embed: Model, decoder: Model) -> list[Finding]:
+    """Declare one operator set of ONNX in both graphs: the newer one, in which the older graph means the same."""
+    if embed.opset() == decoder.opset() or not embed.opset():
+        return []
+    older, newer = sorted((embed, decoder), key=Model.opset)
+    which, reason = older.path.name, "each of its operators takes the same there, and means the same"
+    finding = Finding("changed", f"opset ai.onnx {older.opset()}", f"{newer.opset()} in {which}: {reason}")
+    raise_opset(older, newer.opset())
+    return [finding]
 
 
 def _separate_names(embed: GraphProto, decoder: GraphProto, joined: list[str]) -> list[Finding]:

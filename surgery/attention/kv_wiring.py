@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from surgery.attention.recomputed import SameValues
 from surgery.graph.index import readers
 from surgery.graph.tensor_types import TensorType, declared_types
 
@@ -94,7 +95,28 @@ def attention_nodes(graph: GraphProto) -> list[AttentionNodes]:
 def attentions(graph: GraphProto) -> list[Attention]:
     """The attention cores of a graph in node order, with the caches that they read; linear in the graph."""
     trace = _Trace(graph, declared_types(graph))
-    return [_fused(core.node, trace) if core.mixed is None else _unrolled(core, trace) for core in _cores(graph, trace)]
+    cores = _cores(graph, trace)
+    found = [_fused(core.node, trace) if core.mixed is None else _unrolled(core, trace) for core in cores]
+    if any(each.key is not None and each.key.present is None for each in found):
+        return _with_recomputed(graph, cores, found)
+    return found
+
+
+def _with_recomputed(graph: GraphProto, cores: list[AttentionNodes], found: list[Attention]) -> list[Attention]:
+    """A fused core without presents that appends to another's past what that one appends reads the other's cache."""
+    same = SameValues(graph)
+    kept = {
+        each.key.past: (core.node, each)
+        for core, each in zip(cores, found, strict=True)
+        if each.key is not None and each.key.present is not None and core.mixed is None
+    }
+    read = []
+    for core, each in zip(cores, found, strict=True):
+        source = kept.get(each.key.past) if each.key is not None and each.key.present is None else None
+        if source is not None and core.mixed is None and same.same_rows(core.node, source[0]):
+            each = replace(each, key=source[1].key, value=source[1].value)
+        read.append(each)
+    return read
 
 
 def _cores(graph: GraphProto, trace: _Trace) -> list[AttentionNodes]:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from onnx.helper import make_tensor_value_info
+from onnx import ModelProto
+from onnx.helper import make_attribute, make_node, make_tensor_value_info
 from small import FLOAT, LAYERS, OWNER, applied, decoder, embed_tokens, feeds, refused, run
 
 from passes import ExpandSharedKV
 from passes.base import apply
 from surgery.errors import PassError
 from surgery.graph.model import Model
+from surgery.graph.nodes import copied
 from surgery.graph.renaming import rename
 from surgery.graph.tensor_types import tensor_type
 
@@ -172,3 +176,82 @@ def test_half_a_pair_in_the_interface_is_refused(tmp_path: Path) -> None:
     proto = decoder()
     proto.graph.input.append(make_tensor_value_info("past_key_values.2.key", FLOAT, ["b", 1, "t", 8]))
     refused(tmp_path, proto, ExpandSharedKV(), r"layer 2 has past_key_values\.2\.key but not past_key_values\.2\.value")
+
+
+# KV-shared layers that make the rows once more
+
+
+def recomputing(**changes: Any) -> ModelProto:
+    """Layer 2 reads layer 0's cache with a GroupQueryAttention that appends the same rows to the same past, made by nodes
+    and weights of its own names. Nothing reads its presents: ONNX Runtime's CPU provider leaves the past out where they have
+    no names (1.31.1). `changes` are attributes of it."""
+    proto = decoder()
+    nodes = {node.name: node for node in proto.graph.node}
+    source = nodes["/model/layers.0/attn/GroupQueryAttention"]
+    weights = {tensor.name: tensor for tensor in proto.graph.initializer}
+    inputs = list(source.input)
+    made = []
+    for index, kind in ((1, "k"), (2, "v")):
+        before = nodes[f"/model/layers.0/attn/{kind}_proj/MatMul"]
+        twin = copied(weights[before.input[1]])
+        twin.name = f"again.{kind}"
+        proto.graph.initializer.append(twin)
+        made.append(make_node("MatMul", [before.input[0], twin.name], [f"again/{kind}"], name=f"again/{kind}"))
+        inputs[index] = f"again/{kind}"
+    flat = nodes["/model/layers.2/attn/manual/Flat"]
+    inputs[0] = nodes["/model/layers.2/attn/q_reshape"].input[0]
+    fused = copied(source)
+    fused.name = "/model/layers.2/attn/GroupQueryAttention"
+    fused.input[:] = inputs
+    fused.output[:] = [*flat.output, "unread/key", "unread/value"]
+    for attribute in fused.attribute:
+        if attribute.name in changes:
+            attribute.CopyFrom(make_attribute(attribute.name, changes[attribute.name]))
+    gone = ("/model/layers.2/attn/manual", "/model/layers.2/attn/q_reshape", "/model/layers.2/attn/q_transpose")
+    kept = [node for node in proto.graph.node if not node.name.startswith(gone)]
+    place = next(index for index, node in enumerate(kept) if node.name == "/model/layers.2/attn/o_proj/MatMul")
+    held = [copied(node) for node in [*kept[:place], *made, fused, *kept[place:]]]
+    del proto.graph.node[:]
+    proto.graph.node.extend(held)
+    return proto
+
+
+def test_rows_that_are_made_once_more_are_the_source_layers(tmp_path: Path) -> None:
+    model, outcome = applied(tmp_path, recomputing(), ExpandSharedKV())
+    given = feeds(np.ones((1, 6), np.int64), 2, layers=(0, 1, 2, 3))
+    given |= run(embed_tokens(), given)
+    truth, found = run(recomputing(), given), run(model.proto, given)
+    np.testing.assert_array_equal(found["logits"], truth["logits"])
+    assert np.abs(truth["logits"] - run(decoder(), given)["logits"]).max() < 1e-5
+    for kind in ("key", "value"):
+        np.testing.assert_array_equal(found[f"present.2.{kind}"], truth[f"present.0.{kind}"])
+    assert outcome.operators == {"Identity": 4}
+
+
+def other_weight(proto: ModelProto) -> None:
+    twin = next(tensor for tensor in proto.graph.initializer if tensor.name == "again.k")
+    twin.raw_data = bytes(len(twin.raw_data))
+
+
+def other_rows(proto: ModelProto) -> None:
+    node = next(node for node in proto.graph.node if node.name == "again/v")
+    node.input[0] = next(node for node in proto.graph.node if node.name == "/model/layers.1/attn/q_proj/MatMul").input[
+        0
+    ]
+
+
+def other_past(proto: ModelProto) -> None:
+    node = next(node for node in proto.graph.node if node.name == "/model/layers.2/attn/GroupQueryAttention")
+    node.input[3] = "past_key_values.1.key"
+
+
+@pytest.mark.parametrize("damage", [other_weight, other_rows, other_past])
+def test_rows_that_are_others_are_refused(damage: Callable[[ModelProto], None], tmp_path: Path) -> None:
+    proto = recomputing()
+    damage(proto)
+    refused(tmp_path, proto, ExpandSharedKV(), r"layer 2 reads the cache of layer 0 by config\.json")
+
+
+def test_other_rotation_is_refused_and_another_window_is_its_own_affair(tmp_path: Path) -> None:
+    refused(tmp_path, recomputing(kv_num_heads=2), ExpandSharedKV(), r"layer 2 reads the cache of layer 0")
+    applied(tmp_path, recomputing(scale=0.5), ExpandSharedKV())

@@ -285,15 +285,37 @@ def test_weights_are_not_read(tmp_path: Path) -> None:
 # Refusals
 
 
-def test_another_opset_is_refused(tmp_path: Path) -> None:
-    embed = embed_tokens()
-    embed.opset_import[0].version = 20
-    refused(
-        tmp_path,
-        decoder(),
-        merging(tmp_path, embed),
-        r"embed\.onnx uses opset ai\.onnx 20, the decoder 21; one graph can have only one",
+@pytest.mark.parametrize(("embed_opset", "decoder_opset"), [(20, 21), (21, 23), (23, 21)])
+def test_older_opset_is_raised_where_its_operators_stay_the_same(
+    embed_opset: int, decoder_opset: int, tmp_path: Path
+) -> None:
+    embed, decode = embed_tokens(), decoder()
+    given = feeds(np.ones((1, 5), np.int64), 2)
+    truth = run(decode, given | run(embed, given))
+    embed.opset_import[0].version, decode.opset_import[0].version = embed_opset, decoder_opset
+    model, outcome = applied(tmp_path, decode, merging(tmp_path, embed))
+    older, newer = sorted((embed_opset, decoder_opset))
+    assert model.opset() == newer
+    assert any(str(each).startswith(f"changed opset ai.onnx {older}: {newer} in") for each in outcome.findings)
+    np.testing.assert_array_equal(run(model.proto, given)["logits"], truth["logits"])
+
+
+def test_opset_is_not_raised_past_another_meaning(tmp_path: Path) -> None:
+    """QuantizeLinear has a further attribute in 23."""
+    embed, decode = embed_tokens(), decoder()
+    decode.opset_import[0].version = 23
+    codes = make_node("QuantizeLinear", ["embed_scale", "embed_scale"], ["codes"], name="round")
+    embed.graph.node.append(codes)
+    sentence = (
+        r"embed\.onnx uses opset ai\.onnx 21, the decoder 23; one graph can have only one, and QuantizeLinear may"
     )
+    refused(tmp_path, decode, merging(tmp_path, embed), sentence)
+
+
+def test_other_versions_of_a_domain_that_is_not_onnx_are_refused(tmp_path: Path) -> None:
+    embed = embed_tokens()
+    embed.opset_import[1].version = 2
+    refused(tmp_path, decoder(), merging(tmp_path, embed), r"uses opset com\.microsoft 2, the decoder 1")
 
 
 def test_ai_onnx_and_the_empty_domain_are_one(tmp_path: Path) -> None:

@@ -266,6 +266,7 @@ def _separate_names(embed: GraphProto, decoder: GraphProto, joined: list[str]) -
 def _separate_locations(embed: Model, decoder: Model) -> list[Finding]:
     """Tell apart two data files with one name, and register the embedding's files with the decoder's."""
     findings = []
+    decoder.folders |= embed.folders
     places = {PurePosixPath(location): file for location, file in decoder.weight_files.items()}
     taken = {str(place) for place in (*places, *map(PurePosixPath, embed.weight_files))}
     moved: dict[str, str] = {}

@@ -40,14 +40,16 @@ class OnnxIrPass(FunctionalPass):
 
     def call(self, model: ir.Model) -> PassResult:
         """Apply the passes. Raises PassError as `apply` does, FolderError where a data file to be written exists."""
-        given = Model(ir.to_proto(model), Path("the onnx-ir model"), _files(model), self._architecture)
+        found = _files(model)
+        folders = frozenset(file.parent for file in found.values())
+        given = Model(ir.to_proto(model), Path("the onnx-ir model"), found, self._architecture, folders=folders)
         result, outcomes = apply(given, self._steps)
         files = dict(result.weight_files)
         for location in result.converted_files():
             files[location] = self._folder / location
             if files[location].exists():
                 raise FolderError(f"{files[location]} exists", hint="give OnnxIrPass an empty folder")
-            convert(result, files[location], location)
+            convert(result, location, files[location])
         made = ir.from_proto(result.proto)
         for tensor, value in _external(made):
             file = files[str(tensor.location)]

@@ -223,7 +223,7 @@ def _convert_weights(model: Model, floats: _Floats, *, clip: bool) -> list[Findi
     findings = []
     if external:
         compacted(model.proto, model.converted)
-        reason = f"float32 in the source, to be written as float16 into {file.location}, {file.end:,} bytes"
+        reason = f"float32 in the source, to be written as float16 into a data file of its own, {file.end:,} bytes"
         findings.append(Finding("changed", f"{external} weights", reason))
     if inline:
         findings.append(Finding("changed", f"{inline} constants", "float32 is now float16"))

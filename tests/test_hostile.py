@@ -29,8 +29,9 @@ from passes.presets import compatible
 from surgery.errors import ArchitectureError, ExportError, ModelError, SurgeryError, WeightError
 from surgery.folder.building import plan
 from surgery.folder.inspection import inspect
+from surgery.folder.text_only import build_text_only
 from surgery.graph.model import Model
-from surgery.source.export import open_export
+from surgery.source.export import Export, open_export
 
 SECONDS = 5
 """Of CPU time: the longest that one case may take."""
@@ -223,7 +224,7 @@ def test_a_link_within_the_export_is_followed(export: Path) -> None:
     (export / DATA).rename(export / "blobs" / "weights")
     (export / DATA).symlink_to("../blobs/weights")
     repack(export, export.parent / "out")
-    placed = export.parent / "out" / Path(DATA).name
+    placed = export.parent / "out" / "model.onnx_data"
     assert placed.read_bytes() == (export / "blobs" / "weights").read_bytes() and not placed.is_symlink()
 
 
@@ -324,18 +325,73 @@ def test_an_optional_file_that_is_a_fifo_counts_as_absent(name: str, export: Pat
 
 
 @pytest.mark.parametrize(
-    "location", ["tokenizer.json", "genai_config.json", "config.json", "./manifest.json", "model.onnx"]
+    "location",
+    ["tokenizer.json", "genai_config.json", "./manifest.json", "model.onnx", ".git/hooks/pre-commit", "a.py"],
 )
 @pytest.mark.parametrize("weights", ["copy", "link"])
-def test_a_data_file_under_a_name_of_the_folder_damages_nothing(weights: str, location: str, export: Path) -> None:
+def test_a_data_file_of_any_name_is_placed_under_the_graphs(weights: str, location: str, export: Path) -> None:
     """Linked, the data file is the source's own: what is written over it would be written into the source."""
+    (export / "onnx" / location).parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(export / DATA, export / "onnx" / location)
+    (export / "onnx" / location).chmod(0o4755)
     relocate(export / GRAPH, location)
-    before = digests(export)
-    with pytest.raises(SurgeryError) as caught:
-        repack(export, export.parent / "out", weights=weights)
-    assert Path(location).name in str(caught.value)
-    assert digests(export) == before and not (export.parent / "out").exists()
+    before, out = digests(export), export.parent / "out"
+    repack(export, out, weights=weights)
+    assert digests(export) == before
+    assert (out / "model.onnx_data").read_bytes() == (export / DATA).read_bytes()
+    assert {path.name for path in out.iterdir() if path.suffix not in (".json", ".md", ".jinja")} == {
+        "model.onnx", "model.onnx_data", "model.onnx_data_1"
+    }  # fmt: skip
+    assert all(path.stat().st_mode & 0o7111 == 0 for path in out.iterdir() if path.is_file())
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "LICENSE", "tokenizer.json"])
+def test_a_side_file_is_not_copied_at_any_size(name: str, export: Path) -> None:
+    sparse(export / name, 20 * 10**9)
+    refused(
+        export, SurgeryError, rf"{name} cannot be read: it has 20,000,000,000 bytes, and at most 67,108,864 are read"
+    )
+
+
+def test_a_side_file_that_becomes_a_link_is_not_followed(export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (export.parent / "secret").write_text("secret")
+    (export / "LICENSE").write_text("the licence")
+    found = Export.file
+
+    def toggled(self: Export, name: str) -> Path | None:
+        path = found(self, name)
+        if name == "LICENSE" and not (export / name).is_symlink():
+            (export / name).unlink()
+            (export / name).symlink_to("../secret")
+        return path
+
+    monkeypatch.setattr(Export, "file", toggled)
+    with pytest.raises(ExportError, match="LICENSE"):
+        repack(export, export.parent / "out")
+    assert not (export.parent / "out").exists()
+
+
+def test_a_data_file_that_becomes_a_link_is_not_followed(export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copyfile(export / DATA, export.parent / "secret")
+    checked = Model.check_weights
+
+    def toggled(self: Model) -> int:
+        size = checked(self)
+        (export / DATA).unlink()
+        (export / DATA).symlink_to("../../secret")
+        return size
+
+    monkeypatch.setattr(Model, "check_weights", toggled)
+    opened = open_export(export)
+    for build in (
+        lambda: repack(export, export.parent / "out"),
+        lambda: build_text_only(opened, opened.pair("q4"), export.parent / "out"),
+    ):
+        (export / DATA).unlink()
+        shutil.copyfile(export.parent / "secret", export / DATA)
+        with pytest.raises(SurgeryError, match="outside of"):
+            build()
+    assert not (export.parent / "out").exists()
 
 
 # Sizes

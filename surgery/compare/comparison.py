@@ -272,7 +272,8 @@ class WeightChange:
 class FileChange:
     """A file beside the graphs, old and new size in bytes; None where a side has none. `same` is None if unknown.
 
-    `kind` is `data` for a file that holds weights, and `side` for any other: a tokenizer, a configuration.
+    `kind` is `data` for a file that holds weights, and `side` for any other: a tokenizer, a configuration. `old_name` is
+    what it was called before, where that is something else.
     """
 
     name: str
@@ -280,6 +281,12 @@ class FileChange:
     after: int | None
     same: bool | None
     kind: Literal["data", "side"] = "data"
+    old_name: str | None = None
+
+    @property
+    def title(self) -> str:
+        """Its name, or both of them."""
+        return f"{self.old_name} -> {self.name}" if self.old_name else self.name
 
     @property
     def delta(self) -> int:

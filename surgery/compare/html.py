@@ -463,7 +463,7 @@ def _file_row(file: FileChange) -> Element:
     verb = "added" if file.before is None else "removed" if file.after is None else "changed"
     shown = {True: "same", False: verb, None: "not compared"}[file.same]
     sizes = ["" if count is None else size(count) for count in (file.before, file.after)]
-    return _row(shown, element("code", file.name), *sizes, _bytes(file.delta))
+    return _row(shown, element("code", file.title), *sizes, _bytes(file.delta))
 
 
 def _numbers(numbers: Numbers | None) -> list[Child]:

@@ -446,10 +446,10 @@ def _rest(changes: Sequence[WeightChange], shown: Sequence[ReportRow]) -> Iterat
 def _file(file: FileChange) -> ReportRow:
     sizes = " -> ".join(NONE if count is None else size(count) for count in (file.before, file.after))
     if file.before is None or file.after is None:
-        return ReportRow("+" if file.before is None else "-", "file", file.name, sizes, signed(file.delta))
+        return ReportRow("+" if file.before is None else "-", "file", file.title, sizes, signed(file.delta))
     states = {True: ("", "same content"), False: ("~", "other content"), None: ("", "not compared as a whole")}
     mark, state = states[file.same]
-    return ReportRow(mark, "file", file.name, sizes, state)
+    return ReportRow(mark, "file", file.title, sizes, state)
 
 
 def _weight(change: WeightChange) -> ReportRow:

@@ -13,6 +13,7 @@ from surgery.files.safe_reading import stays_inside
 from surgery.folder.genai_config import CONFIG_FILE, MODEL_FILE
 from surgery.folder.inspection import nearby_architecture
 from surgery.folder.manifest import NAME as MANIFEST_FILE
+from surgery.folder.manifest import recorded_precision
 from surgery.graph.model import Model
 from surgery.source.export import ENCODERS, Export, GraphPair, open_export
 
@@ -158,13 +159,6 @@ def _manifest(path: Path) -> Mapping[str, Any] | None:
         return read_config(path)
     except SurgeryError:
         return None
-
-
-def recorded_precision(folder: Path) -> str | None:
-    """The precision that a folder was made from, as its manifest says."""
-    source = (_manifest(folder / MANIFEST_FILE) or {}).get("source")
-    found = source.get("precision") if isinstance(source, dict) else None
-    return found if isinstance(found, str) else None
 
 
 def _label(parts: tuple[SubjectGraph, ...]) -> str:

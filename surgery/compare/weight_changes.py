@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from surgery.compare.comparison import FileChange, Weight, WeightChange, Weights
 from surgery.compare.node_changes import Compared
@@ -17,11 +17,12 @@ def weights(compared: Compared, contents: Contents) -> Weights:
     """Changed tensors, the largest difference first; raises WeightError for an extent that no file can have."""
     tally: Counter[str] = Counter()
     changes = []
+    renamed = _renamed(compared, contents)
     for scopes in compared.all():
-        changes += list(_pairs(scopes, contents, tally))
+        changes += list(_pairs(scopes, contents, renamed, tally))
         changes += list(_unpaired(scopes, contents))
     changes.sort(key=lambda change: (-abs(change.delta), -_size(change), _name(change)))
-    files, why = _files(contents)
+    files, why = _files(contents, renamed)
     return Weights(
         method=contents.method,
         changes=tuple(changes),
@@ -34,7 +35,25 @@ def weights(compared: Compared, contents: Contents) -> Weights:
     )
 
 
-def _pairs(scopes: Compared, contents: Contents, tally: Counter[str]) -> Iterator[WeightChange]:
+def _renamed(compared: Compared, contents: Contents) -> dict[str, str]:
+    """Data files that go on under another name: what is in the one before is in the other after, and nothing else is."""
+    places: dict[str, set[str]] = {}
+    origins: dict[str, set[str]] = {}
+    for scopes in compared.all():
+        for ours, theirs in scopes.alignment.stored.items():
+            before = contents.place(0, scopes.before.stored[ours])
+            after = contents.place(1, scopes.after.stored[theirs])
+            if before and after:
+                places.setdefault(before[0], set()).add(after[0])
+                origins.setdefault(after[0], set()).add(before[0])
+    old, new = (set(data_files(side).values()) for side in contents.sides)
+    pairs = ((name, min(found)) for name, found in places.items() if len(found) == 1)
+    return {one: other for one, other in pairs if origins[other] == {one} and one not in new and other not in old}
+
+
+def _pairs(
+    scopes: Compared, contents: Contents, renamed: Mapping[str, str], tally: Counter[str]
+) -> Iterator[WeightChange]:
     for ours, theirs in scopes.alignment.stored.items():
         one, other = scopes.before.stored[ours], scopes.after.stored[theirs]
         before, after = _weight(contents, 0, one), _weight(contents, 1, other)
@@ -48,7 +67,8 @@ def _pairs(scopes: Compared, contents: Contents, tally: Counter[str]) -> Iterato
                 yield WeightChange("renamed", before, after)
             else:
                 tally["same"] += 1
-                tally["relocated"] += (before.file, before.offset) != (after.file, after.offset)
+                file = renamed.get(before.file or "", before.file)
+                tally["relocated"] += (file, before.offset) != (after.file, after.offset)
         else:
             tally["unknown"] += 1
 
@@ -81,17 +101,19 @@ def weight_bytes(scopes: Compared) -> tuple[int, int]:
     return sum(map(_bytes, scopes.before.stored)), sum(map(_bytes, scopes.after.stored))
 
 
-def _files(contents: Contents) -> tuple[tuple[FileChange, ...], tuple[str, ...]]:
-    """Data files by name, the largest difference first, and why some of them could not be compared."""
+def _files(contents: Contents, renamed: Mapping[str, str]) -> tuple[tuple[FileChange, ...], tuple[str, ...]]:
+    """Data files by name, of a renamed one the new, the largest difference first, and why some of them could not be compared."""
     sides = [{name: file for file, name in data_files(side).items()} for side in contents.sides]
     found, why = [], []
-    for name in dict.fromkeys((*sides[0], *sides[1])):
-        pair = [side.get(name) for side in sides]
+    old_names = {new: old for old, new in renamed.items()}
+    for name in dict.fromkeys((*(renamed.get(name, name) for name in sides[0]), *sides[1])):
+        old = old_names.get(name)
+        pair = [sides[0].get(old or name), sides[1].get(name)]
         before, after = (file_size(path) if path is not None else None for path in pair)
         same: bool | None = False
         if pair[0] is not None and pair[1] is not None:
             same = contents.same_file(pair[0], pair[1])
-        found.append(FileChange(name, before, after, same))
+        found.append(FileChange(name, before, after, same, old_name=old))
         if same is None:
             claimed = contents.claimed(*(path for path in pair if path is not None))
             why.append(_why(name, before is None or after is None, claimed))

@@ -7,8 +7,10 @@ import hashlib
 import os
 import re
 import stat
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 _SIDE_FILE, _TEMPLATE = 64 * 2**20, 2**20
 """Bytes: twice the tokenizer.json of Gemma 4, and fifty times its chat template."""
@@ -23,9 +25,15 @@ def read_regular(path: Path, most: int) -> bytes:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, "it is not a regular file")
-    if found.st_size > most:
-        raise OSError(errno.EFBIG, f"it has {found.st_size:,} bytes, and at most {most:,} are read")
-    return path.read_bytes()
+    with path.open("rb", buffering=0) as file:
+        return _at_most(file, most)
+
+
+def _at_most(file: BinaryIO, most: int) -> bytes:
+    size = os.fstat(file.fileno()).st_size
+    if size > most:
+        raise OSError(errno.EFBIG, f"it has {size:,} bytes, and at most {most:,} are read")
+    return file.read()
 
 
 def oversized(path: Path) -> str:
@@ -45,15 +53,49 @@ def stays_inside(path: Path, folder: Path) -> bool:
 
     The file need not exist.
     """
-    if "\0" in str(path):
-        return False
-    real, root = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
-    if real.is_relative_to(root):
-        return True
+    return "\0" not in str(path) and _home(Path(os.path.realpath(path)), folder) is not None
+
+
+def _home(real: Path, folder: Path) -> Path | None:
+    """Of `folder` and the blobs that belong to it, that which a path without links lies in."""
+    root = Path(os.path.realpath(folder))
+    homes = [root]
     for above in root.parents:
         if above.name == "snapshots" and above.parent.name.startswith("models--"):
-            return real.parent == above.parent / "blobs"
-    return False
+            homes.append(above.parent / "blobs")
+    return next((home for home in homes if real.is_relative_to(home)), None)
+
+
+def open_inside(path: Path, folders: Iterable[Path]) -> BinaryIO:
+    """Open a regular file that lies in one of `folders`, as `stays_inside` says. Raises OSError for any other.
+
+    What is opened is what was looked at: no link is followed on the way, and a link that is put there meanwhile is an
+    error.
+    """
+    real = Path(os.path.realpath(path))
+    home = next((home for folder in folders if (home := _home(real, folder)) is not None), None)
+    if home is None or real == home:
+        raise OSError(errno.ELOOP, f"it is {real}, outside of the folder")
+    handle = os.open(home, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        *between, name = real.relative_to(home).parts
+        for step in between:
+            inner = os.open(step, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=handle)
+            os.close(handle)
+            handle = inner
+        file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=handle)
+    finally:
+        os.close(handle)
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise OSError(errno.EINVAL, "it is not a regular file")
+    return os.fdopen(file, "rb", buffering=0)
+
+
+def read_inside(path: Path, folder: Path, most: int) -> bytes:
+    """The bytes of a file as `open_inside` opens it, at most `most` of them. Raises OSError."""
+    with open_inside(path, [folder]) as file:
+        return _at_most(file, most)
 
 
 def sha256(path: Path) -> str:

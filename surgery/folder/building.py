@@ -136,7 +136,7 @@ def build_folder(
         placed = [
             place
             for name, one in models.items()
-            for place in one.save(stage / name, weights=weights, progress=progress)
+            for place in one.write(stage, name, weights=weights, progress=progress)
         ]
         write_json(stage / CONFIG_FILE, config)
         write_side_files(export, stage, multimodal=bool(media))
@@ -171,9 +171,11 @@ def planned_files(
     copied = (*COPIED, *MEDIA_FILES) if parts else COPIED
     found |= {name: path.stat().st_size for name in copied if (path := export.file(name))}
     for name, model in models.items():
-        kept = {at: file.stat().st_size if file.is_file() else None for at, file in model.used_weight_files().items()}
-        placed = {**kept, **model.converted_files()}
-        found |= placed if weights != "consolidate" else dict.fromkeys([f"{name}.data"] if placed else [])
+        named = model.with_data_names(name)
+        ends = named.data_ends()
+        placed = {at: ends[file] if file.is_file() else None for at, file in named.used_weight_files().items()}
+        placed |= named.converted_files()
+        found |= placed if weights != "consolidate" else dict.fromkeys(list(placed)[:1])
     return dict(sorted(found.items()))
 
 
@@ -202,13 +204,11 @@ def _announce(
     models: Collection[Model], weights: WeightMode, parent: Path, started: Callable[[int], None] | None
 ) -> None:
     """Check the space for what is to be written, and say how many bytes that is."""
-    kept = [file for model in models for file in model.used_weight_files().values()]
+    ends: dict[Path, int] = {}
+    for model in models:
+        ends |= model.data_ends()
     new = sum(size for model in models for size in model.converted_files().values())
-    total = (
-        sum(consolidated_size(model) for model in models)
-        if weights == "consolidate"
-        else sum(file.stat().st_size for file in kept) + new
-    )
-    require_space(parent, total if weights != "link" else unlinkable(kept, parent) + new)
+    total = sum(map(consolidated_size, models)) if weights == "consolidate" else sum(ends.values()) + new
+    require_space(parent, total if weights != "link" else unlinkable(ends, parent) + new)
     if started is not None:
         started(total)

@@ -18,18 +18,18 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from surgery.architecture import Architecture, read_config, text_config
+from surgery.architecture import MAX_JSON_BYTES, Architecture, read_config, text_config
 from surgery.attention.cache_padding import declared_sizes
 from surgery.attention.kv_rows import SCOPE as ROWS
 from surgery.choices import Target
 from surgery.cuda.layering import OPTION, SETTING, has_layers
 from surgery.errors import ArchitectureError, ExportError, FolderError, ModelError
+from surgery.files.safe_reading import read_inside
 from surgery.graph.model import Model
 from surgery.graph.tensor_types import declared_types
 from surgery.source.export import LICENSES, Export
@@ -258,14 +258,23 @@ def write_side_files(export: Export, folder: Path, *, multimodal: bool = False) 
 
 def write_text_files(export: Export, folder: Path) -> list[str]:
     """Tokenizer, chat template, generation settings and licence, as `check_side_files` found them."""
-    written = []
-    for name in COPIED:
-        if source := export.file(name):
-            _refuse_taken(folder / name)
-            shutil.copyfile(source, folder / name)
-            written.append(name)
+    written = copy_side_files(export, folder, COPIED)
     write_json(folder / "tokenizer_config.json", _tokenizer_config(export))
     return [*written, "tokenizer_config.json"]
+
+
+def copy_side_files(export: Export, folder: Path, names: Iterable[str]) -> list[str]:
+    """Copy those of the files that the export has; their names. Raises ExportError for one that cannot be read."""
+    written = []
+    for name in names:
+        if source := export.file(name):
+            try:
+                data = read_inside(source, export.root, MAX_JSON_BYTES)
+            except OSError as error:
+                raise ExportError(f"{source} cannot be read: {error.strerror}") from None
+            (folder / name).write_bytes(data)
+            written.append(name)
+    return written
 
 
 def _tokenizer_config(export: Export) -> dict[str, Any]:
@@ -292,21 +301,15 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a new file as UTF-8. Raises ExportError for text that is not Unicode, or a name that is taken."""
-    _refuse_taken(path)
+    """Write a new file as UTF-8. Raises ExportError for text that is not Unicode."""
     try:
         data = text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise ExportError(
             f"{path.name} would hold {error.object[error.start : error.end]!r}, which is not Unicode"
         ) from None
-    path.write_bytes(data)
-
-
-def _refuse_taken(path: Path) -> None:
-    """A data file of the graph may have any name. Where it is a link, to write over it would damage the source."""
-    if path.exists():
-        raise ExportError(f"the graph has a data file named {path.name!r}, but the folder needs that name itself")
+    with path.open("xb") as writer:
+        writer.write(data)
 
 
 def require_folder(folder: Path) -> None:

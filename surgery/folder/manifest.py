@@ -6,11 +6,14 @@
                 "files": {"onnx/embed_tokens_q4.onnx": {"size": 5142, "sha256": "..."}, ...}},
      "recipe": "merge-embeddings{embed=onnx/embed_tokens_q4.onnx},...",
      "weights": "copy",
-     "files": {"model.onnx": {"size": 652311, "sha256": "..."}, ...}}
+     "files": {"model.onnx": {"size": 652311, "sha256": "..."},
+               "model.onnx_data": {"size": 1519700992, "sha256": "...", "from": "onnx/decoder_model_merged_q4.onnx_data"},
+               ...}}
 
-A folder of several graphs has a recipe for each, by the graph's role. It holds no time and no path of a machine: the same input, recipe and versions give the same bytes. `repo` and
-`revision` are null for a local source. A linked weight file has `"sha256": null`, unless the Hub's cache, which names
-its blobs by their SHA-256, tells it.
+A folder of several graphs has a recipe for each, by the graph's role. It holds no time and no path of a machine: the
+same input, recipe and versions give the same bytes. `repo` and `revision` are null for a local source. `from` is the
+source's file that a data file is a copy of, or a link to. A link has `"sha256": null`: it was neither read nor written;
+its source has a digest where the Hub's cache, which names its blobs by it, tells it.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from surgery.architecture import read_config
@@ -61,8 +64,9 @@ def manifest(
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder).as_posix()
         entry = known.get(name)
-        digest = (entry.sha256 or blob_digest(path)) if entry else sha256(path)
-        files[name] = {"size": path.stat().st_size, "sha256": digest}
+        digest = entry.sha256 if entry else sha256(path)
+        origin = {"from": _relative(entry.source, export.root)} if entry and entry.source else {}
+        files[name] = {"size": path.stat().st_size, "sha256": digest, **origin}
     return {
         "version": VERSION,
         "made_by": made_by(),
@@ -70,7 +74,7 @@ def manifest(
             "repo": export.repo,
             "revision": export.revision,
             "precision": pair.precision,
-            "files": _source_files(export, (pair.embed, pair.decoder, *encoders), data_files, known),
+            "files": _source_files(export, (pair.embed, pair.decoder, *encoders), data_files, known.values()),
         },
         "recipe": recipe if isinstance(recipe, str) else dict(recipe),
         "weights": weights,
@@ -84,15 +88,15 @@ def made_by() -> dict[str, str | None]:
 
 
 def _source_files(
-    export: Export, graphs: Iterable[Path], data_files: Iterable[Path], known: Mapping[str, Placed]
+    export: Export, graphs: Iterable[Path], data_files: Iterable[Path], known: Iterable[Placed]
 ) -> dict[str, dict[str, Any]]:
     """Graphs by their digest; a data file by its copy's, which was taken from the very bytes that were written."""
-    copies = {PurePosixPath(location).name: entry for location, entry in known.items()}
+    copies = {entry.source: entry for entry in known}
     found: dict[str, dict[str, Any]] = {}
     for path in graphs:
         found[_relative(path, export.root)] = {"size": path.stat().st_size, "sha256": sha256(path)}
     for path in data_files:
-        copy = copies.get(path.name)
+        copy = copies.get(path)
         same = copy is not None and copy.how == "copied" and copy.size == path.stat().st_size
         digest = copy.sha256 if copy is not None and same else blob_digest(path)
         found[_relative(path, export.root)] = {"size": path.stat().st_size, "sha256": digest}
@@ -151,6 +155,16 @@ def _listed(folder: Path) -> Mapping[str, Any] | None:
     made, files = found.get("made_by"), found.get("files")
     ours = found.get("version") == VERSION and isinstance(made, Mapping) and _PACKAGES[0] in made
     return files if ours and isinstance(files, Mapping) else None
+
+
+def recorded_precision(folder: Path) -> str | None:
+    """The precision that a folder was made from, as its manifest says; None where it has none that can be read."""
+    try:
+        source = read_config(folder / NAME).get("source")
+    except SurgeryError:
+        return None
+    found = source.get("precision") if isinstance(source, Mapping) else None
+    return found if isinstance(found, str) else None
 
 
 def _version(package: str) -> str | None:

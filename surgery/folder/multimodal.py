@@ -18,7 +18,6 @@ GenAI's class `gemma4` (0.15 and later) runs it. What was measured on 0.15.2 to 
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ from passes.base import Pass
 from surgery.architecture import read_config, text_config
 from surgery.choices import Modality, Target
 from surgery.errors import ExportError
-from surgery.folder.genai_config import genai_config, write_json
+from surgery.folder.genai_config import copy_side_files, genai_config, write_json
 from surgery.graph.model import Model
 from surgery.source.export import EMBED, ENCODERS, MEDIA_FILES, Export
 
@@ -144,9 +143,7 @@ def write_media_files(export: Export, folder: Path, modalities: Sequence[Modalit
     """GenAI's processor files, and Hugging Face's own."""
     for modality in modalities:
         write_json(folder / PROCESSORS[modality], _PROCESSOR[modality](export))
-    for name in MEDIA_FILES:
-        if source := export.file(name):
-            shutil.copyfile(source, folder / name)
+    copy_side_files(export, folder, MEDIA_FILES)
 
 
 def _image_processor(export: Export) -> dict[str, Any]:

@@ -14,7 +14,7 @@ tried; python -m validation.transformers_js tries this one). transformers reads 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -26,9 +26,10 @@ from surgery.folder.manifest import NAME as MANIFEST_FILE
 from surgery.folder.manifest import manifest, refuse_foreign
 from surgery.folder.model_card import CARD_FILE, model_card
 from surgery.folder.publishing import Published
+from surgery.graph.external_data import check_data_name
 from surgery.graph.model import Model
 from surgery.graph.quantised_weights import check_quantised
-from surgery.graph.weight_writing import Placed, Progress, unlinkable
+from surgery.graph.weight_writing import Placed, Progress, unlinkable, write_data_file
 from surgery.source.export import DECODER, DTYPES, EMBED, Export, GraphPair
 
 GRAPHS = "onnx"
@@ -89,29 +90,54 @@ def build_text_only(
     graphs = [Model.open(path) for path in (pair.embed, pair.decoder)]
     for graph in graphs:
         check_quantised(graph)
-    data_files = [file for graph in graphs for file in graph.source_files()]
-    refuse_holding(target, (export.root, pair.embed, pair.decoder, *data_files))
+    files = _data_files(graphs)
+    ends = {use.file: use.end for use in files.values()}
+    refuse_holding(target, (export.root, pair.embed, pair.decoder, *ends))
     check_side_files(export)
-    total = sum(file.stat().st_size for file in data_files)
-    parent = target.absolute().parent
-    require_space(parent, unlinkable(data_files, parent) if weights == "link" else total)
+    parent, total = target.absolute().parent, sum(ends.values())
+    require_space(parent, unlinkable(ends, parent) if weights == "link" else total)
     if started is not None:
         started(total)
     with staged_folder(target, may_replace=may_replace) as stage:
         (stage / GRAPHS).mkdir()
-        placed = {
-            graph.path.name: graph.save(stage / GRAPHS / graph.path.name, weights=weights, progress=progress)
-            for graph in graphs
-        }
-        counts = {name: len(files) for name, files in placed.items()}
+        below = []
+        for location, use in files.items():
+            at = stage / GRAPHS / location
+            placed = write_data_file(use.file, use.graphs[0].open_data, at, weights, use.end, progress)
+            below.append(replace(placed, location=f"{GRAPHS}/{location}"))
+        for graph in graphs:
+            with (stage / GRAPHS / graph.path.name).open("xb") as writer:
+                writer.write(graph.to_bytes())
+        counts = {graph.path.name: len(graph.used_weight_files()) for graph in graphs}
         write_json(stage / "config.json", two_graph_config(export, pair, counts))
         write_text_files(export, stage)
-        below = [replace(file, location=f"{GRAPHS}/{file.location}") for files in placed.values() for file in files]
         write_text(stage / CARD_FILE, model_card(export, pair, "two-graph", below))
-        write_json(stage / MANIFEST_FILE, manifest(stage, export, pair, "", weights, below, data_files))
+        write_json(stage / MANIFEST_FILE, manifest(stage, export, pair, "", weights, below, list(ends)))
         left_out = _left_out(export, stage)
         proof = check(stage) if check is not None else None
     return Stripped(target, pair.precision, tuple(below), left_out, proof)
+
+
+@dataclass(frozen=True)
+class _DataFile:
+    """A data file, how much of it is used, and by which graphs."""
+
+    file: Path
+    end: int
+    graphs: tuple[Model, ...]
+
+
+def _data_files(graphs: Sequence[Model]) -> dict[str, _DataFile]:
+    """The data files of the graphs by name. Raises WeightError where one is missing, or its name is none for data."""
+    found: dict[str, _DataFile] = {}
+    for graph in graphs:
+        graph.check_weights()
+        ends = graph.data_ends()
+        for location, file in graph.used_weight_files().items():
+            check_data_name(location, graph.path)
+            known = found.get(location, _DataFile(file, 0, ()))
+            found[location] = _DataFile(file, max(known.end, ends[file]), (*known.graphs, graph))
+    return found
 
 
 def planned_text_only(export: Export, pair: GraphPair) -> dict[str, int | None]:
@@ -121,7 +147,9 @@ def planned_text_only(export: Export, pair: GraphPair) -> dict[str, int | None]:
     for path in (pair.embed, pair.decoder):
         graph = Model.open(path)
         found[f"{GRAPHS}/{path.name}"] = _size(path)
-        found |= {f"{GRAPHS}/{location}": _size(file) for location, file in graph.weight_files.items()}
+        ends = graph.data_ends()
+        used = graph.used_weight_files().items()
+        found |= {f"{GRAPHS}/{location}": ends[file] if file.is_file() else None for location, file in used}
     return dict(sorted(found.items()))
 
 

@@ -8,6 +8,7 @@ offset past the end of the file, and `onnx.load` accepts a length that contradic
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -174,11 +175,27 @@ def check_location(location: str, model: str) -> None:
         )
 
 
+def check_data_name(location: str, model: Path) -> None:
+    """Raise WeightError for a location that is no plain name of a data file, such as `model.onnx_data_1`.
+
+    Where a graph is written as it is, its data files get the names that it chose: not `conftest.py`, not `.envrc`.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}[._]data(_[0-9]{1,4})?", location):
+        raise WeightError(
+            f"{model} stores weights in {location!r}; a name such as model.onnx_data is expected",
+            hint="repack and apply give data files names of their own; strip leaves a graph as it is",
+        )
+
+
+def data_folder(model: Path) -> Path:
+    """The folder that the data files of a graph lie in, or below: the export's, if the graph lies in its `onnx`."""
+    folder = model.parent
+    return folder.absolute().parent if folder.absolute().name == "onnx" else folder
+
+
 def check_link(file: Path, model: Path) -> None:
     """Raise WeightError if a data file is a link that leads out of the export, other than to the Hub cache's blobs."""
-    folder = model.parent
-    root = folder.absolute().parent if folder.absolute().name == "onnx" else folder
-    if not stays_inside(file, root):
+    if not stays_inside(file, root := data_folder(model)):
         raise WeightError(
             f"{file} is a link to {os.path.realpath(file)}, outside of {root}",
             hint="put a copy in its place if you trust it",

@@ -5,28 +5,32 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from surgery.architecture import Architecture
 from surgery.choices import WeightMode
 from surgery.errors import ArchitectureError, FolderError, ModelError, WeightError
-from surgery.files.safe_reading import read_regular
+from surgery.files.atomic import staged_files
+from surgery.files.safe_reading import open_inside, read_regular
 from surgery.graph.external_data import (
     WeightReference,
     check_extents,
     check_link,
     check_location,
+    data_folder,
     external_field,
     is_external,
     reference,
+    set_location,
     tensors,
 )
 from surgery.graph.weight_conversion import Conversion
-from surgery.graph.weight_writing import Placed, Progress, consolidate, convert, write_data_file
+from surgery.graph.weight_writing import Placed, Progress, consolidate, convert, data_names, write_data_file
 from surgery.graph.wire import check_rank, check_wire
 
 if TYPE_CHECKING:
@@ -48,6 +52,7 @@ class Model:
     `architecture` is what config.json says, where one is known; passes that need it say so when it is None.
     `converted` names the weights that are written in another dtype than they are read in; their data file, which
     is in no `weight_files`, comes into being when the model is saved.
+    `folders` are those that data files may not lead out of; the graph's own if none is given.
     """
 
     proto: ModelProto
@@ -55,6 +60,7 @@ class Model:
     weight_files: dict[str, Path] = field(default_factory=dict)
     architecture: Architecture | None = None
     converted: dict[str, Conversion] = field(default_factory=dict)
+    folders: frozenset[Path] = frozenset()
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], architecture: Architecture | None = None) -> Model:
@@ -82,7 +88,7 @@ class Model:
             ) from None
         if not proto.HasField("graph") or not proto.ir_version:
             raise ModelError(f"{path} ({len(data)} bytes) holds no ONNX graph")
-        return cls(proto, path, _weight_files(proto, path), architecture)
+        return cls(proto, path, _weight_files(proto, path), architecture, folders=frozenset({data_folder(path)}))
 
     @classmethod
     def from_proto(
@@ -104,7 +110,7 @@ class Model:
         if files and path is None:
             hint = "give from_proto the path of the file that the graph was read from"
             raise WeightError(f"the graph refers to the data file {min(files)!r}, which may be anywhere", hint=hint)
-        made = cls(proto, where, files, architecture).copy()
+        made = cls(proto, where, files, architecture, folders=frozenset({data_folder(where)})).copy()
         check_wire(made.to_bytes(), where)
         return made
 
@@ -132,7 +138,7 @@ class Model:
 
         proto = ModelProto()
         proto.CopyFrom(self.proto)
-        return Model(proto, self.path, dict(self.weight_files), self.architecture, dict(self.converted))
+        return Model(proto, self.path, dict(self.weight_files), self.architecture, dict(self.converted), self.folders)
 
     def to_bytes(self) -> bytes:
         """The graph as the file holds it. Raises ModelError where inline weights make it larger than 2 GiB."""
@@ -212,73 +218,110 @@ class Model:
         force: bool = False,
         progress: Progress | None = None,
     ) -> list[Placed]:
-        """Write the graph to `path` and place its weights beside it; see surgery.graph.weight_writing for the ways.
+        """Write the graph to `path` and its weights beside it; see surgery.graph.weight_writing for the ways.
 
-        Returns how each weight file was placed. Weight files go first and the graph last, each through a temporary
-        file that is renamed, so that `path` never names a graph whose weights are not there. A weight file already
-        in its place is left alone.
+        Returns how each data file was placed. They are named after the graph, PATH_data, PATH_data_1, ..., whatever
+        they were called before; one that lies beside `path` already is left alone. The graph comes last, and at once:
+        whoever reads `path` finds all of its weights. With `force`, new data files stand beside the old ones until
+        then, and have the next numbers.
         Raises FolderError where something exists and `force` is not given.
         """
         path = Path(path)
-        if weights == "consolidate":
-            return self._save_consolidated(path, force, progress)
-        moves = self._moves(path)
-        new = {location: path.parent / location for location in self.converted_files()}
-        placed = []
-        _refuse_existing((path, *(target for _, target in moves), *new.values()), path.parent, force)
+        if not path.parent.is_dir():
+            raise FolderError(f"the folder {path.parent} does not exist")
+        used = self.used_weight_files().items()
         self.check_weights()
-        data, ends = self.to_bytes(), self._ends(path.parent)
-        for file, target in moves:
-            location = str(target.relative_to(path.parent))
-            with _renamed_into_place(target) as staged:
-                placed.append(write_data_file(file, staged, location, weights, ends[target], progress))
-        for location, target in new.items():
-            with _renamed_into_place(target) as staged:
-                placed.append(convert(self, staged, location, progress))
-        with _renamed_into_place(path) as staged:
-            staged.write_bytes(data)
+        if any(_same_file(path, file) for _, file in used):
+            raise FolderError(f"{path} is also a data file of this graph", hint="choose another name")
+        kept = {at for at, file in used if weights != "consolidate" and _same_file(file, path.parent / at)}
+        old = _data_files_of(path)
+        if not force and (found := [name for name in (path.name, *old) if name not in kept and _is_there(path, name)]):
+            raise FolderError(
+                f"{path.parent / found[0]} exists", hint="choose another name, or pass --force to overwrite it"
+            )
+        with staged_files(path) as folder:
+            placed = self.write(folder, path.name, weights=weights, kept=kept, taken=old, progress=progress)
+        for name in old - kept:
+            if not any(_same_file(path.parent / name, file) for file in self.source_files()):
+                (path.parent / name).unlink(missing_ok=True)
         return placed
 
-    def _save_consolidated(self, path: Path, force: bool, progress: Progress | None) -> list[Placed]:
-        data_file = path.with_name(f"{path.name}.data")
-        _refuse_existing((path, data_file), path.parent, force)
-        self.check_weights()
-        moved = self.copy()
-        with _renamed_into_place(data_file) as staged:
-            placed = consolidate(moved, staged, data_file.name, progress)
-        with _renamed_into_place(path) as staged:
-            staged.write_bytes(moved.to_bytes())
-        return [placed]
+    def write(
+        self,
+        folder: Path,
+        name: str,
+        *,
+        weights: WeightMode = "copy",
+        kept: Collection[str] = (),
+        taken: Collection[str] = (),
+        progress: Progress | None = None,
+    ) -> list[Placed]:
+        """Write the graph and its weights into a folder that nobody reads yet; see `save` for their names.
 
-    def _ends(self, folder: Path) -> dict[Path, int]:
-        """Place in `folder` of each weight file -> the end of the last tensor that refers to it."""
+        Locations in `kept` stay as they are, and names in `taken` are not given. Raises OSError where a file exists or
+        cannot be written.
+        """
+        placed: list[Placed] = []
+        if weights == "consolidate":
+            moved = self.copy()
+            if any(map(is_external, tensors(self.proto))):
+                target = folder / next(at for at in data_names(name) if at not in taken)
+                placed.append(consolidate(moved, target, progress))
+        else:
+            moved = self.with_data_names(name, kept, taken)
+            ends = moved.data_ends()
+            for at, file in moved.used_weight_files().items():
+                if at not in kept:
+                    placed.append(write_data_file(file, self.open_data, folder / at, weights, ends[file], progress))
+            placed += [convert(moved, at, folder / at, progress) for at in moved.converted_files()]
+        with (folder / name).open("xb") as writer:
+            writer.write(moved.to_bytes())
+        return placed
+
+    def with_data_names(self, graph: str, kept: Collection[str] = (), taken: Collection[str] = ()) -> Model:
+        """A copy whose data files are called as those of a graph of this name: GRAPH_data, GRAPH_data_1, ...
+
+        Locations in `kept` stay as they are, and names in `taken` are not given.
+        """
+        free = (name for name in data_names(graph) if name not in taken and name not in kept)
+        used, names = self.used_weight_files(), {at: at for at in kept}
+        targets: dict[Path, str] = {}
+        for at, file in used.items():
+            if at not in kept:
+                names[at] = targets[file] = targets.get(file) or next(free)
+        names |= {at: next(free) for at in self.converted_files()}
+        moved = self.copy()
+        moved.weight_files = {names[at]: file for at, file in used.items()}
+        for tensor in tensors(moved.proto):
+            if is_external(tensor):
+                set_location(tensor, names[external_field(tensor, "location") or ""])
+        return moved
+
+    def open_data(self, file: Path) -> BinaryIO:
+        """Open one of the files that weights come from. Raises OSError where it does not lie where they may."""
+        try:
+            return open_inside(file, self.folders or {data_folder(self.path)})
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(file)) from None
+
+    def data_ends(self) -> dict[Path, int]:
+        """How much is used of each file that is placed as it is: the end of the last tensor that refers to it."""
         ends: dict[Path, int] = {}
         for tensor in tensors(self.proto):
             if is_external(tensor) and self.conversion(tensor) is None:
                 ref = reference(tensor, self.weight_files)
-                target = folder / ref.location
-                ends[target] = max(ends.get(target, 0), ref.end)
+                ends[ref.file] = max(ends.get(ref.file, 0), ref.end)
         return ends
 
-    def _moves(self, path: Path) -> list[tuple[Path, Path]]:
-        """(file, target) of each weight file that is not in its place beside `path` yet."""
-        targets: dict[Path, Path] = {}
-        for location, file in self.used_weight_files().items():
-            target = path.parent / location
-            if target == path:
-                raise FolderError(f"{path} is also the name of a data file of this graph", hint="choose another name")
-            other = targets.setdefault(target, file)
-            if other != file and not _same_file(other, file):
-                raise FolderError(f"two data files, {other} and {file}, would both be placed at {target}")
-        return [(file, target) for target, file in targets.items() if not _same_file(file, target)]
+
+def _data_files_of(path: Path) -> set[str]:
+    """The names beside a graph that are those of its data files."""
+    names = re.compile(re.escape(path.name) + r"_data(_[0-9]+)?")
+    return {entry for entry in os.listdir(path.parent) if names.fullmatch(entry)}
 
 
-def _refuse_existing(targets: Iterable[Path], folder: Path, force: bool) -> None:
-    for target in targets:
-        if target.exists() and not force:
-            raise FolderError(f"{target} exists", hint="choose another name, or pass --force to overwrite it")
-    if not folder.is_dir():
-        raise FolderError(f"the folder {folder} does not exist")
+def _is_there(path: Path, name: str) -> bool:
+    return os.path.lexists(path.with_name(name))
 
 
 def _weight_files(proto: ModelProto, path: Path) -> dict[str, Path]:
@@ -297,19 +340,3 @@ def _same_file(one: Path, other: Path) -> bool:
     with contextlib.suppress(OSError):
         return one.samefile(other)
     return False
-
-
-@contextlib.contextmanager
-def _renamed_into_place(target: Path) -> Iterator[Path]:
-    """A name to write to, which becomes `target` at the end; whatever happens, it is gone afterwards."""
-    staged = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staged.unlink(missing_ok=True)  # left by a killed process; it may be a hard link to a source
-        yield staged
-        staged.replace(target)
-    except OSError as error:
-        raise FolderError(f"{target} cannot be written: {error.strerror or error}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            staged.unlink(missing_ok=True)

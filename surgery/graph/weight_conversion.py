@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from surgery.errors import WeightError
@@ -31,6 +32,9 @@ CHUNK = 16 * 1024 * 1024
 
 MAX_FILE_BYTES = 2_000_000_000
 """Of one new data file: a browser's ArrayBuffer ends at 2 GiB, and the exporter keeps its files below that, too."""
+
+Opener = Callable[[Path], BinaryIO]
+"""Opens a data file of a model, wherever it may lie; see `Model.open_data`."""
 
 Extent = tuple[object, int, int]
 """File, offset and length: what two references have in common that mean the same bytes."""
@@ -169,7 +173,9 @@ class NewFiles:
             self.files[-1].add(converted, tensor, conversion)
 
     def __str__(self) -> str:
-        return "; ".join(f"{file.location}, {file.end:,} bytes" for file in self.files)
+        count = len(self.files)
+        files = f"{count} data files" if count > 1 else "a data file"
+        return f"{files} of their own, {sum(file.end for file in self.files):,} bytes"
 
 
 def compacted(proto: ModelProto, converted: Mapping[str, Conversion]) -> None:
@@ -230,7 +236,7 @@ def _packed(codes: NDArray[Any], bits: int) -> NDArray[Any]:
     return packed
 
 
-def write_converted(places: Mapping[Conversion, int], writer: BinaryIO) -> Iterator[int]:
+def write_converted(places: Mapping[Conversion, int], writer: BinaryIO, opened: Opener) -> Iterator[int]:
     """Write weights of equal `reading`, each at its place, and yield the size of each portion.
 
     The sources are read once, from the first row to the last, whatever the number of weights.
@@ -241,7 +247,7 @@ def write_converted(places: Mapping[Conversion, int], writer: BinaryIO) -> Itera
     parts = {part.extent: part for part in first.parts}
     step = max(1, CHUNK // sum(part.columns.row_bytes for part in parts.values()))
     with ExitStack() as stack:
-        files = {extent: stack.enter_context(part.source.file.open("rb")) for extent, part in parts.items()}
+        files = {extent: stack.enter_context(opened(part.source.file)) for extent, part in parts.items()}
         for row in range(0, first.rows, step):
             count = min(step, first.rows - row)
             held = {

@@ -1,4 +1,4 @@
-"""Putting weights where a graph's references say: copied, linked, or consolidated into one aligned file.
+"""Putting weights beside a graph: copied, linked, or consolidated into one aligned file.
 
     copy         each data file, as it is up to the last byte that a tensor refers to; in the kernel, which shares
                  extents on filesystems that can (reflink)
@@ -16,8 +16,9 @@ change the source, or the Hub's cache.
 from __future__ import annotations
 
 import errno
+import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol
@@ -26,7 +27,7 @@ from surgery.choices import WeightMode
 from surgery.files.atomic import existing
 from surgery.files.safe_reading import sha256
 from surgery.graph.external_data import WeightReference, external_field, is_external, reference, set_extent, tensors
-from surgery.graph.weight_conversion import Conversion, write_converted
+from surgery.graph.weight_conversion import Conversion, Opener, write_converted
 
 if TYPE_CHECKING:
     from onnx import ModelProto, TensorProto
@@ -35,6 +36,9 @@ Progress = Callable[[int], None]
 
 CHUNK = 16 * 1024 * 1024
 """Bytes moved between two progress reports."""
+
+_BEYOND_DATA = 0o7111
+"""Modes that a link would take along: executable, or running as its owner."""
 
 ALIGNMENT = 4096
 """A page: each tensor of a consolidated file can be mapped into memory by itself, and suits every device's DMA."""
@@ -48,56 +52,80 @@ class Weighted(Protocol):
     converted: dict[str, Conversion]
 
     def conversion(self, tensor: TensorProto) -> Conversion | None: ...
+    def open_data(self, file: Path) -> BinaryIO: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """One weight file as it was placed. `sha256` is None for a link: its bytes were neither read nor written."""
+    """One weight file as it was placed. `sha256` is None for a link: its bytes were neither read nor written.
+
+    `source` is the file that it is a copy of, or a link to; None where it was made of several, or converted.
+    """
 
     location: str
     size: int
     how: Literal["copied", "linked", "consolidated", "converted"]
     sha256: str | None
+    source: Path | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, keys in a fixed order."""
+        """Plain values for JSON, keys in a fixed order; no path of the machine."""
         return {"file": self.location, "size": self.size, "how": self.how, "sha256": self.sha256}
 
 
-def unlinkable(files: Iterable[Path], parent: Path) -> int:
-    """Bytes that are copied although links are asked for, because they lie on another filesystem than `parent`."""
+def data_names(graph: str) -> Iterator[str]:
+    """The names of a graph's data files, in order: as the community's exporter gives them, and runtimes look for them."""
+    yield f"{graph}_data"
+    yield from (f"{graph}_data_{number}" for number in itertools.count(1))
+
+
+def unlinkable(lengths: Mapping[Path, int], parent: Path) -> int:
+    """Bytes that are copied although links are asked for: of files on another filesystem, or that anybody may execute.
+
+    `lengths` is how much of each file is used.
+    """
     device = existing(parent).stat().st_dev
-    return sum(found.st_size for found in (file.stat() for file in files) if found.st_dev != device)
+    found = ((file.stat(), length) for file, length in lengths.items())
+    return sum(length for status, length in found if status.st_dev != device or status.st_mode & _BEYOND_DATA)
 
 
 def write_data_file(
     source: Path,
+    opened: Opener,
     target: Path,
-    location: str,
     placement: WeightMode,
     length: int,
     progress: Progress | None = None,
 ) -> Placed:
     """Put one weight file at `target`, which must be free: a hard link where asked for and possible, else a copy.
 
-    A copy has the first `length` bytes, which tensors refer to; a link has what the source has.
-    A symlink (a Hub cache's) is followed to the file it stands for. `progress` is told the bytes since its last call.
+    A copy has the first `length` bytes, which tensors refer to, and the mode of a new file; a link has what the source
+    has. `progress` is told the bytes since its last call. Raises OSError.
     """
     report = progress or (lambda _: None)
-    real = Path(os.path.realpath(source))
-    if placement == "link":
-        size = real.stat().st_size
-        try:
-            os.link(real, target)
-        except OSError:
-            pass  # another filesystem, or one without hard links: fall through to a copy
-        else:
-            report(size)
-            return Placed(location, size, "linked", None)
-    with real.open("rb") as reader, target.open("xb", buffering=0) as writer:
-        for moved in _moved(reader, writer, 0, length):
-            report(moved)
-    return Placed(location, length, "copied", sha256(target))
+    with opened(source) as reader:
+        if placement == "link" and (size := _linked(source, reader, target)) is not None:
+            report(length)
+            return Placed(target.name, size, "linked", None, source)
+        with target.open("xb", buffering=0) as writer:
+            for moved in _moved(reader, writer, 0, length):
+                report(moved)
+    return Placed(target.name, length, "copied", sha256(target), source)
+
+
+def _linked(source: Path, reader: BinaryIO, target: Path) -> int | None:
+    """Link to the file that was opened; its size. None where that is not possible, or it is more than data."""
+    found = os.fstat(reader.fileno())
+    if found.st_mode & _BEYOND_DATA:
+        return None
+    try:
+        os.link(os.path.realpath(source), target, follow_symlinks=False)
+    except OSError:
+        return None  # another filesystem, or one without hard links
+    if not os.path.samestat(found, target.lstat()):
+        target.unlink()
+        raise OSError(errno.EIO, f"{source} changed while it was being read")
+    return found.st_size
 
 
 def _moved(reader: BinaryIO, writer: BinaryIO, offset: int, length: int) -> Iterator[int]:
@@ -137,21 +165,21 @@ class _Extent:
     conversion: Conversion | None = field(default=None, compare=False)
 
 
-def consolidate(model: Weighted, target: Path, location: str, progress: Progress | None = None) -> Placed:
+def consolidate(model: Weighted, target: Path, progress: Progress | None = None) -> Placed:
     """Write every external tensor of `model` to one file, and point the model's own references at it.
 
     `model` is changed in place: pass a copy. Memory use does not depend on the size of the weights.
     """
     external = _pieces(model)
     layout = _layout([extent for _, extent in external])
-    size, sha256 = _write(layout, target, progress)
+    size, digest = _write(layout, model.open_data, target, progress)
     for tensor, extent in external:
-        set_extent(tensor, location, layout[extent], extent.length)
-    model.weight_files, model.converted = {location: target}, {}
-    return Placed(location, size, "consolidated", sha256)
+        set_extent(tensor, target.name, layout[extent], extent.length)
+    model.weight_files, model.converted = {target.name: target}, {}
+    return Placed(target.name, size, "consolidated", digest)
 
 
-def convert(model: Weighted, target: Path, location: str, progress: Progress | None = None) -> Placed:
+def convert(model: Weighted, location: str, target: Path, progress: Progress | None = None) -> Placed:
     """Write the converted weights of one location, each where its tensor says; the model stays as it is."""
     pieces = [(tensor, extent) for tensor, extent in _pieces(model) if extent.conversion is not None]
     places = {
@@ -159,11 +187,12 @@ def convert(model: Weighted, target: Path, location: str, progress: Progress | N
         for tensor, extent in pieces
         if external_field(tensor, "location") == location
     }
-    size, sha256 = _write(dict(sorted(places.items(), key=lambda entry: entry[1])), target, progress)
-    return Placed(location, size, "converted", sha256)
+    layout = dict(sorted(places.items(), key=lambda entry: entry[1]))
+    size, digest = _write(layout, model.open_data, target, progress)
+    return Placed(target.name, size, "converted", digest)
 
 
-def _write(layout: dict[_Extent, int], target: Path, progress: Progress | None) -> tuple[int, str]:
+def _write(layout: dict[_Extent, int], opened: Opener, target: Path, progress: Progress | None) -> tuple[int, str]:
     """Write extents where they belong, in ascending order. Returns the size of the file and its SHA-256."""
     report = progress or (lambda _: None)
     size = 0
@@ -173,12 +202,12 @@ def _write(layout: dict[_Extent, int], target: Path, progress: Progress | None) 
         for extent, start in layout.items():
             _pad(writer, start - size)
             if extent.conversion is None:
-                for moved in _transferred(extent, writer):
+                for moved in _transferred(extent, writer, opened):
                     report(moved)
             else:
                 if extent not in there:
                     group = together[extent.conversion.reading]
-                    for made in write_converted({c: layout[one] for c, one in group.items()}, writer):
+                    for made in write_converted({c: layout[one] for c, one in group.items()}, writer, opened):
                         report(made)
                     there.update(group.values())
                 os.lseek(writer.fileno(), extent.length, os.SEEK_CUR)
@@ -195,9 +224,9 @@ def _made_together(layout: Iterable[_Extent]) -> dict[object, dict[Conversion, _
     return groups
 
 
-def _transferred(extent: _Extent, writer: BinaryIO) -> Iterator[int]:
+def _transferred(extent: _Extent, writer: BinaryIO, opened: Opener) -> Iterator[int]:
     assert extent.source is not None
-    with extent.source.file.open("rb") as reader:
+    with opened(extent.source.file) as reader:
         yield from _moved(reader, writer, extent.source.offset, extent.length)
 
 

@@ -44,14 +44,23 @@ def validate(
 
 
 def source_pair(folder: Path, source: str | Path | None, precision: str | None) -> GraphPair | None:
-    """The pair of `source` that a GenAI folder was made from: of the precision that is named, or whose data files it
-    has. None without a source. Raises ExportError where there is none.
+    """The pair of `source` that a GenAI folder was made from: of the precision that is named, or that its manifest
+    records. None without a source. Raises ExportError where there is none.
     """
-    from surgery.folder.genai_config import MODEL_FILE
-    from surgery.graph.model import Model
+    from surgery.errors import ExportError
+    from surgery.folder.manifest import NAME as MANIFEST_FILE
+    from surgery.folder.manifest import recorded_precision
     from surgery.source.export import open_export
 
     if source is None:
         return None
     export = open_export(Path(source))
-    return export.pair(precision) if precision else export.matching(Model.open(folder / MODEL_FILE).weight_files)
+    wanted = precision or recorded_precision(folder)
+    if wanted is not None:
+        return export.pair(wanted)
+    if len(export.pairs) == 1:
+        return next(iter(export.pairs.values()))
+    raise ExportError(
+        f"{export.root} holds {', '.join(export.pairs)}, and {folder} has no {MANIFEST_FILE} that says which it is made of",
+        hint="name it with --precision",
+    )

@@ -137,17 +137,6 @@ class Export:
         precision, reason = best_precision(list(self.pairs), provider, str(self.root))
         return self.pairs[precision], reason
 
-    def matching(self, locations: Iterable[str]) -> GraphPair:
-        """The pair whose decoder's data files have these names. Raises ExportError where none does."""
-        names = list(locations)
-        for pair in self.pairs.values():
-            if any(re.fullmatch(re.escape(pair.decoder.name) + r"_data(_\d+)?", name) for name in names):
-                return pair
-        raise ExportError(
-            f"{self.root} holds {', '.join(self.pairs)}, and none of them has data files named {', '.join(names)}",
-            hint="name it with --precision",
-        )
-
 
 def open_export(folder: Path, given: GraphPair | None = None) -> Export:
     """Read a source folder. `given` names the two graphs where they do not lie in the community's layout.

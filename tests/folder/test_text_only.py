@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 from command_line import run as command
 from folders import digests
+from onnx import ModelProto
 from places import TINY
 from signing import sign
 
 import fixtures
 from passes.presets import compatible
-from surgery.errors import ExportError, FolderError, SurgeryError
+from surgery.errors import ExportError, FolderError, SurgeryError, WeightError
 from surgery.folder.building import build_folder
 from surgery.folder.manifest import faults
 from surgery.folder.text_only import Stripped, build_text_only
@@ -182,6 +184,63 @@ def test_a_source_without_tokenizer_is_refused_before_anything_is_written(source
     with pytest.raises(SurgeryError):
         run(tmp_path / "out", source=source)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_data_file_is_one_sentence(tmp_path: Path) -> None:
+    source = Path(shutil.copytree(TINY, tmp_path / "source"))
+    (source / "onnx" / "embed_tokens_q4.onnx_data").unlink()
+    with pytest.raises(WeightError, match=r"embed_tokens_q4\.onnx_data is missing: tensor .* stored in it"):
+        run(tmp_path / "out", source=source)
+    assert not (tmp_path / "out").exists()
+
+
+def relocated(source: Path, graph: str, location: str) -> Path:
+    """The export with another name for the data file of a graph."""
+    path = source / "onnx" / f"{graph}.onnx"
+    proto = ModelProto.FromString(path.read_bytes())
+    for tensor in proto.graph.initializer:
+        for entry in tensor.external_data:
+            entry.value = location if entry.key == "location" else entry.value
+    path.write_bytes(proto.SerializeToString())
+    target = source / "onnx" / location
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not target.exists():
+        shutil.copyfile(source / "onnx" / f"{graph}.onnx_data", target)
+    return target
+
+
+@pytest.mark.parametrize(
+    "location", ["conftest.py", ".envrc", "handler.py", ".git/hooks/pre-commit", "sub/w.data", ".x.data", "config.json"]
+)
+def test_a_name_that_is_none_of_a_data_file_is_refused(location: str, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(TINY, tmp_path / "source"))
+    relocated(source, "decoder_model_merged_q4", location)
+    with pytest.raises(WeightError, match=r"stores weights in .*; a name such as model\.onnx_data is expected"):
+        run(tmp_path / "out", source=source)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("weights", ["copy", "link"])
+def test_data_files_get_the_mode_of_data(weights: str, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(TINY, tmp_path / "source"))
+    for path in (source / "onnx").glob("*_data"):
+        path.chmod(0o4755)
+    run(tmp_path / "out", source=source, weights=weights)
+    assert all(path.stat().st_mode & 0o7111 == 0 for path in (tmp_path / "out").rglob("*") if path.is_file())
+
+
+def test_two_graphs_may_share_a_data_file_and_no_more_of_it_is_copied_than_is_used(tmp_path: Path) -> None:
+    source = Path(shutil.copytree(TINY, tmp_path / "source"))
+    data = relocated(source, "decoder_model_merged_q4", "shared.onnx_data")
+    with data.open("r+b") as file:
+        file.write((source / "onnx" / "embed_tokens_q4.onnx_data").read_bytes())
+    relocated(source, "embed_tokens_q4", "shared.onnx_data")
+    size = data.stat().st_size
+    os.truncate(data, 20 * 10**9)
+    result = run(tmp_path / "out", source=source)
+    assert [(entry.location, entry.size) for entry in result.placed] == [("onnx/shared.onnx_data", size)]
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["files"]["onnx/shared.onnx_data"]["from"] == "onnx/shared.onnx_data"
 
 
 def test_the_command_proves_and_answers_in_json(tmp_path: Path) -> None:

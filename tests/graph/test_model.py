@@ -9,15 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from killing import kills
 from limits import cpu_limit
 from onnx import ModelProto, TensorProto
 from onnx.helper import make_node, make_tensor_value_info
 from places import FIXTURES
 from torture import FLOAT, TRAPS, body, external, if_node, model
 
+from surgery.choices import WeightMode
 from surgery.errors import FolderError, ModelError, SurgeryError, WeightError
 from surgery.graph.definitions import check_definitions
-from surgery.graph.external_data import BITS, byte_size
+from surgery.graph.external_data import BITS, byte_size, external_field, is_external, tensors
 from surgery.graph.index import use_counts
 from surgery.graph.model import Model
 from surgery.graph.renaming import rename
@@ -50,9 +52,16 @@ def with_external(tensor: TensorProto) -> ModelProto:
 def test_open_and_save_is_identical(name: str, tmp_path: Path) -> None:
     original = TRAPS[name]()
     source = write(tmp_path / "a.onnx", original, data=64 * 1024)
+    Model.open(source).save(tmp_path / "b.onnx")
+    assert parsed(tmp_path / "b.onnx") == original
     (tmp_path / "out").mkdir()
     Model.open(source).save(tmp_path / "out" / "b.onnx")
-    assert parsed(tmp_path / "out" / "b.onnx") == original
+    moved = parsed(tmp_path / "out" / "b.onnx")
+    for tensor in filter(is_external, tensors(moved)):
+        assert external_field(tensor, "location") == "b.onnx_data"
+        for entry in tensor.external_data:
+            entry.value = "torture.data" if entry.key == "location" else entry.value
+    assert moved == original, "elsewhere, data files are called after the graph, and nothing else is another"
 
 
 @pytest.mark.parametrize("name", TRAPS)
@@ -320,20 +329,20 @@ def pair(tmp_path: Path) -> Model:
 
 def test_save_copies_weights(tmp_path: Path) -> None:
     pair(tmp_path).save(tmp_path / "out" / "b.onnx")
-    data = tmp_path / "out" / "torture.data"
+    data = tmp_path / "out" / "b.onnx_data"
     assert data.read_bytes() == (tmp_path / "in" / "torture.data").read_bytes()
     assert not data.samefile(tmp_path / "in" / "torture.data")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["b.onnx", "torture.data"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["b.onnx", "b.onnx_data"]
 
 
 def test_save_links_weights_and_follows_a_symlink(tmp_path: Path) -> None:
     opened = pair(tmp_path)
     source = tmp_path / "in" / "torture.data"
-    source.rename(tmp_path / "blob")
-    source.symlink_to(tmp_path / "blob")
+    source.rename(tmp_path / "in" / "blob")
+    source.symlink_to("blob")
     opened.save(tmp_path / "out" / "b.onnx", weights="link")
-    target = tmp_path / "out" / "torture.data"
-    assert target.samefile(tmp_path / "blob") and not target.is_symlink()
+    target = tmp_path / "out" / "b.onnx_data"
+    assert target.samefile(tmp_path / "in" / "blob") and not target.is_symlink()
 
 
 def test_save_beside_its_own_weights_leaves_them_alone(tmp_path: Path) -> None:
@@ -343,7 +352,7 @@ def test_save_beside_its_own_weights_leaves_them_alone(tmp_path: Path) -> None:
     assert (tmp_path / "in" / "torture.data").stat().st_ino == before.st_ino
 
 
-@pytest.mark.parametrize("name", ["b.onnx", "torture.data"])
+@pytest.mark.parametrize("name", ["b.onnx", "b.onnx_data"])
 def test_save_overwrites_nothing_without_force(name: str, tmp_path: Path) -> None:
     opened = pair(tmp_path)
     (tmp_path / "out" / name).write_text("mine")
@@ -356,14 +365,14 @@ def test_save_overwrites_nothing_without_force(name: str, tmp_path: Path) -> Non
 
 
 def test_force_does_not_write_through_a_link_to_the_source(tmp_path: Path) -> None:
-    """The part file of a killed run may be a hard link to the source: writing to it would damage the source."""
+    """What stands in the way may be a hard link to the source: writing to it would damage the source."""
     opened = pair(tmp_path)
     source = tmp_path / "in" / "torture.data"
     content = source.read_bytes()
-    (tmp_path / "out" / f".torture.data.{os.getpid()}.part").hardlink_to(source)
-    opened.save(tmp_path / "out" / "b.onnx")
+    (tmp_path / "out" / "b.onnx_data").hardlink_to(source)
+    opened.save(tmp_path / "out" / "b.onnx", force=True)
     assert source.read_bytes() == content
-    assert not (tmp_path / "out" / "torture.data").samefile(source)
+    assert Model.open(tmp_path / "out" / "b.onnx").check_weights() == 4096
 
 
 def test_a_failed_save_leaves_no_part_files_and_no_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -373,7 +382,7 @@ def test_a_failed_save_leaves_no_part_files_and_no_graph(tmp_path: Path, monkeyp
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("surgery.graph.weight_writing._moved", full)
-    with pytest.raises(FolderError, match=r"torture\.data cannot be written: No space left on device"):
+    with pytest.raises(FolderError, match=r"b\.onnx was not written: No space left on device"):
         opened.save(tmp_path / "out" / "b.onnx")
     assert list((tmp_path / "out").iterdir()) == []
 
@@ -403,18 +412,90 @@ def test_save_into_a_missing_folder(tmp_path: Path) -> None:
 
 
 def test_save_refuses_to_overwrite_a_data_file_with_the_graph(tmp_path: Path) -> None:
-    with pytest.raises(FolderError, match="is also the name of a data file"):
-        pair(tmp_path).save(tmp_path / "out" / "torture.data", force=True)
+    with pytest.raises(FolderError, match="is also a data file of this graph"):
+        pair(tmp_path).save(tmp_path / "in" / "torture.data", force=True)
 
 
-def test_save_refuses_two_files_for_one_place(tmp_path: Path) -> None:
+def test_a_file_that_is_named_in_two_ways_is_placed_once(tmp_path: Path) -> None:
     opened = pair(tmp_path)
     twin = opened.graph.initializer.add()
     twin.CopyFrom(fields(external("w2", [4]), location="./torture.data"))
-    (tmp_path / "in" / "other.data").write_bytes(bytes(16))
-    opened.weight_files["./torture.data"] = tmp_path / "in" / "other.data"
-    with pytest.raises(FolderError, match="would both be placed at"):
-        opened.save(tmp_path / "out" / "b.onnx", force=True)
+    opened.weight_files["./torture.data"] = tmp_path / "in" / "." / "torture.data"
+    placed = opened.save(tmp_path / "out" / "b.onnx")
+    assert [entry.location for entry in placed] == ["b.onnx_data"]
+    assert {ref.location for ref in Model.open(tmp_path / "out" / "b.onnx").weight_references()} == {"b.onnx_data"}
+
+
+@pytest.mark.parametrize("location", [".git/hooks/pre-commit", "conftest.py", ".envrc", "Makefile", "sub/w.data"])
+def test_a_graph_does_not_choose_what_is_written(location: str, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "out").mkdir()
+    write(tmp_path / "in" / "a.onnx", with_external(fields(external("w", [4]), location=location)))
+    data = tmp_path / "in" / location
+    data.parent.mkdir(parents=True, exist_ok=True)
+    data.write_bytes(bytes(16))
+    data.chmod(0o4755)
+    (tmp_path / "out" / "Makefile").write_text("mine")
+    Model.open(tmp_path / "in" / "a.onnx").save(tmp_path / "out" / "b.onnx", force=True)
+    found = sorted(path.name for path in (tmp_path / "out").rglob("*"))
+    assert found == ["Makefile", "b.onnx", "b.onnx_data"] and (tmp_path / "out" / "Makefile").read_text() == "mine"
+    for weights in ("copy", "link", "consolidate"):
+        Model.open(tmp_path / "in" / "a.onnx").save(tmp_path / "out" / "b.onnx", weights=weights, force=True)  # type: ignore[arg-type]
+        assert all(path.stat().st_mode & 0o7111 == 0 for path in (tmp_path / "out").iterdir())
+        assert len(list((tmp_path / "out").glob("b.onnx_data*"))) == 1, "the old data file went with its graph"
+
+
+def test_a_save_in_place_keeps_the_weights_that_it_reads(tmp_path: Path) -> None:
+    opened = pair(tmp_path)
+    opened.save(tmp_path / "in" / "a.onnx", force=True)
+    opened.save(tmp_path / "in" / "a.onnx", weights="consolidate", force=True)
+    Model.open(tmp_path / "in" / "a.onnx").save(tmp_path / "in" / "a.onnx", weights="consolidate", force=True)
+    assert sorted(path.name for path in (tmp_path / "in").iterdir()) == [
+        "a.onnx",
+        "a.onnx_data",
+        "a.onnx_data_1",
+        "torture.data",
+    ]
+    assert Model.open(tmp_path / "in" / "a.onnx").check_weights() == 4096
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("weights", ["copy", "consolidate"])
+def test_a_killed_save_leaves_the_old_graph_with_its_weights_or_the_new_one(
+    weights: WeightMode, tmp_path: Path
+) -> None:
+    opened, other, out = pair(tmp_path), tmp_path / "in" / "other.onnx", tmp_path / "out" / "b.onnx"
+    proto = with_external(fields(external("w", [1024]), location="other.data"))
+    proto.doc_string = "new"
+    write(other, proto)
+    (tmp_path / "in" / "other.data").write_bytes(bytes(4096))
+    opened.save(out, weights=weights)
+    held, killed = {"": np.arange(1024, dtype=np.float32).tobytes(), "new": bytes(4096)}, 0
+    for _ in kills(lambda: Model.open(other).save(out, weights=weights, force=True)):
+        found = Model.open(out)
+        assert next(iter(found.weight_files.values())).read_bytes() == held[found.proto.doc_string]
+        killed += 1
+    assert killed > 3
+    assert len(list((tmp_path / "out").iterdir())) == 2, "what killed runs left is gone"
+
+
+@pytest.mark.parametrize("weights", ["copy", "link", "consolidate"])
+def test_a_link_that_is_put_there_after_the_look_is_not_followed(weights: WeightMode, tmp_path: Path) -> None:
+    opened = pair(tmp_path)
+    (tmp_path / "secret").write_bytes(bytes(4096))
+    (tmp_path / "in" / "torture.data").unlink()
+    (tmp_path / "in" / "torture.data").symlink_to("../secret")
+    with pytest.raises(FolderError, match=r"torture\.data: it is .*secret, outside of the folder"):
+        opened.save(tmp_path / "out" / "b.onnx", weights=weights)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_of_a_data_file_no_more_is_copied_than_is_used(tmp_path: Path) -> None:
+    opened = pair(tmp_path)
+    os.truncate(tmp_path / "in" / "torture.data", 20 * 10**9)
+    told: list[int] = []
+    opened.save(tmp_path / "out" / "b.onnx", progress=told.append)
+    assert (tmp_path / "out" / "b.onnx_data").stat().st_size == sum(told) == 4096
 
 
 def test_a_location_that_no_file_is_known_for(tmp_path: Path) -> None:
@@ -446,7 +527,7 @@ def test_sixty_four_gigabytes_are_never_read(tmp_path: Path) -> None:
         opened.fingerprint()
         opened.save(tmp_path / "out" / "b.onnx", weights="link")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 200 * 1024  # KiB
-    assert (tmp_path / "out" / "torture.data").stat().st_size == size
+    assert (tmp_path / "out" / "b.onnx_data").stat().st_size == size
 
 
 # Scopes
@@ -525,7 +606,7 @@ def test_the_external_data_of_a_model_in_memory_lies_beside_its_path(tmp_path: P
     made = Model.from_proto(proto, tmp_path / "never_written.onnx")
     (tmp_path / "out").mkdir()
     made.save(tmp_path / "out" / "model.onnx")
-    assert (tmp_path / "out" / "torture.data").read_bytes() == bytes(16)
+    assert (tmp_path / "out" / "model.onnx_data").read_bytes() == bytes(16)
     with pytest.raises(WeightError, match=r"refers to the data file 'torture\.data', which may be anywhere"):
         Model.from_proto(proto)
     with pytest.raises(WeightError, match="no file is known for the external data location") as raised:

@@ -76,7 +76,7 @@ def test_consolidated_tensors_are_aligned_in_order_of_use_and_shared(tmp_path: P
     assert model.fingerprint() == before, "the model that was saved still refers to its own files"
     references = {ref.name: ref for ref in Model.open(tmp_path / "out" / "model.onnx").weight_references()}
     assert {name: ref.offset for name, ref in references.items()} == {"b": 0, "a": ALIGNMENT, "again": ALIGNMENT}
-    assert (tmp_path / "out" / "model.onnx.data").stat().st_size == ALIGNMENT + 20
+    assert (tmp_path / "out" / "model.onnx_data").stat().st_size == ALIGNMENT + 20
     assert (
         onnx.load(tmp_path / "out" / "model.onnx").graph.initializer[2].raw_data
         == np.float32([0, 10, 20, 30, 40]).tobytes()
@@ -94,7 +94,7 @@ def test_a_copy_that_cannot_be_made_in_the_kernel_is_made_through_a_buffer(
 
 
 def test_a_link_that_cannot_be_made_is_a_copy_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(*_: object) -> None:
+    def refused(*_: object, follow_symlinks: bool) -> None:
         raise OSError(18, "Invalid cross-device link")
 
     monkeypatch.setattr("os.link", refused)
@@ -146,7 +146,13 @@ def test_the_manifest_names_every_file_and_its_source(tmp_path: Path) -> None:
     for folder, entries in ((tmp_path / "out", found["files"]), (TINY, found["source"]["files"])):
         for name, entry in entries.items():
             content = (folder / name).read_bytes()
-            assert entry == {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+            origin = {"from": entry["from"]} if "from" in entry else {}
+            assert entry == {"size": len(content), "sha256": hashlib.sha256(content).hexdigest(), **origin}
+    origins = {name: entry["from"] for name, entry in found["files"].items() if "from" in entry}
+    assert origins == {
+        "model.onnx_data": "onnx/decoder_model_merged_q4.onnx_data",
+        "model.onnx_data_1": "onnx/embed_tokens_q4.onnx_data",
+    }
     assert list(faults(tmp_path / "out")) == []
 
 
@@ -164,7 +170,7 @@ def test_the_manifest_does_not_depend_on_place_or_time(source: Path, placement: 
     [
         (lambda folder: (folder / "tokenizer.json").unlink(), "it is missing"),
         (lambda folder: (folder / "config.json").write_text("{}"), "it has 2 bytes, the manifest says"),
-        (lambda folder: flip(folder / "embed_tokens_q4.onnx_data"), "its content is not what was written"),
+        (lambda folder: flip(folder / "model.onnx_data"), "its content is not what was written"),
     ],
     ids=["missing", "other size", "one byte"],
 )
@@ -182,6 +188,7 @@ def flip(path: Path) -> None:
 
 
 def test_a_blob_of_the_hubs_cache_tells_its_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     content = b"weights"
     digest = hashlib.sha256(content).hexdigest()
     (tmp_path / "blobs").mkdir()
@@ -199,7 +206,7 @@ def test_the_runtime_loads_a_consolidated_folder(tmp_path: Path) -> None:
 
     repacked(tmp_path / "copied")
     repacked(tmp_path / "one", "consolidate")
-    assert {path.name for path in (tmp_path / "one").glob("*data*")} == {"model.onnx.data"}
+    assert {path.name for path in (tmp_path / "one").glob("*data*")} == {"model.onnx_data"}
     generated = []
     for name in ("copied", "one"):
         model = og.Model(str(tmp_path / name))
@@ -229,4 +236,4 @@ def test_weights_of_an_attribute_are_consolidated_too(tmp_path: Path) -> None:
     Model.open(folder / "model.onnx").save(tmp_path / "out" / "model.onnx", weights="consolidate")
     shutil.rmtree(folder)
     moved = Model.open(tmp_path / "out" / "model.onnx")
-    assert moved.check_weights() == 20 and list(moved.weight_files) == ["model.onnx.data"]
+    assert moved.check_weights() == 20 and list(moved.weight_files) == ["model.onnx_data"]

@@ -107,9 +107,9 @@ def test_no_data_file_keeps_a_table_that_nobody_reads(tmp_path: Path) -> None:
     inline = sum(len(t.raw_data) for t in split.graph.initializer) - sum(
         len(t.raw_data) for t in embed("q4").graph.initializer
     )
-    assert [path.name for path in tmp_path.iterdir() if path.suffix != ".onnx"] == ["per_layer_tables.onnx_data"]
+    assert [path.name for path in tmp_path.iterdir() if path.suffix != ".onnx"] == ["split.onnx_data"]
     # a byte of two layers' zero points becomes two; they are inline, and so is what was
-    assert (tmp_path / "per_layer_tables.onnx_data").stat().st_size == size and 0 < inline < 1000
+    assert (tmp_path / "split.onnx_data").stat().st_size == size and 0 < inline < 1000
 
 
 def test_tables_are_spread_over_files_of_bounded_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,7 +119,7 @@ def test_tables_are_spread_over_files_of_bounded_size(tmp_path: Path, monkeypatc
     split, _ = apply(before, [SplitPerLayerTable()])
     split.save(tmp_path / "split.onnx")
     files = sorted(path.name for path in tmp_path.iterdir() if path.suffix != ".onnx")
-    assert len(files) == 11 and files[:2] == ["per_layer_tables.onnx_data", "per_layer_tables.onnx_data_1"]
+    assert len(files) == 11 and files[:2] == ["split.onnx_data", "split.onnx_data_1"]
     for name, values in outputs(tmp_path / "split.onnx").items():
         np.testing.assert_array_equal(values, truth[name])
 

@@ -56,11 +56,11 @@ def source_pair(folder: Path, source: str | Path | None, precision: str | None) 
         return None
     export = open_export(Path(source))
     wanted = precision or recorded_precision(folder)
-    if wanted is not None:
+    if wanted is not None and (precision or wanted in export.pairs):
         return export.pair(wanted)
     if len(export.pairs) == 1:
         return next(iter(export.pairs.values()))
     raise ExportError(
-        f"{export.root} holds {', '.join(export.pairs)}, and {folder} has no {MANIFEST_FILE} that says which it is made of",
+        f"{export.root} holds {', '.join(export.pairs)}, and {folder / MANIFEST_FILE} does not say which it was made from",
         hint="name it with --precision",
     )

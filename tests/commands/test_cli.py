@@ -43,7 +43,7 @@ def test_two_explicit_files_are_repacked(tmp_path: Path) -> None:
     given = ("--embed", str(embed), "--decoder", str(decoder))
     done = run("repack", str(TINY), "out", *given, "--ep", "cpu", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "out" / "decoder_model_merged_fp16.onnx_data").is_file()
+    assert (tmp_path / "out" / "model.onnx_data").is_file()
 
 
 def test_validate_finds_the_source_precision_and_passes(folder: Path) -> None:
@@ -54,9 +54,9 @@ def test_validate_finds_the_source_precision_and_passes(folder: Path) -> None:
 
 def test_validate_fails_with_exit_code_one(folder: Path, tmp_path: Path) -> None:
     broken = Path(shutil.copytree(folder, tmp_path / "broken"))
-    data = bytearray((broken / "embed_tokens_q4f16.onnx_data").read_bytes())
+    data = bytearray((broken / "model.onnx_data_1").read_bytes())
     data[:64] = bytes(64)
-    (broken / "embed_tokens_q4f16.onnx_data").write_bytes(data)
+    (broken / "model.onnx_data_1").write_bytes(data)
     for wrong in ("files are what was written", "logits"):
         done = run("validate", str(broken), "--against", str(TINY), "--ep", "cpu", "--json")
         assert done.returncode == 1
@@ -86,7 +86,7 @@ def test_apply_runs_single_passes(tmp_path: Path) -> None:
     done = run("apply", "fold-logits-to-keep{keep=all},annotate-head-sizes", str(source), "out.onnx", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "- num_logits_to_keep" in done.stdout
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["decoder_model_merged_q4.onnx_data", "out.onnx"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.onnx", "out.onnx_data"]
 
 
 def test_generate_prints_the_answer(folder: Path) -> None:

@@ -26,6 +26,8 @@ from surgery.errors import SurgeryError
 from surgery.graph.model import Model
 
 DATA = "decoder_model_merged_q4.onnx_data"
+PLACED = "model.onnx_data"
+"""What the folder calls it."""
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +59,7 @@ def test_what_a_folder_claims_of_its_data_is_no_equality(folder: Path) -> None:
     found = compare(open_subject(TINY, "q4"), open_subject(folder), weights_by="reference")
     assert found.weights.uncompared == 93 and "weights" in found.differing and found.numbers is None
     assert found.weights.why[0] == (
-        "the digest of embed_tokens_q4.onnx_data is claimed by the folder, not checked; --weights digest reads it"
+        "the digest of model.onnx_data_1 is claimed by the folder, not checked; --weights digest reads it"
     )
     assert found.weights.basis == ("4 data files claimed by the folder's manifest.json, not checked",)
     assert [file.same for file in found.weights.files if file.kind == "data"] == [None, None]
@@ -82,7 +84,7 @@ def test_numbers_are_the_authors_and_of_these_very_weights(tmp_path: Path, monke
     found = compare(*sides)
     assert "numbers identical by the author's record" in found.verdict and found.numbers and found.numbers.recorded
     assert found.numbers.source.startswith("recorded by the folder's author: repack's closing proof")
-    data = tmp_path / "out" / DATA
+    data = tmp_path / "out" / PLACED
     content = bytearray(data.read_bytes())
     content[-1] ^= 1
     data.write_bytes(content)
@@ -107,16 +109,14 @@ def test_without_a_digest_weights_are_not_compared_and_that_is_no_equality(folde
     (tmp_path / "out" / "manifest.json").unlink()
     found = compare(open_subject(TINY, "q4"), open_subject(tmp_path / "out"), weights_by="reference")
     assert found.weights.uncompared == 93 and not any(c.verb == "changed" for c in found.weights.changes)
-    assert found.weights.why[0] == (
-        "no digest of embed_tokens_q4.onnx_data is known on both sides; --weights digest reads it"
-    )
+    assert found.weights.why[0] == ("no digest of model.onnx_data_1 is known on both sides; --weights digest reads it")
     assert "93 not compared" in found.verdict and "weights" in found.differing
 
 
 @pytest.mark.parametrize("by", ["auto", "digest"])
 def test_read_in_portions_one_other_byte_is_one_changed_tensor(folder: Path, tmp_path: Path, by: WeightsBy) -> None:
     shutil.copytree(folder, tmp_path / "out")
-    with (tmp_path / "out" / DATA).open("r+b") as file:
+    with (tmp_path / "out" / PLACED).open("r+b") as file:
         file.seek(20_000)
         byte = file.read(1)
         file.seek(20_000)

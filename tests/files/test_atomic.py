@@ -372,7 +372,7 @@ def test_a_link_to_another_disk_becomes_a_copy_and_needs_space(source: Path, tmp
     with small_disk(tmp_path / "larger", "size=4m") as disk:
         repack(source, disk / "out", weights="link")
         manifest = json.loads((disk / "out" / "manifest.json").read_text())
-        assert manifest["files"]["decoder_model_merged_q4.onnx_data"]["sha256"]
+        assert manifest["files"]["model.onnx_data"]["sha256"]
 
 
 @needs_root

@@ -97,8 +97,8 @@ def test_source_is_untouched_and_no_weight_changes(source: Path, tmp_path: Path)
     repack(source, tmp_path / "out")
     assert digests(source) == before
     written = digests(tmp_path / "out")
-    for name in ("decoder_model_merged_q4.onnx_data", "embed_tokens_q4.onnx_data"):
-        assert written[name] == before[f"onnx/{name}"]
+    for placed, name in (("", "decoder_model_merged_q4"), ("_1", "embed_tokens_q4")):
+        assert written[f"model.onnx_data{placed}"] == before[f"onnx/{name}.onnx_data"]
 
 
 def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -109,8 +109,8 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
 
 def test_link_shares_the_bytes(source: Path, tmp_path: Path) -> None:
     repack(source, tmp_path / "out", weights="link")
-    name = "decoder_model_merged_q4.onnx_data"
-    assert (tmp_path / "out" / name).samefile(source / "onnx" / name)
+    placed = tmp_path / "out" / "model.onnx_data"
+    assert placed.samefile(source / "onnx" / "decoder_model_merged_q4.onnx_data")
 
 
 def test_folder_holds_the_text_model_and_the_tokenizer(tmp_path: Path) -> None:

@@ -188,7 +188,6 @@ def flip(path: Path) -> None:
 
 
 def test_a_blob_of_the_hubs_cache_tells_its_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     content = b"weights"
     digest = hashlib.sha256(content).hexdigest()
     (tmp_path / "blobs").mkdir()

@@ -25,15 +25,13 @@ def read_regular(path: Path, most: int) -> bytes:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, "it is not a regular file")
-    with path.open("rb", buffering=0) as file:
-        return _at_most(file, most)
+    _refuse_longer(found.st_size, most)
+    return path.read_bytes()
 
 
-def _at_most(file: BinaryIO, most: int) -> bytes:
-    size = os.fstat(file.fileno()).st_size
+def _refuse_longer(size: int, most: int) -> None:
     if size > most:
         raise OSError(errno.EFBIG, f"it has {size:,} bytes, and at most {most:,} are read")
-    return file.read()
 
 
 def oversized(path: Path) -> str:
@@ -95,7 +93,8 @@ def open_inside(path: Path, folders: Iterable[Path]) -> BinaryIO:
 def read_inside(path: Path, folder: Path, most: int) -> bytes:
     """The bytes of a file as `open_inside` opens it, at most `most` of them. Raises OSError."""
     with open_inside(path, [folder]) as file:
-        return _at_most(file, most)
+        _refuse_longer(os.fstat(file.fileno()).st_size, most)
+        return file.read()
 
 
 def sha256(path: Path) -> str:

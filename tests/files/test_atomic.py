@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 from folders import digests, names, repack
-from killing import child, ended, kills, seen
+from killing import child, ended, has_ended, kills, seen
 from limits import FOR_EVER, wait_until
 from places import ROOT, TINY
 

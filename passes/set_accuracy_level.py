@@ -16,19 +16,17 @@ from surgery.graph.nodes import int_attribute
 if TYPE_CHECKING:
     from onnx import NodeProto
 
-"""Of MatMulNBits: 0 leaves the choice to the kernel, 1 is float32, 4 is int8. 2 and 3, float16 and bfloat16, are no
-levels of the CPU provider's kernels for float32."""
-
 INT8 = Numerics(
     "lossy",
     {
-        "logits": 3.0, "regrouped": 3.0, "caches": 1.5, "mean": 0.75, "kl": 0.25, "cosine": 0.97, "top1": 0.9, "top10": 0.9,
+        "logits": 3.0, "regrouped": 3.0, "caches": 1.5, "mean": 0.75, "kl": 0.25, "cosine": 0.97, "top1": 0.75, "top10": 0.9,
         "exact": 0.2, "first": 0.7,
     },
 )  # fmt: skip
-"""Activations in int8, five small models, 24 tokens: up to 1.4 in the logits, 0.57 in the caches, 0.35 in the mean, 0.095 in
-the KL, 0.011 short of 1 in the cosine; top-1 0.957, top-10 0.959, exact 16 of 35, first 30 of 35. Twice that passes; a
-fault is still outside: a doubled embedding scale is worth 11 in the logits, 8 in the KL."""
+"""Activations in int8, seven small models, 24 tokens: up to 1.4 in the logits, 0.57 in the caches, 0.35 in the mean, 0.2 in
+the KL, 0.011 short of 1 in the cosine; top-1 0.918, top-10 0.959, exact 16 of 35, first 30 of 35. At full size 0.29, 0.033,
+0.0011 and 0.0009, but top-1 0.869: of random weights the likeliest tokens are nearly equally likely. Twice that passes, of
+the KL a quarter more; a fault is still outside: a doubled embedding scale is worth 11 in the logits, 8 in the KL."""
 
 _ATTRIBUTE = "accuracy_level"
 _FAST_BITS = 4

@@ -3,8 +3,9 @@
     python -m validation.parity WORK [EXPORT:PRECISION ...] [--tokens N] [--scope full|closing|light] [--passes RECIPE]
 
 EXPORT is the name of a fixture, which is built in WORK, or the folder of an export. Without any, it is every precision
-of tiny-e2b and tiny-e4b. RECIPE is applied after the passes of a repack. Prints Markdown. An exact match is a continuation of N greedy tokens that is the source's to
-its end; differences are over the whole vocabulary, at every position. Exit code 1 where a gate fails.
+of tiny-e2b, tiny-e4b and their QAT exports. RECIPE is applied after the passes of a repack. Prints Markdown. An exact match is a continuation of N greedy tokens that is the source's to
+its end; differences are over the whole vocabulary, at every position. Where a repack sets an accuracy level, they are those
+with it on both sides, and "int8 alone" is what the level changes. Exit code 1 where a gate fails.
 """
 
 from __future__ import annotations
@@ -18,18 +19,23 @@ from pathlib import Path
 from typing import cast
 
 import fixtures
-from passes.presets import compatible
+from passes.presets import accuracy, compatible
 from passes.recipe import Recipe, parse, recipe_text
 from surgery.folder.building import build_folder
+from surgery.graph.model import Model
 from surgery.source.export import Export, open_export
 from surgery.verify import Request, prove_folder
 from surgery.verify.prompts import Coverage
 from surgery.verify.report import Report
 
-DEFAULT = tuple(f"{name}:{precision}" for name in ("tiny-e2b", "tiny-e4b") for precision in fixtures.PRECISIONS)
+DEFAULT = tuple(
+    f"{name}:{precision.name}"
+    for name in ("tiny-e2b", "tiny-e4b", "tiny-e2b-qat", "tiny-e4b-qat")
+    for precision in fixtures.FIXTURES[name].precisions
+)
 HEADS = (
     "model", "precision", "prompts", "positions", "exact match", "first token", "max abs difference",
-    "in other groups", "worst KL", "seconds",
+    "in other groups", "worst KL", "int8 alone", "seconds",
 )  # fmt: skip
 
 
@@ -51,7 +57,8 @@ def measure(work: Path, target: str, more: Recipe, request: Request) -> tuple[st
     folder = work / "folder"
     shutil.rmtree(folder, ignore_errors=True)
     started = time.perf_counter()
-    recipe = (*compatible(pair.embed), *more)
+    level = accuracy(Model.open(pair.decoder), "auto", "compatible", "cpu")
+    recipe = (*compatible(pair.embed), *level, *more)
     build_folder(export, pair, recipe, folder, recipe_text=recipe_text(recipe), weights="link")
     report = prove_folder(
         folder, pair, request=request, progress=lambda stage: print(stage, file=sys.stderr, flush=True)
@@ -75,6 +82,7 @@ def _row(name: str, precision: str, report: Report, seconds: float) -> str:
         f"{total.max_abs:.3g}",
         f"{total.regrouped_max_abs:.3g}",
         f"{total.kl:.3g}",
+        f"KL {report.level.kl:.2g}, top-1 {report.level.top1:.3f}" if report.level else "",
         f"{seconds:.0f}",
     )
     return _line(cells)

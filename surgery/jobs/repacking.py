@@ -192,7 +192,7 @@ def repack(
             export, pair, work.recipe, target,
             media=work.parts, recipe_text=work.texts, runtime=options.target, provider=provider,
             weights=options.weights, force=options.force,
-            check=closing_proof(pair, provider, listener.stage) if options.validate else None,
+            check=closing_proof(pair, export.root, provider, listener.stage) if options.validate else None,
             describe=lambda *made: folder_reports(made[0], export, pair, *made[1:]),
             started=listener.started, progress=listener.advanced,
         )  # fmt: skip

@@ -109,6 +109,19 @@ class GenAI:
                 generator.generate_next_token()
             return logits, [int(token) for token in generator.get_sequence(0)[length:]]
 
+    def ends_with(self, first: int, token: int) -> bool:
+        """Whether a generation that begins with `first` is over once the model says `token`, which it is made to say."""
+        with _own_words("og.Generator"):
+            parameters = self._og.GeneratorParams(self._model)
+            parameters.set_search_options(**{**_GREEDY, "batch_size": 1, "max_length": 4})
+            generator = self._og.Generator(self._model, parameters)
+            generator.append_tokens(np.array([[first]], np.int32))
+            forced = np.zeros_like(generator.get_logits())
+            forced[..., token] = 1
+            generator.set_logits(forced)
+            generator.generate_next_token()
+            return bool(generator.is_done())
+
     def generate(self, rows: Sequence[Sequence[int]], pad: int, steps: int, **options: Any) -> list[list[int]]:
         """Greedy continuations of at most `steps` tokens; shorter rows are padded on the right.
 

@@ -9,6 +9,7 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any, NoReturn
 
 from surgery.architecture import read_config
@@ -32,7 +33,7 @@ class Tokenizer:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
         settings = export.file("tokenizer_config.json")
         self._config = read_config(settings) if settings else {}
-        self._template = _template(export, self._config)
+        self._template = template_text(export.file("chat_template.jinja"), self._config)
         self._root = export.root
 
     def encode(self, text: str) -> list[int]:
@@ -53,18 +54,26 @@ class Tokenizer:
         """A conversation, as the chat template writes it, up to where the model is to answer."""
         if self._template is None:
             raise ExportError(f"{self._root} has no chat template", hint="give the prompt raw, without the template")
-        with _needs("jinja2"), _blamed(f"{self._root}: the chat template"):
-            rendered: str = _compiled(self._template).render(
-                messages=messages, add_generation_prompt=True, tools=None, **_special_tokens(self._config)
-            )
-            return rendered
+        with _blamed(f"{self._root}: the chat template"):
+            return render_template(self._template, self._config, messages)
 
 
-def _template(export: Export, config: Mapping[str, Any]) -> str | None:
-    if path := export.file("chat_template.jinja"):
+def template_text(path: Path | None, config: Mapping[str, Any]) -> str | None:
+    """A chat template: chat_template.jinja, at `path`, or what tokenizer_config.json has in its place."""
+    if path is not None:
         return path.read_text(encoding="utf-8")
     template = config.get("chat_template")
     return template if isinstance(template, str) else None
+
+
+def render_template(template: str, config: Mapping[str, Any], messages: Sequence[Mapping[str, Any]]) -> str:
+    """What jinja2 renders up to the model's answer; `config` is tokenizer_config.json. Raises RuntimeMissing without
+    jinja2, and whatever jinja2 and the template raise."""
+    with _needs("jinja2"):
+        rendered: str = _compiled(template).render(
+            messages=messages, add_generation_prompt=True, tools=None, **_special_tokens(config)
+        )
+        return rendered
 
 
 def _compiled(template: str) -> Any:
@@ -107,7 +116,7 @@ def _blamed(what: object) -> Iterator[None]:
     """Neither library has a base class for what it raises of a damaged file."""
     try:
         yield
-    except (ImportError, MemoryError):
+    except (ImportError, MemoryError, RuntimeMissing):
         raise
     except Exception as error:
         raise ExportError(f"{what} cannot be used: {error}") from None

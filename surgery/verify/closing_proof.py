@@ -17,9 +17,9 @@ Check = Callable[[Path], Report]
 """Takes a staged folder. Raises GateFailed where a gate fails, RuntimeMissing where a runtime is not installed."""
 
 
-def closing_proof(pair: GraphPair, provider: Provider, progress: Progress | None = None) -> Check:
-    """The check of a GenAI folder that is made of `pair`. `progress` is told the stages."""
-    request = Request(scope="closing", costly=True)
+def closing_proof(pair: GraphPair, root: Path, provider: Provider, progress: Progress | None = None) -> Check:
+    """The check of a GenAI folder that is made of `pair`, and of the files in `root`. `progress` is told the stages."""
+    request = Request(scope="closing", costly=True, files=root)
     return _passing(lambda folder: contained(prove_folder, folder, pair, provider, progress, request=request))
 
 

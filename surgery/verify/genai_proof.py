@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from surgery.errors import ModelError
-from surgery.runtime.genai import GenAI, encode, has_chat_template, render
+from surgery.architecture import read_config
+from surgery.errors import ModelError, RuntimeMissing
+from surgery.runtime.genai import GenAI, Message, encode, has_chat_template, render_messages
 from surgery.runtime.sessions import Array, one_line
+from surgery.runtime.tokenizer import render_template, template_text
 from surgery.verify.agreement import margin
 from surgery.verify.prompt_file import shipped_texts
 from surgery.verify.prompts import Case
@@ -24,13 +26,18 @@ from surgery.verify.report import Gate
 
 QUESTION = "What is the height of the tide today, and when will it turn?"
 """A message that a chat template has to carry through."""
+CONVERSATIONS: tuple[tuple[Message, ...], ...] = (
+    (("user", QUESTION),),
+    (("user", "Good day."), ("assistant", "Bonjour ! “Ça va ?”"), ("user", f" {QUESTION}\n")),
+    (("system", "Be brief & say <no> more."), ("user", QUESTION)),
+)
 
 
 def check_tokenizer(tokenizer: Any, folder: Path, vocab_size: int) -> list[Gate]:
     """Text survives encode and decode, ids are in the vocabulary, and the chat template renders."""
     gates = [_round_trip(tokenizer, vocab_size, _falls_back_to_bytes(folder))]
     if has_chat_template(folder):
-        gates.append(_template(tokenizer))
+        gates.append(_template(tokenizer, folder))
     return gates
 
 
@@ -64,13 +71,49 @@ def _falls_back_to_bytes(folder: Path) -> bool:
     return False
 
 
-def _template(tokenizer: Any) -> Gate:
-    name = "chat template renders"
+def _template(tokenizer: Any, folder: Path) -> Gate:
+    """The runtime has a renderer of its own: the same text as jinja2's, of every conversation that jinja2 renders."""
+    name = "chat template renders as in jinja2"
     try:
-        rendered = render(tokenizer, QUESTION)
+        config, path = read_config(folder / "tokenizer_config.json"), folder / "chat_template.jinja"
+        template = template_text(path if path.is_file() else None, config)
+        for conversation in CONVERSATIONS:
+            wanted = _by_jinja2(template, config, conversation)
+            if wanted is None and conversation is not CONVERSATIONS[0]:
+                continue
+            rendered = render_messages(tokenizer, conversation)
+            if QUESTION not in rendered:
+                return Gate("runtime", name, False, detail="the message is lost")
+            if wanted not in (None, rendered):
+                return Gate("runtime", name, False, detail=f"{rendered!r} in place of {wanted!r}")
+    except RuntimeMissing:
+        raise
     except Exception as error:  # as in _own_words
         return Gate("runtime", name, False, detail=one_line(error))
-    return Gate("runtime", name, QUESTION in rendered, detail="" if QUESTION in rendered else "the message is lost")
+    return Gate("runtime", name, True)
+
+
+def _by_jinja2(template: str | None, config: Mapping[str, Any], conversation: Sequence[Message]) -> str | None:
+    """None where there is no template that it could read, and where the template refuses the conversation."""
+    try:
+        messages = [{"role": role, "content": text} for role, text in conversation]
+        return render_template(template, config, messages) if template is not None else None
+    except RuntimeMissing:
+        raise
+    except Exception:  # a template raises what it likes
+        return None
+
+
+def check_ends(genai: GenAI, eos: Sequence[int], vocab_size: int) -> Gate:
+    """Each end-of-sequence id, made the likeliest token, ends a generation; another id does not."""
+    name = "each end-of-sequence id ends a generation"
+    other = next(token for token in range(vocab_size) if token not in eos)
+    try:
+        faults = [f"{token} does not" for token in eos if not genai.ends_with(other, token)]
+        faults += [f"{other} does too"] if genai.ends_with(other, other) else []
+    except ModelError as error:
+        return Gate("runtime", name, False, detail=str(error))
+    return Gate("runtime", name, not faults, 0, len(faults), "; ".join(faults) or ", ".join(map(str, eos)))
 
 
 def check_generation(

@@ -1,4 +1,4 @@
-"""What the source's own files say of a folder: token ids, placeholders and layers, read from them and not from it.
+"""What the source's own files say of a folder: ids, layers and configuration, read from them and not from it.
 
 The folder's configuration and its layer table are what the passes wrote. A fault in either would be in every gate that
 reads it there.
@@ -6,62 +6,81 @@ reads it there.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-from surgery.architecture import architecture, read_config, text_config
+from surgery.architecture import architecture
+from surgery.choices import Provider
 from surgery.errors import ArchitectureError, SurgeryError
 from surgery.folder.opened import OpenedFolder
 from surgery.source.export import GraphPair
+from surgery.verify.configuration import SourceFiles, file_faults, logits_faults, processor_faults, setting_faults
 from surgery.verify.report import Gate
 
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
-def source_file_gates(folder: OpenedFolder, source: GraphPair) -> list[Gate]:
-    """One gate for ids, one for layers; none where the source's graphs lie beside no config.json."""
-    root = next((root for root in source.embed.parents[:2] if (root / "config.json").is_file()), None)
+def source_file_gates(
+    folder: OpenedFolder, source: GraphPair, root: Path | None = None, provider: Provider | None = None
+) -> list[Gate]:
+    """One gate for each of ids, layers and the files of the configuration.
+
+    `root` has the source's files; None where they lie beside its graphs, and no gate where no config.json does.
+    `provider` is what the folder is made for, where that is known.
+    """
+    root = root or next((root for root in source.embed.parents[:2] if (root / "config.json").is_file()), None)
     if root is None:
         return []
-    rules = {"token ids are the source's": _ids, "layers are the source's": _layers}
+    try:
+        files = SourceFiles.read(root, source.decoder)
+    except SurgeryError as error:
+        return [Gate("structure", "source's files can be read", False, detail=str(error))]
+    rules: dict[str, Callable[[OpenedFolder, SourceFiles], Iterator[str]]] = {
+        "token ids are the source's": _ids,
+        "layers are the source's": _layers,
+        "settings are the source's": lambda found, said: setting_faults(found, said, provider),
+        "files are the source's": file_faults,
+        "logits are as many as promised": logits_faults,
+    }
+    if folder.media:
+        rules["processors are the source's"] = processor_faults
     gates = []
     for name, rule in rules.items():
         try:
-            faults = list(rule(folder, root))
+            faults = list(rule(folder, files))
             gates.append(Gate("structure", name, not faults, 0, len(faults), "; ".join(faults[:3])))
         except SurgeryError as error:
             gates.append(Gate("structure", name, False, detail=str(error)))
     return gates
 
 
-def _ids(folder: OpenedFolder, root: Path) -> Iterator[str]:
+def _ids(folder: OpenedFolder, source: SourceFiles) -> Iterator[str]:
     """generation_config.json goes before config.json, whose text model's goes last."""
-    config = read_config(root / "config.json")
-    said: dict[str, Any] = {**text_config(config), **{key: value for key, value in config.items() if value is not None}}
-    said |= {key: value for key, value in _optional(root / "generation_config.json").items() if value is not None}
+    said = {
+        key: value
+        for part in (source.text, source.config, source.generation)
+        for key, value in part.items()
+        if value is not None
+    }
     for key in _IDS:
         value = said.get(key, [])
         wanted, found = set(value if isinstance(value, list) else [value]), set(folder.token_ids(key))
-        if wanted and found != wanted:
-            yield f"{key} is {_listed(found)}, and {_listed(wanted)} in {root}"
+        if found != wanted:
+            yield f"{key} is {_listed(found)}, and {_listed(wanted)} in {source.root}"
     for modality, token in folder.media.items():
         if token != (wanted_token := said.get(f"{modality}_token_id")):
-            yield f"{modality}_token_id is {token}, and {wanted_token} in {root / 'config.json'}"
-
-
-def _optional(path: Path) -> Mapping[str, Any]:
-    return read_config(path) if path.is_file() else {}
+            yield f"{modality}_token_id is {token}, and {wanted_token} in {source.root / 'config.json'}"
 
 
 def _listed(ids: set[int]) -> str:
     return ", ".join(map(str, sorted(ids))) or "missing"
 
 
-def _layers(folder: OpenedFolder, root: Path) -> Iterator[str]:
-    wanted, found = architecture(read_config(root / "config.json")).layers, folder.layers or ()
+def _layers(folder: OpenedFolder, source: SourceFiles) -> Iterator[str]:
+    path = source.root / "config.json"
+    wanted, found = architecture(source.config).layers, folder.layers or ()
     if len(wanted) != len(found):
-        raise ArchitectureError(f"the layer table has {len(found)} layers, and {root / 'config.json'} {len(wanted)}")
+        raise ArchitectureError(f"the layer table has {len(found)} layers, and {path} {len(wanted)}")
     for ours, theirs in zip(found, wanted, strict=True):
         if ours != theirs:
-            yield f"the layer table has {ours}, and {root / 'config.json'} {theirs}"
+            yield f"the layer table has {ours}, and {path} {theirs}"

@@ -36,7 +36,7 @@ from surgery.verify.contained import TOKENIZER
 from surgery.verify.execution_profile import profile_gates, profile_run
 from surgery.verify.fp16_headroom import LayerPeak, measure_headroom
 from surgery.verify.gates import accuracy_gates, activation_gates, number_gates, parity_gates
-from surgery.verify.genai_proof import check_generation, check_runs, check_tokenizer
+from surgery.verify.genai_proof import check_ends, check_generation, check_runs, check_tokenizer
 from surgery.verify.golden import Golden, graph_digests, load_golden, refuse_existing_recording, save_golden
 from surgery.verify.multimodal_proof import MultimodalProof
 from surgery.verify.parity import Parity, parity
@@ -79,6 +79,7 @@ class Request:
     watch             measure the residual stream, layer by layer
     costly            where an accuracy level changes too much, find the kinds of products that should not have it
     bisect            where logits differ, find the first node that makes something else than the source's
+    files             where the source's configuration lies; beside its graphs where it is None
     """
 
     scope: Coverage = "full"
@@ -92,6 +93,7 @@ class Request:
     watch: bool = False
     bisect: bool = False
     costly: bool = False
+    files: Path | None = None
 
     @property
     def length(self) -> int:
@@ -217,7 +219,8 @@ class _Run:
         self.gates.append(Gate("structure", "folder can be read", True))
         self.gates.extend(structure_gates(opened))
         if self.source is not None:
-            self.gates.extend(source_file_gates(opened, self.source))
+            made_for = self.settings.provider if self.request.scope == "closing" else None
+            self.gates.extend(source_file_gates(opened, self.source, self.request.files, made_for))
         return opened
 
     def prove(self, folder: OpenedFolder) -> None:
@@ -477,6 +480,7 @@ class _Run:
             self.gates.append(Gate("runtime", name, False, detail=str(error)))
             return
         self.gates.append(Gate("runtime", name, True))
+        self.gates.append(check_ends(genai, vocabulary.eos, vocabulary.size))
         if reference is None:
             self.gates.append(check_runs(genai, cases, self.request.length, vocabulary.size))
             self._media(folder, genai, vocabulary, 0.0)

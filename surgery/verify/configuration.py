@@ -1,0 +1,290 @@
+"""The configuration against the source: every key of the files that the runtime reads, and why it may be as it is.
+
+What the source's files and graph say is read here anew; nothing that writes the folder has a part in it. What they do
+not say is a value with its reason beside it. A key that is not known here is a fault.
+"""
+
+from __future__ import annotations
+
+import filecmp
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from surgery.architecture import read_config
+from surgery.choices import Provider
+from surgery.errors import ArchitectureError
+from surgery.folder.opened import OpenedFolder
+from surgery.graph.model import Model
+
+if TYPE_CHECKING:
+    from onnx import GraphProto
+
+_FILES = (
+    "tokenizer.json", "chat_template.jinja", "generation_config.json",
+    "LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE", "NOTICE.md", "NOTICE.txt",
+)  # fmt: skip
+_MEDIA_FILES = ("processor_config.json", "preprocessor_config.json")
+_LONGEST = 8192
+"""search.max_length: with one buffer for past and present, every cache is this long from the start."""
+_TOWERS = ("vision_config", "audio_config", "text_config", "transformers.js_config")
+_NAMES = {
+    "gemma4": ("gemma4_text", "gemma4_text", "Gemma4ForCausalLM"),
+    "gemma3n": ("gemma3_text", "gemma3n_text", "Gemma3nForCausalLM"),  # the runtime has no class of its own for it
+    "gemma3": ("gemma3_text", "gemma3_text", "Gemma3ForCausalLM"),
+}
+"""What model_type begins with -> the runtime's class, and model_type and class in the text model's config.json."""
+_SAMPLING = ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty")
+_SOUND = {
+    "min_frequency": 0.0, "max_frequency": 8000.0, "preemphasis": 0.0, "preemphasis_htk_flavor": True,
+    "fft_overdrive": False, "mel_floor": 0.001,
+}  # fmt: skip
+"""What transformers takes where processor_config.json does not say."""
+
+
+@dataclass(frozen=True)
+class SourceFiles:
+    """A source as it lies there: its folder, config.json, generation_config.json (or nothing), its decoder's graph."""
+
+    root: Path
+    config: Mapping[str, Any]
+    generation: Mapping[str, Any]
+    decoder: GraphProto
+
+    @classmethod
+    def read(cls, root: Path, decoder: Path) -> SourceFiles:
+        generation = root / "generation_config.json"
+        return cls(
+            root,
+            read_config(root / "config.json"),
+            read_config(generation) if generation.is_file() else {},
+            Model.open(decoder).graph,
+        )
+
+    @property
+    def text(self) -> Mapping[str, Any]:
+        inner = self.config.get("text_config")
+        return inner if isinstance(inner, Mapping) else self.config
+
+    @property
+    def family(self) -> str:
+        kind = str(self.text.get("model_type") or self.config.get("model_type"))
+        return next((family for family in _NAMES if kind.startswith(family)), "gemma4")
+
+
+def setting_faults(folder: OpenedFolder, source: SourceFiles, provider: Provider | None) -> Iterator[str]:
+    """genai_config.json; token ids are held by a gate of their own. `provider` is what it is made for, where known."""
+    text, graph = source.text, source.decoder
+    pasts, theirs = _caches(folder.model.graph), _caches(graph)
+    uniform = len(set(pasts.values())) == 1
+    widest = tuple(max(axis, default=0) for axis in zip(*theirs.values(), strict=True)) or (0, 0)
+    heads, size = widest if uniform else theirs.get(0, (0, 0))
+    own_heads, own_size = pasts.get(0, (0, 0))  # where the source's graph has no numbers
+    pairs = {text.get("num_hidden_layers"), len(theirs)}  # a pair for every layer, or one for each that is the source's
+    context = text.get("max_position_embeddings", 32768 if source.family == "gemma3n" else 131072)
+    kinds = (_NAMES[source.family][0], *(["gemma3_text"] if uniform else []))  # all that 0.12 knows, for one size
+    ids = [f"{name}_token_id" for name in ("bos", "eos", "pad", *folder.media)]  # held as sets, by another gate
+    wanted = {
+        "model": {
+            "type": "gemma4" if folder.others else kinds,
+            "vocab_size": _last(graph.output, "logits") or text.get("vocab_size", ...),
+            "context_length": context,
+            **{key: ... for key in ids if key in folder.config["model"]},
+            "decoder": {
+                "filename": "model.onnx",
+                "session_options": {
+                    "log_id": "onnxruntime-genai",
+                    "intra_op_num_threads": 0,  # ONNX Runtime's own choice: the runtime's is half the processors
+                    **_providers(folder, provider),
+                },
+                "head_size": size or own_size,
+                "hidden_size": _last(graph.input, "inputs_embeds") or text.get("hidden_size"),
+                "num_attention_heads": text.get("num_attention_heads", 8),
+                "num_key_value_heads": heads or own_heads,
+                "num_hidden_layers": len(pasts) if len(pasts) in pairs else tuple(pairs),
+                "inputs": {**_same(_token_inputs(folder.model.graph)), **_patterns("past", "past_key_values")},
+                "outputs": {"logits": "logits", **_patterns("present", "present")},
+            },
+            **(_media(folder) if folder.others else {}),
+        },
+        "search": {
+            **{key: source.generation[key] for key in _SAMPLING if _plain(key, source.generation.get(key))},
+            "max_length": min(_LONGEST, context),
+            "min_length": 0,  # these three: one answer, of any length, as the source's loop gives it
+            "num_beams": 1,
+            "num_return_sequences": 1,
+            "past_present_share_buffer": ...,  # held by a gate that reads the graph
+        },
+    }
+    yield from differences(folder.config, wanted)
+
+
+def _providers(folder: OpenedFolder, provider: Provider | None) -> dict[str, Any]:
+    """Where the graph runs; an annotation of nodes that stay on the CPU means nothing without its option."""
+    choices: dict[str, list[dict[str, Any]]] = {"cpu": [], "cuda": [{"cuda": {}}]}
+    options = folder.decoder.get("session_options", {})
+    found = options.get("provider_options")
+    annotated = any(
+        (prop.key, prop.value) == ("layer_ann", "cpu_embedding")
+        for node in folder.model.graph.node
+        for prop in node.metadata_props
+    )
+    layers = {"session.layer_assignment_settings": "cpu(=cpu_embedding)"} if annotated and found else {}
+    return {"provider_options": choices[provider] if provider else tuple(choices.values()), **layers}
+
+
+def _media(folder: OpenedFolder) -> dict[str, Any]:
+    """The graphs around the decoder, by the names that the runtime's processor knows."""
+    between = _same(
+        [name for name in _token_inputs(folder.model.graph) if name in ("inputs_embeds", "per_layer_inputs")]
+    )
+    features = _same([f"{modality}_features" for modality in folder.media])
+    vision = {
+        "filename": "vision_encoder.onnx",
+        "config_filename": "image_processor.json",
+        "inputs": _same(["pixel_values", "pixel_position_ids"]),
+        "outputs": _same(["image_features"]),
+    }
+    speech = {
+        "filename": "audio_encoder.onnx",
+        "config_filename": "audio_processor.json",
+        "inputs": {"audio_embeds": "input_features", "attention_mask": "input_features_mask"},
+        "outputs": _same(["audio_features"]),
+    }
+    ids = {"input_ids": "input_ids"}
+    return {
+        "embedding": {"filename": "embed_tokens.onnx", "inputs": {**ids, **features}, "outputs": between},
+        "vision": vision,  # the runtime's class loads no folder without it; without sound it looks for a default file
+        "speech": speech if "audio" in folder.media else {"config_filename": ""},
+    }
+
+
+def _same(names: list[str]) -> dict[str, str]:
+    return {name: name for name in names}
+
+
+def _patterns(role: str, name: str) -> dict[str, str]:
+    return {f"{role}_{kind}_names": f"{name}.%d.{kind}" for kind in ("key", "value")}
+
+
+def _plain(key: str, value: object) -> bool:
+    """Whether a sampling value is one that the runtime's configuration takes; others are left to its defaults."""
+    return isinstance(value, bool) if key == "do_sample" else type(value) in (int, float)
+
+
+def _token_inputs(graph: GraphProto) -> list[str]:
+    return [value.name for value in graph.input if not value.name.startswith("past_key_values.")]
+
+
+def _last(values: Any, name: str) -> int | None:
+    """The last axis of an input or output; None where it has no number."""
+    dims = [value.type.tensor_type.shape.dim for value in values if value.name == name]
+    return dims[0][-1].dim_value or None if dims and len(dims[0]) else None
+
+
+def _caches(graph: GraphProto) -> dict[int, tuple[int, int]]:
+    """Layer -> KV heads and head size of its past, 0 where it has no number."""
+    found = {}
+    for value in graph.input:
+        dims = value.type.tensor_type.shape.dim
+        if (match := re.fullmatch(r"past_key_values\.(\d+)\.key", value.name)) and len(dims) == 4:
+            found[int(match[1])] = (dims[1].dim_value, dims[3].dim_value)
+    return found
+
+
+def logits_faults(folder: OpenedFolder, source: SourceFiles) -> Iterator[str]:
+    """Every token's logits, where the manifest's recipe says the last one's: a prompt then costs gigabytes."""
+    recipe = read_config(folder.root / "manifest.json").get("recipe")
+    said = recipe.get("decoder_model_merged") if isinstance(recipe, Mapping) else recipe
+    promised = re.search(r"fold-logits-to-keep(?!\{keep=all\})", str(said))
+    asked = any(value.name == "num_logits_to_keep" for value in source.decoder.input)
+    for value in folder.model.graph.output if promised and asked else ():
+        if value.name == "logits" and (rows := value.type.tensor_type.shape.dim[1]).dim_value != 1:
+            yield f"the logits have {rows.dim_param or rows.dim_value or 'any number of'} rows; the recipe in manifest.json says 1"
+
+
+def file_faults(folder: OpenedFolder, source: SourceFiles) -> Iterator[str]:
+    """Files that go along as they are, tokenizer_config.json and config.json."""
+    for name in (*_FILES, *(_MEDIA_FILES if folder.others else ())):
+        ours, theirs = folder.root / name, source.root / name
+        if ours.is_file() != theirs.is_file():
+            yield f"{name} is missing" if theirs.is_file() else f"the source has no {name}"
+        elif ours.is_file() and not filecmp.cmp(ours, theirs, shallow=False):
+            yield f"{name} is not the source's"
+    tokenizer = read_config(source.root / "tokenizer_config.json")
+    tokenizer.pop("processor_class", None)  # it names a processor of transformers, which the runtime does not have
+    tokenizer["tokenizer_class"] = "GemmaTokenizer"  # the one that all versions of the runtime know
+    yield from differences(read_config(folder.root / "tokenizer_config.json"), tokenizer, "tokenizer_config.json: ")
+    yield from differences(read_config(folder.root / "config.json"), _model_config(folder, source), "config.json: ")
+
+
+def _model_config(folder: OpenedFolder, source: SourceFiles) -> Mapping[str, Any]:
+    """The source's own where the folder is of the whole model; otherwise the text model's, one level up."""
+    if folder.others:
+        return source.config
+    above = ("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings")
+    config = {**source.text, **{key: source.config[key] for key in above if key in source.config}}
+    _, kind, name = _NAMES[source.family]
+    return {key: config[key] for key in config if key not in _TOWERS} | {"architectures": [name], "model_type": kind}
+
+
+def processor_faults(folder: OpenedFolder, source: SourceFiles) -> Iterator[str]:
+    """The runtime's processor files against Hugging Face's."""
+    said = read_config(source.root / "processor_config.json")
+    wanted = {
+        "image": ("image_processor.json", "image_processor", _image),
+        "audio": ("audio_processor.json", "feature_extractor", _audio),
+    }
+    for modality in folder.media:
+        name, section, made = wanted[modality]
+        try:
+            expected = made(said[section])
+        except (KeyError, TypeError) as error:
+            raise ArchitectureError(f"{source.root / 'processor_config.json'}: {section} has no {error}") from None
+        yield from differences(read_config(folder.root / name), expected, f"{name}: ")
+
+
+def _image(said: Mapping[str, Any]) -> dict[str, Any]:
+    attributes = {key: said[key] for key in ("patch_size", "max_soft_tokens", "pooling_kernel_size")}
+    decode = {"name": "decode_image", "type": "DecodeImage", "attrs": {"color_space": "RGB"}}
+    transform = {"name": "gemma4_image_transform", "type": "Gemma4ImageTransform", "attrs": attributes}
+    steps = [{"operation": decode}, {"operation": transform}]
+    return {"processor": {"name": "gemma4_image_processor", "transforms": steps}}
+
+
+def _audio(said: Mapping[str, Any]) -> dict[str, Any]:
+    """Lengths are in samples there, in milliseconds here; switches are numbers here."""
+    values = {**_SOUND, **said}
+    rate = values["sampling_rate"]
+    attributes = {
+        **{key: int(value) if isinstance(value := values[key], bool) else value for key in _SOUND},
+        "feature_size": values["feature_size"],
+        "sampling_rate": rate,
+        "frame_length_ms": values["frame_length"] * 1000 / rate,
+        "hop_length_ms": values["hop_length"] * 1000 / rate,
+    }
+    mel = {"name": "gemma4_log_mel", "type": "Gemma4LogMel", "attrs": attributes}
+    steps = [{"operation": {"name": "audio_decoder", "type": "AudioDecoder"}}, {"operation": mel}]
+    return {"feature_extraction": {"sequence": steps}}
+
+
+def differences(found: Any, wanted: Any, where: str = "") -> Iterator[str]:
+    """What is not as `wanted`, one sentence each. There, `...` is any value, and a tuple has the values that will do."""
+    if isinstance(found, Mapping) and isinstance(wanted, Mapping):
+        place = f"{where}." if where and not where.endswith(": ") else where
+        for key in [key for key in found if key not in wanted]:
+            yield f"{place}{key} is {found[key]!r}, which is nothing that the source has"
+        for key, value in wanted.items():
+            if key in found:
+                yield from differences(found[key], value, place + key)
+            else:
+                yield f"{place}{key} is missing"
+    elif isinstance(found, list) and isinstance(wanted, list) and len(found) == len(wanted):
+        for number, (one, other) in enumerate(zip(found, wanted, strict=True)):
+            yield from differences(one, other, f"{where}[{number}]")
+    elif wanted is not ...:
+        values = wanted if isinstance(wanted, tuple) else (wanted,)
+        if not any(found == value and isinstance(found, bool) == isinstance(value, bool) for value in values):
+            yield f"{where} is {found!r}; {' or '.join(map(repr, values))} is expected"

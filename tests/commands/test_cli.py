@@ -49,7 +49,7 @@ def test_two_explicit_files_are_repacked(tmp_path: Path) -> None:
 def test_validate_finds_the_source_precision_and_passes(folder: Path) -> None:
     done = run("validate", str(folder), "--against", str(TINY), "--ep", "cpu")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "max |difference| 0, at most 0: 31 cases" in done.stdout
+    assert "max |difference| 0, at most 0: 33 cases" in done.stdout
 
 
 def test_validate_fails_with_exit_code_one(folder: Path, tmp_path: Path) -> None:

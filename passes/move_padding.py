@@ -13,7 +13,7 @@ from surgery.errors import PassError
 from surgery.graph.model import Model
 from surgery.graph.node_builder import INT64, NodeBuilder
 from surgery.graph.scopes import captured
-from surgery.graph.tensor_types import tensor_type
+from surgery.graph.tensor_types import declared_types, tensor_type
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -58,10 +58,13 @@ class MovePadding(Pass):
     )
 
     def requires(self, model: Model) -> None:
-        declared = next((tensor_type(value) for value in model.graph.input if value.name == MASK), None)
-        if declared is not None and (declared.shape is None or len(declared.shape) != 2):
-            raise PassError(f"{MASK} is {declared}; [batch, tokens] is expected")
-        if declared is not None and model.opset() < 15:
+        types, inputs = declared_types(model.graph), {value.name for value in model.graph.input}
+        for name in sorted(inputs.intersection((MASK, *_OF_TOKENS))):
+            declared = types.get(name)
+            rank = len(declared.shape) if declared is not None and declared.shape is not None else 0
+            if rank < 2 or (name == MASK and rank > 2):
+                raise PassError(f"{name} is {declared}; [batch, tokens{'' if name == MASK else ', ...'}] is expected")
+        if MASK in inputs and model.opset() < 15:
             raise PassError(f"it needs opset 15, the model has {model.opset()}")
         held = {name for node in model.graph.node for name in captured(node)} & {MASK, *_OF_TOKENS}
         if held:

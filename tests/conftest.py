@@ -16,7 +16,7 @@ from surgery.source.export import Export, open_export
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-docs", action="store_true", help="write what the commands print into the pages")
     parser.addoption("--real", metavar="DIR", help="a folder of real .onnx files, searched at every depth")
-    parser.addoption("--mutations", type=int, default=150, help="damaged inputs that test_hostile.py tries")
+    parser.addoption("--mutations", type=int, default=100, help="damaged inputs that test_hostile.py tries")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

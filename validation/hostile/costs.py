@@ -21,7 +21,7 @@ COMMANDS = {
     "repack consolidated": ("source", "repack source out --no-validate --weights consolidate"),
     "strip": ("source", "strip source out --no-validate"),
     "review": ("repository", "review HEAD~1 HEAD --format md"),
-    "validate": ("folder", "validate folder --light --tokens 1"),
+    "validate": ("folder", "validate folder --quick --tokens 1"),
     "generate": ("folder", "generate folder hello --new-tokens 2"),
     "bench": ("folder", "bench folder --contexts 8 --new-tokens 2"),
 }

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from surgery.errors import ArchitectureError
+from surgery.files.json_values import JsonValues, finite_number, refuse_constant, whole_number
 from surgery.files.safe_reading import read_regular
 
 AttentionKind = Literal["sliding", "full"]
@@ -37,6 +38,7 @@ MAX_JSON_BYTES = 64 * 1024 * 1024
 """Twice the tokenizer.json of Gemma 4, the largest of the files that are read as JSON."""
 
 MAX_JSON_DEPTH = 100
+_PARSING: Any = {"parse_int": whole_number, "parse_float": finite_number, "parse_constant": refuse_constant}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,21 +82,24 @@ def read_config(path: Path) -> dict[str, Any]:
     """A JSON object from a file. Raises ArchitectureError naming the file and the position of the first fault."""
     try:
         text = read_regular(path, MAX_JSON_BYTES).decode("utf-8")
-        config = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_once)
+        config = json.loads(text, **_PARSING, object_pairs_hook=_once)
         _check_depth(config)
+        if "\\ud" in text.lower():  # json puts the halves of a pair together
+            json.dumps(config, ensure_ascii=False).encode("utf-8")
     except FileNotFoundError:
         raise ArchitectureError(f"{path} is missing") from None
     except OSError as error:
         raise ArchitectureError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeEncodeError as error:
+        half = error.object[error.start : error.end]
+        raise ArchitectureError(
+            f"{path} is not JSON: it holds {half!r}, half of a pair that makes a character"
+        ) from None
     except (ValueError, RecursionError) as error:
         raise ArchitectureError(f"{path} is not JSON: {error}") from None
     if not isinstance(config, dict):
         raise ArchitectureError(f"{path} holds a JSON {type(config).__name__}; an object is expected")
     return config
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"it holds {name}, which JSON does not have")
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -127,16 +132,16 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
     """Read the architecture. Raises ArchitectureError naming the key that is missing or contradicts another."""
     text = text_config(config)
     family = _family(config, text)
-    read = _Reader(text)
-    count = read.size("num_hidden_layers", most=MAX_LAYERS)
+    read = JsonValues(text, "config.json", ArchitectureError)
+    count = read.whole("num_hidden_layers", most=MAX_LAYERS)
     kinds = _layer_types(read, text, count, family)
-    shared = read.size("num_kv_shared_layers", default=15 if family == "gemma3n" else 0, least=0)
+    shared = read.whole("num_kv_shared_layers", default=15 if family == "gemma3n" else 0, least=0)
     if shared >= count:
         raise ArchitectureError(f"num_kv_shared_layers is {shared}, but the model has only {count} layers")
     overrides = _per_layer(text, count) if family == "gemma4" else None
     sizes = [_head_size_and_kv_heads(read, text, kind, family, overrides, index) for index, kind in enumerate(kinds)]
     kv_sources = _kv_sources(kinds, count - shared)
-    window = read.size("sliding_window", default=_WINDOWS[family], least=0) or None
+    window = read.whole("sliding_window", default=_WINDOWS[family], least=0) or None
     layers = tuple(
         Layer(index, kinds[index], *sizes[index], kv_sources[index], window if kinds[index] == "sliding" else None)
         for index in range(count)
@@ -144,32 +149,13 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
     per_layer_default = 0 if family == "gemma3" else 256  # absent means 256 in Gemma4TextConfig (transformers 5.23)
     return Architecture(
         family=family,
-        hidden_size=read.size("hidden_size"),
-        vocab_size=read.size("vocab_size", default=_VOCABULARIES[family]),
-        attention_heads=read.size("num_attention_heads", default=8),
-        context_length=read.size("max_position_embeddings", default=32768 if family == "gemma3n" else 131072),
-        per_layer_input_size=read.size("hidden_size_per_layer_input", default=per_layer_default, least=0),
+        hidden_size=read.whole("hidden_size"),
+        vocab_size=read.whole("vocab_size", default=_VOCABULARIES[family]),
+        attention_heads=read.whole("num_attention_heads", default=8),
+        context_length=read.whole("max_position_embeddings", default=32768 if family == "gemma3n" else 131072),
+        per_layer_input_size=read.whole("hidden_size_per_layer_input", default=per_layer_default, least=0),
         layers=layers,
     )
-
-
-class _Reader:
-    """Whole numbers out of a configuration, each checked."""
-
-    def __init__(self, text: Mapping[str, Any]) -> None:
-        self._text = text
-
-    def size(self, key: str, *, default: int | None = None, least: int = 1, most: int = 2**31 - 1) -> int:
-        value = self._text.get(key)
-        if value is None:
-            if default is None:
-                raise ArchitectureError(f"config.json has no {key}")
-            return default
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            raise ArchitectureError(
-                f"config.json: {key} is {repr(value)[:40]}; a whole number from {least} to {most} is expected"
-            )
-        return value
 
 
 def _family(config: Mapping[str, Any], text: Mapping[str, Any]) -> Family:
@@ -187,7 +173,7 @@ def _family(config: Mapping[str, Any], text: Mapping[str, Any]) -> Family:
     )
 
 
-def _layer_types(read: _Reader, text: Mapping[str, Any], count: int, family: str) -> list[AttentionKind]:
+def _layer_types(read: JsonValues, text: Mapping[str, Any], count: int, family: str) -> list[AttentionKind]:
     declared = _declared_layer_types(text, count)
     kinds = _periodic_layer_types(read, count, 5 if family == "gemma3n" else 6) if declared is None else declared
     if family == "gemma4":
@@ -195,8 +181,8 @@ def _layer_types(read: _Reader, text: Mapping[str, Any], count: int, family: str
     return kinds
 
 
-def _periodic_layer_types(read: _Reader, count: int, default: int) -> list[AttentionKind]:
-    period = read.size("sliding_window_pattern", default=default)
+def _periodic_layer_types(read: JsonValues, count: int, default: int) -> list[AttentionKind]:
+    period = read.whole("sliding_window_pattern", default=default)
     return ["sliding" if (index + 1) % period else "full" for index in range(count)]
 
 
@@ -217,22 +203,22 @@ def _declared_layer_types(text: Mapping[str, Any], count: int) -> list[Attention
 
 
 def _head_size_and_kv_heads(
-    read: _Reader,
+    read: JsonValues,
     text: Mapping[str, Any],
     kind: AttentionKind,
     family: str,
     overrides: Mapping[int, Mapping[str, Any]] | None,
     index: int,
 ) -> tuple[int, int]:
-    head_size = read.size("head_dim", default=256)
-    kv_heads = read.size("num_key_value_heads", default=2 if family == "gemma3n" else 4)
+    head_size = read.whole("head_dim", default=256)
+    kv_heads = read.whole("num_key_value_heads", default=2 if family == "gemma3n" else 4)
     if overrides is not None:  # as transformers 5.23 writes it: whatever is not overridden is as everywhere
-        layer = _Reader(overrides.get(index, {}))
-        return layer.size("head_dim", default=head_size), layer.size("num_key_value_heads", default=kv_heads)
+        layer = JsonValues(overrides.get(index, {}), "config.json", ArchitectureError)
+        return layer.whole("head_dim", default=head_size), layer.whole("num_key_value_heads", default=kv_heads)
     if family == "gemma4" and kind == "full":
-        head_size = read.size("global_head_dim", default=512)
+        head_size = read.whole("global_head_dim", default=512)
         if text.get("attention_k_eq_v"):  # num_global_key_value_heads only counts then (transformers 5.23)
-            kv_heads = read.size("num_global_key_value_heads", default=kv_heads)
+            kv_heads = read.whole("num_global_key_value_heads", default=kv_heads)
     return head_size, kv_heads
 
 

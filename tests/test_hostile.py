@@ -448,7 +448,7 @@ def test_numbers_that_json_does_not_have_are_refused(constant: str, export: Path
 
 def test_half_a_surrogate_pair_is_one_sentence(export: Path) -> None:
     (export / "tokenizer_config.json").write_text('{"bos_token": "\\ud800"}')
-    refused(export, ExportError, r"tokenizer_config.json would hold '\\ud800', which is not Unicode")
+    refused(export, ArchitectureError, r"tokenizer_config.json is not JSON: it holds '\\ud800', half of a pair")
 
 
 # Terminals

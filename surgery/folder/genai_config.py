@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,8 @@ from surgery.attention.cache_padding import declared_sizes
 from surgery.attention.kv_rows import SCOPE as ROWS
 from surgery.choices import Target
 from surgery.cuda.layering import OPTION, SETTING, has_layers
-from surgery.errors import ArchitectureError, ExportError, FolderError, ModelError
+from surgery.errors import ArchitectureError, ExportError, FolderError, ModelError, RequestError
+from surgery.files.json_values import JsonValues
 from surgery.files.safe_reading import read_inside
 from surgery.graph.model import Model
 from surgery.graph.tensor_types import declared_types
@@ -48,7 +49,8 @@ _OLD_TYPE = "gemma3_text"
 _CLASSES = {"gemma4": "Gemma4ForCausalLM", "gemma3": "Gemma3ForCausalLM", "gemma3n": "Gemma3nForCausalLM"}
 COPIED = ("tokenizer.json", "chat_template.jinja", "generation_config.json", *LICENSES)
 """Files that go into every folder as they are, where the source has them."""
-_SAMPLING = {"do_sample": bool, "temperature": float, "top_k": int, "top_p": float, "repetition_penalty": float}
+_LEAST, _MOST = 1e-6, 1e6
+"""Of a sampling value: beyond, float32 divides by 0 or makes all tokens alike."""
 _TOKENIZER_CLASS = "GemmaTokenizer"
 """The one class that every GenAI version tokenizes exactly as Hugging Face does; `Gemma4Tokenizer` is refused by all."""
 
@@ -163,7 +165,7 @@ def genai_config(model: Model, export: Export, provider: str = "cpu", target: Ta
             },
         },
         "search": {
-            **_sampling(generation),
+            **sampling_values(generation),
             "max_length": min(MAX_LENGTH, arch.context_length),
             "min_length": 0,
             "num_beams": 1,
@@ -230,15 +232,17 @@ def _one_or_all(key: str, ids: tuple[int, ...]) -> int | list[int]:
     return list(ids) if key == "eos_token_id" and len(ids) > 1 else ids[0]
 
 
-def _sampling(generation: Mapping[str, Any]) -> dict[str, Any]:
-    """Sampling values with the JSON types that the runtime insists on; others are left to its defaults."""
-    values = {}
-    for key, kind in _SAMPLING.items():
-        value = generation.get(key)
-        numeric = isinstance(value, int | float) and not isinstance(value, bool)
-        if (kind is bool and isinstance(value, bool)) or (kind is not bool and numeric):
-            values[key] = kind(value)
-    return values
+def sampling_values(generation: Mapping[str, Any]) -> dict[str, Any]:
+    """What generation_config.json says of sampling; what is absent or null is left out. Raises RequestError."""
+    values = JsonValues(generation, "generation_config.json", RequestError)
+    readers: dict[str, Callable[[str], Any]] = {
+        "do_sample": values.flag,
+        "temperature": lambda key: values.number(key, least=_LEAST, most=_MOST),
+        "top_k": lambda key: values.whole(key, least=0),
+        "top_p": lambda key: values.number(key, least=_LEAST, most=1),
+        "repetition_penalty": lambda key: values.number(key, least=_LEAST, most=_MOST),
+    }
+    return {key: read(key) for key, read in readers.items() if generation.get(key) is not None}
 
 
 def check_side_files(export: Export) -> None:

@@ -27,6 +27,7 @@ from passes.base import Pass
 from surgery.architecture import read_config, text_config
 from surgery.choices import Modality, Target
 from surgery.errors import ExportError
+from surgery.files.json_values import JsonValues
 from surgery.folder.genai_config import copy_side_files, genai_config, write_json
 from surgery.graph.model import Model
 from surgery.source.export import EMBED, ENCODERS, MEDIA_FILES, Export
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     pass
 
 TYPE = "gemma4"
+_MOST = 2**20
+"""Of anything that a processor counts or measures: pixels, tokens, samples, hertz."""
 PROCESSORS: dict[Modality, str] = {"image": "image_processor.json", "audio": "audio_processor.json"}
 """Modality -> the file that tells GenAI how to prepare it."""
 
@@ -161,31 +164,31 @@ def _image_processor(export: Export) -> dict[str, Any]:
 def _image_attributes(export: Export) -> dict[str, int]:
     section = _section(export, "image_processor")
     keys = ("patch_size", "max_soft_tokens", "pooling_kernel_size")
-    return {key: _whole(section, key, "image_processor") for key in keys}
+    return {key: section.whole(key, most=_MOST) for key in keys}
 
 
 def _audio_processor(export: Export) -> dict[str, Any]:
     """Raises ExportError for what GenAI's log-mel does not do: noise, scaling, means of bins."""
     section = _section(export, "feature_extractor")
     for key, nothing in (("dither", 0), ("input_scale_factor", 1), ("per_bin_mean", None), ("per_bin_stddev", None)):
-        if section.get(key, nothing) != nothing:
+        if (found := section.values.get(key, nothing)) != nothing:
             raise ExportError(
-                f"processor_config.json: feature_extractor.{key} is {section[key]!r}, which GenAI's log-mel has no form "
+                f"{section.where}: {key} is {repr(found)[:40]}, which GenAI's log-mel has no form "
                 f"for; {nothing} is expected",
                 hint="leave audio out of --modalities",
             )
-    rate = _whole(section, "sampling_rate", "feature_extractor")
+    rate = section.whole("sampling_rate", most=_MOST)
     attributes = {
-        "feature_size": _whole(section, "feature_size", "feature_extractor"),
+        "feature_size": section.whole("feature_size", most=_MOST),
         "sampling_rate": rate,
-        "frame_length_ms": _whole(section, "frame_length", "feature_extractor") * 1000 / rate,
-        "hop_length_ms": _whole(section, "hop_length", "feature_extractor") * 1000 / rate,
-        "min_frequency": float(section.get("min_frequency", 0.0)),
-        "max_frequency": float(section.get("max_frequency", 8000.0)),
-        "preemphasis": float(section.get("preemphasis", 0.0)),
-        "preemphasis_htk_flavor": int(section.get("preemphasis_htk_flavor", True)),
-        "fft_overdrive": int(section.get("fft_overdrive", False)),
-        "mel_floor": float(section.get("mel_floor", 0.001)),
+        "frame_length_ms": section.whole("frame_length", most=_MOST) * 1000 / rate,
+        "hop_length_ms": section.whole("hop_length", most=_MOST) * 1000 / rate,
+        "min_frequency": section.number("min_frequency", default=0.0, least=0, most=_MOST),
+        "max_frequency": section.number("max_frequency", default=8000.0, least=0, most=_MOST),
+        "preemphasis": section.number("preemphasis", default=0.0, least=0, most=1),
+        "preemphasis_htk_flavor": int(section.flag("preemphasis_htk_flavor", default=True)),
+        "fft_overdrive": int(section.flag("fft_overdrive", default=False)),
+        "mel_floor": section.number("mel_floor", default=0.001, least=0, most=1),
     }
     return {
         "feature_extraction": {
@@ -205,7 +208,7 @@ def _operation(name: str, kind: str, attributes: Mapping[str, Any] | None = None
     return {"operation": {**operation, "attrs": dict(attributes)} if attributes else operation}
 
 
-def _section(export: Export, name: str) -> Mapping[str, Any]:
+def _section(export: Export, name: str) -> JsonValues:
     path = export.file("processor_config.json")
     section = read_config(path).get(name) if path else None
     if not isinstance(section, Mapping):
@@ -213,14 +216,7 @@ def _section(export: Export, name: str) -> Mapping[str, Any]:
             f"{export.root} has no processor_config.json with {name!r}, which says how the model's input is prepared",
             hint="fetch the file from the repository that the export came from",
         )
-    return section
-
-
-def _whole(section: Mapping[str, Any], key: str, name: str) -> int:
-    value = section.get(key)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ExportError(f"processor_config.json: {name}.{key} is {value!r}; a whole number >= 1 is expected")
-    return value
+    return JsonValues(section, f"processor_config.json: {name}", ExportError)
 
 
 def usage(modalities: Sequence[Modality]) -> str:

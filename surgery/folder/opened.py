@@ -10,6 +10,7 @@ from typing import Any
 from surgery.architecture import Layer
 from surgery.choices import Modality
 from surgery.errors import FolderError
+from surgery.files.json_values import JsonValues
 from surgery.folder.admission import admit
 from surgery.folder.genai_config import CONFIG_FILE
 from surgery.folder.multimodal import SECTIONS
@@ -109,7 +110,4 @@ def json_object(parent: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 def _whole(parent: Mapping[str, Any], key: str) -> int:
-    value = parent.get(key)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise FolderError(f"{CONFIG_FILE}: model.{key} is {value!r}; a whole number >= 1 is expected")
-    return value
+    return JsonValues(parent, f"{CONFIG_FILE}: model", FolderError).whole(key)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from surgery.errors import ModelError, RequestError
+from surgery.folder.genai_config import sampling_values
 from surgery.runtime.decoding import Step
 from surgery.runtime.sessions import Array
 
@@ -108,16 +109,4 @@ def _softmax(scores: NDArray[np.float32]) -> NDArray[np.float64]:
 
 def read_sampling(generation: Mapping[str, Any]) -> Sampling:
     """The values of generation_config.json; absent ones and null are defaults. Raises RequestError for others."""
-    kinds = {"do_sample": bool, "temperature": float, "top_k": int, "top_p": float, "repetition_penalty": float}
-    found: dict[str, Any] = {}
-    for name, kind in kinds.items():
-        value = generation.get(name)
-        if value is None:
-            continue
-        if isinstance(value, bool) != (kind is bool) or not isinstance(value, int if kind is int else int | float):
-            raise RequestError(f"generation_config.json: {name} is {value!r}; {_WANTED[kind]} is expected")
-        found[name] = kind(value)
-    return Sampling(**found)
-
-
-_WANTED = {bool: "true or false", int: "a whole number", float: "a number"}
+    return Sampling(**sampling_values(generation))

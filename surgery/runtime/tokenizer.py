@@ -61,7 +61,8 @@ class Tokenizer:
 def template_text(path: Path | None, config: Mapping[str, Any]) -> str | None:
     """A chat template: chat_template.jinja, at `path`, or what tokenizer_config.json has in its place."""
     if path is not None:
-        return path.read_text(encoding="utf-8")
+        with _blamed(path):
+            return path.read_text(encoding="utf-8")
     template = config.get("chat_template")
     return template if isinstance(template, str) else None
 

@@ -26,6 +26,7 @@ from typing import Any
 from surgery.architecture import Architecture, architecture, read_config
 from surgery.choices import Modality
 from surgery.errors import ExportError, nearest
+from surgery.files.json_values import JsonValues
 from surgery.files.safe_reading import oversized, stays_inside
 
 PRECISIONS = {
@@ -124,13 +125,8 @@ class Export:
 
     def placeholder(self, modality: Modality) -> int:
         """The id of the token that features of a modality replace. Raises ExportError where config.json has none."""
-        token = self.config.get(f"{modality}_token_id")
-        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < self.architecture.vocab_size:
-            raise ExportError(
-                f"{self.root / 'config.json'}: {modality}_token_id is {token!r}; a token id from 0 to "
-                f"{self.architecture.vocab_size - 1} is expected"
-            )
-        return token
+        values = JsonValues(self.config, str(self.root / "config.json"), ExportError)
+        return values.whole(f"{modality}_token_id", least=0, most=self.architecture.vocab_size - 1)
 
     def best(self, provider: str) -> tuple[GraphPair, str]:
         """The best precision for a provider, and the reason in words. Raises ExportError where none can run."""

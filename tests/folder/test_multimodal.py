@@ -298,7 +298,7 @@ def test_exports_that_lack_something_are_refused_before_anything_is_written(sour
     refused(
         "no processor_config.json with 'image_processor'", changed(source, "processor_config.json", image_processor=1)
     )
-    refused("image_token_id is None", changed(source, "config.json", image_token_id=None))
+    refused("config.json has no image_token_id", changed(source, "config.json", image_token_id=None))
     for name in ("config.json", "processor_config.json"):
         shutil.copyfile(TINY / name, source / name)
     (source / "onnx" / "audio_encoder_q4.onnx").unlink()
@@ -307,6 +307,21 @@ def test_exports_that_lack_something_are_refused_before_anything_is_written(sour
     export = changed(source, "config.json", text_config={**both, "use_bidirectional_attention": "vision"})
     with pytest.raises(ExportError, match="tokens of an image see each other"):
         check_export(export, BOTH)
+
+
+@pytest.mark.parametrize(
+    "key, value, wanted",
+    [
+        ("mel_floor", {}, "a number from 0 to 1"), ("min_frequency", "x", "a number from 0"),
+        ("frame_length", 10**30, "a whole number from 1 to 1048576"), ("fft_overdrive", [], "true or false"),
+    ],
+)  # fmt: skip
+def test_what_a_processor_cannot_be_told_is_one_sentence(key: str, value: object, wanted: str, source: Path) -> None:
+    mel = json.loads((TINY / "processor_config.json").read_text())["feature_extractor"]
+    export = changed(source, "processor_config.json", feature_extractor={**mel, key: value})
+    with pytest.raises(ExportError, match=f"processor_config.json: feature_extractor: {key} is .*; {wanted}"):
+        check_export(export, ("audio",))
+    check_export(changed(source, "processor_config.json", feature_extractor={**mel, "mel_floor": None}), ("audio",))
 
 
 def test_an_encoder_of_another_width_names_its_file(source: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -73,7 +74,10 @@ def test_generation_config_is_read() -> None:
 @pytest.mark.parametrize(
     "values, sentence",
     [
-        ({"temperature": 0}, "temperature is 0.0; a number above 0"),
+        ({"temperature": 0}, "temperature is 0; a number from 1e-06 to 1e+06"),
+        ({"temperature": 10**400}, "temperature is 1000"),
+        ({"temperature": 1e-60}, "temperature is 1e-60; a number from"),
+        ({"top_k": 2**40}, "top_k is 1099511627776; a whole number from 0 to 2147483647"),
         ({"top_p": 1.5}, "top_p is 1.5"),
         ({"top_k": -1}, "top_k is -1"),
         ({"top_k": 2.5}, "top_k is 2.5; a whole number"),
@@ -82,5 +86,5 @@ def test_generation_config_is_read() -> None:
     ],
 )
 def test_values_that_cannot_be_are_refused(values: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(RequestError, match=sentence.replace(".", r"\.")):
+    with pytest.raises(RequestError, match=re.escape(sentence)):
         read_sampling(values)

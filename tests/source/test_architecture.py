@@ -186,14 +186,24 @@ def test_a_malformed_config_is_one_sentence(config: dict[str, Any], sentence: st
         ("[1]", "holds a JSON list; an object is expected"),
         ('{"a": }', "is not JSON: Expecting value: line 1 column 7"),
         ("[" * 100_000, "is not JSON"),
-        ('{"a": ' + "9" * 5000 + "}", "is not JSON: Exceeds the limit"),
+        ('{"a": ' + "9" * 5000 + "}", r"is not JSON: it holds the number 9{20}\.\.\., which has 5,000 digits"),
+        (f'{{"temperature": {10**400}}}', "is not JSON: it holds the number 1000.*, which has 401 digits"),
+        ('{"a": -1e999}', "is not JSON: it holds the number -1e999, which is larger than any float"),
+        ('{"a": [{"b\\uDC00": 1}]}', r"is not JSON: it holds '\\udc00', half of a pair"),
     ],
-    ids=["empty", "list", "fault", "deep", "digits"],
+    ids=["empty", "list", "fault", "deep", "digits", "more digits", "infinite", "surrogate"],
 )
 def test_a_file_that_is_no_json_object(text: str, sentence: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ArchitectureError, match=sentence):
         read_config(tmp_path / "config.json")
+
+
+def test_numbers_and_pairs_that_files_in_the_wild_have(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(
+        '{"model_max_length": 1000000000000000019884624838656, "a": "\\ud83d\\ude00"}'
+    )
+    assert read_config(tmp_path / "config.json") == {"model_max_length": int(1e30), "a": "\U0001f600"}
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:

@@ -29,7 +29,8 @@ def number_gates(found: Agreement, thresholds: Thresholds) -> list[Gate]:
             "regrouped",
             found.regrouped_max_abs,
             thresholds.regrouped,
-            "rows of a padded batch, with the source's of each row alone",
+            "rows of a padded batch, with the source's of each row alone"
+            + ("" if found.regrouped_max_abs <= thresholds.regrouped else "; move-padding makes them so"),
         ),
         Gate("numbers", "greedy tokens", not tokens, 0, sum(c.token_faults for c in cases), _listed(tokens)),
         _difference("KV source layers' caches", "caches", found.cache_max_abs, thresholds.caches, _listed(caches)),

@@ -87,7 +87,7 @@ def test_a_pass_of_an_installed_package_is_listed_and_applied(tmp_path: Path, co
 def test_a_folder_is_made_and_proven_with_a_pass_of_an_installed_package(tmp_path: Path, command: Command) -> None:
     """The pass says nothing of numbers, so the folder is held to equality; so it is where the package is gone."""
     site = install(tmp_path, "stamp = stamps:Stamp")
-    recipe = "fold-logits-to-keep,rename-io,expand-shared-kv,annotate-head-sizes,stamp"
+    recipe = "fold-logits-to-keep,rename-io,move-padding,expand-shared-kv,annotate-head-sizes,stamp"
     ran = command("repack", str(FIXTURES / "tiny-e2b"), "out", "--precision", "q4", "--ep", "cpu", "--recipe", recipe)
     assert ran.returncode == 0, ran.stderr
     assert Model.open(tmp_path / "out" / "model.onnx").proto.producer_name == "stamped"

@@ -521,12 +521,11 @@ def test_attention_without_value_info_is_sliced_in_its_caches_dtype(
     name: str, precision: str, exports: dict[str, Export], tmp_path: Path
 ) -> None:
     export = exports[name]
-    repacked(export, precision, tmp_path / "out")
     pair = export.pair(precision)
     source = undeclared(Model.open(pair.decoder, export.architecture), lambda name: "/attn/GroupQuery" in name)
     after, _ = apply(source, fast(pair.embed))
-    (tmp_path / "out" / "model.onnx").write_bytes(after.to_bytes())
-    OpenGraph(tmp_path / "out" / "model.onnx", Settings())
+    after.save(tmp_path / "model.onnx")
+    OpenGraph(tmp_path / "model.onnx", Settings())
 
 
 def test_attention_that_is_not_declared_stays_with_the_reason(exports: dict[str, Export]) -> None:

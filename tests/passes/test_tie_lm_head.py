@@ -79,10 +79,12 @@ def test_bytes_are_stored_once_and_every_number_stays(precision: str, weights: W
     freed = sum(entry.size for entry in plain.placed) - sum(entry.size for entry in result.placed)
     assert claimed <= freed < claimed + 8192  # consolidating aligns each weight to a page
     settings = Settings(threads=1)
-    theirs = record(TwoGraphModel.open(pair, settings), CASES, steps=6)
-    ours = record(MergedModel(tmp_path / "out" / "model.onnx", settings), CASES, steps=6, follow=theirs)
-    found = agreement_of(theirs, ours, {})
-    assert (found.max_abs, found.cache_max_abs) == (0, 0)
+    ours, untied = (MergedModel(tmp_path / name / "model.onnx", settings) for name in ("out", "plain"))
+    # the source's own graphs take the padding of a batch for tokens
+    for other, cases in ((TwoGraphModel.open(pair, settings), CASES[:1]), (untied, CASES)):
+        theirs = record(other, cases, steps=6)
+        found = agreement_of(theirs, record(ours, cases, steps=6, follow=theirs), {})
+        assert (found.max_abs, found.cache_max_abs) == (0, 0)
     load(tmp_path / "out" / "model.onnx")  # as onnx reads it, too
 
 

@@ -1,11 +1,12 @@
 """The presets beside the source pair: decoding, prefill and peak memory, each side in processes of its own.
 
     python -m benchmarks.fast WORK EXPORT [--precisions q4,q4f16] [--contexts 128,1024,4096] [--prompts 512,2048]
+        [--source-tokens 16]
 
 EXPORT is an export in the community's layout; `python -m fixtures e2b q4 DIR` builds one of E2B's size. For each
 precision the source's two graphs run in a loop of their own, `compatible` and `fast` in onnxruntime-genai, and `fast`
-once more with int8 products (--accuracy-level 4) where it is asked for with --int8. A process decodes 16 tokens behind
-a prompt of each context; others read one prompt each. Peak memory is a process's, with the pages of the weights that it
+with the accuracy level that a repack chooses; and `fast` once more as published with --keep. A process decodes 16 tokens
+behind a prompt of each context, the source --source-tokens; others read one prompt each. Peak memory is a process's, with the pages of the weights that it
 touched. The table is Markdown.
 """
 
@@ -17,10 +18,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from passes.presets import compatible, fast
+from passes.presets import accuracy, compatible, fast
 from passes.recipe import Recipe, recipe_text
-from passes.set_accuracy_level import SetAccuracyLevel
 from surgery.folder.building import build_folder
+from surgery.graph.model import Model
 from surgery.runtime.benchmark import Benchmark, measure
 from surgery.source.export import Export, GraphPair, open_export
 
@@ -32,7 +33,8 @@ class Options:
     precisions: tuple[str, ...]
     contexts: tuple[int, ...]
     prompts: tuple[int, ...]
-    int8: bool
+    source_tokens: int
+    keep: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,8 @@ def _options() -> Options:
     parser.add_argument("--precisions", default="q4,q4f16")
     parser.add_argument("--contexts", default="128,1024,4096", help="tokens before decoding; default: %(default)s")
     parser.add_argument("--prompts", default="512,2048", help="tokens of a prompt alone; default: %(default)s")
-    parser.add_argument("--int8", action="store_true", help="fast with --accuracy-level 4 too")
+    parser.add_argument("--source-tokens", type=int, default=16, help="of a slow source, 3 tell as much")
+    parser.add_argument("--keep", action="store_true", help="fast without an accuracy level too")
     found = parser.parse_args()
     return Options(
         found.work,
@@ -73,7 +76,8 @@ def _options() -> Options:
         tuple(found.precisions.split(",")),
         _numbers(found.contexts),
         _numbers(found.prompts),
-        found.int8,
+        found.source_tokens,
+        found.keep,
     )
 
 
@@ -83,9 +87,13 @@ def _numbers(listed: str) -> tuple[int, ...]:
 
 def _subjects(options: Options, export: Export, precision: str) -> list[Subject]:
     pair = export.pair(precision)
-    recipes: dict[str, Recipe] = {"compatible": compatible(pair.embed), "fast": fast(pair.embed)}
-    if options.int8:
-        recipes["fast, int8"] = (*fast(pair.embed), SetAccuracyLevel())
+    decoder = Model.open(pair.decoder)
+    recipes: dict[str, Recipe] = {
+        "compatible": (*compatible(pair.embed), *accuracy(decoder, "auto", "compatible", "cpu")),
+        "fast": (*fast(pair.embed), *accuracy(decoder, "auto", "fast", "cpu")),
+    }
+    if options.keep:
+        recipes["fast, as published"] = fast(pair.embed)
     subjects = []
     for name, recipe in recipes.items():
         folder = options.work / f"{precision}-{name.replace(', ', '-')}"
@@ -98,7 +106,7 @@ def _subjects(options: Options, export: Export, precision: str) -> list[Subject]
 def _measure(subject: Subject, options: Options) -> list[str]:
     cells: list[str] = []
     if options.contexts:
-        decoding = _bench(subject, options.contexts, 16)
+        decoding = _bench(subject, options.contexts, options.source_tokens if subject.pair else 16)
         cells = [f"{1000 / timing.decode_rate:.0f} ms" for timing in decoding.timings] + [_gigabytes(decoding)]
     for prompt in options.prompts:
         alone = _bench(subject, (prompt,), 2)

@@ -122,7 +122,8 @@ def subject_of_plan(
     `others` are the graphs beside the decoder, by role.
     """
     models = {**(others or {}), DECODER if others else MODEL: model}
-    parts = tuple(SubjectGraph(role, name, models[role]) for role, name in _graph_files(config).items())
+    files = _graph_files(config).items()
+    parts = tuple(SubjectGraph(role, name, models[role].with_data_names(name)) for role, name in files)
     return Subject(_label(parts), "folder", parts, root, model.architecture, config, complete=False)
 
 

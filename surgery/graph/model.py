@@ -223,7 +223,7 @@ class Model:
         Returns how each data file was placed. They are named after the graph, PATH_data, PATH_data_1, ..., whatever
         they were called before; one that lies beside `path` already is left alone. The graph comes last, and at once:
         whoever reads `path` finds all of its weights. With `force`, new data files stand beside the old ones until
-        then, and have the next numbers.
+        then, and have the next numbers; the old ones go, but for those that the weights came from.
         Raises FolderError where something exists and `force` is not given.
         """
         path = Path(path)
@@ -243,7 +243,8 @@ class Model:
             placed = self.write(folder, path.name, weights=weights, kept=kept, taken=old, progress=progress)
         for name in old - kept:
             if not any(_same_file(path.parent / name, file) for file in self.source_files()):
-                (path.parent / name).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    (path.parent / name).unlink()
         return placed
 
     def write(

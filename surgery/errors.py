@@ -82,12 +82,16 @@ class GateFailed(Exception):
 
 def unforeseen(error: Exception) -> SurgeryError:
     """What to say of an error that nothing foresaw: what the system does not do, in its words (a name that is too long,
-    a disk that is full); anything else is a defect of ours. Raises the error itself where a traceback is asked for.
+    a disk that is full), and text that is none; anything else is a defect of ours. Raises the error itself where a traceback is asked for.
     """
     if os.environ.get("GEMMA4_SURGERY_TRACEBACK"):
         raise error
     if isinstance(error, OSError) and error.strerror:
         return SurgeryError(f"{error.filename}: {error.strerror}" if error.filename else error.strerror)
+    if isinstance(error, UnicodeEncodeError):
+        return SurgeryError(
+            f"{error.object[error.start : error.end]!r} is not Unicode; no name and no text can hold it"
+        )
     return SurgeryError(
         f"a defect of gemma4-surgery: {type(error).__name__}: {error}",
         hint="set GEMMA4_SURGERY_TRACEBACK=1 to see where, and report it",

@@ -35,7 +35,7 @@ from types import NoneType, UnionType
 from typing import IO, Any, Literal, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from surgery.choices import Provider
-from surgery.errors import LONGEST, ProcessEnded, RequestError, SurgeryError
+from surgery.errors import LONGEST, ProcessEnded, RequestError, SurgeryError, unforeseen
 
 T = TypeVar("T")
 
@@ -193,7 +193,7 @@ def _quote(printed: bytearray) -> str:
 
 
 def _error(name: str, message: str, hint: str | None) -> Exception:
-    for kind in SurgeryError.__subclasses__():
+    for kind in (SurgeryError, *SurgeryError.__subclasses__()):
         if kind.__name__ == name:
             return kind(message, hint=hint)
     return RuntimeError(f"{name}: {message}")
@@ -247,6 +247,8 @@ def main() -> None:
         say("error", [type(error).__name__, str(error), error.hint])
     except MemoryError:
         say("error", ["ProcessEnded", f"more than {limits.memory / 1e9:.1f} GB of memory were needed", _more()])
+    except (OSError, UnicodeEncodeError) as error:
+        say("error", ["SurgeryError", str(unforeseen(error)), None])
     except Exception as error:
         traceback.print_exc()
         say("error", [type(error).__name__, str(error)[:LONGEST], None])

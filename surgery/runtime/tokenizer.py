@@ -38,6 +38,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text as it is: none is put before or behind it."""
+        text.encode()  # a surrogate is refused here, and not by Rust, which does not say what it is
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def decode(self, ids: Sequence[int]) -> str:

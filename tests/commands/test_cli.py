@@ -102,6 +102,9 @@ def test_generate_takes_two_graphs_too() -> None:
     assert done.stderr == f"runs       {TINY} in two sessions of onnxruntime: {names}\n"
 
 
+DECODER = str(TINY / "onnx" / "decoder_model_merged_q4.onnx")
+
+
 @pytest.mark.parametrize(
     "words, sentence",
     [
@@ -116,9 +119,15 @@ def test_generate_takes_two_graphs_too() -> None:
         (("apply", "rename-io", "a.onnx", "b.onnx"), "a.onnx does not exist"),
         (("apply", "merge-embeddings", "a.onnx", "b.onnx"), "merge-embeddings needs the option embed=VALUE"),
         (("generate", "nowhere", "hello"), "nowhere does not exist"),
+        (("apply", 'merge-embeddings{embed="\\ud800"}', DECODER, "b.onnx"), r"error: '\ud800' is not Unicode"),
+        (("apply", "rename-io", DECODER, "b\udcff.onnx"), r"error: '\udcff' is not Unicode"),
+        (("generate", str(TINY), "\udcff"), r"error: '\udcff' is not Unicode"),
+        (("inspect", "n" * 5000), "File name too long"),
+        (("apply", "rename-io", DECODER, "n" * 5000), "File name too long"),
+        (("generate", "n" * 5000, "hello"), "File name too long"),
         (("generate", str(ROOT / "tests"), "hello"), "has neither genai_config.json nor two graphs"),
     ],
-    ids=lambda value: " ".join(value[:2]) if isinstance(value, tuple) else None,
+    ids=lambda value: ascii(" ".join(value[:2]))[1:40] if isinstance(value, tuple) else "",
 )
 def test_a_mistake_is_one_sentence_and_exit_code_two(words: tuple[str, ...], sentence: str, tmp_path: Path) -> None:
     done = run(*words, cwd=tmp_path)

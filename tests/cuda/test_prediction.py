@@ -158,7 +158,7 @@ def test_half_precision_leaves_nothing_but_shape_arithmetic_on_the_cpu(precision
     found = predict(model)
     assert not found.faults and not found.on("unknown")
     assert {each.why for each in found.on("cpu")} == {"shape"} <= set(ALLOWED_ON_CPU)
-    assert len(found.copies) == 1
+    assert len(found.copies) == 4, "of the mask, and three of where padding lies"
     assert found.advice == "every node that computes has a CUDA kernel"
 
 
@@ -190,7 +190,7 @@ def test_the_prediction_is_plain_data() -> None:
     found = predict(merged("q4", "unique")).to_dict()
     assert json.loads(json.dumps(found)) == found
     assert found["faults"] == 4 and found["runtime"] == cuda_kernels().onnxruntime
-    assert found["on_cuda"] + found["on_cpu"] == 441
+    assert found["on_cuda"] + found["on_cpu"] == 466
     assert found["not_on_cuda"][0]["operator"] == "GroupQueryAttention"
 
 
@@ -478,9 +478,9 @@ def test_a_decoder_node_on_the_cpu_fails_the_gate(tmp_path: Path, fallen: Any, p
 
 def test_more_copies_than_predicted_fail_the_gate(tmp_path: Path) -> None:
     expected = predict(merged("q4f16", "aliased"))
-    copies = [event(f"Memcpy{n}", "MemcpyToHost", "CUDA") for n in range(2)]
+    copies = [event(f"Memcpy{n}", "MemcpyToHost", "CUDA") for n in range(5)]
     _, gate = profile_gates(read_profile(profile(tmp_path, [*CUDA_RUN[:4], *copies])), expected)
-    assert (gate.passed, gate.threshold, gate.found) == (False, 1, 2)
+    assert (gate.passed, gate.threshold, gate.found) == (False, 4, 5)
 
 
 def test_nodes_that_are_meant_for_the_cpu_are_no_fault() -> None:

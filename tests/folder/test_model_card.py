@@ -61,7 +61,7 @@ def test_the_provenance_is_in_it(folders: dict[str, Path], kind: str) -> None:
     card = (folders[kind] / "README.md").read_text()
     for words in (f"| source | {REPO} |", f"| revision | {COMMIT} |", "| precision | q4 |", "| onnx "[2:]):
         assert words in card
-    for data in folders[kind].rglob("*_data"):
+    for data in folders[kind].rglob("*_data*"):
         assert (
             f"| `{data.relative_to(folders[kind]).as_posix()}` | {data.stat().st_size:,} | `{sha256(data)}` |" in card
         )

@@ -193,7 +193,8 @@ def _quote(printed: bytearray) -> str:
 
 
 def _error(name: str, message: str, hint: str | None) -> Exception:
-    for kind in (SurgeryError, *SurgeryError.__subclasses__()):
+    kinds: tuple[type[SurgeryError], ...] = (SurgeryError, *SurgeryError.__subclasses__())
+    for kind in kinds:
         if kind.__name__ == name:
             return kind(message, hint=hint)
     return RuntimeError(f"{name}: {message}")

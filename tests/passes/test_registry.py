@@ -78,7 +78,7 @@ def test_a_pass_of_an_installed_package_is_listed_and_applied(tmp_path: Path, co
         "options": [],
     }  # fmt: skip
     assert list(listed)[: len(BUILT_IN)] == list(BUILT_IN)
-    ran = command("apply", "rename-io,stamp", str(DECODER), "out.onnx", "--weights", "link")
+    ran = command("apply", "rename-io,stamp", str(DECODER), "out.onnx")
     assert ran.returncode == 0, ran.stderr
     assert "producer: it is stamped" in ran.stdout
     assert Model.open(tmp_path / "out.onnx").proto.producer_name == "stamped"

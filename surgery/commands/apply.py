@@ -7,9 +7,8 @@ from typing import Annotated
 
 import typer
 
-from surgery.choices import WeightMode
 from surgery.commands.console import JobProgress, data, print_json
-from surgery.commands.options import Force, Json
+from surgery.commands.options import Force, Json, Place
 
 
 def apply(
@@ -21,13 +20,7 @@ def apply(
     config: Annotated[
         Path | None, typer.Option("--config", help="config.json of the architecture, where none is near.")
     ] = None,
-    weights: Annotated[
-        WeightMode,
-        typer.Option(
-            "--weights",
-            help="copy the weight files, link them (shares the source's bytes), or consolidate them into one file.",
-        ),
-    ] = "copy",
+    weights: Place = "copy",
     force: Force = False,
     as_json: Json = False,
 ) -> None:

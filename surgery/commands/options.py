@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from surgery.choices import ProviderChoice
+from surgery.choices import ProviderChoice, WeightMode
 
 Source = Annotated[
     str, typer.Argument(metavar="SRC", help="A Hub repository (owner/name), or the folder of an export.")
@@ -25,6 +25,13 @@ Ep = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print every pass with its findings, and every gate.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
+Place = Annotated[
+    WeightMode,
+    typer.Option(
+        "--weights",
+        help="copy the weight files, link them (shares the source's bytes), or consolidate them into one file.",
+    ),
+]
 Prove = Annotated[
     bool, typer.Option("--validate/--no-validate", help="Prove the folder against the source before it appears.")
 ]

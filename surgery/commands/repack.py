@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from surgery.choices import AccuracyChoice, KVLayout, OnnxRuntime, PerLayerTable, Preset, Target, WeightMode
+from surgery.choices import AccuracyChoice, KVLayout, OnnxRuntime, PerLayerTable, Preset, Target
 from surgery.commands.console import JobProgress, data, print_json
 from surgery.commands.options import (
     Ep,
     Force,
     Json,
     Out,
+    Place,
     Precision,
     Private,
     Prove,
@@ -49,13 +50,7 @@ def repack(
             "Default: aliased; fast: unique.",
         ),
     ] = None,
-    weights: Annotated[
-        WeightMode,
-        typer.Option(
-            "--weights",
-            help="copy the weight files, link them (shares the source's bytes), or consolidate them into one file.",
-        ),
-    ] = "copy",
+    weights: Place = "copy",
     ep: Ep = "auto",
     target_runtime: Annotated[
         Target,

@@ -1,17 +1,21 @@
 """Proof that a folder is its source.
 
-validation     the stages, in order, and what they find
-closing        the proof that repack and strip end with
-structure      the folder by itself: interface, configuration, caches, wiring
-prompts        the cases; prompt_file reads them from JSON Lines, prompts.jsonl are the shipped ones
-recording      what a model answers to the cases; golden keeps a recording in a file
-comparison     two recordings, position by position; parity is the whole in one line
-gates          checks with thresholds that can fail; thresholds has their defaults and reasons
-generation     the real runtime, onnxruntime-genai
-trace          where each node ran, from a session's own profile
-watch          the residual stream against float16's limit; residual finds it in a graph
-bisect         the first node where two graphs part
-report         what a validation came to
+validation            the stages, in order, and what they find
+closing_proof         the proof that repack and strip end with; contained runs it in a process of its own
+structure             the folder by itself: interface, caches, attention
+source_files          its ids and layers, held against the source's files; configuration: every key of its settings
+prompts               the cases; prompt_file reads them from JSON Lines, prompts.jsonl are the shipped ones
+made_up_caches        caches that put a case past the window without its prompt
+recording             what a model answers to the cases; golden keeps a recording in a file
+agreement             two recordings, position by position; parity is the whole in one line
+gates                 checks with thresholds that can fail; thresholds has their defaults and reasons
+accuracy              what an accuracy level changes, by itself
+genai_proof           the real runtime, onnxruntime-genai; multimodal_proof: with images and sound
+two_graph_proof       the proof of a folder with two graphs
+execution_profile     where each node ran, from a session's own profile
+fp16_headroom         the residual stream against float16's limit; residual_stream finds it in a graph
+bisect                the first node where two graphs part
+report                what a validation came to
 """
 
 from surgery.verify.validation import TOKENS, Request, prove_folder

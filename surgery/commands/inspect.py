@@ -7,12 +7,17 @@ from typing import Annotated
 import typer
 
 from surgery.choices import ProviderChoice
-from surgery.commands.console import data, print_json
+from surgery.commands.console import JobProgress, data, print_json
 from surgery.commands.options import Json, Precision
 
 
 def inspect(
-    source: Annotated[str, typer.Argument(metavar="SRC", help="An .onnx file, an export or a GenAI folder.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SRC", help="An .onnx file, an export (a folder or a Hub repository) or a GenAI folder."
+        ),
+    ],
     precision: Precision = None,
     ep: Annotated[
         ProviderChoice | None, typer.Option("--ep", help="cuda: tell also which nodes have no CUDA kernel, and why.")
@@ -24,7 +29,7 @@ def inspect(
     from surgery.jobs.inspecting import inspect as look
     from surgery.jobs.inspecting import predict_cuda
 
-    found = look(source, precision=precision)
+    found = look(source, precision=precision, listener=JobProgress())
     predicted = predict_cuda(found) if ep == "cuda" else {}
     if as_json:
         cuda = {"cuda": {name: one.to_dict() for name, one in predicted.items()}} if predicted else {}

@@ -75,7 +75,7 @@ def show_inspection(console: Console, found: Inspection | ExportInspection | Fol
 def _show_export(console: Console, found: ExportInspection) -> None:
     arch = found.export.architecture
     kv_sources = f"{len(arch.kv_sources)} KV caches for {len(arch.layers)} layers"
-    console.print(plain(f"{found.export.root}: an export of {arch.family}, {kv_sources}\n", "bold"))
+    console.print(plain(f"{found.export.name}: an export of {arch.family}, {kv_sources}\n", "bold"))
     rows = [(name, size(count), _precision_notes(found, name)) for name, count in found.sizes.items()]
     show_rows(console, "Precisions", ("precision", "graphs and weights", ""), rows, right="graphs and weights")
     for graph in found.graphs:
@@ -117,9 +117,14 @@ def _show_graph(console: Console, found: Inspection) -> None:
     console.print(plain(operators + "\n"))
     if found.weight_files:
         rows = [
-            (f.location, size(f.referenced), "missing" if f.size is None else size(f.size)) for f in found.weight_files
+            (
+                f.location,
+                size(f.referenced),
+                "missing" if f.size is None else size(f.size) + ("" if f.here else ", on the Hub"),
+            )
+            for f in found.weight_files
         ]
-        show_rows(console, "External data", ("file", "referenced", "on disk"), rows, right="referenced,on disk")
+        show_rows(console, "External data", ("file", "referenced", "size"), rows, right="referenced,size")
     if found.problem:
         console.print(plain(f"problem: {found.problem}\n", "red"))
 

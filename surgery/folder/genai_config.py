@@ -33,10 +33,10 @@ from surgery.files.json_values import JsonValues
 from surgery.files.safe_reading import read_inside
 from surgery.graph.model import Model
 from surgery.graph.tensor_types import declared_types
-from surgery.source.export import LICENSES, Export
+from surgery.source.export import GENAI_CONFIG, LICENSES, Export
 
 MODEL_FILE = "model.onnx"
-CONFIG_FILE = "genai_config.json"
+CONFIG_FILE = GENAI_CONFIG
 MAX_LENGTH = 8192
 """Default of search.max_length: with a shared buffer every cache is allocated at this many tokens when generation starts."""
 

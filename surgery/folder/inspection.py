@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,15 @@ from surgery.source.layer_table import layer_entry, read_layer_table
 
 @dataclass(frozen=True)
 class WeightFile:
-    """One data file: bytes that tensors refer to, and bytes that the file has (None where it is missing)."""
+    """One data file: bytes that tensors refer to, and bytes that the file has (None where it is missing).
+
+    `here` is false for one that is on the Hub alone.
+    """
 
     location: str
     referenced: int
     size: int | None
+    here: bool = True
 
 
 @dataclass(frozen=True)
@@ -223,9 +227,44 @@ def inspect(path: Path, precision: str | None = None) -> Inspection | ExportInsp
         raise ExportError(f"{path} does not exist", hint="an .onnx file, an export or a GenAI folder can be inspected")
     export = open_export(path)
     pair = export.pair(precision) if precision else export.best("cpu")[0]
-    graphs = {role: inspect_model(graph, export.architecture) for role, graph in _graphs(pair).items()}
-    sizes = {name: sum(_file_sizes(graph) for graph in _graphs(one).values()) for name, one in export.pairs.items()}
-    return ExportInspection(export, sizes, pair.precision, graphs)
+    roles = {
+        name: {role: _below(graph, path) for role, graph in _graphs(one).items()} for name, one in export.pairs.items()
+    }
+    here = {_below(file, path): file.stat().st_size for file in pair.embed.parent.iterdir() if file.is_file()}
+    here |= {_below(file, path): file.stat().st_size for file in pair.decoder.parent.iterdir() if file.is_file()}
+    return inspect_export(export, pair, roles, here)
+
+
+def inspect_export(
+    export: Export, pair: GraphPair, roles: Mapping[str, Mapping[str, str]], sizes: Mapping[str, int | None]
+) -> ExportInspection:
+    """The graphs of one pair, and what every precision takes: `roles` names the graphs of each by role, `sizes` are
+    those of all files, below the export; of weights that are not here they are the only thing that is known.
+    """
+    graphs = {
+        role: _sized(inspect_model(graph, export.architecture), graph, export.root, sizes)
+        for role, graph in _graphs(pair).items()
+    }
+    totals = {
+        name: sum(size or 0 for file, size in sizes.items() if any(file.startswith(graph) for graph in held.values()))
+        for name, held in roles.items()
+    }
+    return ExportInspection(export, totals, pair.precision, graphs)
+
+
+def _sized(found: Inspection, graph: Path, root: Path, sizes: Mapping[str, int | None]) -> Inspection:
+    """Where a data file is not here, what is said of its size."""
+
+    def told(file: WeightFile) -> WeightFile:
+        said = sizes.get(_below(graph.parent / file.location, root))
+        return replace(file, size=said, here=False) if file.size is None and said is not None else file
+
+    files = tuple(told(file) for file in found.weight_files)
+    return replace(found, weight_files=files, problem=found.problem if all(file.here for file in files) else None)
+
+
+def _below(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
 
 
 def _graphs(pair: GraphPair) -> dict[str, Path]:
@@ -238,8 +277,3 @@ def _graph_files(config: Mapping[str, Any]) -> dict[str, str]:
     model = config.get("model")
     sections = model.items() if isinstance(model, dict) else ()
     return {name: str(part["filename"]) for name, part in sections if isinstance(part, dict) and part.get("filename")}
-
-
-def _file_sizes(graph: Path) -> int:
-    """Bytes of a graph and of the data files named after it."""
-    return sum(path.stat().st_size for path in graph.parent.glob(f"{graph.name}*") if path.is_file())

@@ -28,7 +28,7 @@ from typing import Any
 
 from surgery.architecture import read_config
 from surgery.errors import FolderError, SurgeryError
-from surgery.files.safe_reading import sha256
+from surgery.files.safe_reading import sha256, stays_inside
 from surgery.graph.weight_writing import Placed
 from surgery.source.export import Export, GraphPair
 
@@ -157,14 +157,60 @@ def _listed(folder: Path) -> Mapping[str, Any] | None:
     return files if ours and isinstance(files, Mapping) else None
 
 
-def recorded_precision(folder: Path) -> str | None:
-    """The precision that a folder was made from, as its manifest says; None where it has none that can be read."""
+@dataclass(frozen=True, slots=True)
+class RecordedSource:
+    """The export that a folder's manifest names. `files` has size and SHA-256 by name; what is not known is None."""
+
+    repo: str | None
+    revision: str | None
+    precision: str | None
+    files: Mapping[str, tuple[int | None, str | None]]
+
+
+def recorded_source(folder: Path) -> RecordedSource | None:
+    """What a folder was made from, as its manifest says; None where it has none that can be read."""
     try:
         source = read_config(folder / NAME).get("source")
     except SurgeryError:
         return None
-    found = source.get("precision") if isinstance(source, Mapping) else None
-    return found if isinstance(found, str) else None
+    if not isinstance(source, Mapping):
+        return None
+    texts = {key: value for key, value in source.items() if isinstance(value, str)}
+    entries = source.get("files")
+    files = {}
+    for name, entry in entries.items() if isinstance(entries, Mapping) else ():
+        if isinstance(entry, Mapping):
+            size, digest = entry.get("size"), entry.get("sha256")
+            files[str(name)] = (size if isinstance(size, int) else None, digest if isinstance(digest, str) else None)
+    return RecordedSource(texts.get("repo"), texts.get("revision"), texts.get("precision"), files)
+
+
+def recorded_precision(folder: Path) -> str | None:
+    """The precision that a folder was made from, as its manifest says; None where it has none that can be read."""
+    found = recorded_source(folder)
+    return found.precision if found is not None else None
+
+
+def other_file(recorded: RecordedSource, root: Path, listed: Mapping[str, tuple[int | None, str | None]]) -> str | None:
+    """The first of the recorded files that `root` has with another content; None where there is none.
+
+    `listed` has size and SHA-256 of files that are not here yet. Sizes are compared first, then what is small.
+    """
+    wanted = sorted(recorded.files.items(), key=lambda item: item[1][0] or 0)
+    here = {name: root / name for name, _ in wanted if stays_inside(root / name, root) and (root / name).is_file()}
+    for name, (size, _) in wanted:
+        found = here[name].stat().st_size if name in here else listed.get(name, (None, None))[0]
+        if None not in (size, found) and size != found:
+            return name
+    for name, (_, digest) in wanted:
+        if digest is None:
+            continue
+        known = listed.get(name, (None, None))[1]
+        if known is None and name in here:
+            known = blob_digest(here[name]) or sha256(here[name])
+        if known is not None and known != digest:
+            return name
+    return None
 
 
 def _version(package: str) -> str | None:

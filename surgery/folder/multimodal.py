@@ -26,9 +26,9 @@ from typing import TYPE_CHECKING, Any
 from passes.base import Pass
 from surgery.architecture import read_config, text_config
 from surgery.choices import Modality, Target
-from surgery.errors import ExportError
+from surgery.errors import ExportError, SurgeryError
 from surgery.files.json_values import JsonValues
-from surgery.folder.genai_config import copy_side_files, genai_config, write_json
+from surgery.folder.genai_config import CONFIG_FILE, copy_side_files, genai_config, write_json
 from surgery.graph.model import Model
 from surgery.source.export import EMBED, ENCODERS, MEDIA_FILES, Export
 
@@ -77,6 +77,16 @@ class GraphPlan:
     @property
     def file(self) -> str:
         return f"{self.role}.onnx"
+
+
+def media_of(folder: Path) -> tuple[Modality, ...]:
+    """What a GenAI folder takes beside text, as its configuration says; nothing where it cannot be read."""
+    try:
+        model = read_config(folder / CONFIG_FILE).get("model")
+    except SurgeryError:
+        return ()
+    held = model if isinstance(model, dict) and model.get("type") == TYPE else {}
+    return tuple(modality for modality, (section, _, _) in SECTIONS.items() if section in held)
 
 
 def read_modalities(text: str) -> tuple[Modality, ...]:

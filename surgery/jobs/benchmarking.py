@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from surgery.choices import ProviderChoice
 from surgery.jobs.listener import SILENT, Listener
-from surgery.jobs.validating import source_pair
+from surgery.jobs.source_of_folder import source_pair
 
 if TYPE_CHECKING:
     from surgery.runtime.benchmark import Benchmark
@@ -35,7 +35,7 @@ def bench(
 
     folder = Path(folder)
     require_folder(folder)
-    pair = source_pair(folder, against, precision)
+    pair = source_pair(folder, against, precision, listener)
     return run(
         folder, pair, provider=provider_of(provider), contexts=contexts, new_tokens=new_tokens, progress=listener.said
     )

@@ -25,15 +25,17 @@ def generate(
 
     Decoding is greedy; `sample` uses the folder's sampling values, `seed` makes a sampled answer repeatable. `template`
     wraps the prompt in the folder's chat template. Files stand where the prompt says `<|image|>` and `<|audio|>`.
-    `precision` chooses among two-graph pairs. The folder is opened and run in a process of its own. Raises FolderError
+    `precision` chooses among two-graph pairs; `folder` may be a Hub repository that has them. The folder is opened and run in a process of its own. Raises FolderError
     for what is neither or refuses the prompt, ProcessEnded where it crashes or hangs the runtime, and RuntimeMissing.
 
         print("".join(surgery.generate("out", "Why is the sky blue?")))
     """
     from surgery.runtime.prompting import PromptRequest, generate_contained
+    from surgery.source.opening import local_folder
 
     files = [tuple(Path(file) for file in given) for given in (images, sounds)]
     question = PromptRequest(prompt, new_tokens, sample or seed is not None, template, seed, *files)
-    pieces = generate_contained(Path(folder), question, precision)
+    place, precision = local_folder(str(folder), precision, "cpu", listener.said)
+    pieces = generate_contained(place, question, precision)
     listener.said(f"runs       {next(pieces)}")
     return pieces

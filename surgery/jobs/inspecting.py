@@ -5,21 +5,33 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from surgery.jobs.listener import SILENT, Listener
+
 if TYPE_CHECKING:
     from surgery.cuda.prediction import Prediction
     from surgery.folder.inspection import ExportInspection, FolderInspection, Inspection
 
 
-def inspect(source: str | Path, *, precision: str | None = None) -> Inspection | ExportInspection | FolderInspection:
+def inspect(
+    source: str | Path, *, precision: str | None = None, listener: Listener = SILENT
+) -> Inspection | ExportInspection | FolderInspection:
     """Interface, layers, KV caches, operators and bytes of an .onnx file, an export or a GenAI folder.
 
-    No weight is read. Raises SurgeryError for what is none of the three.
+    No weight is read, and of a Hub repository none is fetched. Raises SurgeryError for what is none of the three.
 
         print(surgery.inspect("model.onnx").to_dict()["operators"])
     """
     from surgery.folder.inspection import inspect as look
+    from surgery.folder.inspection import inspect_export
+    from surgery.source.opening import SourceRequest, look_up
 
-    return look(Path(source), precision)
+    choice = SourceRequest(str(source), "cpu", precision)
+    if choice.hub is None:
+        return look(Path(source), precision)
+    found = look_up(choice, listener.said)
+    assert found.download is not None  # it is a repository
+    sizes = {name: file.size for name, file in found.download.listing.files.items()}
+    return inspect_export(found.export, found.pair, found.download.listing.graphs, sizes)
 
 
 def predict_cuda(found: Inspection | ExportInspection | FolderInspection) -> dict[str, Prediction]:

@@ -57,6 +57,8 @@ ENCODERS: dict[Modality, str] = {"image": "vision_encoder", "audio": "audio_enco
 """Modality -> name of the graph that turns it into features, without precision."""
 
 EMBED, DECODER = "embed_tokens", "decoder_model_merged"
+GENAI_CONFIG = "genai_config.json"
+"""What makes a folder one that is repacked already."""
 _SAYS = "as config.json (transformers.js_config.dtype) says"
 _ROLES = (EMBED, DECODER, *ENCODERS.values())
 _GRAPH = re.compile(rf"(?P<role>{'|'.join(_ROLES)})(?P<suffix>_[A-Za-z0-9]+)?\.onnx")
@@ -99,6 +101,11 @@ class Export:
     repo: str | None = None
     revision: str | None = None
 
+    @property
+    def name(self) -> str:
+        """Where it is: the repository and its commit, or the folder."""
+        return str(self.root) if self.repo is None else f"{self.repo}@{self.revision}"
+
     def file(self, name: str) -> Path | None:
         """A side file of the export, or None where it has none. Raises ExportError for a link that leads out of it, and
         for one that is far larger than any."""
@@ -140,15 +147,28 @@ def open_export(folder: Path, given: GraphPair | None = None) -> Export:
     Raises ExportError, with what was expected and what was found, if it is not an export.
     """
     if not folder.exists():
-        raise ExportError(f"{folder} does not exist")
+        raise _absent(folder)
     if not folder.is_dir():
         raise ExportError(f"{folder} is a file; the folder of an export is expected")
     _refuse_outside(folder / "config.json", folder)
+    if given is None and (folder / GENAI_CONFIG).exists() and not holds_pair(folder):
+        raise ExportError(
+            f"{folder} is a folder for ONNX Runtime GenAI already, not an export",
+            hint=f"gemma4-surgery generate {folder} Hello runs it, gemma4-surgery validate {folder} proves it; "
+            "its manifest.json names the export that it was made from",
+        )
     if given is None and not (folder / "config.json").exists():
         find_pairs(folder)  # what is no export at all should not hear of config.json first
     config = read_config(folder / "config.json")
     pairs = find_pairs(folder, declared_precisions(config)) if given is None else {given.precision: given}
     return Export(folder, config, architecture(config), pairs)
+
+
+def _absent(folder: Path) -> ExportError:
+    """A name without a folder may have been meant for the Hub, whose names have an owner."""
+    bare = len(folder.parts) == 1 and folder.suffix != ".onnx"
+    hint = f"a repository of the Hub is named owner/name, for example onnx-community/{folder}" if bare else None
+    return ExportError(f"{folder} does not exist", hint=hint)
 
 
 def _refuse_outside(path: Path, root: Path) -> None:

@@ -28,6 +28,7 @@ from surgery.source.export import (
     DECODER,
     EMBED,
     ENCODERS,
+    GENAI_CONFIG,
     LICENSES,
     MEDIA_FILES,
     declared_precisions,
@@ -71,7 +72,7 @@ class HubSource:
     cache: Path | None = None
 
     def __str__(self) -> str:
-        return self.repo_id if self.revision is None else f"{self.repo_id} at {self.revision}"
+        return self.repo_id if self.revision is None else f"{self.repo_id}@{self.revision}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,11 @@ class HubFile:
     name: str
     size: int | None
     blob: str | None = None
+
+    @property
+    def sha256(self) -> str | None:
+        """Of the content, where that is what the Hub names the file by; of small files it is another hash."""
+        return self.blob if self.blob is not None and re.fullmatch("[0-9a-f]{64}", self.blob) else None
 
 
 @dataclass(frozen=True)
@@ -102,6 +108,8 @@ class Listing:
         folder, names = _graphs(self.files)
         found = named_graphs(names, self._declared)
         if not found:
+            if GENAI_CONFIG in self.files:
+                raise self.repacked()
             raise self.lacks(expected_pair(self._declared))
         return {p: {role: str(folder / name) for role, name in held.items()} for p, held in found.items()}
 
@@ -109,7 +117,7 @@ class Listing:
     def _declared(self) -> dict[str, str]:
         from surgery.architecture import read_config
 
-        return declared_precisions(read_config(_get(self, self.files["config.json"])))
+        return declared_precisions(read_config(get(self, self.files["config.json"])))
 
     def wanted(self, precision: str, modalities: Sequence[Modality]) -> list[str]:
         """The names of a precision's pair and encoders. Raises ExportError naming what is there instead."""
@@ -123,6 +131,14 @@ class Listing:
                 wanted = described_graph(role, precision, other_precisions(precision, self._declared)).rstrip(",")
                 raise self.lacks(f"{wanted}; it holds {', '.join(held) or 'none'}")
         return [found[role] for role in (EMBED, DECODER, *(ENCODERS[modality] for modality in modalities))]
+
+    def repacked(self) -> ExportError:
+        """The error for a folder of GenAI's where an export is expected."""
+        name = self.source.repo_id.partition("/")[2]
+        return ExportError(
+            f"{self.source} is a folder for ONNX Runtime GenAI already, not an export",
+            hint=f"hf download {self.source.repo_id} --local-dir {name}; gemma4-surgery generate {name} Hello runs it",
+        )
 
     def lacks(self, what: str) -> ExportError:
         """The error for something that is not listed; with the reason where only the cache could be read."""
@@ -173,15 +189,42 @@ class Download:
 
 
 def hub_source(source: str, revision: str | None = None) -> HubSource | None:
-    """The repository that `source` names, or None where it names a local path. A path that exists wins.
+    """The repository that `source` names, as `owner/name`, `owner/name@revision` or the address of its page; None where
+    it names a local path. A path that exists wins.
 
-    Raises ExportError where a revision is given for a local path.
+    Raises ExportError where a revision is given for a local path, or two of them, and for an address of something else.
     """
-    if _is_repo_id(source):
-        return HubSource(source, revision)
+    if not os.path.lexists(source):
+        name, at, named = _in_address(source).partition("@")
+        if _is_repo_id(name) and bool(at) == bool(named):
+            if named and revision not in (None, named):
+                raise ExportError(f"{source} names a revision, and {revision} is asked for", hint="leave one out")
+            return HubSource(name, revision or named or None)
     if revision is not None:
         raise ExportError(f"{source} is a local path, and a revision is of a repository on the Hub")
     return None
+
+
+def _in_address(source: str) -> str:
+    """`owner/name` or `owner/name@revision` out of the address of a repository's page, or of a file in it; any other text
+    as it is. Raises ExportError for another address."""
+    from urllib.parse import unquote, urlsplit
+
+    if "://" not in source:
+        return source
+    found = urlsplit(source)
+    endpoint = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    parts = [unquote(part) for part in found.path.split("/") if part]
+    pages = ("tree", "blob", "resolve", "raw", "commit")
+    if found.netloc in ("huggingface.co", "www.huggingface.co", "hf.co", endpoint.netloc):
+        if len(parts) == 2 and _is_repo_id("/".join(parts)):
+            return "/".join(parts)
+        if len(parts) > 3 and parts[2] in pages:
+            return f"{parts[0]}/{parts[1]}@{parts[3]}"
+    raise ExportError(
+        f"{source} is no address of a model on the Hub",
+        hint="name the repository as owner/name or owner/name@revision, or download it and name the folder",
+    )
 
 
 def list_files(source: HubSource) -> Listing:
@@ -207,7 +250,7 @@ def plan_download(listing: Listing, precision: str, modalities: Sequence[Modalit
 
     graphs = listing.wanted(precision, modalities)
     # Before gigabytes are fetched: exports of other families have graphs of the same names.
-    architecture(read_config(_get(listing, listing.files["config.json"])))
+    architecture(read_config(get(listing, listing.files["config.json"])))
     wanted = (*SIDE_FILES, *MEDIA_FILES) if modalities else SIDE_FILES
     names = [name for name in wanted if name in listing.files]
     for graph in graphs:
@@ -225,7 +268,7 @@ def fetch(download: Download) -> Path:
     _require_space(download)
     pool = ThreadPoolExecutor(PARALLEL)
     try:
-        for future in as_completed([pool.submit(_get, download.listing, planned.file) for planned in download.files]):
+        for future in as_completed([pool.submit(get, download.listing, planned.file) for planned in download.files]):
             future.result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
@@ -233,7 +276,7 @@ def fetch(download: Download) -> Path:
 
 
 def _is_repo_id(source: str) -> bool:
-    if source.count("/") != 1 or source.startswith("~") or Path(source).exists():
+    if source.count("/") != 1 or source.startswith("~"):
         return False
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
@@ -290,9 +333,10 @@ def _hub_listing(source: HubSource) -> Listing:
     return Listing(source, root.name, root, files)
 
 
-def _cached_listing(source: HubSource, reason: HubUnreachable) -> Listing:
+def cached_folder(source: HubSource) -> Path | None:
+    """The folder of the cache that holds what was fetched of a revision; None where nothing was. Nobody is asked."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
         # With no pattern to match this fetches and checks nothing: it only finds the folder of a revision.
@@ -303,9 +347,15 @@ def _cached_listing(source: HubSource, reason: HubUnreachable) -> Listing:
             local_files_only=True,
             allow_patterns=[],
         )
-    except LocalEntryNotFoundError:
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
+    return Path(found)
+
+
+def _cached_listing(source: HubSource, reason: HubUnreachable) -> Listing:
+    root = cached_folder(source)
+    if root is None:
         raise HubUnreachable(f"{reason}, and the cache holds nothing of {source}", hint=reason.hint) from reason
-    root = Path(found)
     paths = {path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*")) if path.is_file()}
     files = {name: HubFile(name, path.stat().st_size) for name, path in paths.items()}
     if "config.json" not in files:
@@ -318,7 +368,7 @@ def _data_files(listing: Listing, graph: str) -> list[str]:
     from surgery.graph.model import Model
 
     names = []
-    for location in Model.open(_get(listing, listing.files[graph])).weight_files:
+    for location in Model.open(get(listing, listing.files[graph])).weight_files:
         name = str(PurePosixPath(graph).parent / location)
         if name not in listing.files:
             raise listing.lacks(f"{name}, where {PurePosixPath(graph).name} stores weights")
@@ -326,7 +376,7 @@ def _data_files(listing: Listing, graph: str) -> list[str]:
     return names
 
 
-def _get(listing: Listing, file: HubFile) -> Path:
+def get(listing: Listing, file: HubFile) -> Path:
     """The path of a file in the snapshot folder; fetched where it is not there with its listed size."""
     from huggingface_hub import hf_hub_download
 

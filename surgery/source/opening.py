@@ -1,7 +1,7 @@
 """Open an export from wherever it is, and choose its precision.
 
-Choice -> open_source -> Opened     everything that the precision needs is there
-Choice -> look_up     -> Opened     of a repository the graphs are there, and a plan of what is to be fetched
+SourceRequest -> open_source -> OpenedSource     everything that the precision needs is there
+SourceRequest -> look_up     -> OpenedSource     of a repository the graphs are there, and a plan of what is to be fetched
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from surgery.choices import Modality
 from surgery.errors import ExportError
 from surgery.source.export import Export, GraphPair, best_precision, open_export
-from surgery.source.hub import Download, HubSource, Listing, fetch, hub_source, list_files, plan_download
+from surgery.source.hub import Download, HubSource, fetch, hub_source, list_files, plan_download
 
 Say = Callable[[str], None]
 """Is told, in a sentence, what a person should know while it goes on."""
@@ -23,11 +23,12 @@ Say = Callable[[str], None]
 class SourceRequest:
     """Which export, and which precision of it.
 
-    source      a repository of the Hub (owner/name), or the folder of an export
-    provider    chooses the precision where none is named
+    source      a repository of the Hub (owner/name, owner/name@revision, its address), or the folder of an export
+    provider    chooses the precision where none is named and `pick` is not given
     revision    branch, tag or commit of a repository
     given       the two graphs, where they do not lie in the community's layout
     modalities  those whose encoders are needed too
+    pick        chooses the precision out of those that are held
     """
 
     source: str
@@ -36,6 +37,7 @@ class SourceRequest:
     revision: str | None = None
     given: GraphPair | None = None
     modalities: Sequence[Modality] = ()
+    pick: Callable[[Sequence[str]], str] | None = None
 
     @property
     def hub(self) -> HubSource | None:
@@ -74,6 +76,15 @@ def look_up(choice: SourceRequest, say: Say) -> OpenedSource:
     return _opened(planned, planned.listing.root, reason)
 
 
+def local_folder(source: str, precision: str | None, provider: str, say: Say) -> tuple[Path, str | None]:
+    """The folder that `source` names and the precision to take from it; of a repository, what that needs is fetched."""
+    choice = SourceRequest(source, provider, precision)
+    if choice.hub is None:
+        return Path(source), precision
+    found = open_source(choice, say)
+    return found.export.root, found.pair.precision
+
+
 def given_pair(embed: Path | None, decoder: Path | None) -> GraphPair | None:
     """Two graphs that are named one by one, or None. Raises ExportError for one without the other."""
     if (embed is None) != (decoder is None):
@@ -83,9 +94,8 @@ def given_pair(embed: Path | None, decoder: Path | None) -> GraphPair | None:
 
 def _open_folder(choice: SourceRequest) -> OpenedSource:
     export = open_export(Path(choice.source), choice.given)
-    if choice.precision is not None:
-        return OpenedSource(export, export.pair(choice.precision), _asked(choice.precision))
-    return OpenedSource(export, *export.best(choice.provider))
+    precision, reason = _precision(list(export.pairs), choice, str(export.root))
+    return OpenedSource(export, export.pair(precision), reason)
 
 
 def _opened(planned: Download, root: Path, reason: str) -> OpenedSource:
@@ -100,15 +110,14 @@ def _planned(hub: HubSource, choice: SourceRequest, say: Say) -> tuple[Download,
     listing = list_files(hub)
     if listing.unreachable is not None:
         say(f"{listing.unreachable}: using the cache")
-    precision, reason = _precision(listing, choice)
+    precision, reason = _precision(list(listing.graphs), choice, str(listing.source))
     return plan_download(listing, precision, choice.modalities), reason
 
 
-def _precision(listing: Listing, choice: SourceRequest) -> tuple[str, str]:
+def _precision(held: Sequence[str], choice: SourceRequest, where: str) -> tuple[str, str]:
+    """The one that is asked for or the best of those that are held, and the reason for it in words."""
     if choice.precision is not None:
-        return choice.precision, _asked(choice.precision)
-    return best_precision(list(listing.graphs), choice.provider, str(listing.source))
-
-
-def _asked(precision: str) -> str:
-    return f"{precision}: as asked for"
+        return choice.precision, f"{choice.precision}: as asked for"
+    if choice.pick is not None:
+        return (found := choice.pick(held)), f"{found}: the one that the folder was made from"
+    return best_precision(held, choice.provider, where)

@@ -50,26 +50,23 @@ class Golden:
     settings: Mapping[str, Any]
     versions: Mapping[str, str]
 
-    def refuse_others(self, cases: Sequence[Case], tokens: int, path: Path) -> None:
-        """Raise RequestError where these are not the prompts that were recorded."""
+    def answers_to(self, cases: Sequence[Case], tokens: int, path: Path) -> Recording:
+        """The recorded answers to these prompts. Raises RequestError where one is missing, or of another length."""
         if tokens != self.tokens:
             raise RequestError(
                 f"{path} holds continuations of {self.tokens} tokens, {tokens} are asked for",
-                hint=f"pass --tokens {self.tokens}",
+                hint=f"leave out --tokens, or pass --tokens {self.tokens}",
             )
-        theirs = [answer.case for answer in self.recording.answers]
-        if prompts_digest(theirs) == prompts_digest(cases):
-            return
-        other = "record it again with these prompts, or pass those that it was recorded with"
-        if len(theirs) != len(cases):
-            raise RequestError(
-                f"{path} was recorded with {len(theirs)} prompts, not with these {len(cases)}", hint=other
-            )
-        pairs = zip(theirs, cases, strict=True)
-        one, here = next(pair for pair in pairs if prompts_digest([pair[0]]) != prompts_digest([pair[1]]))
-        raise RequestError(
-            f"{path} was recorded with other prompts: {one.name!r} is not this {here.name!r}, id by id", hint=other
-        )
+        recorded = {prompts_digest([answer.case]): answer for answer in self.recording.answers}
+        answers = []
+        for case in cases:
+            if (answer := recorded.get(prompts_digest([case]))) is None:
+                raise RequestError(
+                    f"{path} holds no answer to the prompt {case.name!r}",
+                    hint="leave out --prompts to take those that were recorded, or record it again with these",
+                )
+            answers.append(answer)
+        return Recording(tuple(answers))
 
 
 def prompts_digest(cases: Sequence[Case]) -> str:

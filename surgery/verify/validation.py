@@ -9,7 +9,7 @@ import gc
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +114,12 @@ class Request:
         if clash := {prompt.name for prompt in self.prompts or ()} & _names_of_ids():
             raise RequestError(f"a prompt is named {min(clash)!r}, as a built-in case is", hint="give it another name")
 
+    def like(self, golden: Golden) -> Request:
+        """The same with the prompts and the length that were recorded, where no others are asked for."""
+        asked = self.prompts is not None or self.cases is not None
+        recorded = tuple(answer.case for answer in golden.recording.answers)
+        return replace(self, tokens=self.tokens or golden.tokens, cases=self.cases if asked else recorded)
+
     def to_dict(self) -> dict[str, Any]:
         return {"scope": self.scope, "tokens": self.length}
 
@@ -138,6 +144,8 @@ def prove_folder(
     request = request or Request()
     request.refuse_contradictions(source)
     golden = load_golden(request.golden) if request.golden is not None else None
+    if golden is not None:
+        request = request.like(golden)
     load_onnxruntime(provider)
     genai_version = str(load_genai(provider).__version__)
     run = _Run(folder, source, golden, request, Settings(provider), progress or (lambda _: None))
@@ -333,8 +341,7 @@ class _Run:
         """What the folder is compared with: a golden recording, or the source's, which may be stored."""
         if self.golden is not None:
             assert self.request.golden is not None
-            self.golden.refuse_others(cases, self.request.length, self.request.golden)
-            return self.golden.recording
+            return self.golden.answers_to(cases, self.request.length, self.request.golden)
         if self.source is None:
             return None
         pair, settings = self.source, self._source_settings()

@@ -84,6 +84,7 @@ def compare(
         numbers=known.numbers,
         passes=known.passes,
         ignored=tuple(aspect for aspect in ASPECTS if aspect in ignore),
+        proven=known.proven,
     )
     if comparison.interface or comparison.metadata or comparison.nodes.groups or found.changes:
         return comparison

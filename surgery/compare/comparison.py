@@ -361,7 +361,8 @@ class PassRecord:
 class Comparison:
     """Two models side by side. `layers` has every layer, changed or not; `passes` is empty where none is known.
 
-    `ignored` names the aspects whose changes are shown, but do not count.
+    `ignored` names the aspects whose changes are shown, but do not count. Where BEFORE is not what AFTER was proven
+    against, `proven` says what was, and how that went; empty where nothing is on record.
     """
 
     before: SideSummary
@@ -375,6 +376,7 @@ class Comparison:
     numbers: Numbers | None
     passes: tuple[PassRecord, ...]
     ignored: tuple[Aspect, ...] = ()
+    proven: str = ""
 
     @property
     def differing(self) -> tuple[Aspect, ...]:
@@ -430,7 +432,7 @@ class Comparison:
 
     def _numbers(self) -> str:
         if self.numbers is None:
-            return "numbers not measured"
+            return "numbers not measured" + (f" between these two ({self.proven})" if self.proven else "")
         found = "FAIL" if not self.numbers.passed else "identical" if self.numbers.exact else "within tolerance"
         return f"numbers {found} by the author's record" if self.numbers.recorded else f"numbers {found}"
 

@@ -58,6 +58,8 @@ class Provenance:
     blame: PassFinder
     passes: tuple[PassRecord, ...] = ()
     numbers: Numbers | None = None
+    proven: str = ""
+    """What AFTER was proven against, and how that went, where that is not BEFORE."""
 
 
 class NoPasses:
@@ -134,9 +136,23 @@ def recorded(after: Subject, *sides: SideSummary) -> Provenance:
         if report["version"] == VERSION and same:
             known = all(None not in side.data.values() for side in sides)
             return _read(report, known and [side["data"] for side in spoken_of] == [side.data for side in sides])
+        return Provenance(NoPasses(), proven=_proven(report, after, sides[1]))
     except (SurgeryError, KeyError, TypeError, AttributeError):
         pass  # no report, or not one of ours: the comparison does without
     return Provenance(NoPasses())
+
+
+def _proven(report: Mapping[str, Any], after: Subject, side: SideSummary) -> str:
+    """What a report about this very AFTER says that it was proven against; empty where it speaks of another one."""
+    spoken_of, numbers = report["after"], report["numbers"]
+    graphs = [graph["sha256"] for graph in spoken_of["graphs"]] == [graph.sha256 for graph in side.graphs]
+    data = all(side.data.get(name) in (None, digest) for name, digest in spoken_of["data"].items())
+    if numbers is None or not graphs or not data:
+        return ""
+    source = (after.manifest or {}).get("source")
+    made = source if isinstance(source, Mapping) else {}
+    where = f"{made['repo']}@{made['revision']} {made['precision']}" if made.get("repo") else report["before"]["label"]
+    return f"its author proved it against {_as(str, where)}: {_recorded_numbers(numbers).summary}"
 
 
 def _read(report: Mapping[str, Any], with_numbers: bool) -> Provenance:

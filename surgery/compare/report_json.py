@@ -24,6 +24,7 @@ def to_dict(comparison: Comparison) -> dict[str, Any]:
         "differing": list(comparison.differing),
         "ignored": list(comparison.ignored),
         **{section: found[section] for section in sections},
+        "proven": comparison.proven,
     }
 
 

@@ -22,7 +22,6 @@ from surgery.compare.comparison import (
     LayerChange,
     NodeChange,
     NodeGroup,
-    Numbers,
     PassFinding,
     Reason,
     WeightChange,
@@ -79,7 +78,7 @@ def sections_of(comparison: Comparison) -> tuple[ReportSection, ...]:
         _nodes(comparison),
         _weights(comparison),
         _config(comparison),
-        _numbers(comparison.numbers),
+        _numbers(comparison),
     )
 
 
@@ -463,10 +462,12 @@ def _weight(change: WeightChange) -> ReportRow:
 
 # ---- numbers
 
+NOT_MEASURED = "not measured between these very graphs and weights; {}"
 
-def _numbers(numbers: Numbers | None) -> ReportSection:
-    if numbers is None:
-        return ReportSection("Numbers", "not measured: no validation of these very graphs and weights is on record", ())
+
+def _numbers(comparison: Comparison) -> ReportSection:
+    if (numbers := comparison.numbers) is None:
+        return ReportSection("Numbers", NOT_MEASURED.format(comparison.proven or "nothing is on record"), ())
     rows = [ReportRow("ok" if gate.passed else "FAIL", gate.section, gate.name, gate.reading) for gate in numbers.gates]
     failed = tuple(row for row in rows if row.mark == "FAIL")
     summary = ReportRow("ok" if numbers.passed else "FAIL", "summary", numbers.summary)

@@ -1,0 +1,206 @@
+"""Sources as people name them: Hub repositories, addresses, folders; and the source that a folder was made from."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hub_server import COMMIT, Hub, reach_nobody_by_default, serve
+from places import TINY
+
+import surgery
+from surgery.errors import ExportError, RequestError
+from surgery.folder.inspection import ExportInspection
+from surgery.source.hub import HubSource, hub_source
+from surgery.verify.prompts import Case
+
+REPO = "onnx-community/tiny-gemma-4"
+REPACK = surgery.RepackOptions(validate=False, provider="cpu")
+
+
+class Heard(surgery.Listener):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def said(self, text: str) -> None:
+        self.lines.append(text)
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Hub]:
+    with serve(Hub.of(TINY, REPO)) as hub:
+        yield hub
+
+
+@pytest.fixture
+def hub(served: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """The repository, with an empty cache, in a folder where nothing is."""
+    reach_nobody_by_default(monkeypatch)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", served.endpoint)
+    template = served.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    served.log.clear()
+    served.files = {path.relative_to(TINY).as_posix(): path.read_bytes() for path in TINY.rglob("*") if path.is_file()}
+    return served
+
+
+def weights(hub: Hub) -> list[str]:
+    return [name for name in hub.fetched() if "_data" in name]
+
+
+@pytest.mark.parametrize(
+    ("text", "revision"),
+    [
+        ("a/b@v1.0", "v1.0"),
+        ("a/b@refs/pr/3", "refs/pr/3"),
+        ("https://huggingface.co/a/b", None),
+        ("https://huggingface.co/a/b/", None),
+        ("https://hf.co/a/b?library=onnx#files", None),
+        ("https://huggingface.co/a/b/tree/v1.0/onnx", "v1.0"),
+        ("https://huggingface.co/a/b/blob/refs%2Fpr%2F3/config.json", "refs/pr/3"),
+    ],
+)
+def test_a_repository_as_people_name_it(text: str, revision: str | None) -> None:
+    assert hub_source(text) == HubSource("a/b", revision)
+
+
+@pytest.mark.parametrize("text", ["https://example.org/a/b", "https://huggingface.co/datasets/a/b", "https://hf.co/a"])
+def test_another_address_is_one_sentence(text: str) -> None:
+    with pytest.raises(ExportError, match="is no address of a model on the Hub") as found:
+        hub_source(text)
+    assert "owner/name@revision" in str(found.value.hint)
+
+
+def test_two_revisions_are_refused() -> None:
+    assert hub_source("a/b@v1", "v1") == HubSource("a/b", "v1")
+    with pytest.raises(ExportError, match="a/b@v1 names a revision, and v2 is asked for"):
+        hub_source("a/b@v1", "v2")
+
+
+def test_a_name_without_an_owner_is_told_of_owners(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ExportError, match="gemma-4-E2B-it-ONNX does not exist") as found:
+        surgery.repack("gemma-4-E2B-it-ONNX", "out", REPACK)
+    assert "onnx-community/gemma-4-E2B-it-ONNX" in str(found.value.hint)
+
+
+@pytest.fixture(scope="module")
+def repacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of a local export."""
+    return surgery.repack(TINY, tmp_path_factory.mktemp("local") / "out", REPACK).folder
+
+
+def test_what_is_repacked_already_is_told_what_to_do(hub: Hub, repacked: Path) -> None:
+    with pytest.raises(ExportError, match="is a folder for ONNX Runtime GenAI already") as found:
+        surgery.repack(repacked, "out", REPACK)
+    assert f"gemma4-surgery generate {repacked}" in str(found.value.hint)
+    hub.files = {path.name: path.read_bytes() for path in repacked.iterdir()}
+    with pytest.raises(ExportError, match="is a folder for ONNX Runtime GenAI already") as found:
+        surgery.repack(REPO, "out", REPACK)
+    assert f"hf download {REPO}" in str(found.value.hint) and weights(hub) == []
+
+
+def test_inspect_fetches_graphs_and_tells_the_sizes_that_are_listed(hub: Hub) -> None:
+    found = surgery.inspect(REPO)
+    local = surgery.inspect(TINY)
+    assert isinstance(found, ExportInspection) and isinstance(local, ExportInspection)
+    assert weights(hub) == [] and found.sizes == local.sizes
+    for role in ("embed_tokens", "decoder_model_merged"):
+        told = [(file.location, file.size, file.here) for file in found.roles[role].weight_files]
+        assert told == [(file.location, file.size, False) for file in local.roles[role].weight_files]
+    assert all(graph.problem is None for graph in found.graphs) and found.export.name == f"{REPO}@{COMMIT}"
+
+
+def test_diff_compares_repositories_by_the_digests_that_the_hub_lists(hub: Hub, repacked: Path) -> None:
+    same = surgery.diff(f"{REPO}@main", f"{REPO}@{COMMIT}", precision="q4")
+    assert same.same and same.before.label == f"{REPO}@main q4"
+    to_folder = surgery.diff(REPO, repacked)
+    assert not to_folder.weights.uncompared and not any(c.verb == "changed" for c in to_folder.weights.changes)
+    hub.files["onnx/decoder_model_merged_q4.onnx_data"] = bytes(
+        len(hub.files["onnx/decoder_model_merged_q4.onnx_data"])
+    )
+    other = surgery.diff(TINY, REPO, precision="q4")
+    assert "weights" in other.differing
+    assert weights(hub) == []
+
+
+def test_a_repacked_folder_on_the_hub_is_compared_too(hub: Hub, repacked: Path) -> None:
+    hub.files = {path.name: path.read_bytes() for path in repacked.iterdir()}
+    found = surgery.diff(REPO, repacked, ignore=["files"])
+    assert found.same and found.before.kind == "folder" and weights(hub) == []
+
+
+def test_two_graphs_of_one_name_are_told_apart_by_their_folders(repacked: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(repacked, tmp_path / "other")
+    found = surgery.diff(repacked, other)
+    assert (found.before.label, found.after.label) == ("out/model.onnx", "other/model.onnx")
+    found = surgery.diff(repacked / "model.onnx", tmp_path / "other" / "model.onnx")
+    assert (found.before.label, found.after.label) == ("out/model.onnx", "other/model.onnx")
+
+
+def test_a_folder_finds_its_repository_by_the_manifest(hub: Hub, tmp_path: Path) -> None:
+    folder = surgery.repack(REPO, "out", REPACK).folder
+    heard, request = Heard(), surgery.Request(cases=[Case("short", "a prompt", ((2, 10, 77, 31),))], tokens=1)
+    hub.log.clear()
+    report = surgery.validate(folder, provider="cpu", request=request, listener=heard)
+    assert report.passed and report.parity is not None and report.parity.max_abs == 0
+    assert heard.lines == [f"source     {REPO}@{COMMIT}, as manifest.json says, from the cache"] and hub.log == []
+    shutil.rmtree(tmp_path / "cache")
+    heard.lines.clear()
+    report = surgery.validate(folder, provider="cpu", request=request, listener=heard)
+    assert report.parity is None and heard.lines == [f"numbers    not compared: pass --against {REPO}@{COMMIT}"]
+    report = surgery.validate(folder, REPO, provider="cpu", request=request)
+    assert report.parity is not None and report.parity.max_abs == 0
+
+
+def test_another_source_is_refused_at_once(hub: Hub, repacked: Path, tmp_path: Path) -> None:
+    name = "onnx/decoder_model_merged_q4.onnx_data"
+    hub.files[name] = bytes(len(hub.files[name]))
+    with pytest.raises(ExportError, match=f"{REPO} is not what .* was made from: {name} is not the file"):
+        surgery.validate(repacked, REPO)
+    assert weights(hub) == []
+    other = shutil.copytree(TINY, tmp_path / "other")
+    (other / name).write_bytes(hub.files[name])
+    with pytest.raises(ExportError, match=f"{name} is not the file") as found:
+        surgery.bench(repacked, other)
+    assert "the export that it was made from" in str(found.value.hint)
+    (other / name).write_bytes(b"short")
+    with pytest.raises(ExportError, match=f"{name} is not the file"):
+        surgery.validate(repacked, other)
+
+
+def test_generate_fetches_an_export(hub: Hub) -> None:
+    assert "".join(surgery.generate(REPO, "hello", new_tokens=2, precision="q4"))
+    assert len(weights(hub)) == 2
+
+
+def test_a_recording_brings_its_prompts_along(repacked: Path, tmp_path: Path) -> None:
+    """The source's config.json names placeholders, which a folder for text does not: recorded with the one, and read
+    without it, the prompts are the same."""
+    kept = surgery.Request(scope="light", tokens=2, save_golden=tmp_path / "kept")
+    assert surgery.validate(repacked, TINY, provider="cpu", request=kept).passed
+    report = surgery.validate(repacked, provider="cpu", request=surgery.Request(golden=tmp_path / "kept"))
+    assert report.passed and report.parity is not None and report.settings["tokens"] == 2
+    assert {"image-placeholder", "audio-placeholder"} <= {case.name for case in report.cases}
+    with pytest.raises(RequestError, match="holds continuations of 2 tokens, 3 are asked for"):
+        surgery.validate(repacked, request=surgery.Request(golden=tmp_path / "kept", tokens=3))
+
+
+def test_numbers_that_are_not_known_come_with_what_is_known_instead(repacked: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(repacked, tmp_path / "proven"))
+    report = json.loads((folder / "report.json").read_text())
+    numbers = {"origin": "a proof", "passed": True, "exact": True, "summary": "42 of 42 gates passed", "gates": []}
+    (folder / "report.json").write_text(json.dumps({**report, "numbers": {**numbers, "recorded": False}}))
+    against = "onnx/embed_tokens_q4.onnx + onnx/decoder_model_merged_q4.onnx"
+    found = surgery.diff(TINY, folder, precision="fp32")
+    assert found.numbers is None and found.proven == f"its author proved it against {against}: 42 of 42 gates passed"
+    assert f"numbers not measured between these two ({found.proven})" in found.verdict
+    assert surgery.diff(TINY, folder).proven == ""
+    (folder / "model.onnx").write_bytes((repacked / "model.onnx").read_bytes() + b"\x3a\x00")
+    assert surgery.diff(TINY / "onnx" / "decoder_model_merged_q4.onnx", folder / "model.onnx").proven == ""

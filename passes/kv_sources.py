@@ -13,7 +13,7 @@ from surgery.attention.kv_wiring import KVCache, attentions
 from surgery.choices import OnnxRuntime
 from surgery.errors import PassError
 from surgery.graph.model import Model
-from surgery.graph.tensor_types import Dim, declared_types
+from surgery.graph.tensor_types import Dim, interface_types
 
 if TYPE_CHECKING:
     from onnx import GraphProto
@@ -76,7 +76,7 @@ def _check_owner(layer: Layer, kind: str, cache: KVCache | None, node: str) -> N
 
 
 def _check_sizes(graph: GraphProto, arch: Architecture) -> None:
-    declared, own = declared_types(graph), own_sizes(graph)
+    declared, own = interface_types(graph), own_sizes(graph)
     for layer in arch.kv_sources:
         for kind in ("key", "value"):
             for name in (f"past_key_values.{layer.index}.{kind}", f"present.{layer.index}.{kind}"):

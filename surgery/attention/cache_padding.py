@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from surgery.graph.index import Constants, producers, readers
-from surgery.graph.tensor_types import Dim, declared_types
+from surgery.graph.tensor_types import Dim, interface_types
 
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto
@@ -23,9 +23,7 @@ AXES = (1, 3)
 
 def declared_sizes(graph: GraphProto) -> dict[str, Sizes]:
     """KV heads and head size of every input and output of rank 4, as the interface has them."""
-    names = [value.name for value in (*graph.input, *graph.output)]
-    types = declared_types(graph)
-    shapes = {name: types[name].shape for name in names if name in types}
+    shapes = {name: declared.shape for name, declared in interface_types(graph).items()}
     return {name: (shape[1], shape[3]) for name, shape in shapes.items() if shape is not None and len(shape) == 4}
 
 

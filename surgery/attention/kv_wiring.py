@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 from surgery.attention.recomputed import SameValues
 from surgery.graph.index import readers
-from surgery.graph.tensor_types import TensorType, declared_types
+from surgery.graph.tensor_types import TensorType, interface_types
 
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto
@@ -89,12 +89,12 @@ class AttentionNodes:
 
 def attention_nodes(graph: GraphProto) -> list[AttentionNodes]:
     """The attention cores of a graph in node order; linear in the graph."""
-    return _cores(graph, _Trace(graph, declared_types(graph)))
+    return _cores(graph, _Trace(graph))
 
 
 def attentions(graph: GraphProto) -> list[Attention]:
     """The attention cores of a graph in node order, with the caches that they read; linear in the graph."""
-    trace = _Trace(graph, declared_types(graph))
+    trace = _Trace(graph)
     cores = _cores(graph, trace)
     found = [_fused(core.node, trace) if core.mixed is None else _unrolled(core, trace) for core in cores]
     if any(each.key is not None and each.key.present is None for each in found):
@@ -143,10 +143,11 @@ class _Trace:
     Both are carried from each node to its outputs, in the graph's own order: once through it, whatever is asked later.
     """
 
-    def __init__(self, graph: GraphProto, types: Mapping[str, TensorType]) -> None:
+    def __init__(self, graph: GraphProto) -> None:
         self.scores: dict[str, NodeProto] = {}
         """Value -> the MatMul upstream of it, through masking and scaling."""
         self._caches: dict[str, KVCache] = {}
+        types = interface_types(graph)
         self._presents = _presents(graph, types)
         for value in graph.input:
             if _is_cache(types.get(value.name)):

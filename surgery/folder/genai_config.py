@@ -32,7 +32,7 @@ from surgery.errors import ArchitectureError, ExportError, FolderError, ModelErr
 from surgery.files.json_values import JsonValues
 from surgery.files.safe_reading import read_inside
 from surgery.graph.model import Model
-from surgery.graph.tensor_types import declared_types
+from surgery.graph.tensor_types import interface_types
 from surgery.source.export import GENAI_CONFIG, LICENSES, Export
 
 MODEL_FILE = "model.onnx"
@@ -73,7 +73,7 @@ def cache_costs(model: Model) -> dict[str, CacheCost]:
     """
     arch = model.require_architecture()
     dtypes = {
-        declared.dtype for name, declared in declared_types(model.graph).items() if name.startswith("past_key_values.")
+        declared.dtype for name, declared in interface_types(model.graph).items() if name.startswith("past_key_values.")
     }
     element = 2 if "FLOAT16" in dtypes else 4
     layouts = {"aliased": arch.layers, "unique": arch.kv_sources}
@@ -191,7 +191,7 @@ def _check_uniform(model: Model) -> None:
 
 def _check_vocabulary(model: Model, arch: Architecture) -> None:
     """`Got invalid dimensions for output: logits ... index: 2` is what a wrong vocab_size comes to at the first run."""
-    logits = declared_types(model.graph).get("logits")
+    logits = interface_types(model.graph).get("logits")
     size = logits.shape[-1] if logits and logits.shape else None
     if isinstance(size, int) and size != arch.vocab_size:
         raise ArchitectureError(f"config.json has vocab_size {arch.vocab_size}, but the logits are {logits}")

@@ -59,7 +59,8 @@ def all_names(graph: GraphProto) -> set[str]:
 
 def reads(node: NodeProto) -> set[str]:
     """Names of every value that a node reads, through its inputs or from inside its subgraphs."""
-    names = {name for name in node.input if name}
+    names = set(node.input)
+    names.discard("")
     if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
         names |= captured(node)
     return names

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,28 +29,25 @@ class TensorType:
 
 def tensor_type(value: ValueInfoProto) -> TensorType | None:
     """The declared type of a tensor value, or None for sequences, maps, optionals and undeclared values."""
-    from onnx import TensorProto
-
     if not value.type.HasField("tensor_type"):
         return None
     declared = value.type.tensor_type
-    try:
-        dtype = TensorProto.DataType.Name(declared.elem_type)
-    except ValueError:
-        dtype = f"DTYPE_{declared.elem_type}"
-    if not declared.HasField("shape"):
-        return TensorType(dtype, None)
-    return TensorType(dtype, tuple(_dim(dim) for dim in declared.shape.dim))
+    shape = tuple([_dim(dim) for dim in declared.shape.dim]) if declared.HasField("shape") else None
+    return TensorType(_dtype(declared.elem_type), shape)
 
 
 def initializer_type(tensor: TensorProto) -> TensorType:
+    """The type of a stored tensor; a TensorType with a shape, whose sizes are numbers."""
+    return TensorType(_dtype(tensor.data_type), tuple(tensor.dims))
+
+
+@functools.cache
+def _dtype(number: int) -> str:
+    """The name of an ONNX dtype, `DTYPE_99` for one that is not known."""
     from onnx import TensorProto
 
-    try:
-        dtype = TensorProto.DataType.Name(tensor.data_type)
-    except ValueError:
-        dtype = f"DTYPE_{tensor.data_type}"
-    return TensorType(dtype, tuple(tensor.dims))
+    known = number in TensorProto.DataType.values()
+    return str(TensorProto.DataType.Name(number)) if known else f"DTYPE_{number}"
 
 
 def _dim(dim: object) -> Dim:
@@ -56,13 +55,17 @@ def _dim(dim: object) -> Dim:
     return getattr(dim, kind) if kind else None
 
 
+def types_of(values: Iterable[ValueInfoProto]) -> dict[str, TensorType]:
+    """Name -> declared type of those values that are tensors with one, e.g. of `graph.input`."""
+    return {value.name: declared for value in values if (declared := tensor_type(value)) is not None}
+
+
+def interface_types(graph: GraphProto) -> dict[str, TensorType]:
+    """The declared types of the graph's inputs and outputs."""
+    return types_of((*graph.input, *graph.output))
+
+
 def declared_types(graph: GraphProto) -> dict[str, TensorType]:
-    """The declared type of every value that has one: interface, value_info and initializers."""
-    types: dict[str, TensorType] = {}
-    for value in (*graph.value_info, *graph.input, *graph.output):
-        declared = tensor_type(value)
-        if declared is not None:
-            types[value.name] = declared
-    for tensor in graph.initializer:
-        types[tensor.name] = initializer_type(tensor)
-    return types
+    """The declared type of every value that has one: interface, value_info and initializers. Linear in the graph."""
+    stored = {tensor.name: initializer_type(tensor) for tensor in graph.initializer}
+    return {**types_of(graph.value_info), **interface_types(graph), **stored}

@@ -5,7 +5,7 @@ Each rule stands for an error of the runtime, at load or at the first run, or fo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from surgery.architecture import read_config
@@ -17,11 +17,11 @@ from surgery.errors import FolderError, SurgeryError
 from surgery.folder.genai_config import CONFIG_FILE, shares_buffer
 from surgery.folder.opened import OpenedFolder, json_object
 from surgery.graph.index import producers
-from surgery.graph.tensor_types import TensorType, tensor_type
+from surgery.graph.tensor_types import TensorType, interface_types, types_of
 from surgery.verify.report import Gate, Measured
 
 if TYPE_CHECKING:
-    from onnx import ValueInfoProto
+    pass
 
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 _TOKEN_INPUTS = ("input_ids", "attention_mask", "position_ids")
@@ -96,15 +96,11 @@ def _media_interface(folder: OpenedFolder) -> Iterator[str]:
             for name in sorted(held - named) if side == "inputs" else ():
                 yield f"nothing feeds the input {name!r} of {section}"
     if "embedding" in folder.others:
-        gives, takes = _types(folder.others["embedding"].graph.output), _types(folder.model.graph.input)
+        gives, takes = types_of(folder.others["embedding"].graph.output), types_of(folder.model.graph.input)
         for role, name in json_object(json_object(json_object(folder.config, "model"), "embedding"), "outputs").items():
             given, taken = gives.get(str(name)), takes.get(str(json_object(folder.decoder, "inputs").get(role)))
             if given is None or taken is None or given.dtype != taken.dtype or not _flat(given) or not _flat(taken):
                 yield f"{role} is {given} in the embedding and {taken} in the decoder; one dtype and rank 3 is expected"
-
-
-def _types(values: Iterable[ValueInfoProto]) -> dict[str, TensorType | None]:
-    return {value.name: tensor_type(value) for value in values}
 
 
 def _flat(declared: TensorType) -> bool:
@@ -114,16 +110,16 @@ def _flat(declared: TensorType) -> bool:
 
 def _caches(folder: OpenedFolder) -> Iterator[str]:
     """Every past has a present, both with concrete KV heads and head size."""
-    types = _interface_types(folder)
+    graph = folder.model.graph
+    types, there = interface_types(graph), {value.name for value in (*graph.input, *graph.output)}
     if not (names := list(_cache_names(folder))):
         yield "the graph has no KV cache under the names of the configuration"
     for past, present in names:
-        if present not in types:
+        if present not in there:
             yield f"{past} has no {present}"
         for name in (past, present):
-            declared = types.get(name)
-            if name in types and not _concrete(declared):
-                yield f"{name} is {declared}; numbers are expected for its KV heads and its head size"
+            if name in there and not _concrete(types.get(name)):
+                yield f"{name} is {types.get(name)}; numbers are expected for its KV heads and its head size"
 
 
 def _vocabulary(folder: OpenedFolder) -> Iterator[str]:
@@ -165,7 +161,7 @@ def _layer_sizes(folder: OpenedFolder) -> Iterator[str]:
     if folder.layers is None:
         yield "the graph carries no layer table"
         return
-    types = _interface_types(folder)
+    types = interface_types(folder.model.graph)
     table = {f"{prefix}.{layer.index}.{kind}": layer for layer in folder.layers for prefix, kind in _PARTS}
     for layer in folder.layers:
         if not 0 <= layer.kv_source < len(folder.layers) or not folder.layers[layer.kv_source].is_kv_source:
@@ -254,14 +250,9 @@ def _pattern(names: Mapping[str, Any], key: str, default: str) -> str:
     return pattern
 
 
-def _interface_types(folder: OpenedFolder) -> dict[str, TensorType | None]:
-    graph = folder.model.graph
-    return {value.name: tensor_type(value) for value in (*graph.input, *graph.output)}
-
-
 def _logits(folder: OpenedFolder) -> TensorType | None:
     name = json_object(folder.decoder, "outputs").get("logits", "logits")
-    return _interface_types(folder).get(name)
+    return interface_types(folder.model.graph).get(name)
 
 
 def _concrete(declared: TensorType | None) -> bool:

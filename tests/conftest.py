@@ -13,6 +13,22 @@ from repositories import GRAPH, change, commit, git
 from surgery.source.export import Export, open_export
 
 
+def pytest_configure() -> None:
+    """One processor for each process of the tests: the models are tiny, and threads that wait for them burn the rest."""
+    if hasattr(os, "sched_setaffinity"):
+        worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+        free = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {free[worker % len(free)]})
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """With pytest-xdist a file's tests stay together: what they share is made once."""
+    from xdist.scheduler import LoadFileScheduling
+
+    return LoadFileScheduling(config, log)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-docs", action="store_true", help="write what the commands print into the pages")
     parser.addoption("--real", metavar="DIR", help="a folder of real .onnx files, searched at every depth")

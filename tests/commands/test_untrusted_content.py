@@ -27,13 +27,13 @@ TEMPLATES = {
     "recurses": "{% macro m(n) %}{{ m(n) }}{% endmacro %}{{ m(1) }}",
     "is long": "a" * 100_000_000,
 }
-LIMITED = {SECONDS: "12", MEMORY: "2"}
-"""Seconds enough for a busy machine to start a process."""
+LONG, SHORT = "12", "5"
+"""Seconds without a word: enough for a busy machine to start a process; and for what is endless anyway."""
 
 
-def run(*words: str | Path) -> tuple[int, str]:
+def run(*words: str | Path, seconds: str = LONG) -> tuple[int, str]:
     """Exit code, and all that is printed. A command that does not end soon fails the test."""
-    done = command_line.run(*words, **LIMITED)
+    done = command_line.run(*words, **{SECONDS: seconds, MEMORY: "2"})
     assert "defect" not in done.stderr and "Traceback" not in done.stderr and "panicked" not in done.stderr
     return done.returncode, " ".join((done.stdout + done.stderr).split())
 
@@ -66,8 +66,8 @@ def test_a_chat_template_ends(form: str, folder: Path, export: Path, tmp_path: P
     for place in (folder, export):
         (place / "chat_template.jinja").write_text(TEMPLATES[form])
     sign(folder)
-    assert run("generate", folder, "hello")[0] == 2
-    assert run("strip", export, tmp_path / "out")[0] in (1, 2)
+    assert run("generate", folder, "hello", seconds=SHORT)[0] == 2
+    assert run("strip", export, tmp_path / "out", seconds=SHORT)[0] in (1, 2)
     if form == "recurses":
         assert run("generate", export, "hello")[0] == 2
         assert run("validate", folder, "--quick")[0] == 1
@@ -107,11 +107,11 @@ def test_an_endless_loop_ends(folder: Path, export: Path, tmp_path: Path) -> Non
     endless(export / "onnx" / "decoder_model_merged_q4.onnx")
     sign(folder)
     for words in (("generate", folder, "hello"), ("generate", export, "hello"), ("bench", folder, "--contexts", "4")):
-        code, told = run(*words)
+        code, told = run(*words, seconds=SHORT)
         assert code == 2 and "seconds went by without a result" in told
-    code, told = run("validate", folder)
+    code, told = run("validate", folder, seconds=SHORT)
     assert code == 1 and "the proof comes to its end: at 'generation" in told
-    assert run("strip", export, tmp_path / "out")[0] == 1
+    assert run("strip", export, tmp_path / "out", seconds=SHORT)[0] == 1
     assert staged(tmp_path) == []
 
 

@@ -29,7 +29,7 @@ from surgery.folder.manifest import NAME as MANIFEST_FILE
 from surgery.folder.manifest import manifest, refuse_foreign
 from surgery.folder.minimum_versions import minimum_versions
 from surgery.folder.model_card import CARD_FILE, model_card, on_batches
-from surgery.folder.multimodal import PROCESSORS, GraphPlan, check_export, media_config, usage, write_media_files
+from surgery.folder.multimodal import PROCESSORS, GraphPlan, check_export, media_config, write_media_files
 from surgery.folder.publishing import Published
 from surgery.graph.model import Model
 from surgery.graph.quantised_weights import check_quantised
@@ -144,7 +144,7 @@ def build_folder(
             write_media_files(export, stage, modalities)
         card = model_card(
             export, pair, "genai", placed,
-            recipe=recipe_text, rewritten=rewritten, modalities=modalities, further=usage(modalities) if media else "",
+            recipe=recipe_text, rewritten=rewritten, modalities=modalities,
             needs=f"{minimum_versions(model, runtime, multimodal=bool(media))} {on_batches(model.graph)}",
         )  # fmt: skip
         write_text(stage / CARD_FILE, card)

@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from passes.base import Pass
 from surgery.architecture import read_config, text_config
@@ -31,9 +31,6 @@ from surgery.files.json_values import JsonValues
 from surgery.folder.genai_config import CONFIG_FILE, copy_side_files, genai_config, write_json
 from surgery.graph.model import Model
 from surgery.source.export import EMBED, ENCODERS, MEDIA_FILES, Export
-
-if TYPE_CHECKING:
-    pass
 
 TYPE = "gemma4"
 _MOST = 2**20
@@ -54,16 +51,6 @@ SECTIONS: dict[Modality, tuple[str, dict[str, str], dict[str, str]]] = {
     ),
 }
 """Modality -> section of genai_config.json, and the names in the graph for the runtime's roles of inputs and outputs."""
-
-LIMITS: Mapping[Modality, tuple[str, ...]] = {
-    "image": (
-        "several images in one prompt need onnxruntime-genai 0.18; 0.15 to 0.17 take one",
-        "a Generator takes images once: a later turn with an image needs a new Generator and the whole conversation",
-        "there is no video",
-    ),
-    "audio": ("a prompt has at most one sound, of which 30 seconds are heard",),
-}
-"""What onnxruntime-genai 0.15 to 0.18 does not do, whatever the folder."""
 
 
 @dataclass(frozen=True)
@@ -227,42 +214,3 @@ def _section(export: Export, name: str) -> JsonValues:
             hint="fetch the file from the repository that the export came from",
         )
     return JsonValues(section, f"processor_config.json: {name}", ExportError)
-
-
-def usage(modalities: Sequence[Modality]) -> str:
-    """How to give a folder images and sound, and what the runtime does not do: a section of its model card."""
-    limits = "\n".join(f"- {limit}" for modality in modalities for limit in LIMITS[modality])
-    markers = " and ".join(f"`<|{modality}|>`" for modality in modalities)
-    pieces = {
-        "image": 'images=og.Images.open("a.png")',
-        "audio": 'audios=og.Audios.open("b.wav")',
-    }
-    given = ", ".join(pieces[modality] for modality in modalities)
-    prompt = "".join(f"<|{modality}|>" for modality in modalities)
-    return f"""## With {" and ".join(modalities)}
-
-From onnxruntime-genai 0.15 on:
-
-```python
-import onnxruntime_genai as og
-
-model = og.Model(".")
-processor = model.create_multimodal_processor()
-prompt = "<bos><|turn>user\\n{prompt}What is this?<turn|>\\n<|turn>model\\n"
-inputs = processor(prompt, {given})
-
-params = og.GeneratorParams(model)
-params.set_search_options(max_length=1024)
-generator = og.Generator(model, params)
-generator.set_inputs(inputs)
-while not generator.is_done():
-    generator.generate_next_token()
-print(processor.decode(generator.get_sequence(0)))
-```
-
-{markers} stand where the input is to be read, one for each. The processor puts no `<bos>` in front; the chat template
-does.
-
-What the runtime does not do:
-
-{limits}"""

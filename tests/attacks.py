@@ -30,6 +30,9 @@ DECODER, EMBED = "onnx/decoder_model_merged_q4.onnx", "onnx/embed_tokens_q4.onnx
 FORM_SIZE = 300
 """Of a form of tests/adversarial.py among the mutations; its growth is measured elsewhere."""
 
+MOST_COMMITTED = 65 * 2**20
+"""Bytes: more than a comparison reads where nobody chose."""
+
 
 @dataclass(frozen=True)
 class Command:
@@ -121,13 +124,23 @@ class Ground:
 
     def run(self, part: str, words: Sequence[str]) -> confined.Ran:
         """Run a command on the ground as it is; of the repository, on a new commit of it."""
+        return confined.run(words, self._ready(part, words), self.scratch, [self.root / "out"])
+
+    def rehearse(self) -> None:
+        """Run each command once in this process, so that those that are forked from it need load nothing."""
+        for command in COMMANDS:
+            words = command.words(random.Random(0))
+            confined.rehearse(words, self._ready(command.victim, words))
+            self.restore(command.victim)
+
+    def _ready(self, part: str, words: Sequence[str]) -> Path:
+        """Make what a command expects to find. Returns where it runs."""
         if part == "repository":
             git(self.root / part, "add", "-A")
             git(self.root / part, "commit", "-q", "-m", "second", "--allow-empty")
         if words[0] == "apply":
             (self.root / "out").mkdir()
-        cwd = self.root / part if part == "repository" else self.root
-        return confined.run(words, cwd, self.scratch, [self.root / "out"])
+        return self.root / part if part == "repository" else self.root
 
     def state(self) -> dict[str, tuple[int, ...]]:
         """Everything below the root but the targets: kind and permissions, size, time, number."""
@@ -190,8 +203,8 @@ def attack(ground: Ground, number: int, commands: Sequence[Command] = COMMANDS) 
     damage = f"{command.victim}/{name}: {damaged(victim / name, rng)}"
     if command.victim == "folder" and rng.random() < 0.7:
         sign(victim, name)
-    if command.victim == "repository" and not os.path.isfile(victim / name):
-        remove(victim / name)  # git takes no FIFO
+    if command.victim == "repository":
+        _make_committable(victim / name)
     words = command.words(rng)
     before = ground.state()
     try:
@@ -203,6 +216,14 @@ def attack(ground: Ground, number: int, commands: Sequence[Command] = COMMANDS) 
     return Outcome(
         number, command.name, " ".join(words), damage, ran.code, ran.seconds, ran.memory, _faults(ran, changed)
     )
+
+
+def _make_committable(path: Path) -> None:
+    """Git takes no FIFO, and minutes for gigabytes."""
+    if not os.path.isfile(path):
+        remove(path)
+    elif not path.is_symlink() and path.stat().st_size > MOST_COMMITTED:
+        os.truncate(path, MOST_COMMITTED)
 
 
 def sign(folder: Path, name: str) -> None:

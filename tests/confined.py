@@ -1,21 +1,30 @@
 """The command in a process of its own: with limits on CPU time and memory, and a record of what it does to others.
 
-A process is forked, so that the modules that all commands need are loaded once; whoever calls this has no threads.
+A process is forked, so that the modules that all commands need are loaded once; whoever calls this has no threads. The
+processes that the command itself starts for what is not trusted are forked from it, in place of new interpreters: they
+are watched like the command, and everything else about them is as it is.
 """
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import io
 import os
 import resource
 import signal
 import sys
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from places import ROOT
+
+from surgery.errors import SurgeryError
+from surgery.runtime import own_process
 
 GIGABYTE = 1024**3
 PROGRAMS = {"git", "ssh-keygen", Path(sys.executable).name}
@@ -73,15 +82,35 @@ class Ran:
 
 def preload() -> None:
     """Load what every command needs, once for all of them."""
-    import onnx_graphsurgeon  # noqa: F401
+    import jinja2  # noqa: F401
+    import onnx.reference
+    import onnx_graphsurgeon
+    import onnxruntime
+    import onnxruntime_genai
+    import tokenizers  # noqa: F401
+    import typer
 
-    import surgery.commands.app
-    import surgery.compare.html
-    import surgery.compare.terminal
-    import surgery.folder.inspection
-    import surgery.jobs.repacking
-    import surgery.jobs.stripping
-    import surgery.jobs.validating  # noqa: F401
+    from surgery.commands import app
+
+    if isinstance(app.app, typer.Typer):
+        app.app = typer.main.get_command(app.app)  # type: ignore[assignment]
+    gc.freeze()
+
+
+def rehearse(words: Sequence[str], cwd: Path) -> None:
+    """Run a command in this very process, so that what it loads is there in each process that is forked afterwards."""
+    from surgery.commands import app
+
+    before = Path.cwd()
+    os.chdir(cwd)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), _forking():
+            app.app(list(words), standalone_mode=False)
+    except (SystemExit, SurgeryError):
+        pass
+    finally:
+        os.chdir(before)
+        gc.freeze()
 
 
 def run(
@@ -139,6 +168,7 @@ def _become(
         sys.stdout = os.fdopen(1, "w", encoding="utf-8", errors="strict", closefd=False)
         sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
         os.chdir(cwd)
+        tempfile.tempdir = str(scratch)
         os.environ.update(HOME=str(scratch), TMPDIR=str(scratch), HF_HUB_OFFLINE="1", GIT_CONFIG_NOSYSTEM="1")
         os.environ["PYTHONPATH"] = str(ROOT)  # for processes that the command starts
         sys.dont_write_bytecode = True
@@ -151,7 +181,8 @@ def _become(
         from surgery.commands.app import main
 
         try:
-            main()
+            with _forking():
+                main()
             code = 0
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
@@ -161,6 +192,69 @@ def _become(
         os.write(2, f"Traceback: {type(error).__name__}: {ascii(str(error))[:300]}\n".encode())
     finally:
         os._exit(code)
+
+
+@contextlib.contextmanager
+def _forking() -> Iterator[None]:
+    """Fork the processes of surgery.runtime.own_process."""
+    started, own_process._started = own_process._started, _started
+    try:
+        yield
+    finally:
+        own_process._started = started
+
+
+@dataclass
+class _Forked:
+    """As much of subprocess.Popen as surgery.runtime.own_process uses."""
+
+    pid: int
+    stdin: io.FileIO
+    stdout: io.FileIO
+    stderr: io.FileIO
+    code: int | None = None
+
+    def kill(self) -> None:
+        if self.code is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+    def wait(self) -> int:
+        if self.code is None:
+            self.code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self.code
+
+
+@contextlib.contextmanager
+def _started(limits: own_process.Limits) -> Iterator[_Forked]:
+    """In place of own_process._started."""
+    with tempfile.TemporaryDirectory(prefix="gemma4-surgery-", ignore_cleanup_errors=True) as place:
+        pipes = [os.pipe() for _ in range(3)]
+        ours, theirs = [(pipes[0][1], pipes[1][0], pipes[2][0]), (pipes[0][0], pipes[1][1], pipes[2][1])]
+        child = os.fork()
+        if child == 0:
+            _become_own_process(theirs, ours, place)
+        for end in theirs:
+            os.close(end)
+        process = _Forked(child, *(io.FileIO(end, mode) for end, mode in zip(ours, ("w", "r", "r"), strict=True)))
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _become_own_process(ends: Sequence[int], others: Sequence[int], place: str) -> NoReturn:
+    try:
+        for other in others:
+            os.close(other)
+        for number, end in enumerate(ends):
+            os.dup2(end, number)
+        sys.stdin = os.fdopen(0)
+        sys.stderr = os.fdopen(2, "w", errors="backslashreplace", closefd=False)
+        os.environ["TMPDIR"] = tempfile.tempdir = place
+        own_process.main()
+    finally:
+        os._exit(1)
 
 
 def _record(events: int, allowed: Sequence[str]) -> None:

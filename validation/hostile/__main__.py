@@ -26,11 +26,12 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", metavar="PART", default=list(PARTS), help="costs, inputs; default: both")
     parser.add_argument("--inputs", type=int, default=20_000, metavar="N", help="damaged inputs to try")
     parser.add_argument("--first", type=int, default=0, metavar="N", help="the number of the first one")
+    parser.add_argument("--record", type=Path, metavar="FILE", help="write each outcome down; those that are there count")
     parser.add_argument("--size", type=int, default=1000, metavar="N", help="the smallest size of a form")
     parser.add_argument("--commands", default="", help="some of them, separated by commas; default: all")
     parser.add_argument("--forms", default="", help="some of them, separated by commas; default: all")
     given = parser.parse_args()
-    if unknown := set(given.parts) - set(PARTS):
+    if unknown := set(given.parts) - {*PARTS}:
         parser.error(f"{unknown.pop()} is no part; {', '.join(PARTS)} are")
     given.work.mkdir(parents=True, exist_ok=True)
     confined.preload()
@@ -54,10 +55,13 @@ def _costs(given: argparse.Namespace) -> bool:
 
 
 def _inputs(given: argparse.Namespace) -> bool:
-    numbers = range(given.first, given.first + given.inputs)
-    found: list[Outcome] = []
+    found = inputs.recorded(given.record) if given.record else []
+    done = {one.number for one in found}
+    numbers = [number for number in range(given.first, given.first + given.inputs) if number not in done]
     for one in inputs.outcomes(given.work, numbers, _words(given.commands, [])):
         found.append(one)
+        if given.record:
+            inputs.record(given.record, one)
         if one.faults:
             print(one, file=sys.stderr, flush=True)
     print(f"\n{inputs.summary(found)}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import multiprocessing
 import os
 from collections import Counter
@@ -10,7 +12,6 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import attacks
-import confined
 from attacks import COMMANDS, Command, Ground, Outcome
 
 KINDS = ("write outside", "execution", "defect", "hang")
@@ -20,15 +21,26 @@ PORTION = 25
 _ground: list[Ground] = []
 
 
-def outcomes(work: Path, numbers: range, names: Sequence[str] = ()) -> Iterator[Outcome]:
+def outcomes(work: Path, numbers: Sequence[int], names: Sequence[str] = ()) -> Iterator[Outcome]:
     """What came of each attack, in no order. `names` are the commands that are tried; all without any."""
     commands = [command for command in COMMANDS if not names or command.name in names]
     portions = [numbers[at : at + PORTION] for at in range(0, len(numbers), PORTION)]
-    confined.preload()  # the processes are forked from this one
+    Ground(work / "rehearsal").rehearse()  # the processes are forked from this one
     context = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(os.cpu_count(), context, _prepare, (work,)) as pool:
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), context, _prepare, (work,)) as pool:
         for found in pool.map(_attacked, portions, [commands_index(commands)] * len(portions)):
             yield from found
+
+
+def recorded(file: Path) -> list[Outcome]:
+    """What an earlier run wrote down, a line for each attack."""
+    lines = file.read_text().splitlines() if file.exists() else []
+    return [Outcome(**json.loads(line)) for line in lines]
+
+
+def record(file: Path, one: Outcome) -> None:
+    with file.open("a") as writer:
+        writer.write(f"{json.dumps(dataclasses.asdict(one))}\n")
 
 
 def commands_index(commands: Sequence[Command]) -> list[int]:

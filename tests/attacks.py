@@ -41,7 +41,7 @@ class Command:
     name: str
     victim: str
     words: Callable[[random.Random], Sequence[str]]
-    weight: int = 4
+    weight: int
 
 
 def _one_of(*choices: str) -> Callable[[random.Random], Sequence[str]]:
@@ -70,23 +70,23 @@ def _apply(part: str) -> Callable[[random.Random], Sequence[str]]:
 
 
 COMMANDS = (
-    Command("inspect", "source", _one_of("inspect source --json", "inspect source", f"inspect source/{DECODER} --json")),
-    Command("inspect", "folder", _one_of("inspect folder --json", "inspect folder"), 2),
-    Command("inspect", "source", _one_of(f"inspect source/{DECODER} --ep cuda", "inspect source --ep cuda"), 1),
-    Command("diff", "source", _one_of(*(f"diff plain source --format {form} --weights {by}" for form in ("md", "json", "html", "terminal") for by in ("auto", "digest")), "diff source source", f"diff plain/{DECODER} source/{DECODER}")),
+    Command("inspect", "source", _one_of("inspect source --json", "inspect source", f"inspect source/{DECODER} --json"), 8),
+    Command("inspect", "folder", _one_of("inspect folder --json", "inspect folder"), 4),
+    Command("inspect", "source", _one_of(f"inspect source/{DECODER} --ep cuda", "inspect source --ep cuda"), 2),
+    Command("diff", "source", _one_of(*(f"diff plain source --format {form} --weights {by}" for form in ("md", "json", "html", "terminal") for by in ("auto", "digest")), "diff source source", f"diff plain/{DECODER} source/{DECODER}"), 8),
     Command("diff", "folder", _one_of("diff tiny folder --format md", "diff folder folder --format json", "diff pristine folder"), 2),
-    Command("apply", "source", _apply("source"), 6),
-    Command("apply", "tiny", _apply("tiny"), 2),
-    Command("repack", "source", _one_of("repack source out --no-validate", "repack source out --no-validate --preset fast", "repack source out --no-validate --kv-layout unique --weights consolidate", "repack source out --no-validate --weights link --json", "repack source out --dry-run", "repack source out --target genai-0.12 --no-validate")),
-    Command("repack", "source", _one_of("repack source out"), 1),
-    Command("repack", "tiny", _one_of("repack tiny out --no-validate --modalities text,image,audio", "repack tiny out --dry-run --modalities text,image,audio --json", "repack tiny out --no-validate --preset fast"), 2),
-    Command("strip", "source", _one_of("strip source out --no-validate", "strip source out --no-validate --weights link", "strip source out --dry-run")),
-    Command("strip", "source", _one_of("strip source out"), 1),
-    Command("review", "repository", _one_of("review HEAD~1 HEAD", "review HEAD~1 HEAD --format md"), 2),
-    Command("validate", "folder", _one_of("validate folder --against tiny --quick --tokens 1", "validate folder --quick --tokens 1 --json"), 1),
-    Command("generate", "folder", _one_of("generate folder hello --new-tokens 2", "generate folder hello --new-tokens 2 --sample --seed 1"), 1),
-    Command("generate", "tiny", _one_of("generate tiny hello --new-tokens 2", "generate tiny hello --new-tokens 2 --seed 1"), 1),
-    Command("bench", "folder", _one_of("bench folder --contexts 8 --new-tokens 2", "bench folder --against tiny --contexts 8 --new-tokens 2"), 1),
+    Command("apply", "source", _apply("source"), 12),
+    Command("apply", "tiny", _apply("tiny"), 3),
+    Command("repack", "source", _one_of("repack source out --no-validate", "repack source out --no-validate --preset fast", "repack source out --no-validate --kv-layout unique --weights consolidate", "repack source out --no-validate --weights link --json", "repack source out --dry-run", "repack source out --target genai-0.12 --no-validate"), 8),
+    Command("repack", "source", _one_of("repack source out"), 2),
+    Command("repack", "tiny", _one_of("repack tiny out --no-validate --modalities text,image,audio", "repack tiny out --dry-run --modalities text,image,audio --json", "repack tiny out --no-validate --preset fast"), 1),
+    Command("strip", "source", _one_of("strip source out --no-validate", "strip source out --no-validate --weights link", "strip source out --dry-run"), 8),
+    Command("strip", "source", _one_of("strip source out"), 2),
+    Command("review", "repository", _one_of("review HEAD~1 HEAD", "review HEAD~1 HEAD --format md"), 3),
+    Command("validate", "folder", _one_of("validate folder --against tiny --quick --tokens 1", "validate folder --quick --tokens 1 --json"), 2),
+    Command("generate", "folder", _one_of("generate folder hello --new-tokens 2", "generate folder hello --new-tokens 2 --sample --seed 1"), 2),
+    Command("generate", "tiny", _one_of("generate tiny hello --new-tokens 2", "generate tiny hello --new-tokens 2 --seed 1"), 2),
+    Command("bench", "folder", _one_of("bench folder --contexts 8 --new-tokens 2", "bench folder --against tiny --contexts 8 --new-tokens 2"), 2),
 )  # fmt: skip
 
 

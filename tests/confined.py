@@ -83,10 +83,10 @@ class Ran:
 def preload() -> None:
     """Load what every command needs, once for all of them."""
     import jinja2  # noqa: F401
-    import onnx.reference
-    import onnx_graphsurgeon
-    import onnxruntime
-    import onnxruntime_genai
+    import onnx.reference  # noqa: F401
+    import onnx_graphsurgeon  # noqa: F401
+    import onnxruntime  # noqa: F401
+    import onnxruntime_genai  # noqa: F401
     import tokenizers  # noqa: F401
     import typer
 
@@ -197,7 +197,8 @@ def _become(
 @contextlib.contextmanager
 def _forking() -> Iterator[None]:
     """Fork the processes of surgery.runtime.own_process."""
-    started, own_process._started = own_process._started, _started
+    started = own_process._started
+    own_process._started = _started  # type: ignore[assignment]
     try:
         yield
     finally:
@@ -235,7 +236,7 @@ def _started(limits: own_process.Limits) -> Iterator[_Forked]:
             _become_own_process(theirs, ours, place)
         for end in theirs:
             os.close(end)
-        process = _Forked(child, *(io.FileIO(end, mode) for end, mode in zip(ours, ("w", "r", "r"), strict=True)))
+        process = _Forked(child, io.FileIO(ours[0], "w"), io.FileIO(ours[1]), io.FileIO(ours[2]))
         try:
             yield process
         finally:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import confined
 from adversarial import FORMS
-from attacks import Ground, Outcome
+from attacks import Ground
 
 from validation.hostile import costs, inputs
 
@@ -26,7 +26,9 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", metavar="PART", default=list(PARTS), help="costs, inputs; default: both")
     parser.add_argument("--inputs", type=int, default=20_000, metavar="N", help="damaged inputs to try")
     parser.add_argument("--first", type=int, default=0, metavar="N", help="the number of the first one")
-    parser.add_argument("--record", type=Path, metavar="FILE", help="write each outcome down; those that are there count")
+    parser.add_argument(
+        "--record", type=Path, metavar="FILE", help="write each outcome down; those that are there count"
+    )
     parser.add_argument("--size", type=int, default=1000, metavar="N", help="the smallest size of a form")
     parser.add_argument("--commands", default="", help="some of them, separated by commas; default: all")
     parser.add_argument("--forms", default="", help="some of them, separated by commas; default: all")

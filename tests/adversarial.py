@@ -11,7 +11,7 @@ from pathlib import Path
 
 import small
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
-from onnx.helper import make_node, make_tensor_value_info
+from onnx.helper import make_node, make_tensor, make_tensor_value_info
 
 Form = Callable[[ModelProto, int], None]
 FORMS: dict[str, Form] = {}
@@ -94,6 +94,28 @@ def unfused_attention_behind_transposes(proto: ModelProto, count: int) -> None:
         proto.graph.node.append(make_node("MatMul", ["inputs_embeds", keys], names[:1]))
         proto.graph.node.append(make_node("Softmax", names[:1], names[1:2]))
         proto.graph.node.append(make_node("MatMul", [names[1], keys], names[2:]))
+
+
+@form
+def endless_lengths(proto: ModelProto, count: int) -> None:
+    """Sequence lengths and biases, of which passes try what they mean, that ask for any memory and time."""
+    graph = proto.graph
+    shape = make_tensor("vast", TensorProto.INT64, [2], [2**40, 2**40])
+    end = make_tensor("end", TensorProto.INT64, [], [2**60])
+    graph.initializer.extend([shape, end, make_tensor("one", TensorProto.INT64, [], [1])])
+    doubled = "attention_mask"
+    for index in range(100):
+        graph.node.append(make_node("Concat", [doubled, doubled], [f"doubled_{index}"], axis=0))
+        doubled = f"doubled_{index}"
+    makers = [("Expand", ["one", "vast"]), ("ConstantOfShape", ["vast"]), ("Range", ["one", "end", "one"])]
+    makers += [("Add", [doubled, doubled]), ("StringNormalizer", ["one"])]
+    for index in range(count):
+        operator, reads = makers[index % len(makers)]
+        graph.node.append(make_node(operator, reads, [f"lengths_{index}"]))
+        names = ["", *["present.1.key"] * 4, f"lengths_{index}", f"lengths_{index}"]
+        node = make_node("GroupQueryAttention", names, [f"attended_{index}"])
+        node.domain = "com.microsoft"
+        graph.node.append(node)
 
 
 @form

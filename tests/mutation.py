@@ -115,7 +115,7 @@ def _value(proto: ModelProto, rng: random.Random) -> ValueInfoProto:
 
 
 def _shuffled(field: Any, rng: random.Random) -> None:
-    held = [type(entry).FromString(entry.SerializeToString()) for entry in field]
+    held = copy.deepcopy(list(field))
     rng.shuffle(held)
     del field[:]
     field.extend(held)

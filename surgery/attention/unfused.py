@@ -40,7 +40,7 @@ _TOLERANCE = 1e-4
 _DTYPES = {"FLOAT": "float32", "FLOAT16": "float32", "INT64": "int64", "INT32": "int32"}
 """Dtype of a value in the graph -> the one that a fragment takes."""
 _MOST_BYTES = 2**30
-"""Of keys, each repeated for its queries."""
+"""Of keys, each repeated for its queries, or of a prompt's scores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +155,7 @@ class UnfusedSearch:
         if known in self._proven:
             return
         lengths = fragment.lengths(self._context)
-        if self._heads * layer.head_size * lengths[-1] * 4 > _MOST_BYTES:
+        if self._heads * max(layer.head_size * lengths[-1], PROMPT**2) * 4 > _MOST_BYTES:
             raise ModelError(f"its constants mention {lengths[-1] - 4:,} tokens, and so many cannot be tried")
         for probe in _probes(layer.window, lengths):
             numbers = _Numbers(probe, self._heads, layer)

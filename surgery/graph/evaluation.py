@@ -4,18 +4,23 @@ A fragment begins at the values where it is cut and ends at the values that are 
 reference implementation, so that it needs no runtime and no weight, and in float32 whatever the graph computes in: what
 float16 rounds away would hide a fault. A Shape on the way counts as a cut: the tensor that it reads is never made, its
 declared dimensions are enough.
+
+A graph is a stranger's, and this runs in our own process. So a fragment holds only operators whose work is known before
+they run, from what they are given: no loops, no text, and no more of it in all than MOST_WORK.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from surgery.errors import ModelError
 from surgery.graph.external_data import is_external
 from surgery.graph.index import producers
 from surgery.graph.nodes import copied, node_in_words
+from surgery.graph.operator_work import operator_work, reading_work
 from surgery.graph.scopes import subgraphs
 from surgery.graph.tensor_types import TensorType, declared_types
 
@@ -31,6 +36,10 @@ LONGEST = 4096
 """Tokens that are tried at least: four times the largest window of the family."""
 PROMPT = 640
 """Tokens up to which a prompt is tried at once; what is longer has a past. Scores grow with the square."""
+MOST_WORK = 2**38
+"""Of all fragments of a model, in multiplications: twice what 32 heads of 512 take."""
+MOST_BYTES = 2**32
+"""Of all values of a fragment at once."""
 _FILL = -1e4
 """What hides a score is this number or a smaller one, and no number of tokens."""
 _SMALL = 16
@@ -46,6 +55,7 @@ class Subgraphs:
         self._ir_version = model.ir_version
         self._producers = producers(model.graph)
         self._constants = {tensor.name: tensor for tensor in model.graph.initializer}
+        self._work = _Work()
         self.types = declared_types(model.graph)
 
     def cut(self, outputs: Sequence[str], at: Collection[str]) -> Subgraph:
@@ -77,6 +87,8 @@ class Subgraphs:
                 continue
             if any(True for _ in subgraphs(node)) or len(found) == MOST_NODES:
                 raise ModelError(f"it depends on {node_in_words(node)}, and more than is looked at")
+            for attribute in node.attribute:
+                self._small(attribute.t)
             found.add(id(node))
             pending.append(node)
             if node.op_type == "Shape" and node.input[0] not in at:
@@ -85,7 +97,7 @@ class Subgraphs:
             else:
                 pending.extend(reversed(node.input))
         cuts = {name: self._declared(name) for name in at}
-        return Subgraph(self._proto(nodes, constants, cuts | shaped, outputs), cuts, shaped)
+        return Subgraph(self._proto(nodes, constants, cuts | shaped, outputs), cuts, shaped, self._work)
 
     def _small(self, tensor: TensorProto) -> TensorProto:
         if is_external(tensor):
@@ -139,11 +151,26 @@ def _widen(graph: GraphProto) -> None:
                 attribute.i = TensorProto.FLOAT
 
 
+@dataclass
+class _Work:
+    """What has been spent on a model's fragments."""
+
+    spent: int = 0
+
+    def spend(self, work: int) -> None:
+        self.spent += work
+        if self.spent > MOST_WORK:
+            raise ModelError(f"it takes more than {MOST_WORK:.0e} operations to try")
+
+
 class Subgraph:
     """A runnable part. `cuts` are the values to give, with their declared types; it takes and gives float32 for halves."""
 
-    def __init__(self, proto: ModelProto, cuts: Mapping[str, TensorType], shaped: Mapping[str, TensorType]) -> None:
+    def __init__(
+        self, proto: ModelProto, cuts: Mapping[str, TensorType], shaped: Mapping[str, TensorType], work: _Work
+    ) -> None:
         self.cuts = cuts
+        self._work = work
         self._proto = proto
         self._shaped = shaped
         self._evaluator: Any = None
@@ -195,24 +222,33 @@ class Subgraph:
     def run(self, sizes: Mapping[str, int], values: Mapping[str, Array]) -> list[Array]:
         """The outputs, given the cut values and the sizes of symbolic dimensions.
 
-        Raises ModelError for a size that is not known, and for what the reference implementation cannot run.
+        Raises ModelError for a size that is not known, for what the reference implementation cannot run, and for what
+        takes too much work.
         """
         import numpy as np
         from onnx.reference import ReferenceEvaluator
 
-        feeds = dict(values)
-        for name, declared in self._shaped.items():
-            feeds[name] = np.broadcast_to(
-                np.zeros((), np.float32), [_size(name, dim, sizes) for dim in declared.shape or ()]
-            )
+        found: dict[str, Any] = {"": None, **values}
+        sized = {name: [_size(name, dim, sizes) for dim in kind.shape or ()] for name, kind in self._shaped.items()}
         try:
+            found |= {name: np.broadcast_to(np.zeros((), np.float32), shape) for name, shape in sized.items()}
             if self._evaluator is None:
                 self._evaluator = ReferenceEvaluator(self._proto)
+            found |= self._evaluator.rt_inits_
+            self._work.spend(reading_work(values.values()))
             with np.errstate(all="ignore"):  # the most negative number of a mask overflows on purpose
-                found: list[Array] = self._evaluator.run(None, feeds)
+                for node in self._evaluator.rt_nodes_:
+                    given = [found[name] for name in node.input]
+                    work, made = operator_work(node.onnx_node, given)
+                    self._work.spend(work)
+                    if made + sum(value.nbytes for value in found.values() if value is not None) > MOST_BYTES:
+                        raise ModelError(f"its values take more than {MOST_BYTES:,} bytes")
+                    found |= zip(node.output, node.run(*given), strict=False)
+            return [found[name] for name in self._evaluator.output_names]
+        except ModelError:
+            raise
         except Exception as error:  # the reference implementation raises whatever numpy does, and kinds of its own
             raise ModelError(f"it cannot be run: {' '.join(str(error).split())[:200]}") from None
-        return found
 
 
 def _size(name: str, dim: int | str | None, sizes: Mapping[str, int]) -> int:

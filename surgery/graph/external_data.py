@@ -207,22 +207,52 @@ def check_extents(references: Iterable[WeightReference]) -> int:
 
     Raises WeightError naming the tensor, the bytes that it needs and the bytes that the file has.
     """
-    sizes: dict[Path, int] = {}
+    found: dict[Path, os.stat_result] = {}
+    extents = Extents()
     total = 0
     for ref in references:
-        if ref.file not in sizes:
-            sizes[ref.file] = _file_size(ref)
-        if ref.end > sizes[ref.file]:
+        if ref.file not in found:
+            found[ref.file] = _status(ref)
+        size = found[ref.file].st_size
+        if ref.end > size:
             raise WeightError(
-                f"{ref.file}: tensor {ref.name!r} needs bytes {ref.offset} to {ref.end}, "
-                f"but the file has {sizes[ref.file]} bytes",
+                f"{ref.file}: tensor {ref.name!r} needs bytes {ref.offset} to {ref.end}, but the file has {size} bytes",
                 hint="the download may be incomplete: compare the size with the one the repository lists",
             )
+        extents.add(ref, found[ref.file])
         total += ref.length
     return total
 
 
-def _file_size(ref: WeightReference) -> int:
+class Extents:
+    """The parts of data files that tensors refer to: reading each of them once is never more than reading the files.
+
+    Tied tensors share a part as a whole. Parts that overlap otherwise are of no exporter; with N tensors of nearly the
+    whole file, a small download would be read N times, or be written as N files' worth. A file is told by its number,
+    because a link can give it any number of names.
+    """
+
+    def __init__(self) -> None:
+        self._parts: set[tuple[int, int, int, int]] = set()
+        self._bytes: dict[tuple[int, int], int] = {}
+
+    def add(self, ref: WeightReference, found: os.stat_result) -> None:
+        """Raises WeightError where the file is shorter than its parts together."""
+        file = (found.st_dev, found.st_ino)
+        part = (*file, ref.offset, ref.length)
+        if part in self._parts:
+            return
+        self._parts.add(part)
+        self._bytes[file] = self._bytes.get(file, 0) + ref.length
+        if self._bytes[file] > found.st_size:
+            raise WeightError(
+                f"{ref.file}: tensor {ref.name!r}, bytes {ref.offset} to {ref.end}, overlaps others: all of them need "
+                f"{self._bytes[file]:,} bytes, and the file has {found.st_size:,}",
+                hint="tensors may share bytes only as a whole; save the graph again with onnx.save",
+            )
+
+
+def _status(ref: WeightReference) -> os.stat_result:
     try:
         found = ref.file.stat()
     except FileNotFoundError:
@@ -236,4 +266,4 @@ def _file_size(ref: WeightReference) -> int:
         ) from None
     if not stat.S_ISREG(found.st_mode):
         raise WeightError(f"{ref.file}, where tensor {ref.name!r} is stored, is not a regular file")
-    return found.st_size
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -54,9 +55,13 @@ def diff(
 
     chosen = form if output is None or form != "terminal" else format_of(output)
     failing = read_aspects(fail_on)
-    found = run(before, after, precision=precision, weights=weights, ignore=read_aspects(ignore), numbers=numbers)
+    compared = functools.partial(
+        run, before, after, precision=precision, weights=weights, ignore=read_aspects(ignore), numbers=numbers
+    )
+    found = compared()
     if check is not None:
-        if not is_current(check, found):
+        # What repack wrote goes by the digests of its own manifest, which a later comparison has to read the files for.
+        if not is_current(check, found) and not is_current(check, compared(manifests="read")):
             sys.stderr.write(f"error: {check} is not the report of these two; diff with --output {check} writes it\n")
             raise typer.Exit(1)
         say(f"{check} is the report of these two")

@@ -30,7 +30,7 @@ from surgery.compare.other_fields import leftover_changes
 from surgery.compare.provenance import PassFinder, Provenance, key, recorded
 from surgery.compare.side_files import side_file_changes
 from surgery.compare.subjects import Subject
-from surgery.compare.tensor_contents import Contents, WeightsBy
+from surgery.compare.tensor_contents import Contents, Manifests, WeightsBy
 from surgery.compare.weight_changes import weight_bytes, weights
 from surgery.graph.changes import ModelThing, ThingKind
 
@@ -42,15 +42,15 @@ def compare(
     weights_by: WeightsBy = "auto",
     ignore: Collection[Aspect] = (),
     evidence: Provenance | None = None,
-    own: bool = False,
+    manifests: Manifests = "claimed",
 ) -> Comparison:
     """What differs between two sides. No weight is loaded; `weights_by="digest"` reads them in portions.
 
     `evidence` says who made the changes and what was measured; without it, AFTER's folder may have that on record.
-    `own` folders were written by this process: what their manifest says of data files needs no check.
+    `manifests` says what becomes of what they say of data files; those that this process wrote need no check.
     Near-linear in nodes: 1,400 take 0.3 s, 20,000 take 5 s. Raises WeightError for external data that no file can hold.
     """
-    contents = Contents(before, after, weights_by, own=own)
+    contents = Contents(before, after, weights_by, manifests)
     scopes = _scope(before), _scope(after)
     compared = compare_graphs(*scopes, contents.labels, outer=_undefined(*scopes))
     compared.bodies += _functions(before, after, contents)

@@ -27,7 +27,7 @@ def folder_reports(
     numbers = replace(of_validation(proof, "repack's closing proof"), recorded=True) if proof is not None else None
     after = open_subject(folder)
     before = subject_of_pair(export, pair, encoders=after.roles)
-    found = compare(before, after, evidence=witnessed(outcomes, numbers), own=True)
+    found = compare(before, after, evidence=witnessed(outcomes, numbers), manifests="own")
     return {MARKDOWN_FILE: FORMATS["md"](found), JSON_FILE: FORMATS["json"](found)}
 
 

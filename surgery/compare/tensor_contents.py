@@ -12,9 +12,14 @@ not compared, and the report says so.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
+import itertools
+import os
+import stat
 from collections import Counter
-from collections.abc import Collection, Hashable, Mapping
+from collections.abc import Collection, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,19 +27,24 @@ from typing import Any, Literal
 from surgery.compare.comparison import Method
 from surgery.compare.numbered_graph import Label, Stored, inline_content
 from surgery.compare.subjects import Subject
+from surgery.errors import WeightError
+from surgery.files.digests import FileDigests, Part, read_digests
 from surgery.files.safe_reading import read_pointer, sha256
 from surgery.folder.manifest import blob_digest
-from surgery.graph.external_data import WeightReference, is_external, reference
+from surgery.graph.external_data import Extents, WeightReference, is_external, reference, tensors
+from surgery.graph.model import Model
 
 Held = tuple[str, Hashable] | None
 """What a tensor holds: its bytes or their digest, or the extent of a known file; None where nothing is known."""
 
 WeightsBy = Literal["auto", "reference", "digest"]
 
+Manifests = Literal["claimed", "own", "read"]
+"""What a manifest.json says of data files: a claim; the word of this very process; held to the files, which are read."""
+
 QUICK_BYTES = 64 * 1024 * 1024
 """Data files of so many bytes, both sides together, are read where nobody chose: that takes a tenth of a second."""
 
-_CHUNK = 1024 * 1024
 _SHORT = 64
 """Bytes that are compared as they are; of more, their SHA-256 is."""
 
@@ -51,15 +61,15 @@ class FileContent:
 class Contents:
     """What the tensors of both sides hold, as far as the method tells. `labels` serve the alignment, one a side."""
 
-    def __init__(self, before: Subject, after: Subject, choice: WeightsBy = "auto", *, own: bool = False) -> None:
-        """`own` manifests were written by this very process, so that what they say is no claim."""
+    def __init__(
+        self, before: Subject, after: Subject, choice: WeightsBy = "auto", manifests: Manifests = "claimed"
+    ) -> None:
         self.sides = (before, after)
-        self.files = _file_contents(before, after, own, QUICK_BYTES if choice == "auto" else 0)
+        self.files = _file_contents(before, after, manifests, QUICK_BYTES if choice == "auto" else 0)
         self.method: Method = _method(before, after) if choice == "auto" else choice
         self._models = tuple([{part.role: part.model for part in side.parts} for side in self.sides])
         self._held: dict[int, tuple[Stored, Held]] = {}  # with the key, so that its id stays its own
-        self._read: dict[tuple[Path, int, int], str | bytes | None] = {}
-        self._whole: dict[Path, str | None] = {}
+        self._read: dict[tuple[int, int], FileDigests] = {}
 
     @property
     def labels(self) -> tuple[Label, Label]:
@@ -123,19 +133,16 @@ class Contents:
         return {name: self._digest_of(file) for file, name in data_files(self.sides[side]).items()}
 
     def _digest_of(self, file: Path) -> str | None:
-        if file not in self._whole:
-            content = self.files.get(file)
-            self._whole[file] = None
-            if content is not None and not content.claim and isinstance(content.key, str):
-                self._whole[file] = content.key
-            elif self.method == "digest" and file.is_file():
-                self._whole[file] = sha256(file)
-        return self._whole[file]
+        content = self.files.get(file)
+        if content is not None and not content.claim and isinstance(content.key, str):
+            return content.key
+        read = self._digests(file) if self.method == "digest" else None
+        return read.whole if read is not None else None
 
     def basis(self) -> tuple[str, ...]:
         """What equality was concluded from, in words."""
         if self.method == "digest":
-            read = sum(ref[2] for ref, digest in self._read.items() if digest is not None)
+            read = sum(length for file in self._read.values() for _, length in file.parts)
             return (f"{read:,} bytes of data files were read, and compared tensor by tensor",)
         counts = Counter(content.basis for content in self.files.values())
         return tuple(f"{n} data file{'s' if n > 1 else ''} {basis}" for basis, n in sorted(counts.items()))
@@ -146,27 +153,53 @@ class Contents:
         return conversion.parts[0].source if conversion else reference(stored.tensor, model.weight_files)
 
     def _digest(self, ref: WeightReference) -> str | bytes | None:
-        """SHA-256 of an extent (short ones as they are, like inline tensors); None where the file is not there."""
-        place = (ref.file, ref.offset, ref.length)
+        """SHA-256 of an extent (short ones as they are, like inline tensors); None where the file does not hold it."""
+        read = self._digests(ref.file)
+        return read.parts.get((ref.offset, ref.length)) if read is not None else None
+
+    def _digests(self, file: Path) -> FileDigests | None:
+        """What is read of a file, once; None where it is not there, or is a pointer."""
+        found = _regular(file)
+        if found is None or read_pointer(file):
+            return None
+        place = (found.st_dev, found.st_ino)
         if place not in self._read:
-            self._read[place] = None if read_pointer(ref.file) else _read_digest(ref)
+            try:
+                self._read[place] = read_digests(file, self._wanted.get(place, set()), _SHORT)
+            except OSError:
+                return None
         return self._read[place]
 
+    @functools.cached_property
+    def _wanted(self) -> Mapping[tuple[int, int], set[Part]]:
+        """The extents of every file, of both sides. Raises WeightError where those of one side overlap."""
+        wanted: dict[tuple[int, int], set[Part]] = {}
+        for models in self._models:
+            extents = Extents()
+            for ref in itertools.chain.from_iterable(map(_references, models.values())):
+                found = _regular(ref.file)
+                if found is not None and ref.end <= found.st_size:
+                    extents.add(ref, found)
+                    wanted.setdefault((found.st_dev, found.st_ino), set()).add((ref.offset, ref.length))
+        return wanted
 
-def _read_digest(ref: WeightReference) -> str | bytes | None:
-    digest, left = hashlib.sha256(), ref.length
+
+def _references(model: Model) -> Iterator[WeightReference]:
+    """Of those tensors that are sound."""
+    for tensor in tensors(model.proto):
+        if is_external(tensor):
+            with contextlib.suppress(WeightError):
+                conversion = model.conversion(tensor)
+                yield conversion.parts[0].source if conversion else reference(tensor, model.weight_files)
+
+
+def _regular(file: Path) -> os.stat_result | None:
+    """None where it is not there, or no regular file: to open one might take for ever."""
     try:
-        with ref.file.open("rb") as reader:
-            reader.seek(ref.offset)
-            if ref.length <= _SHORT:
-                data = reader.read(ref.length)
-                return data if len(data) == ref.length else None
-            while left and (chunk := reader.read(min(_CHUNK, left))):
-                digest.update(chunk)
-                left -= len(chunk)
+        found = file.stat()
     except OSError:
         return None
-    return digest.hexdigest() if not left else None
+    return found if stat.S_ISREG(found.st_mode) else None
 
 
 def _method(before: Subject, after: Subject) -> Method:
@@ -186,12 +219,13 @@ def data_files(side: Subject) -> dict[Path, str]:
     return found
 
 
-def _file_contents(before: Subject, after: Subject, own: bool, most: int) -> dict[Path, FileContent]:
+def _file_contents(before: Subject, after: Subject, manifests: Manifests, most: int) -> dict[Path, FileContent]:
     """What is known of each data file. A manifest speaks of its folder's files, and of the source's it was made from.
 
     Files of up to `most` bytes, together, are read where nothing but a claim is known of them.
     """
-    claimed = "claimed by the folder's manifest.json, not checked"
+    claim = manifests == "claimed"
+    basis = "claimed by the folder's manifest.json, not checked" if claim else "known by the SHA-256 in manifest.json"
     found: dict[Path, FileContent] = {}
     for side, other in ((before, after), (after, before)):
         files = data_files(side)
@@ -201,12 +235,12 @@ def _file_contents(before: Subject, after: Subject, own: bool, most: int) -> dic
                 found[file] = FileContent(blob, "known by the SHA-256 that the Hub's cache names it by")
             elif (pointer := read_pointer(file)) is not None:
                 found[file] = FileContent(pointer.sha256, "known by the SHA-256 in its Git LFS pointer")
-            elif not own and file not in found and (size := file_size(file) or 0) <= most and file.is_file():
+            elif claim and file not in found and (size := file_size(file) or 0) <= most and file.is_file():
                 most -= size
                 found[file] = FileContent(sha256(file), "read, and known by its SHA-256")
             elif (digest := recorded.get(file)) is not None:
-                basis = "known by the SHA-256 in manifest.json" if own else claimed
-                found[file] = FileContent(digest, basis, claim=not own)
+                if manifests != "read" or (_regular(file) is not None and sha256(file) == digest):
+                    found[file] = FileContent(digest, basis, claim)
     _same_files(before, after, found)
     return found
 

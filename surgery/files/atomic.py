@@ -84,15 +84,27 @@ def staged_files(target: Path) -> Iterator[Path]:
 def write_file(path: Path, data: bytes) -> None:
     """Write a file, in place of an older one. Raises FolderError where it cannot be written; the older one then stays.
 
-    What is no regular file, such as /dev/stdout, is written to. A link stays, and leads to the new file.
+    What is no regular file, such as /dev/stdout, is written to, if somebody reads it. A link stays, and leads to the new
+    file.
     """
     with _written(path), contextlib.suppress(FileNotFoundError):
         if not stat.S_ISREG(path.stat().st_mode):
-            path.write_bytes(data)
+            _write_through(path, data)
             return
     target = Path(os.path.realpath(path))
     with staged_files(target) as folder:
         (folder / target.name).write_bytes(data)
+
+
+def _write_through(path: Path, data: bytes) -> None:
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_NONBLOCK)  # the opening alone: a FIFO without a reader would wait
+    except OSError as error:
+        reason = "nobody reads from it" if error.errno == errno.ENXIO else error.strerror
+        raise OSError(error.errno, reason, str(path)) from None
+    os.set_blocking(handle, True)
+    with os.fdopen(handle, "wb") as writer:
+        writer.write(data)
 
 
 def refuse_existing(target: Path, may_replace: Callable[[Path], None] | None) -> None:

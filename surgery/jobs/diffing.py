@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from surgery.compare.comparison import Aspect, Comparison
     from surgery.compare.subjects import Subject
+    from surgery.compare.tensor_contents import Manifests
     from surgery.graph.model import Model
     from surgery.source.hub import HubSource
 
@@ -24,13 +25,15 @@ def diff(
     weights: Literal["auto", "reference", "digest"] = "auto",
     ignore: Collection[Aspect] = (),
     numbers: str | Path | None = None,
+    manifests: Manifests = "claimed",
 ) -> Comparison:
     """Compare two of: a model in memory, an .onnx file, an export (one precision's graphs), a GenAI folder; the last two
     may be Hub repositories, of which no weights are fetched.
 
     `weights`: by `reference` (file digest, offset and length), by `digest` (read them), or `auto` (read small ones).
     `ignore` are aspects that are shown but do not count as a difference; `numbers` is a file that `validate --json`
-    wrote of AFTER. Raises SurgeryError for what cannot be read.
+    wrote of AFTER. `manifests="read"` reads the data files that a manifest.json speaks of, and takes its word where it is
+    true; otherwise that is a claim. Raises SurgeryError for what cannot be read.
 
         found = surgery.diff("before.onnx", "after.onnx")
         print(found.differs, found.nodes)
@@ -53,7 +56,7 @@ def diff(
         sides = open_subjects(places[0], places[1], precision)
         if any(hubs) or sides[0].label == sides[1].label:
             sides = _told_apart(sides, labels)
-        found = compare(*sides, weights_by=weights, ignore=frozenset(ignore))
+        found = compare(*sides, weights_by=weights, ignore=frozenset(ignore), manifests=manifests)
     return found if numbers is None else replace(found, numbers=read_validation(Path(numbers)))
 
 

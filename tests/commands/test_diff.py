@@ -13,10 +13,12 @@ import onnx
 import pytest
 from hub_server import Hub, serve
 from places import TINY
+from typer.testing import CliRunner
 
 from passes.presets import compatible
 from passes.recipe import recipe_text
-from surgery.compare import compare, open_subject, open_subjects
+from surgery.commands.app import app
+from surgery.compare import compare, open_subject, open_subjects, tensor_contents
 from surgery.compare.comparison import ASPECTS, read_aspects
 from surgery.compare.folder_report import folder_reports, planned_report
 from surgery.compare.formats import is_current
@@ -33,7 +35,10 @@ run = partial(command_line.run, COLUMNS="120")
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `repack` makes of the small export, with its reports; not proven, which test_repack does."""
-    target = tmp_path_factory.mktemp("reported") / "out"
+    return reported(tmp_path_factory.mktemp("reported") / "out")
+
+
+def reported(target: Path) -> Path:
     export = open_export(TINY)
     pair = export.pair("q4")
     recipe = compatible(pair.embed)
@@ -124,6 +129,19 @@ def test_a_stale_report_is_exit_code_1(folder: Path, tmp_path: Path) -> None:
     assert done.returncode == 1 and "is not the report of these two" in done.stderr
     assert run("diff", TINY, folder, "--output", stale, cwd=tmp_path).returncode == 1
     assert stale.read_bytes() == (folder / "report.md").read_bytes()
+
+
+def test_the_report_of_a_large_repack_is_the_one_of_these_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its data is read, once, and held to the manifest: a folder whose weights were changed has another report."""
+    monkeypatch.setattr(tensor_contents, "QUICK_BYTES", 1000)
+    out = reported(tmp_path / "out")
+    words = ["diff", str(TINY), str(out), "--check", str(out / "report.md")]
+    assert "known by the SHA-256 in manifest.json" in (out / "report.md").read_text()
+    assert CliRunner().invoke(app, words).exit_code == 0
+    data = out / "model.onnx_data"
+    data.write_bytes(bytes(byte ^ 255 for byte in data.read_bytes()))
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 1 and "is not the report of these two" in done.stderr
 
 
 def test_a_record_of_another_graph_gives_no_reasons(folder: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import random
 import shutil
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import adversarial
 import pytest
 from command_line import run
 from folders import repack
@@ -22,7 +24,8 @@ from surgery.compare import Subject, compare, open_subject, tensor_contents
 from surgery.compare.comparison import Weights
 from surgery.compare.subjects import SubjectGraph
 from surgery.compare.tensor_contents import WeightsBy
-from surgery.errors import SurgeryError
+from surgery.errors import SurgeryError, WeightError
+from surgery.files.digests import FileDigests, read_digests
 from surgery.graph.model import Model
 
 DATA = "decoder_model_merged_q4.onnx_data"
@@ -49,7 +52,7 @@ def test_where_the_manifest_is_our_own_no_data_file_is_read(folder: Path, monkey
 
     sides = open_subject(TINY, "q4"), open_subject(folder)
     monkeypatch.setattr(Path, "open", watched)
-    found = compare(*sides, weights_by="reference", own=True).weights
+    found = compare(*sides, weights_by="reference", manifests="own").weights
     assert (found.unchanged, found.uncompared, found.method) == (345, 0, "reference")
     assert not [name for name in opened if name.endswith("_data")]
     assert found.basis == ("4 data files known by the SHA-256 in manifest.json",)
@@ -75,6 +78,52 @@ def test_every_byte_of_large_weights_flipped(folder: Path, tmp_path: Path, monke
     assert by_name.weights.method == "reference" and by_name.weights.uncompared == 93 and by_name.fails(["weights"])
     read = compare(open_subject(folder), open_subject(flipped), weights_by="digest")
     assert sum(change.verb == "changed" for change in read.weights.changes) == 93
+
+
+def test_each_byte_is_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the tensors and for the files as wholes, which numbers are bound to."""
+    read: list[Path] = []
+    really = tensor_contents.read_digests
+
+    def counted(file: Path, *words: Any) -> FileDigests:
+        read.append(file)
+        return really(file, *words)
+
+    monkeypatch.setattr(tensor_contents, "read_digests", counted)
+    monkeypatch.setattr(tensor_contents, "sha256", None)
+    monkeypatch.setattr(tensor_contents, "QUICK_BYTES", 0)
+    found = compare(open_subject(TINY, "q4"), open_subject(folder), weights_by="digest")
+    assert sorted(file.name for file in read) == [
+        "decoder_model_merged_q4.onnx_data", "embed_tokens_q4.onnx_data", "model.onnx_data", "model.onnx_data_1"
+    ]  # fmt: skip
+    for name, digest in found.after.data.items():
+        assert digest == hashlib.sha256((folder / name).read_bytes()).hexdigest()
+
+
+def test_parts_of_a_file_have_digests_of_their_own(tmp_path: Path) -> None:
+    data = random.Random(0).randbytes(3 * 2**20 + 5)
+    (tmp_path / "a").write_bytes(data)
+    parts = [
+        (0, len(data)),
+        (0, 10),
+        (5, 10),
+        (2**20 - 1, 2),
+        (2**20, 2**20),
+        (7, 2 * 2**20),
+        (len(data) - 3, 3),
+        (9, 0),
+    ]
+    found = read_digests(tmp_path / "a", [*parts, (len(data) - 3, 4)], 10)
+    assert found.whole == hashlib.sha256(data).hexdigest() and set(found.parts) == set(parts)
+    for (offset, length), digest in found.parts.items():
+        part = data[offset : offset + length]
+        assert digest == (part if length <= 10 else hashlib.sha256(part).hexdigest())
+
+
+def test_a_diff_reads_no_extents_that_overlap(tmp_path: Path) -> None:
+    path = adversarial.write(tmp_path, "overlapping weights", 50)
+    with pytest.raises(WeightError, match="overlaps others"):
+        compare(open_subject(path), open_subject(path), weights_by="digest")
 
 
 def test_numbers_are_the_authors_and_of_these_very_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 from folders import digests, names, repack
 from killing import child, ended, has_ended, kills, seen
-from limits import FOR_EVER, wait_until
+from limits import FOR_EVER, cpu_limit, wait_until
 from places import ROOT, TINY
 
 from passes.presets import compatible
@@ -558,6 +558,16 @@ def test_a_link_and_what_is_no_file_stay_what_they_are(tmp_path: Path) -> None:
     assert (tmp_path / "link.md").is_symlink() and (tmp_path / "folder" / "report.md").read_bytes() == b"text"
     write_file(Path(os.devnull), b"text")
     assert not Path(os.devnull).is_file()
+
+
+def test_a_pipe_that_nobody_reads_is_one_sentence(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "report.md")
+    with cpu_limit(5), pytest.raises(FolderError, match="nobody reads from it"):
+        write_file(tmp_path / "report.md", b"text")
+    reader = os.open(tmp_path / "report.md", os.O_RDONLY | os.O_NONBLOCK)
+    write_file(tmp_path / "report.md", b"text")
+    assert os.read(reader, 10) == b"text"
+    os.close(reader)
 
 
 def test_a_loop_of_links_is_one_sentence(source: Path, tmp_path: Path) -> None:

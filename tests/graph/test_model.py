@@ -41,8 +41,8 @@ def parsed(path: Path) -> ModelProto:
     return proto
 
 
-def with_external(tensor: TensorProto) -> ModelProto:
-    return model([make_node("Add", ["x", tensor.name], ["y"])], initializers=[tensor])
+def with_external(*tensors: TensorProto) -> ModelProto:
+    return model([make_node("Add", ["x", tensors[0].name], ["y"])], initializers=tensors)
 
 
 # Round trips
@@ -261,6 +261,25 @@ def test_an_extent_past_the_end_of_the_file(tmp_path: Path) -> None:
     )
     (tmp_path / "torture.data").write_bytes(bytes(24))
     assert Model.open(path).check_weights() == 16
+
+
+def test_extents_that_overlap_are_refused_and_shared_ones_are_not(tmp_path: Path) -> None:
+    """N tensors of nearly the whole file make N files' worth of reading, or of writing, of a small download."""
+    tied = [external("a", [4]), external("b", [2, 2]), external("c", [4], offset=16)]
+    assert Model.open(write(tmp_path / "a.onnx", with_external(*tied), data=32)).check_weights() == 48
+    with pytest.raises(WeightError, match="tensor 'd', bytes 4 to 20, overlaps others: all of them need 48 bytes, and"):
+        Model.open(write(tmp_path / "a.onnx", with_external(*tied, external("d", [4], offset=4)))).check_weights()
+
+
+def test_a_file_of_many_names_is_one_file(tmp_path: Path) -> None:
+    """A link to the folder itself gives any number of them."""
+    (tmp_path / "l").symlink_to(".")
+    named = [fields(external(f"w{i}", [4]), location="l/" * i + "torture.data") for i in range(3)]
+    write(tmp_path / "a.onnx", with_external(*named), data=16)
+    assert Model.open(tmp_path / "a.onnx").check_weights() == 48
+    other = fields(external("v", [3], offset=4), location="l/l/l/torture.data")
+    with pytest.raises(WeightError, match="tensor 'v', bytes 4 to 16, overlaps others"):
+        Model.open(write(tmp_path / "a.onnx", with_external(*named, other))).check_weights()
 
 
 def test_a_missing_data_file_and_one_that_is_a_folder(tmp_path: Path) -> None:

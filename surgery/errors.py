@@ -88,6 +88,8 @@ def unforeseen(error: Exception) -> SurgeryError:
         raise error
     if isinstance(error, OSError) and error.strerror:
         return SurgeryError(f"{error.filename}: {error.strerror}" if error.filename else error.strerror)
+    if isinstance(error, MemoryError):
+        return SurgeryError("more memory is needed than there is", hint="a graph without its weights takes megabytes")
     if isinstance(error, UnicodeEncodeError):
         return SurgeryError(
             f"{error.object[error.start : error.end]!r} is not Unicode; no name and no text can hold it"

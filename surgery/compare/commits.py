@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from surgery.compare.comparing import compare
 from surgery.compare.comparison import ASPECTS, Aspect, Comparison
@@ -20,13 +21,19 @@ from surgery.compare.provenance import JSON_FILE
 from surgery.compare.sections import title
 from surgery.compare.subjects import Subject, open_subject
 from surgery.compare.tensor_contents import QUICK_BYTES
-from surgery.errors import SurgeryError, unforeseen
+from surgery.errors import ProcessEnded, SurgeryError, unforeseen
 from surgery.folder.genai_config import CONFIG_FILE
 from surgery.folder.manifest import NAME as MANIFEST_FILE
 from surgery.graph.model import MAX_PROTO_BYTES
 from surgery.printing import markdown_text
+from surgery.runtime.own_process import Limits, Tell, run, typed
 
 WHICH = ("before", "after")
+MOST_ENDS = 3
+"""Processes that models may end: each may have been waited for."""
+_OTHERS = "the models behind it"
+_SECONDS = 120.0
+"""For one model; 20,000 nodes take 5."""
 ARCHITECTURE_FILE = "config.json"
 _READ = (CONFIG_FILE, MANIFEST_FILE, ARCHITECTURE_FILE, JSON_FILE)
 """Files beside a graph whose content a comparison reads."""
@@ -83,27 +90,73 @@ class Reviewed:
 def review_commits(folder: Path, base: str, head: str = "HEAD", ignore: Collection[Aspect] = ()) -> list[Reviewed]:
     """The models of the repository that `folder` is in which differ between two commits, by path.
 
-    Raises RepositoryError where there is no repository, or one of the commits is not in the clone.
+    A process of its own compares them. Where it ends with one, or is silent for too long, that model was not compared,
+    and another process goes on behind it. Raises RepositoryError where there is no repository, or one of the commits
+    is not in the clone; ProcessEnded where not even the list of models came.
+    """
+    limits, told, ends = Limits.of("cpu"), _Told(), 0
+    while True:
+        begun = told.begun
+        try:
+            run(_tell, folder, base, head, tuple(ignore), begun, answer=None, limits=limits, told=told)
+            return told.found
+        except ProcessEnded as error:
+            ends += 1
+            if told.begun == begun:
+                raise
+            told.found.append(Reviewed(*told.pair, problem=str(error)))
+            if ends == MOST_ENDS:
+                told.found.append(
+                    Reviewed(_OTHERS, _OTHERS, problem=f"{ends} models ended the process that compared them")
+                )
+                return told.found
+
+
+class _Told:
+    """What the other process told: the pair of models that it begins with, by its number, and what came of it."""
+
+    def __init__(self) -> None:
+        self.begun = 0
+        self.pair: tuple[str | None, str | None] = (None, None)
+        self.found: list[Reviewed] = []
+
+    def __call__(self, word: Any) -> None:
+        if isinstance(word, list):
+            self.pair = typed(tuple[str | None, str | None], word)
+            self.begun += 1
+        else:
+            self.found.append(typed(Reviewed, word))
+
+
+def _tell(tell: Tell, folder: Path, base: str, head: str, ignore: Collection[Aspect], first: int) -> None:
+    tell(None, _SECONDS)
+    for one in differing(folder, base, head, ignore, first):
+        tell(one, _SECONDS)
+
+
+def differing(
+    folder: Path, base: str, head: str, ignore: Collection[Aspect] = (), first: int = 0
+) -> Iterator[tuple[str | None, str | None] | Reviewed]:
+    """What `review_commits` returns, in this very process; each pair of paths is told before the two are compared.
+
+    `first` pairs are left out.
     """
     with tempfile.TemporaryDirectory(prefix="gemma4-surgery-") as own:
         repository = Repository.at(folder, Path(own))
         commits = repository.commit(base), repository.commit(head)
         before, after = _Tree.of(repository.tree(commits[0])), _Tree.of(repository.tree(commits[1]))
         changed: dict[tuple[tuple[str, ...], tuple[str, ...], bool], None] = {}
-        found = []
         for old, new in repository.changes(*commits):
             if all(path is None or is_plain(path) for path in (old, new)):
                 changed[before.models(old), after.models(new), old != new] = None
-            else:
-                found.append(
-                    Reviewed(old, new, problem="no file can have this name; whoever committed it made it by hand")
-                )
+            elif not first:
+                yield Reviewed(old, new, problem="no file can have this name; whoever committed it made it by hand")
         pairs = dict.fromkeys(pair for models in changed for pair in _pairs(*models, before, after))
-        found += [
-            _reviewed(repository, (before, after), pair, ignore)
-            for pair in sorted(pairs, key=lambda p: p[1] or p[0] or "")
-        ]
-    return [one for one in found if one.comparison is None or not one.comparison.same]
+        for pair in sorted(pairs, key=lambda pair: pair[1] or pair[0] or "")[first:]:
+            yield pair
+            one = _reviewed(repository, (before, after), pair, ignore)
+            if one.comparison is None or not one.comparison.same:
+                yield one
 
 
 @dataclass(frozen=True, slots=True)

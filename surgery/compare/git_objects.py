@@ -15,6 +15,7 @@ import errno
 import hashlib
 import os
 import subprocess
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,11 @@ from surgery.files.safe_reading import POINTER_HEAD, read_pointer, read_regular
 
 MOST_BYTES = 4 * 2**30
 """A blob that says it is longer is not read: a megabyte of git's can stand for any size."""
+
+MOST_ANSWER = 2**27
+"""Bytes of names that git lists: a million files."""
+
+_LONGEST_COMPLAINT = 2000
 
 _SECONDS = 300
 """For git's answer to one question."""
@@ -131,10 +137,25 @@ class Repository:
             target.write_bytes(data)
 
     def _ask(self, *words: str) -> str:
-        done = run(self.own, *words, environment=self._environment())
-        if done.returncode:
-            raise RepositoryError(f"git {' '.join(words)} failed: {done.stderr.strip()}")
-        return done.stdout
+        """Git's answer. A few objects can stand for any number of files: one that has no end is not read to it."""
+        with (
+            tempfile.TemporaryFile() as complaint,
+            subprocess.Popen(
+                ["git", *words], cwd=self.own, env=self._environment(), stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE, stderr=complaint,
+            ) as git,
+        ):  # fmt: skip
+            answer = cast(IO[bytes], git.stdout).read(MOST_ANSWER + 1)
+            if len(answer) > MOST_ANSWER:
+                git.kill()
+                raise RepositoryError(
+                    f"git {words[0]} lists more than {MOST_ANSWER:,} bytes of names; a repository of models has thousands"
+                )
+            if git.wait():
+                complaint.seek(0)
+                told = complaint.read(_LONGEST_COMPLAINT).decode("utf-8", "replace")
+                raise RepositoryError(f"git {' '.join(words)} failed: {told.strip()}")
+        return answer.decode("utf-8", "surrogateescape")
 
     def _environment(self) -> dict[str, str]:
         """Of our own git directory, the repository's objects, and nobody's configuration."""

@@ -213,12 +213,12 @@ def typed(kind: Any, value: Any) -> Any:
         for one in inner:
             with contextlib.suppress(TypeError):
                 return typed(one, value)
-    elif kind is Any or (origin is Literal and value in inner):
+    elif kind is Any or kind is value is None or (origin is Literal and value in inner):
         return value
     elif origin is tuple and isinstance(value, list):
         kinds = inner[:1] * len(value) if inner[1:] == (...,) else inner
         return tuple(typed(one, each) for one, each in zip(kinds, value, strict=True))
-    elif origin is Mapping and isinstance(value, dict):
+    elif origin in (Mapping, dict) and isinstance(value, dict):
         return {key: typed(inner[1], each) for key, each in value.items()}
     elif dataclasses.is_dataclass(kind) and isinstance(kind, type) and isinstance(value, dict):
         hints = get_type_hints(kind)

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import signal
 import subprocess
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import pytest
 from command_line import run
+from limits import cpu_limit
 from places import TINY
 from repositories import GRAPH, change, commit, git, pointer
 
 from surgery.compare import Comparison, Subject, commits
+from surgery.compare.comparison import Aspect
 from surgery.compare.markdown import to_markdown
+from surgery.errors import RepositoryError
+from surgery.runtime.own_process import Tell
 
 
 def stored(folder: Path, kind: str, data: bytes) -> str:
@@ -35,6 +42,23 @@ def tree(folder: Path, entries: dict[str, tuple[str, str]]) -> str:
 def committed(folder: Path, entries: dict[str, tuple[str, str]], parent: str = "") -> str:
     words = ["commit-tree", tree(folder, entries), "-m", "by hand", *(("-p", parent) if parent else ())]
     return git(folder, *words).strip()
+
+
+def models(folder: Path, base: str = "HEAD~", head: str = "HEAD") -> list[commits.Reviewed]:
+    """What `review_commits` returns, made in this process, which a test can change."""
+    return [one for one in commits.differing(folder, base, head) if isinstance(one, commits.Reviewed)]
+
+
+def three_models(repository: Path) -> None:
+    """Copies a, models and z of one model, which the last commit changed."""
+    for folder in ("a", "z"):
+        (repository / folder).mkdir()
+        for path in (repository / "models").iterdir():
+            (repository / folder / path.name).write_bytes(path.read_bytes())
+    commit(repository, "three")
+    for folder in ("a", "models", "z"):
+        change(repository / folder / GRAPH, "/more")
+    commit(repository, "changed")
 
 
 @pytest.mark.parametrize("name", ["..", ".git", ".GIT", ".", "", "/abs", "../..", "a/../../..", "..\\..", "C:"])
@@ -149,24 +173,17 @@ def test_large_weights_are_told_apart_by_git_and_not_by_the_manifest(
     commit(repository, "first")
     (folder / "genai_config.json").write_text((folder / "genai_config.json").read_text() + "\n\n")
     commit(repository, "nothing but space")
-    assert commits.review_commits(repository, "HEAD~") == []
+    assert models(repository) == []
     keep(255)
     commit(repository, "flipped")
-    (found,) = commits.review_commits(repository, "HEAD~")
+    (found,) = models(repository)
     assert found.comparison and found.comparison.weights.uncompared == 93 and found.fails(["weights"])
     assert [file.same for file in found.comparison.weights.files if file.kind == "data"] == [False, False]
     assert found.comparison.numbers is None
 
 
 def test_one_poisoned_model_does_not_silence_the_others(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for folder in ("a", "z"):
-        (repository / folder).mkdir()
-        for path in (repository / "models").iterdir():
-            (repository / folder / path.name).write_bytes(path.read_bytes())
-    commit(repository, "three")
-    for folder in ("a", "models", "z"):
-        change(repository / folder / GRAPH, "/more")
-    commit(repository, "changed")
+    three_models(repository)
     really = commits.compare
 
     def poisoned(before: Subject, after: Subject, **options: Any) -> Comparison:
@@ -181,12 +198,56 @@ def test_one_poisoned_model_does_not_silence_the_others(repository: Path, monkey
 
     monkeypatch.setattr(commits, "compare", poisoned)
     monkeypatch.setattr(commits, "to_markdown", unprintable)
-    text = commits.review_markdown(commits.review_commits(repository, "HEAD~"))
+    text = commits.review_markdown(models(repository))
     assert (
         f"### a/{GRAPH}: not compared: a defect of gemma4-surgery: RuntimeError: a\\\\nmine".replace("_", "\\_") in text
     )
     assert f"### models/{GRAPH}: a defect of gemma4-surgery: RuntimeError: another".replace("_", "\\_") in text
     assert "nodes: 1 added" in text.partition("### z/")[2]
+
+
+def test_what_another_process_tells_is_what_this_one_finds(repository: Path) -> None:
+    three_models(repository)
+    found = commits.review_commits(repository, "HEAD~")
+    assert len(found) == 3 and found == models(repository)
+
+
+def dies(tell: Tell, folder: Path, base: str, head: str, ignore: Collection[Aspect], first: int) -> None:
+    """As `commits._tell`, but models end it: `models` dies, `z` loops, and what is behind it is never reached."""
+    for one in commits.differing(folder, base, head, ignore, first):
+        tell(one, 2)
+        if one == ("models/" + GRAPH,) * 2:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        while one == ("z/" + GRAPH,) * 2:
+            pass
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_a_model_that_ends_the_process_does_not_silence_the_others(
+    most: int, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    three_models(repository)
+    monkeypatch.setattr(commits, "_tell", dies)
+    monkeypatch.setattr(commits, "MOST_ENDS", most)
+    found = commits.review_commits(repository, "HEAD~")
+    problems = ["None", "the process was ended by the signal SIGSEGV"]
+    problems += (
+        ["the process was stopped: 2 seconds"] if most == 3 else ["1 models ended the process that compared them"]
+    )
+    assert [str(one.problem)[: len(text)] for one, text in zip(found, problems, strict=True)] == problems
+    text = commits.review_markdown(found)
+    assert "nodes: 1 added" in text and "models/" in text
+
+
+def test_a_repository_of_any_number_of_files_is_one_sentence(repository: Path) -> None:
+    """Ten trees, each of which holds the one below ten times."""
+    entry = ("100644", stored(repository, "blob", b"x"))
+    for _ in range(9):
+        hash_ = tree(repository, {f"{name:0100}": entry for name in range(10)})
+        entry = ("40000", hash_)
+    head = committed(repository, {"bomb": entry})
+    with cpu_limit(20), pytest.raises(RepositoryError, match="git ls-tree lists more than 134,217,728 bytes of names"):
+        models(repository, head, head)
 
 
 def test_many_files_of_one_folder_cost_no_product(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,5 +259,5 @@ def test_many_files_of_one_folder_cost_no_product(repository: Path, monkeypatch:
         heads.append(committed(repository, files | {f"x{n:04}.onnx": graph for n in range(700)}))
     monkeypatch.setattr(commits, "_reviewed", lambda _r, _t, pair, _i: commits.Reviewed(*pair, problem="found"))
     started = time.monotonic()
-    assert len(commits.review_commits(repository, *heads)) == 700
+    assert len(models(repository, *heads)) == 700
     assert time.monotonic() - started < 15

@@ -238,10 +238,14 @@ def _file_contents(before: Subject, after: Subject, manifests: Manifests, most: 
             elif claim and file not in found and (size := file_size(file) or 0) <= most and file.is_file():
                 most -= size
                 found[file] = FileContent(sha256(file), "read, and known by its SHA-256")
-            elif (digest := recorded.get(file)) is not None and (manifests != "read" or sha256(file) == digest):
+            elif (digest := recorded.get(file)) is not None and (manifests != "read" or _holds(file, digest)):
                 found[file] = FileContent(digest, basis, claim)
     _same_files(before, after, found)
     return found
+
+
+def _holds(file: Path, digest: str) -> bool:
+    return _regular(file) is not None and sha256(file) == digest
 
 
 def _recorded(side: Subject, key: Literal["source", "files"], root: Path, wanted: Collection[Path]) -> dict[Path, str]:

@@ -18,6 +18,7 @@ from passes.host_embeddings import HostEmbeddings
 from passes.mask_media_ids import MaskMediaIds
 from passes.merge_embeddings import MergeEmbeddings
 from passes.move_padding import MovePadding
+from passes.prune_vocabulary import PruneVocabulary
 from passes.recipe import Recipe
 from passes.rename_io import RenameIO
 from passes.scatter_features import ScatterFeatures
@@ -30,6 +31,7 @@ from passes.uniform_heads import UniformHeads
 from surgery.choices import AccuracyChoice, KVLayout, Modality, OnnxRuntime, PerLayerTable, Preset, Provider, Target
 from surgery.graph.model import Model
 from surgery.source.export import ENCODERS
+from surgery.source.kept_tokens import KeptTokens
 
 
 def compatible(
@@ -85,6 +87,14 @@ def _where(asked: bool, step: Pass) -> Recipe:
     return (step,) if asked else ()
 
 
+def pruned(recipe: Recipe, keep: Path | KeptTokens | None) -> Recipe:
+    """A recipe with prune-vocabulary in it, where tokens to keep are given: behind what brings and ties the tables."""
+    if keep is None:
+        return recipe
+    place = max((n for n, step in enumerate(recipe, 1) if isinstance(step, (MergeEmbeddings, TieLmHead))), default=0)
+    return *recipe[:place], PruneVocabulary(keep), *recipe[place:]
+
+
 def accuracy(
     decoder: Model, choice: AccuracyChoice, preset: Preset, provider: Provider, costly: Sequence[str] = ()
 ) -> Recipe:
@@ -114,18 +124,23 @@ def kept_in_host_memory(asked: bool) -> Recipe:
 
 
 def multimodal(
-    merged: Recipe, tokens: Mapping[Modality, int], hidden: int, patches: int | None = None
+    merged: Recipe,
+    tokens: Mapping[Modality, int],
+    hidden: int,
+    patches: int | None = None,
+    keep: Path | KeptTokens | None = None,
 ) -> dict[str, Recipe]:
     """The recipes of a folder that takes images or sound too: one for each of its graphs, by role.
 
     The decoder's is `merged`, the recipe for text, without the embeddings in the graph. `tokens` are the placeholders'
-    ids, `hidden` is the text model's size, `patches` the most that an image has.
+    ids (the new ones, where tokens to `keep` are given), `hidden` is the text model's size, `patches` the most that an
+    image has.
     """
     ids = {str(modality): token for modality, token in tokens.items()}
     decoder = tuple(step for step in merged if not isinstance(step, MergeEmbeddings))
     recipes: dict[str, Recipe] = {
         "decoder_model_merged": (*decoder, FlattenPerLayerInputs()),
-        "embed_tokens": (ScatterFeatures(**ids), MaskMediaIds(**ids), FlattenPerLayerInputs()),
+        "embed_tokens": pruned((ScatterFeatures(**ids), MaskMediaIds(**ids), FlattenPerLayerInputs()), keep),
     }
     for modality in tokens:
         recipes[ENCODERS[modality]] = (FitEncoder(modality, hidden, patches if modality == "image" else None),)

@@ -8,16 +8,13 @@ from typing import TYPE_CHECKING, ClassVar
 
 from passes.base import Finding, Pass
 from surgery.graph.external_data import WeightReference, is_external, reference, set_extent
-from surgery.graph.index import producers
 from surgery.graph.model import Model
 from surgery.graph.nodes import int_attribute, node_in_words
+from surgery.graph.output_products import output_products
 from surgery.graph.weight_comparison import first_difference, is_transpose
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, NodeProto, TensorProto
-
-_BY_ELEMENT = {"Cast", "Clip", "DequantizeLinear", "Div", "Identity", "Mul", "QuantizeLinear", "Round", "Tanh"}
-"""Operators between lm_head and the logits: a soft cap, a change of dtype, rounding to 8 bits."""
+    from onnx import NodeProto, TensorProto
 
 _PARTS = (("codes", 0, 1), ("scales", 2, 2), ("zero points", 3, 3))
 """Part, and its input of GatherBlockQuantized and of MatMulNBits."""
@@ -66,25 +63,13 @@ class TieLmHead(Pass):
 
     def run(self, model: Model) -> list[Finding]:
         weights = {tensor.name: tensor for tensor in model.graph.initializer}
-        heads = _heads(model.graph)
+        heads = [node for node, _ in output_products(model.graph) if node.op_type != "Gemm"]
         findings = [*_share_codes(model, heads, weights), *_share_tables(model, heads, weights)]
         reason = "no table that tokens are looked up in has its size; merge-embeddings brings the embedding's"
         return findings or [Finding("skipped", "lm_head", reason)]
 
     def ensures(self, model: Model) -> None:
         model.check_weights()
-
-
-def _heads(graph: GraphProto) -> list[NodeProto]:
-    """The matrix products that give a graph output, up to operators that work element by element."""
-    made, found = producers(graph), []
-    for output in graph.output:
-        node = made.get(output.name)
-        while node is not None and node.op_type in _BY_ELEMENT:
-            node = next((made[name] for name in node.input if name in made), None)
-        if node is not None and node.op_type in ("MatMulNBits", "MatMul", "FusedMatMul"):
-            found.append(node)
-    return found
 
 
 def _share_codes(model: Model, heads: list[NodeProto], weights: dict[str, TensorProto]) -> Iterator[Finding]:

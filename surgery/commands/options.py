@@ -38,6 +38,18 @@ Prove = Annotated[
 Revision = Annotated[
     str | None, typer.Option("--revision", help="Branch, tag or commit of a Hub repository; default: main.")
 ]
+Vocabulary = Annotated[
+    Path | None,
+    typer.Option(
+        "--vocabulary", metavar="FILE", help="Tokens that stay, one id a line; `vocabulary` proposes such a list."
+    ),
+]
+Corpus = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--corpus", metavar="FILE", help="Text that the vocabulary is proven with, beside what is shipped; repeatable."
+    ),
+]
 EVERY_ASPECT = "interface,caches,metadata,nodes,weights,names,config,files"
 FailOn = Annotated[
     str, typer.Option("--fail-on", metavar="ASPECTS", help="Exit with 1 only if one of these differs; none: never.")

@@ -178,6 +178,7 @@ def show_report(console: Console, report: Report, *, brief: bool = False) -> Non
         "parity",
         "accuracy",
         "activations",
+        "vocabulary",
         "runtime",
         "media",
     )

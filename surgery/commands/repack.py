@@ -10,6 +10,7 @@ import typer
 from surgery.choices import AccuracyChoice, KVLayout, OnnxRuntime, PerLayerTable, Preset, Target
 from surgery.commands.console import JobProgress, data, print_json
 from surgery.commands.options import (
+    Corpus,
     Ep,
     Force,
     Json,
@@ -22,6 +23,7 @@ from surgery.commands.options import (
     Revision,
     Source,
     Verbose,
+    Vocabulary,
 )
 
 if TYPE_CHECKING:
@@ -87,6 +89,8 @@ def repack(
         PerLayerTable,
         typer.Option("--per-layer-table", help="split: one a layer, for small buffers; fused: one for all layers."),
     ] = "keep",
+    vocabulary: Vocabulary = None,
+    corpus: Corpus = None,
     embed: Annotated[
         Path | None, typer.Option("--embed", help="The embedding graph, if it is not in SRC's layout.")
     ] = None,
@@ -123,6 +127,8 @@ def repack(
         host_embeddings=embed_device is not None,
         modalities=read_modalities(modalities),
         per_layer_table=per_layer_table,
+        vocabulary=vocabulary,
+        corpus=corpus or (),
         embed=embed,
         decoder=decoder,
         validate=validate,

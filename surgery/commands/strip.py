@@ -7,7 +7,20 @@ from typing import Annotated, Literal
 import typer
 
 from surgery.commands.console import JobProgress, data, print_json
-from surgery.commands.options import Ep, Force, Json, Out, Precision, Private, Prove, PushTo, Revision, Source
+from surgery.commands.options import (
+    Corpus,
+    Ep,
+    Force,
+    Json,
+    Out,
+    Precision,
+    Private,
+    Prove,
+    PushTo,
+    Revision,
+    Source,
+    Vocabulary,
+)
 
 
 def strip(
@@ -18,6 +31,8 @@ def strip(
         Literal["copy", "link"],
         typer.Option("--weights", help="copy the weight files, or link them (shares the source's bytes)."),
     ] = "copy",
+    vocabulary: Vocabulary = None,
+    corpus: Corpus = None,
     ep: Ep = "auto",
     validate: Prove = True,
     force: Force = False,
@@ -37,6 +52,8 @@ def strip(
     options = StripOptions(
         precision=precision,
         weights=weights,
+        vocabulary=vocabulary,
+        corpus=corpus or (),
         provider=ep,
         validate=validate,
         force=force,

@@ -35,6 +35,8 @@ from surgery.graph.model import Model
 from surgery.graph.quantised_weights import check_quantised
 from surgery.graph.weight_writing import Placed, Progress, consolidated_size, unlinkable
 from surgery.source.export import EMBED, ENCODERS, MEDIA_FILES, Export, GraphPair
+from surgery.source.kept_tokens import VOCABULARY_FILE
+from surgery.source.pruned_export import write_kept
 
 Proof = TypeVar("Proof")
 Proof_co = TypeVar("Proof_co", covariant=True)
@@ -140,6 +142,8 @@ def build_folder(
         ]
         write_json(stage / CONFIG_FILE, config)
         write_side_files(export, stage, multimodal=bool(media))
+        if pair.kept is not None:
+            write_kept(export, pair.kept, stage)
         if media:
             write_media_files(export, stage, modalities)
         card = model_card(
@@ -165,7 +169,7 @@ def planned_files(
     models = {MODEL_FILE: apply(Model.open(pair.decoder, export.architecture), recipe)[0]}
     models |= {part.file: Model.open(part.source) for part in parts}
     new = [*models, CONFIG_FILE, "config.json", "tokenizer_config.json", CARD_FILE, MANIFEST_FILE]
-    found: dict[str, int | None] = dict.fromkeys(new)
+    found: dict[str, int | None] = dict.fromkeys([*new, *([VOCABULARY_FILE] if pair.kept is not None else [])])
     modalities = [modality for modality, role in ENCODERS.items() if any(part.role == role for part in parts)]
     found |= dict.fromkeys(PROCESSORS[modality] for modality in modalities)
     copied = (*COPIED, *MEDIA_FILES) if parts else COPIED

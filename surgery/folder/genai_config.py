@@ -273,7 +273,7 @@ def copy_side_files(export: Export, folder: Path, names: Iterable[str]) -> list[
     for name in names:
         if source := export.file(name):
             try:
-                data = read_inside(source, export.root, MAX_JSON_BYTES)
+                data = read_inside(source, source.parent, MAX_JSON_BYTES)
             except OSError as error:
                 raise ExportError(f"{source} cannot be read: {error.strerror}") from None
             (folder / name).write_bytes(data)
@@ -282,7 +282,8 @@ def copy_side_files(export: Export, folder: Path, names: Iterable[str]) -> list[
 
 
 def _tokenizer_config(export: Export) -> dict[str, Any]:
-    config = read_config(export.root / "tokenizer_config.json")
+    path = export.file("tokenizer_config.json")
+    config = read_config(path or export.root / "tokenizer_config.json")
     config.pop("processor_class", None)  # it names the multimodal processor, whose files are left out
     return {**config, "tokenizer_class": _TOKENIZER_CLASS}
 

@@ -10,6 +10,7 @@
                "model.onnx_data": {"size": 1519700992, "sha256": "...", "from": "onnx/decoder_model_merged_q4.onnx_data"},
                ...}}
 
+A folder of fewer tokens than its source has `"vocabulary": {"source": 262144, "kept": 64000}`, and a list of them.
 A folder of several graphs has a recipe for each, by the graph's role. It holds no time and no path of a machine: the
 same input, recipe and versions give the same bytes. `repo` and `revision` are null for a local source. `from` is the
 source's file that a data file is a copy of, or a link to. A link has `"sha256": null`: it was neither read nor written;
@@ -31,6 +32,8 @@ from surgery.errors import FolderError, SurgeryError
 from surgery.files.safe_reading import sha256, stays_inside
 from surgery.graph.weight_writing import Placed
 from surgery.source.export import Export, GraphPair
+from surgery.source.kept_tokens import VOCABULARY_FILE, KeptTokens
+from surgery.source.pruned_export import vocabulary_size
 
 NAME = "manifest.json"
 VERSION = 1
@@ -77,6 +80,7 @@ def manifest(
             "files": _source_files(export, (pair.embed, pair.decoder, *encoders), data_files, known.values()),
         },
         "recipe": recipe if isinstance(recipe, str) else dict(recipe),
+        **({"vocabulary": {"source": vocabulary_size(export), "kept": len(pair.kept)}} if pair.kept else {}),
         "weights": weights,
         "files": files,
     }
@@ -211,6 +215,16 @@ def other_file(recorded: RecordedSource, root: Path, listed: Mapping[str, tuple[
         if known is not None and known != digest:
             return name
     return None
+
+
+def recorded_tokens(folder: Path) -> KeptTokens | None:
+    """The tokens of the source that stay in a folder, where its manifest says that not all do. Raises RequestError for a
+    list that cannot be read."""
+    try:
+        found = read_config(folder / NAME).get("vocabulary")
+    except SurgeryError:
+        return None
+    return KeptTokens.read(folder / VOCABULARY_FILE) if isinstance(found, Mapping) else None
 
 
 def _version(package: str) -> str | None:

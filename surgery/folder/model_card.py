@@ -19,6 +19,8 @@ from surgery.folder.manifest import made_by
 from surgery.graph.weight_writing import Placed
 from surgery.printing import markdown_code, markdown_text
 from surgery.source.export import EMBED, ENCODERS, LICENSES, Export, GraphPair
+from surgery.source.kept_tokens import VOCABULARY_FILE
+from surgery.source.pruned_export import vocabulary_size
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
@@ -96,6 +98,9 @@ def model_card(
         length=min(_MAX_LENGTH, context),
         tokens=min(256, context // 2),
         rows=_provenance(export, pair, recipe, modalities),
+        kept=len(pair.kept or ()),
+        vocabulary=vocabulary_size(export) if pair.kept is not None else 0,
+        list=VOCABULARY_FILE,
     )
 
 

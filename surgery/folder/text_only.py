@@ -19,6 +19,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
+from passes.base import apply
+from passes.prune_vocabulary import PruneVocabulary
 from surgery.architecture import text_config
 from surgery.files.atomic import ToDict, refuse_existing, refuse_holding, require_space, staged_folder
 from surgery.folder.genai_config import COPIED, check_side_files, write_json, write_text, write_text_files
@@ -31,6 +33,8 @@ from surgery.graph.model import Model
 from surgery.graph.quantised_weights import check_quantised
 from surgery.graph.weight_writing import Placed, Progress, unlinkable, write_data_file
 from surgery.source.export import DECODER, DTYPES, EMBED, Export, GraphPair
+from surgery.source.kept_tokens import VOCABULARY_FILE
+from surgery.source.pruned_export import write_kept
 
 GRAPHS = "onnx"
 """The folder of the graphs, where transformers.js looks for them."""
@@ -87,35 +91,55 @@ def build_text_only(
     """
     may_replace = refuse_foreign if force else None
     refuse_existing(target, may_replace)
-    graphs = [Model.open(path) for path in (pair.embed, pair.decoder)]
-    for graph in graphs:
-        check_quantised(graph)
+    graphs = _graphs(pair)
     files = _data_files(graphs)
     ends = {use.file: use.end for use in files.values()}
-    refuse_holding(target, (export.root, pair.embed, pair.decoder, *ends))
+    sources = list(dict.fromkeys(file for graph in graphs for file in graph.source_files()))
+    refuse_holding(target, (export.root, pair.embed, pair.decoder, *sources))
     check_side_files(export)
-    parent, total = target.absolute().parent, sum(ends.values())
-    require_space(parent, unlinkable(ends, parent) if weights == "link" else total)
+    new = sum(size for graph in graphs for size in graph.converted_files().values())
+    parent, total = target.absolute().parent, sum(ends.values()) + new
+    require_space(parent, unlinkable(ends, parent) + new if weights == "link" else total)
     if started is not None:
         started(total)
     with staged_folder(target, may_replace=may_replace) as stage:
         (stage / GRAPHS).mkdir()
         below = []
-        for location, use in files.items():
-            at = stage / GRAPHS / location
-            placed = write_data_file(use.file, use.graphs[0].open_data, at, weights, use.end, progress)
-            below.append(replace(placed, location=f"{GRAPHS}/{location}"))
-        for graph in graphs:
-            with (stage / GRAPHS / graph.path.name).open("xb") as writer:
-                writer.write(graph.to_bytes())
-        counts = {graph.path.name: len(graph.used_weight_files()) for graph in graphs}
+        if pair.kept is None:
+            for location, use in files.items():
+                at = stage / GRAPHS / location
+                below.append(write_data_file(use.file, use.graphs[0].open_data, at, weights, use.end, progress))
+            for graph in graphs:
+                with (stage / GRAPHS / graph.path.name).open("xb") as writer:
+                    writer.write(graph.to_bytes())
+        else:
+            for graph in graphs:
+                below += graph.write(stage / GRAPHS, graph.path.name, weights=weights, progress=progress)
+            write_kept(export, pair.kept, stage)
+        below = [replace(placed, location=f"{GRAPHS}/{placed.location}") for placed in below]
+        counts = {graph.path.name: len(graph.used_weight_files() | graph.converted_files()) for graph in graphs}
         write_json(stage / "config.json", two_graph_config(export, pair, counts))
         write_text_files(export, stage)
-        write_text(stage / CARD_FILE, model_card(export, pair, "two-graph", below))
-        write_json(stage / MANIFEST_FILE, manifest(stage, export, pair, "", weights, below, list(ends)))
+        recipe = f"{PruneVocabulary.name}{{keep={VOCABULARY_FILE}}}" if pair.kept is not None else ""
+        write_text(
+            stage / CARD_FILE, model_card(export, pair, "two-graph", below, recipe=recipe, rewritten=bool(recipe))
+        )
+        write_json(stage / MANIFEST_FILE, manifest(stage, export, pair, recipe, weights, below, sources))
         left_out = _left_out(export, stage)
         proof = check(stage) if check is not None else None
     return Stripped(target, pair.precision, tuple(below), left_out, proof)
+
+
+def _graphs(pair: GraphPair, *, planned: bool = False) -> list[Model]:
+    """The two graphs as they are to be: the source's, less the rows of tokens that do not stay. Those of a plan may have no
+    weights yet."""
+    graphs = [Model.open(path) for path in (pair.embed, pair.decoder)]
+    for graph in graphs if not planned else ():
+        graph.check_weights()
+        check_quantised(graph)
+    if pair.kept is None:
+        return graphs
+    return [apply(graph, [PruneVocabulary(pair.kept)])[0].with_data_names(graph.path.name) for graph in graphs]
 
 
 @dataclass(frozen=True)
@@ -131,7 +155,6 @@ def _data_files(graphs: Sequence[Model]) -> dict[str, _DataFile]:
     """The data files of the graphs by name. Raises WeightError where one is missing, or its name is none for data."""
     found: dict[str, _DataFile] = {}
     for graph in graphs:
-        graph.check_weights()
         ends = graph.data_ends()
         for location, file in graph.used_weight_files().items():
             check_data_name(location, graph.path)
@@ -144,12 +167,14 @@ def planned_text_only(export: Export, pair: GraphPair) -> dict[str, int | None]:
     """The files of the folder and their bytes; None for what is written anew, or is not there yet to be measured."""
     found: dict[str, int | None] = dict.fromkeys(("config.json", "tokenizer_config.json", CARD_FILE, MANIFEST_FILE))
     found |= {name: _size(export.root / name) for name in COPIED if export.file(name)}
-    for path in (pair.embed, pair.decoder):
-        graph = Model.open(path)
-        found[f"{GRAPHS}/{path.name}"] = _size(path)
+    for graph in _graphs(pair, planned=True):
+        found[f"{GRAPHS}/{graph.path.name}"] = _size(graph.path) if pair.kept is None else None
         ends = graph.data_ends()
         used = graph.used_weight_files().items()
         found |= {f"{GRAPHS}/{location}": ends[file] if file.is_file() else None for location, file in used}
+        found |= {f"{GRAPHS}/{location}": size for location, size in graph.converted_files().items()}
+    if pair.kept is not None:
+        found[VOCABULARY_FILE] = None
     return dict(sorted(found.items()))
 
 

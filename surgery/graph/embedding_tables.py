@@ -40,11 +40,18 @@ class Matrix:
 
     def inline_rows(self) -> NDArray[np.uint8]:
         """The bytes of an inline matrix, uint8 [rows, bytes of a row]."""
+        return self.inline_bytes().reshape(self.tensor.dims[0], -1)
+
+    def inline_bytes(self) -> NDArray[np.uint8]:
+        """The bytes of an inline matrix one after the other, whatever field holds them."""
         import numpy as np
         from onnx.numpy_helper import to_array
 
-        data = self.tensor.raw_data if self.tensor.HasField("raw_data") else to_array(self.tensor).tobytes()
-        return np.frombuffer(data, np.uint8).reshape(self.tensor.dims[0], -1)
+        if self.tensor.HasField("raw_data"):
+            return np.frombuffer(self.tensor.raw_data, np.uint8)
+        if 0 < _bits(self.tensor) < 8:
+            return np.array(self.tensor.int32_data, np.int32).astype(np.uint8)
+        return np.frombuffer(to_array(self.tensor).tobytes(), np.uint8)
 
     def resized(self, name: str, count: int) -> TensorProto:
         """A tensor like this one, without its data, for rows of `count` elements."""

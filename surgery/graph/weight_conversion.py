@@ -1,4 +1,5 @@
-"""Weights that change on their way: rounded to float16, cut into columns, put side by side; a portion at a time.
+"""Weights that change on their way: rounded to float16, cut into columns, put side by side, some of their rows left
+out; a portion at a time.
 
 A pass declares a changed weight: the tensor takes its new dtype and shape and a place in a data file that does not exist
 yet (`NewFile`), and `Model.converted` says what it is made from. The bytes are read, changed and written when the model
@@ -9,8 +10,10 @@ that are cut from one source are written in one pass over it.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,6 +32,9 @@ HALF_MAX = 65504.0
 
 CHUNK = 16 * 1024 * 1024
 """Bytes of the sources in memory at a time."""
+
+ALONG = 4096
+"""Rows that are left out are read along where they are no more bytes than this: a page of the disk."""
 
 MAX_FILE_BYTES = 2_000_000_000
 """Of one new data file: a browser's ArrayBuffer ends at 2 GiB, and the exporter keeps its files below that, too."""
@@ -68,6 +74,24 @@ class Columns:
 
 
 @dataclass(frozen=True, slots=True)
+class Selection:
+    """Some of the rows of a matrix, or some elements of each row: their numbers, ascending. `digest` tells them apart."""
+
+    numbers: tuple[int, ...] = field(repr=False, compare=False)
+    digest: str
+
+    @classmethod
+    def of(cls, numbers: Iterable[int]) -> Selection:
+        import numpy as np
+
+        found = np.fromiter(numbers, np.int64)
+        return cls(tuple(found.tolist()), hashlib.sha256(found.tobytes()).hexdigest()[:16])
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+
+@dataclass(frozen=True, slots=True)
 class SourcePart:
     """Columns of a weight that is stored."""
 
@@ -87,22 +111,27 @@ class SourcePart:
 class Conversion:
     """What a weight is made from: the columns of its parts side by side, row by row.
 
-    Parts have equally many rows, and elements of one size. `half` rounds float32 to float16, and `clip` then keeps
-    what float16 does not hold at its end of the range.
+    Parts have equally many rows, and elements of one size. `taken` are the rows that are written, `picked` the elements
+    of the row that they make; None for all. `half` rounds float32 to float16, and `clip` then keeps what float16 does
+    not hold at its end of the range.
     """
 
     parts: tuple[SourcePart, ...]
     half: bool = False
     clip: bool = False
+    taken: Selection | None = None
+    picked: Selection | None = None
 
     @property
     def rows(self) -> int:
-        return self.parts[0].rows
+        return self.parts[0].rows if self.taken is None else len(self.taken)
 
     @property
     def row_bytes(self) -> int:
         """Bytes of a row as it is written."""
         bits = sum(part.columns.count * part.columns.bits for part in self.parts)
+        if self.picked is not None:
+            bits = len(self.picked) * self.parts[0].columns.bits
         return (bits + 7) // 8 // (2 if self.half else 1)
 
     @property
@@ -113,17 +142,18 @@ class Conversion:
     @property
     def reading(self) -> tuple[object, ...]:
         """What is read, and in rows of which form: weights that have this in common are written together."""
-        return tuple((part.extent, part.columns.stored, part.columns.bits) for part in self.parts)
+        return self.taken, *((part.extent, part.columns.stored, part.columns.bits) for part in self.parts)
 
     @property
     def content(self) -> tuple[object, ...]:
         """Equal for two weights of the same bytes."""
-        return tuple((part.extent, part.columns) for part in self.parts), self.half, self.clip
+        return tuple((part.extent, part.columns) for part in self.parts), self.half, self.clip, self.taken, self.picked
 
     @property
     def unchanged(self) -> WeightReference | None:
         """The weight whose bytes are written as they are, or None."""
-        whole = len(self.parts) == 1 and self.parts[0].columns.is_whole and not self.half
+        whole = len(self.parts) == 1 and self.parts[0].columns.is_whole
+        whole = whole and not self.half and self.taken is None and self.picked is None
         return self.parts[0].source if whole else None
 
     def rounded(self, *, clip: bool = False) -> Conversion:
@@ -217,6 +247,16 @@ def side_by_side(pieces: Sequence[tuple[NDArray[Any], Columns]]) -> NDArray[Any]
     return _packed(np.concatenate(codes, axis=1), bits)
 
 
+def picked_elements(rows: NDArray[Any], numbers: Sequence[int], bits: int) -> NDArray[Any]:
+    """Some elements of each row of a matrix, uint8 [rows, bytes of a row]; the same form."""
+    import numpy as np
+
+    if bits >= 8:
+        elements = rows.reshape(len(rows), -1, bits // 8)
+        return np.take(elements, np.asarray(numbers), axis=1).reshape(len(rows), -1)
+    return _packed(np.take(_codes(rows, bits), np.asarray(numbers), axis=1), bits)
+
+
 def _codes(rows: NDArray[Any], bits: int) -> NDArray[Any]:
     """Elements of less than a byte, one a byte."""
     import numpy as np
@@ -241,21 +281,45 @@ def write_converted(places: Mapping[Conversion, int], writer: BinaryIO, opened: 
 
     The sources are read once, from the first row to the last, whatever the number of weights.
     """
-    import numpy as np
 
     first = next(iter(places))
     parts = {part.extent: part for part in first.parts}
     step = max(1, CHUNK // sum(part.columns.row_bytes for part in parts.values()))
     with ExitStack() as stack:
         files = {extent: stack.enter_context(opened(part.source.file)) for extent, part in parts.items()}
-        for row in range(0, first.rows, step):
-            count = min(step, first.rows - row)
-            held = {
-                extent: np.frombuffer(_read(files[extent], part, row, count), np.uint8).reshape(count, -1)
-                for extent, part in parts.items()
-            }
+        for row, count in _portions(first, step):
+            numbers = first.taken.numbers[row : row + count] if first.taken is not None else None
+            held = {extent: _rows(files[extent], part, row, count, numbers) for extent, part in parts.items()}
             for conversion, start in places.items():
                 yield _write(writer, _portion(conversion, held), start + row * conversion.row_bytes)
+
+
+def _portions(conversion: Conversion, step: int) -> Iterator[tuple[int, int]]:
+    """The rows that are written, in portions: the first row of each and how many, of no more than `step` stored rows."""
+    row = 0
+    while row < conversion.rows:
+        end = min(row + step, conversion.rows)
+        if conversion.taken is not None:
+            numbers = conversion.taken.numbers
+            end = bisect_left(numbers, numbers[row] + step, row, end)
+        yield row, end - row
+        row = end
+
+
+def _rows(file: BinaryIO, part: SourcePart, row: int, count: int, numbers: Sequence[int] | None) -> NDArray[Any]:
+    """`count` rows from `row` on, or those of these numbers; uint8 [count, bytes of a row]."""
+    import numpy as np
+
+    if numbers is None:
+        return np.frombuffer(_read(file, part, row, count), np.uint8).reshape(count, -1)
+    rows = np.empty((count, part.columns.row_bytes), np.uint8)
+    there = np.asarray(numbers)
+    ends = np.flatnonzero((np.diff(there) - 1) * part.columns.row_bytes > ALONG) + 1
+    for start, end in zip([0, *ends], [*ends, count], strict=True):
+        here = there[start:end] - there[start]
+        span = np.frombuffer(_read(file, part, int(there[start]), int(here[-1]) + 1), np.uint8)
+        rows[start:end] = span.reshape(len(span) // rows.shape[1], -1)[here]
+    return rows
 
 
 def _read(file: BinaryIO, part: SourcePart, row: int, count: int) -> bytes:
@@ -272,7 +336,10 @@ def _read(file: BinaryIO, part: SourcePart, row: int, count: int) -> bytes:
 def _portion(conversion: Conversion, held: Mapping[Extent, NDArray[Any]]) -> memoryview:
     import numpy as np
 
-    rows = np.ascontiguousarray(side_by_side([(held[part.extent], part.columns) for part in conversion.parts]))
+    rows = side_by_side([(held[part.extent], part.columns) for part in conversion.parts])
+    if conversion.picked is not None:
+        rows = picked_elements(rows, conversion.picked.numbers, conversion.parts[0].columns.bits)
+    rows = np.ascontiguousarray(rows)
     if conversion.half:
         values = rows.reshape(-1).view("<f4")
         name = conversion.parts[0].source.name

@@ -20,10 +20,12 @@ from surgery.choices import (
     WeightMode,
 )
 from surgery.errors import GateFailed, RequestError
+from surgery.jobs.fewer_tokens import held_out, of_fewer_tokens, refuse_corpus
 from surgery.jobs.listener import SILENT, Listener
 from surgery.jobs.uploading import announce, destination_of, refuse_private, upload
 
 if TYPE_CHECKING:
+    from passes.base import Pass
     from passes.recipe import Recipe
     from surgery.compare.comparison import Comparison
     from surgery.folder.building import Repacked
@@ -54,6 +56,8 @@ class RepackOptions:
     host_embeddings   keep the embedding tables in host memory, with provider cuda (the command's --embed-device cpu)
     modalities        what the folder takes beside text
     per_layer_table   the table of per-layer inputs: as it is, split, or fused
+    vocabulary        a list of the tokens that stay (surgery.vocabulary proposes one); None: all
+    corpus            text files that such a vocabulary is proven with: their held-out part
     embed, decoder    the two graphs, where the source is not in the community's layout
     validate          prove the folder before it appears
     force             replace a folder that a repack wrote
@@ -76,6 +80,8 @@ class RepackOptions:
     host_embeddings: bool = False
     modalities: Sequence[Modality] = ()
     per_layer_table: PerLayerTable = "keep"
+    vocabulary: Path | None = None
+    corpus: Sequence[Path] = ()
     embed: Path | None = None
     decoder: Path | None = None
     validate: bool = True
@@ -92,6 +98,7 @@ class RepackOptions:
         if self.provider == "cpu" and self.host_embeddings:
             raise RequestError("--embed-device cpu and --ep cpu do not go together: on the CPU all is in host memory")
         refuse_private(self.push_to, self.private)
+        refuse_corpus(self.vocabulary, self.corpus)
 
     @property
     def layout(self) -> KVLayout:
@@ -165,12 +172,9 @@ def repack(
 
         surgery.repack("onnx-community/gemma-4-E2B-it-ONNX", "out", surgery.RepackOptions(preset="fast"))
     """
-    from surgery.compare.folder_report import folder_reports
     from surgery.files.atomic import refuse_existing
-    from surgery.folder.building import build_folder as build
     from surgery.folder.manifest import refuse_foreign
     from surgery.source.opening import open_source
-    from surgery.verify.closing_proof import closing_proof
 
     options = options or RepackOptions()
     target = Path(target)
@@ -179,10 +183,28 @@ def repack(
     runtime = _onnxruntime(options)
     refuse_existing(target, refuse_foreign if options.force else None)  # before gigabytes are fetched, not after
     announce(destination, listener)
-    found = open_source(_choice(source, options, provider), listener.said)
-    export, pair = found.export, found.pair
-    listener.said(f"source     {export.root}")
-    listener.said(f"precision  {found.reason}")
+    opened = open_source(_choice(source, options, provider), listener.said)
+    listener.said(f"source     {opened.export.root}")
+    listener.said(f"precision  {opened.reason}")
+    with of_fewer_tokens(opened, options.vocabulary, listener) as found:
+        result = _proven(found, target, options, provider, runtime, listener)
+    return upload(result, destination, f"{found.pair.precision}, for ONNX Runtime GenAI", listener)
+
+
+def _proven(
+    found: OpenedSource,
+    target: Path,
+    options: RepackOptions,
+    provider: Provider,
+    runtime: OnnxRuntime,
+    listener: Listener,
+) -> Repacked[Report]:
+    """Build the folder, with its proof; once more, without what is too costly, where an accuracy level fails it."""
+    from surgery.compare.folder_report import folder_reports
+    from surgery.folder.building import build_folder as build
+    from surgery.verify.closing_proof import closing_proof
+
+    export, pair, corpus = found.export, found.pair, held_out(options.corpus)
 
     def built(costly: Sequence[str]) -> Repacked[Report]:
         work = _Work.of(found, options, provider, runtime, costly)
@@ -192,19 +214,18 @@ def repack(
             export, pair, work.recipe, target,
             media=work.parts, recipe_text=work.texts, runtime=options.target, provider=provider,
             weights=options.weights, force=options.force,
-            check=closing_proof(pair, export.root, provider, listener.stage) if options.validate else None,
+            check=closing_proof(pair, export.root, provider, listener.stage, corpus) if options.validate else None,
             describe=lambda *made: folder_reports(made[0], export, pair, *made[1:]),
             started=listener.started, progress=listener.advanced,
         )  # fmt: skip
 
     try:
-        result = built(())
+        return built(())
     except GateFailed as failed:
         if options.accuracy_level != "auto" or not failed.report.costly:
             raise
         listener.said("level      too costly for some products: they keep float32, and all is proven again")
-        result = built(failed.report.costly)
-    return upload(result, destination, f"{pair.precision}, for ONNX Runtime GenAI", listener)
+        return built(failed.report.costly)
 
 
 def plan_repack(source: str | Path, options: RepackOptions | None = None, *, listener: Listener = SILENT) -> RepackPlan:
@@ -216,13 +237,14 @@ def plan_repack(source: str | Path, options: RepackOptions | None = None, *, lis
 
     options = options or RepackOptions()
     provider = _provider(options)
-    found = look_up(_choice(source, options, provider), listener.said)
-    work = _Work.of(found, options, provider, _onnxruntime(replace(options, validate=False)))
-    files = planned_files(found.export, found.pair, work.recipe, work.parts, options.weights)
-    files = {**files, **dict.fromkeys((JSON_FILE, MARKDOWN_FILE))}
-    report = planned_report(found.export, found.pair, work.recipe, provider, options.target, work.parts)
-    sized = found.download.sized(files) if found.download else files
-    return RepackPlan(sized, report, found.download, destination_of(options.push_to, options.private))
+    opened = look_up(_choice(source, options, provider), listener.said)
+    with of_fewer_tokens(opened, options.vocabulary, listener) as found:
+        work = _Work.of(found, options, provider, _onnxruntime(replace(options, validate=False)))
+        files = planned_files(found.export, found.pair, work.recipe, work.parts, options.weights)
+        files = {**files, **dict.fromkeys((JSON_FILE, MARKDOWN_FILE))}
+        report = planned_report(found.export, found.pair, work.recipe, provider, options.target, work.parts)
+    sized = opened.download.sized(files) if opened.download else files
+    return RepackPlan(sized, report, opened.download, destination_of(options.push_to, options.private))
 
 
 @dataclass(frozen=True)
@@ -244,18 +266,19 @@ class _Work:
         costly: Sequence[str] = (),
     ) -> _Work:
         """`costly` are the kinds of products that no accuracy level is chosen for."""
-        from passes.presets import accuracy
+        from passes.presets import accuracy, pruned
         from passes.recipe import recipe_text
         from surgery.graph.model import Model
 
         export, pair = found.export, found.pair
         decoder = Model.open(pair.decoder)
         level = accuracy(decoder, options.accuracy_level, options.preset, provider, costly)
-        recipe = _recipe(pair.embed, options, provider, runtime, level)
+        recipe = pruned(_recipe(pair.embed, options, provider, runtime, level), pair.kept)
         if options.modalities:
             work = _with_media(export, pair, recipe, options.modalities)
         else:
-            texts = recipe_text(_recipe(export.below(pair.embed), options, provider, runtime, level))
+            below = pruned(_recipe(export.below(pair.embed), options, provider, runtime, level), pair.kept)
+            texts = recipe_text(tuple(map(_named, below)))
             work = cls(recipe, (), texts)
         chosen = options.recipe is None and options.accuracy_level == "auto"
         return replace(work, level=_level_in_words(decoder, level)) if chosen else work
@@ -295,10 +318,19 @@ def _with_media(export: Export, pair: GraphPair, recipe: Recipe, media: Sequence
 
     check_export(export, media)
     tokens = {modality: export.placeholder(modality) for modality in media}
-    recipes = multimodal(recipe, tokens, export.architecture.hidden_size, most_patches(export))
+    recipes = multimodal(recipe, tokens, export.architecture.hidden_size, most_patches(export), pair.kept)
     sources = {EMBED: pair.embed, **{ENCODERS[modality]: pair.encoder(modality) for modality in media}}
     parts = [GraphPlan(role, path, recipes[role]) for role, path in sources.items()]
-    return _Work(recipes["decoder_model_merged"], parts, {role: recipe_text(one) for role, one in recipes.items()})
+    texts = {role: recipe_text(tuple(map(_named, one))) for role, one in recipes.items()}
+    return _Work(recipes["decoder_model_merged"], parts, texts)
+
+
+def _named(step: Pass) -> Pass:
+    """A pass as a manifest names it: a list of tokens by the file that it is in the folder."""
+    from passes import PruneVocabulary
+    from surgery.source.kept_tokens import VOCABULARY_FILE
+
+    return PruneVocabulary(Path(VOCABULARY_FILE)) if isinstance(step, PruneVocabulary) else step
 
 
 def _choice(source: str | Path, options: RepackOptions, provider: Provider) -> SourceRequest:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ def source_pair(folder: Path, source: str | Path | None, precision: str | None, 
 
     Raises ExportError where there is none, and where the source is not the folder's, before its weights are fetched.
     """
+    from surgery.folder.manifest import recorded_tokens
     from surgery.folder.multimodal import media_of
     from surgery.source.hub import fetch
     from surgery.source.opening import SourceRequest, look_up
@@ -31,14 +33,14 @@ def source_pair(folder: Path, source: str | Path | None, precision: str | None, 
     _refuse_other(folder, str(source), found)
     if found.download is not None:
         fetch(found.download)
-    return found.pair
+    return replace(found.pair, kept=recorded_tokens(folder))
 
 
 def pair_by_manifest(folder: Path, listener: Listener) -> GraphPair | None:
     """The pair that the folder's manifest names, where the cache of the Hub holds all of it; else None, and what would
     compare the numbers is told."""
     from surgery.errors import SurgeryError
-    from surgery.folder.manifest import recorded_source
+    from surgery.folder.manifest import recorded_source, recorded_tokens
     from surgery.graph.model import Model
     from surgery.source.export import open_export
     from surgery.source.hub import HubSource, cached_folder
@@ -57,7 +59,7 @@ def pair_by_manifest(folder: Path, listener: Listener) -> GraphPair | None:
             for graph in (pair.embed, pair.decoder):
                 Model.open(graph).check_weights()
             listener.said(f"source     {name}, as manifest.json says, from the cache")
-            return pair
+            return replace(pair, kept=recorded_tokens(folder))
     except SurgeryError:
         pass  # not all of it is there
     listener.said(f"numbers    not compared: pass --against {name}")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from surgery.choices import ProviderChoice
+from surgery.jobs.fewer_tokens import held_out, of_fewer_tokens, refuse_corpus
 from surgery.jobs.listener import SILENT, Listener
 from surgery.jobs.uploading import announce, destination_of, refuse_private, upload
 
@@ -25,6 +26,8 @@ class StripOptions:
 
     precision: str | None = None
     weights: Literal["copy", "link"] = "copy"
+    vocabulary: Path | None = None
+    corpus: Sequence[Path] = ()
     provider: ProviderChoice = "auto"
     validate: bool = True
     force: bool = False
@@ -34,6 +37,7 @@ class StripOptions:
 
     def __post_init__(self) -> None:
         refuse_private(self.push_to, self.private)
+        refuse_corpus(self.vocabulary, self.corpus)
 
 
 @dataclass(frozen=True)
@@ -71,14 +75,17 @@ def strip(
     provider = provider_of(options.provider)
     refuse_existing(target, refuse_foreign if options.force else None)  # before gigabytes are fetched, not after
     announce(destination, listener)
-    found = open_source(_choice(source, options), listener.said)
-    listener.said(f"source     {found.export.root}")
-    listener.said(f"precision  {found.reason}")
-    result = build(
-        found.export, found.pair, target, weights=options.weights, force=options.force,
-        check=closing_proof_of_two_graphs(found.pair, provider, listener.stage) if options.validate else None,
-        started=listener.started, progress=listener.advanced,
-    )  # fmt: skip
+    opened = open_source(_choice(source, options), listener.said)
+    listener.said(f"source     {opened.export.root}")
+    listener.said(f"precision  {opened.reason}")
+    with of_fewer_tokens(opened, options.vocabulary, listener) as found:
+        proof = closing_proof_of_two_graphs(
+            found.pair, found.export.root, provider, listener.stage, held_out(options.corpus)
+        )
+        result = build(
+            found.export, found.pair, target, weights=options.weights, force=options.force,
+            check=proof if options.validate else None, started=listener.started, progress=listener.advanced,
+        )  # fmt: skip
     return upload(result, destination, f"{result.precision}, text only, as two graphs", listener)
 
 
@@ -88,10 +95,11 @@ def plan_strip(source: str | Path, options: StripOptions | None = None, *, liste
     from surgery.source.opening import look_up
 
     options = options or StripOptions()
-    found = look_up(_choice(source, options), listener.said)
-    files = planned_text_only(found.export, found.pair)
-    sized = found.download.sized(files) if found.download else files
-    return StripPlan(sized, found.download, destination_of(options.push_to, options.private))
+    opened = look_up(_choice(source, options), listener.said)
+    with of_fewer_tokens(opened, options.vocabulary, listener) as found:
+        files = planned_text_only(found.export, found.pair)
+    sized = opened.download.sized(files) if opened.download else files
+    return StripPlan(sized, opened.download, destination_of(options.push_to, options.private))
 
 
 def _choice(source: str | Path, options: StripOptions) -> SourceRequest:

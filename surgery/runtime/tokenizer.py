@@ -27,10 +27,7 @@ class Tokenizer:
         path = export.file("tokenizer.json")
         if path is None:
             raise ExportError(f"{export.root} has no tokenizer.json")
-        with _needs("tokenizers"), _blamed(path):
-            import tokenizers
-
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        self._tokenizer = open_tokenizers(path)
         settings = export.file("tokenizer_config.json")
         self._config = read_config(settings) if settings else {}
         self._template = template_text(export.file("chat_template.jinja"), self._config)
@@ -57,6 +54,14 @@ class Tokenizer:
             raise ExportError(f"{self._root} has no chat template", hint="give the prompt raw, without the template")
         with _blamed(f"{self._root}: the chat template"):
             return render_template(self._template, self._config, messages)
+
+
+def open_tokenizers(path: Path) -> Any:
+    """A tokenizers.Tokenizer of a tokenizer.json. Raises ExportError for one that is damaged, RuntimeMissing."""
+    with _needs("tokenizers"), _blamed(path):
+        import tokenizers
+
+        return tokenizers.Tokenizer.from_file(str(path))
 
 
 def template_text(path: Path | None, config: Mapping[str, Any]) -> str | None:

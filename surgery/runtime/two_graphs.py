@@ -17,10 +17,13 @@ The outputs of the first graph feed the inputs of the second by name, so that an
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
+
+import numpy as np
 
 from surgery.errors import RequestError
 from surgery.folder.genai_config import generation_settings, token_ids
@@ -30,6 +33,7 @@ from surgery.runtime.sampling import Sampler, Sampling, read_sampling
 from surgery.runtime.sessions import Array, Feed, KVCaches, OpenGraph, OrtTensor, Settings
 from surgery.runtime.tokenizer import Tokenizer
 from surgery.source.export import GraphPair, open_export
+from surgery.source.kept_tokens import KeptTokens
 
 Embeddings: TypeAlias = "Mapping[str, Array | OrtTensor]"
 """What goes from the first graph to the second, by name: numpy arrays, or values on the device."""
@@ -40,7 +44,8 @@ Change: TypeAlias = "Callable[[Feed, Embeddings], Embeddings]"
 class TwoGraphModel:
     """A Runner of two sessions. `step` is `embed`, the change between the graphs if there is one, and `decode`.
 
-    `also` is what the first graph takes beside token ids.
+    `also` is what the first graph takes beside token ids. `kept` are tokens of the graphs that stay elsewhere: ids come in
+    as they are there, and logits go out as there; `inside` counts how often the likeliest token of all was one of them.
     """
 
     def __init__(
@@ -49,22 +54,26 @@ class TwoGraphModel:
         decoder: OpenGraph,
         change: Change | None = None,
         also: Mapping[str, Array] | None = None,
+        kept: KeptTokens | None = None,
     ) -> None:
         self._embed = embed
         self._decoder = decoder
         self._change = change
         self._also = also or {}
+        self._kept = kept
+        self._own_ids = np.array(kept.ids) if kept is not None else None
+        self.inside: Counter[bool] = Counter()
 
     @classmethod
     def open(cls, pair: GraphPair, settings: Settings, decoder: Model | None = None) -> TwoGraphModel:
         """`decoder` takes the place of the pair's. Raises ModelError where ONNX Runtime cannot load a graph,
         RuntimeMissing where it is not there.
         """
-        return cls(OpenGraph(pair.embed, settings), OpenGraph(decoder or pair.decoder, settings))
+        return cls(OpenGraph(pair.embed, settings), OpenGraph(decoder or pair.decoder, settings), kept=pair.kept)
 
     def changing(self, change: Change) -> TwoGraphModel:
         """The same two sessions with a change between them."""
-        return TwoGraphModel(self._embed, self._decoder, change, self._also)
+        return TwoGraphModel(self._embed, self._decoder, change, self._also, self._kept)
 
     def start(self, batch: int) -> KVCaches:
         return self._decoder.empty_cache(batch)
@@ -75,18 +84,27 @@ class TwoGraphModel:
 
     def embed(self, ids: Array) -> dict[str, OrtTensor]:
         """The embeddings of token ids, int64 [B, S]."""
-        return self._embed.run({"input_ids": ids, **self._also}, {})[0]
+        return self._embed.run({"input_ids": self._ids(ids), **self._also}, {})[0]
 
     def decode(self, embedded: Embeddings, feed: Feed, cache: KVCaches, keep: int) -> tuple[Array, KVCaches]:
         """Logits and caches, as Runner.step gives them; of `feed`, the ids are read by a decoder that takes them too."""
         outputs, presents = self.outputs(embedded, feed, cache, keep)
-        return self._decoder.logits(outputs), presents
+        logits = self._decoder.logits(outputs)
+        if self._own_ids is None:
+            return logits, presents
+        stay: Array = logits[..., self._own_ids]
+        self.inside.update((logits[:, -1].max(axis=-1) == stay[:, -1].max(axis=-1)).tolist())
+        return stay, presents
+
+    def _ids(self, ids: Array) -> Array:
+        """The graphs' own ids."""
+        return ids if self._own_ids is None else self._own_ids[ids]
 
     def outputs(
         self, embedded: Embeddings, feed: Feed, cache: KVCaches, keep: int
     ) -> tuple[dict[str, OrtTensor], KVCaches]:
         """Everything that the decoder gives beside its caches; more than logits where its session exposes more."""
-        values = {"input_ids": feed.ids, **embedded, **self._decoder.steering(feed, keep)}
+        values = {"input_ids": self._ids(feed.ids), **embedded, **self._decoder.steering(feed, keep)}
         return self._decoder.run(values, cache)
 
 

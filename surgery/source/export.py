@@ -28,6 +28,7 @@ from surgery.choices import Modality
 from surgery.errors import ExportError, nearest
 from surgery.files.json_values import JsonValues
 from surgery.files.safe_reading import oversized, stays_inside
+from surgery.source.kept_tokens import KeptTokens
 
 PRECISIONS = {
     "fp32": "",
@@ -67,7 +68,8 @@ _GRAPH = re.compile(rf"(?P<role>{'|'.join(_ROLES)})(?P<suffix>_[A-Za-z0-9]+)?\.o
 @dataclass(frozen=True, slots=True)
 class GraphPair:
     """The two graphs of one precision, and its encoders. `others` has the precision of the graphs, by role, that
-    config.json gives another one than the decoder.
+    config.json gives another one than the decoder. `kept` are the tokens that stay of it in a folder of fewer tokens: the
+    graphs are then meant with the folder's ids.
     """
 
     precision: str
@@ -75,6 +77,7 @@ class GraphPair:
     decoder: Path
     encoders: Mapping[Modality, Path] = field(default_factory=dict, hash=False)
     others: Mapping[str, str] = field(default_factory=dict, hash=False)
+    kept: KeptTokens | None = None
 
     def encoder(self, modality: Modality) -> Path:
         """Raises ExportError where the precision has none."""
@@ -91,7 +94,8 @@ class GraphPair:
 class Export:
     """A source folder. `pairs` is keyed by precision, in the order of PRECISIONS.
 
-    `repo` and `revision` (a commit) say where on the Hub it came from; None for a local folder.
+    `repo` and `revision` (a commit) say where on the Hub it came from; None for a local folder. `instead` is a folder
+    whose files take the place of those of the same name.
     """
 
     root: Path
@@ -100,6 +104,7 @@ class Export:
     pairs: Mapping[str, GraphPair]
     repo: str | None = None
     revision: str | None = None
+    instead: Path | None = None
 
     @property
     def name(self) -> str:
@@ -109,10 +114,11 @@ class Export:
     def file(self, name: str) -> Path | None:
         """A side file of the export, or None where it has none. Raises ExportError for a link that leads out of it, and
         for one that is far larger than any."""
-        path = self.root / name
+        root = self.root if self.instead is None or not (self.instead / name).is_file() else self.instead
+        path = root / name
         if not path.is_file():
             return None
-        _refuse_outside(path, self.root)
+        _refuse_outside(path, root)
         if words := oversized(path):
             raise ExportError(f"{path} is no file of a model: {words}")
         return path

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from surgery.choices import Provider
@@ -17,15 +17,22 @@ Check = Callable[[Path], Report]
 """Takes a staged folder. Raises GateFailed where a gate fails, RuntimeMissing where a runtime is not installed."""
 
 
-def closing_proof(pair: GraphPair, root: Path, provider: Provider, progress: Progress | None = None) -> Check:
-    """The check of a GenAI folder that is made of `pair`, and of the files in `root`. `progress` is told the stages."""
-    request = Request(scope="closing", costly=True, files=root)
+def closing_proof(
+    pair: GraphPair, root: Path, provider: Provider, progress: Progress | None = None, corpus: Sequence[str] = ()
+) -> Check:
+    """The check of a GenAI folder that is made of `pair`, and of the files in `root`. `progress` is told the stages;
+    `corpus` are texts for a vocabulary of fewer tokens."""
+    request = Request(scope="closing", costly=True, files=root, corpus=corpus)
     return _passing(lambda folder: contained(prove_folder, folder, pair, provider, progress, request=request))
 
 
-def closing_proof_of_two_graphs(pair: GraphPair, provider: Provider, progress: Progress | None = None) -> Check:
-    """The check of a two-graph folder that is made of `pair`. `progress` is told the stages."""
-    return _passing(lambda folder: contained(validate_two_graphs, folder, pair, provider, progress))
+def closing_proof_of_two_graphs(
+    pair: GraphPair, root: Path, provider: Provider, progress: Progress | None = None, corpus: Sequence[str] = ()
+) -> Check:
+    """The same of a two-graph folder."""
+    return _passing(
+        lambda folder: contained(validate_two_graphs, folder, pair, provider, progress, files=root, corpus=corpus)
+    )
 
 
 def _passing(prove: Check) -> Check:

@@ -18,6 +18,8 @@ from surgery.choices import Provider
 from surgery.errors import ArchitectureError
 from surgery.folder.opened import OpenedFolder
 from surgery.graph.model import Model
+from surgery.source.export import GraphPair
+from surgery.source.kept_tokens import KeptTokens
 
 if TYPE_CHECKING:
     from onnx import GraphProto
@@ -46,22 +48,32 @@ _SOUND = {
 
 @dataclass(frozen=True)
 class SourceFiles:
-    """A source as it lies there: its folder, config.json, generation_config.json (or nothing), its decoder's graph."""
+    """A source as it lies there: its folder, config.json, generation_config.json (or nothing), its decoder's graph.
+
+    Where only `kept` tokens of it stay, ids and sizes in these are the new ones.
+    """
 
     root: Path
     config: Mapping[str, Any]
     generation: Mapping[str, Any]
     decoder: GraphProto
+    kept: KeptTokens | None = None
 
     @classmethod
-    def read(cls, root: Path, decoder: Path) -> SourceFiles:
+    def read(cls, root: Path, pair: GraphPair) -> SourceFiles:
         generation = root / "generation_config.json"
         return cls(
             root,
-            read_config(root / "config.json"),
-            read_config(generation) if generation.is_file() else {},
-            Model.open(decoder).graph,
+            _with_new_ids(read_config(root / "config.json"), pair.kept),
+            _with_new_ids(read_config(generation), pair.kept) if generation.is_file() else {},
+            Model.open(pair.decoder).graph,
+            pair.kept,
         )
+
+    @property
+    def logits(self) -> int | None:
+        """How many logits a token has, where the graph says so."""
+        return len(self.kept) if self.kept is not None else _last(self.decoder.output, "logits")
 
     @property
     def text(self) -> Mapping[str, Any]:
@@ -72,6 +84,22 @@ class SourceFiles:
     def family(self) -> str:
         kind = str(self.text.get("model_type") or self.config.get("model_type"))
         return next((family for family in _NAMES if kind.startswith(family)), "gemma4")
+
+
+def _with_new_ids(said: Mapping[str, Any], kept: KeptTokens | None) -> dict[str, Any]:
+    """Settings of a source, its ids and its number of tokens as they are where some tokens alone stay."""
+    if kept is None:
+        return dict(said)
+    numbers = {token: new for new, token in enumerate(kept.ids)}
+
+    def new(key: str, value: Any) -> Any:
+        if key.endswith(("_token_id", "_token_ids", "_token_index")):
+            return [numbers.get(one, one) for one in value] if isinstance(value, list) else numbers.get(value, value)
+        if key.startswith("vocab_size"):
+            return sum(token < value for token in kept.ids)
+        return _with_new_ids(value, kept) if isinstance(value, Mapping) and key not in _TOWERS[:2] else value
+
+    return {key: new(key, value) for key, value in said.items()}
 
 
 def setting_faults(folder: OpenedFolder, source: SourceFiles, provider: Provider | None) -> Iterator[str]:
@@ -89,7 +117,7 @@ def setting_faults(folder: OpenedFolder, source: SourceFiles, provider: Provider
     wanted = {
         "model": {
             "type": "gemma4" if folder.others else kinds,
-            "vocab_size": _last(graph.output, "logits") or text.get("vocab_size", ...),
+            "vocab_size": source.logits or text.get("vocab_size", ...),
             "context_length": context,
             **{key: ... for key in ids if key in folder.config["model"]},
             "decoder": {
@@ -211,6 +239,10 @@ def file_faults(folder: OpenedFolder, source: SourceFiles) -> Iterator[str]:
         ours, theirs = folder.root / name, source.root / name
         if ours.is_file() != theirs.is_file():
             yield f"{name} is missing" if theirs.is_file() else f"the source has no {name}"
+        elif source.kept is not None and name == "generation_config.json" and ours.is_file():
+            yield from differences(read_config(ours), source.generation, f"{name}: ")
+        elif source.kept is not None and name == "tokenizer.json":
+            continue  # held by the gates of the vocabulary
         elif ours.is_file() and not filecmp.cmp(ours, theirs, shallow=False):
             yield f"{name} is not the source's"
     tokenizer = read_config(source.root / "tokenizer_config.json")

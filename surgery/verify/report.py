@@ -13,7 +13,9 @@ from surgery.verify.parity import Parity
 from surgery.verify.prompts import Skipped
 from surgery.verify.thresholds import LEAST
 
-Section = Literal["manifest", "structure", "numbers", "parity", "accuracy", "activations", "runtime", "media"]
+Section = Literal[
+    "manifest", "structure", "numbers", "parity", "accuracy", "activations", "vocabulary", "runtime", "media"
+]
 Measured = float | str | None
 _RUNTIMES = ("onnxruntime", "onnxruntime-genai")
 

@@ -28,11 +28,11 @@ def source_file_gates(
     `root` has the source's files; None where they lie beside its graphs, and no gate where no config.json does.
     `provider` is what the folder is made for, where that is known.
     """
-    root = root or next((root for root in source.embed.parents[:2] if (root / "config.json").is_file()), None)
+    root = root or files_beside(source)
     if root is None:
         return []
     try:
-        files = SourceFiles.read(root, source.decoder)
+        files = SourceFiles.read(root, source)
     except SurgeryError as error:
         return [Gate("structure", "source's files can be read", False, detail=str(error))]
     rules: dict[str, Callable[[OpenedFolder, SourceFiles], Iterator[str]]] = {
@@ -52,6 +52,11 @@ def source_file_gates(
         except SurgeryError as error:
             gates.append(Gate("structure", name, False, detail=str(error)))
     return gates
+
+
+def files_beside(source: GraphPair) -> Path | None:
+    """The folder with the source's files, in or above that of its graphs; None where no config.json lies there."""
+    return next((root for root in source.embed.parents[:2] if (root / "config.json").is_file()), None)
 
 
 def _ids(folder: OpenedFolder, source: SourceFiles) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -25,8 +26,10 @@ from surgery.verify.prompt_file import cases_of, shipped
 from surgery.verify.prompts import Case, Coverage, Skipped, Vocabulary, admissible, of_ids, within
 from surgery.verify.recording import Recording, record
 from surgery.verify.report import Gate, Report
+from surgery.verify.source_files import files_beside
 from surgery.verify.thresholds import default_thresholds
 from surgery.verify.validation import TOKENS, manifest_gate
+from surgery.verify.vocabulary_proof import inside_gate, vocabulary_gates
 
 Progress = Callable[[str], None]
 
@@ -38,8 +41,11 @@ def validate_two_graphs(
     provider: Provider = "cpu",
     scope: Coverage = "closing",
     progress: Progress | None = None,
+    files: Path | None = None,
+    corpus: Sequence[str] = (),
 ) -> Report:
-    """Check a two-graph folder against its source. Both are held one after the other, never together.
+    """Check a two-graph folder against its source. Both are held one after the other, never together. `files` is where
+    the source's tokenizer lies, and `corpus` are texts, for a vocabulary of fewer tokens.
 
     Raises RuntimeMissing without onnxruntime, tokenizers or jinja2; every other fault is a failed gate.
     """
@@ -57,13 +63,16 @@ def validate_two_graphs(
         told(TOKENIZER)
         cases, skipped = _cases(export, scope, TOKENS[scope])
         gates.append(Gate("structure", "prompts can be made", bool(cases), 1, len(cases), f"{len(cases)} cases"))
+        if source.kept is not None and (root := files or files_beside(source)) is not None:
+            gates += vocabulary_gates(folder, root, source.kept, corpus)
         told("source")
         pair, steps = next(iter(export.pairs.values())), TOKENS[scope] - 1
         level = SetAccuracyLevel("4", "slow")
         quick = [level] if provider == "cpu" and level.concerns(Model.open(source.decoder)) else []
-        theirs = _record(source, settings, cases, None, steps, quick, lambda case: told(f"source: {case}"))
+        theirs, inside = _record(source, settings, cases, None, steps, quick, lambda case: told(f"source: {case}"))
+        gates += [inside_gate(source.kept, inside)] if source.kept is not None else []
         told("folder")
-        ours = _record(pair, settings, cases, theirs, steps, quick, lambda case: told(f"folder: {case}"))
+        ours, _ = _record(pair, settings, cases, theirs, steps, quick, lambda case: told(f"folder: {case}"))
         if quick:
             gates.append(Gate("numbers", "accuracy level 4 on both sides", True, detail=_SLOW))
         found = agreement_of(theirs, ours, {layer.index: layer.kv_source for layer in export.architecture.layers})
@@ -123,9 +132,11 @@ def _record(
     steps: int,
     quick: Sequence[Pass],
     told: Progress,
-) -> Recording:
+) -> tuple[Recording, Counter[bool]]:
+    """The recording, and how often the likeliest token of all was one that stays."""
     decoder = apply(Model.open(pair.decoder), quick)[0] if quick else None
     try:
-        return record(TwoGraphModel.open(pair, settings, decoder), cases, steps=steps, follow=follow, progress=told)
+        model = TwoGraphModel.open(pair, settings, decoder)
+        return record(model, cases, steps=steps, follow=follow, progress=told), model.inside
     finally:
         gc.collect()

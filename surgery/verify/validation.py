@@ -29,6 +29,7 @@ from surgery.runtime.genai import GenAI, Message, converse, encode, has_chat_tem
 from surgery.runtime.sessions import MergedModel, OpenGraph, Runner, Settings, load_onnxruntime, versions
 from surgery.runtime.two_graphs import TwoGraphModel
 from surgery.source.export import GraphPair
+from surgery.source.kept_tokens import KeptTokens
 from surgery.verify.accuracy import LevelOfFolder
 from surgery.verify.agreement import CaseResult, agreement_of, coarsest
 from surgery.verify.bisect import find_divergence
@@ -55,9 +56,10 @@ from surgery.verify.prompts import (
 )
 from surgery.verify.recording import Recording, record
 from surgery.verify.report import Gate, Report
-from surgery.verify.source_files import source_file_gates
+from surgery.verify.source_files import files_beside, source_file_gates
 from surgery.verify.structure import structure_gates
 from surgery.verify.thresholds import REGROUPED_AND_ROUNDED, ROUNDED, Thresholds, default_thresholds, numerics_of
+from surgery.verify.vocabulary_proof import inside_gate, vocabulary_gates
 
 TOKENS: dict[Coverage, int] = {"full": 8, "closing": 3, "light": 3}
 """Greedy tokens that each prompt is continued by, unless a request says how many."""
@@ -80,6 +82,7 @@ class Request:
     costly            where an accuracy level changes too much, find the kinds of products that should not have it
     bisect            where logits differ, find the first node that makes something else than the source's
     files             where the source's configuration lies; beside its graphs where it is None
+    corpus            texts that a vocabulary of fewer tokens is proven with, beside those that are shipped
     """
 
     scope: Coverage = "full"
@@ -94,6 +97,7 @@ class Request:
     bisect: bool = False
     costly: bool = False
     files: Path | None = None
+    corpus: Sequence[str] = ()
 
     @property
     def length(self) -> int:
@@ -240,6 +244,8 @@ class _Run:
             return
         with self.stage(TOKENIZER):
             cases = self._cases(folder, vocabulary)
+            if not all(gate.passed for gate in self.gates if gate.section == "vocabulary"):
+                return
         if not cases:
             reason = "; ".join(f"{case.name}: {case.reason}" for case in self.skipped[:3])
             self.gates.append(Gate("numbers", "prompts can be made", False, 1, 0, reason))
@@ -306,6 +312,11 @@ class _Run:
             return None
         gates = check_tokenizer(tokenizer, self.folder, vocabulary.size)
         self.gates.extend(gates)
+        if self.source is not None and self.source.kept is not None:
+            root = self.request.files or files_beside(self.source)
+            self.gates.extend(
+                vocabulary_gates(self.folder, root, self.source.kept, self.request.corpus, tokenizer) if root else []
+            )
         return tokenizer if all(gate.passed for gate in gates) else None
 
     def _numbers(self, folder: OpenedFolder, cases: Sequence[Case]) -> Recording | None:
@@ -346,10 +357,15 @@ class _Run:
             return None
         pair, settings = self.source, self._source_settings()
         with self.stage("source"):
-            decoder = self._slow_decoder()
-            theirs = self._record(
-                "source runs", lambda: TwoGraphModel.open(pair, settings, decoder), cases, None, "none"
-            )
+            decoder, opened = self._slow_decoder(), list[TwoGraphModel]()
+
+            def source() -> TwoGraphModel:
+                opened.append(TwoGraphModel.open(pair, settings, decoder))
+                return opened[0]
+
+            theirs = self._record("source runs", source, cases, None, "none")
+            if pair.kept is not None and opened:
+                self.gates.append(inside_gate(pair.kept, opened[0].inside))
         if theirs is not None and self.request.save_golden is not None:
             self._save(theirs, [pair.embed, pair.decoder], settings)
         return theirs
@@ -549,11 +565,11 @@ def manifest_gate(folder: Path) -> Gate:
 def _vocabulary(folder: OpenedFolder, source: GraphPair | None) -> Vocabulary:
     """Sizes and ids from the folder; placeholder ids, which a text config lacks, from the source's."""
     placeholders: dict[str, int] = {}
-    for config in _configs(folder, source):
+    for config, kept in _configs(folder, source):
         for key in ("image_token_id", "audio_token_id"):
             value = config.get(key)
-            if isinstance(value, int) and not isinstance(value, bool):
-                placeholders.setdefault(key, value)
+            if isinstance(value, int) and not isinstance(value, bool) and (kept is None or value in kept):
+                placeholders.setdefault(key, value if kept is None else kept.ids.index(value))
     return Vocabulary(
         size=folder.vocab_size,
         context=folder.context_length,
@@ -566,12 +582,13 @@ def _vocabulary(folder: OpenedFolder, source: GraphPair | None) -> Vocabulary:
     )
 
 
-def _configs(folder: OpenedFolder, source: GraphPair | None) -> Iterator[dict[str, object]]:
-    paths = [folder.root / "config.json"]
+def _configs(folder: OpenedFolder, source: GraphPair | None) -> Iterator[tuple[dict[str, object], KeptTokens | None]]:
+    """The folder's config.json and the source's, the latter with the tokens that stay of it."""
+    paths: dict[Path, KeptTokens | None] = {folder.root / "config.json": None}
     if source is not None:
-        paths += [source.embed.parent / "config.json", source.embed.parent.parent / "config.json"]
-    for path in paths:
+        paths |= dict.fromkeys([parent / "config.json" for parent in source.embed.parents[:2]], source.kept)
+    for path, kept in paths.items():
         try:
-            yield read_config(path)
+            yield read_config(path), kept
         except (ArchitectureError, OSError):
             continue

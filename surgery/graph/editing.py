@@ -63,7 +63,8 @@ def edited(graph: GraphProto, *, prune: bool = False) -> Iterator[gs.Graph]:
     """Show a graph as `gs.Graph`; on a clean exit, write the edit back. An exception leaves the graph as it was.
 
     Node order is the order of `view.nodes`: insert where the node belongs, nothing is sorted.
-    `prune` drops the nodes that no output depends on any more; those that none depended on before stay.
+    `prune` drops the nodes that no output depends on any more; those that none depended on before stay, with what they
+    read.
     Do not call `cleanup`, `toposort` or `fold_constants` on the view: it is not the whole model.
     Raises ModelError for what cannot be written back: a renamed value, a new constant under a name in use.
     """
@@ -72,17 +73,18 @@ def edited(graph: GraphProto, *, prune: bool = False) -> Iterator[gs.Graph]:
     idle = _unread(view, held) if prune else set()
     yield view
     if prune:
-        gone = _unread(view, held) - idle
+        gone = _unread(view, held, idle)
         view.nodes = [node for node in view.nodes if id(node) not in gone]
     _write_back(graph, view, before)
 
 
-def _unread(view: gs.Graph, held: Set[str]) -> set[int]:
-    """The ids of nodes that no output of the graph depends on. `held` are values that subgraphs capture."""
+def _unread(view: gs.Graph, held: Set[str], kept: Set[int] = frozenset()) -> set[int]:
+    """The ids of nodes that no output of the graph depends on. `held` are values that subgraphs capture, `kept` nodes
+    that stay in any case."""
     needed = {tensor.name for tensor in view.outputs} | held
     idle = set()
     for node in reversed(view.nodes):
-        if any(tensor.name in needed for tensor in node.outputs):
+        if id(node) in kept or any(tensor.name in needed for tensor in node.outputs):
             needed.update(tensor.name for tensor in node.inputs)
         else:
             idle.add(id(node))

@@ -64,6 +64,13 @@ def test_only_the_new_part_of_the_mask_counts(total: int, past: int, tmp_path: P
         np.testing.assert_array_equal(found[name], every[name])
 
 
+def test_padding_of_the_new_part_counts_and_not_that_of_the_past(tmp_path: Path) -> None:
+    mask = np.array([[1, 1, 0, 1, 1, 0, 0]])
+    model, _ = applied(tmp_path, decoder(), LAST)
+    every, found = run(decoder(), given_for(mask, 3)), run(model.proto, given_for(mask, 3))
+    np.testing.assert_allclose(found["logits"][:, 0], every["logits"][:, 1], rtol=0, atol=1e-6)
+
+
 def test_a_row_without_a_real_token_does_not_fail(tmp_path: Path) -> None:
     model, _ = applied(tmp_path, decoder(), LAST)
     found = run(model.proto, given_for(np.array([[1, 1, 1], [0, 0, 0]])))

@@ -6,10 +6,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import small
 from onnx import ModelProto, TensorProto
 from onnx.helper import make_function, make_graph, make_node, make_operatorsetid, make_tensor_value_info
 from onnx.numpy_helper import from_array
-from small import FLOAT, INT32, INT64, Array, applied, decoder, embed_tokens, feeds, opened, refused, run, run_pair
+from small import (
+    FLOAT,
+    HIDDEN,
+    INT32,
+    INT64,
+    LAYERS,
+    Array,
+    applied,
+    decoder,
+    embed_tokens,
+    feeds,
+    opened,
+    refused,
+    run,
+    run_pair,
+)  # fmt: skip
 
 from passes import MergeEmbeddings
 from passes.base import Outcome, apply
@@ -280,6 +296,52 @@ def test_weights_are_not_read(tmp_path: Path) -> None:
     (tmp_path / "gone.data").unlink()
     model, _ = applied(tmp_path, decode, merging(tmp_path, embed))
     assert model.used_weight_files() == {"gone.data": tmp_path / "gone.data"}
+
+
+# Another rank, and inputs of images and sound
+
+
+def of_rank_three(proto: ModelProto) -> ModelProto:
+    """per_layer_inputs leave embed_tokens as they are looked up."""
+    (reshape,) = [node for node in proto.graph.node if node.op_type == "Reshape"]
+    rename(proto.graph, {reshape.input[0]: "per_layer_inputs", "per_layer_inputs": "gone"})
+    proto.graph.node.remove(reshape)
+    flat = make_tensor_value_info("per_layer_inputs", FLOAT, ["batch", "tokens", LAYERS * small.PER_LAYER])
+    proto.graph.output[1].CopyFrom(flat)
+    return proto
+
+
+def test_per_layer_inputs_of_rank_three_are_reshaped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(small, "PER_LAYER", 6)  # not as many as layers
+    model, outcome = applied(tmp_path, decoder(), merging(tmp_path, of_rank_three(embed_tokens())))
+    assert "is reshaped to FLOAT [batch_size, sequence_length, 4, 6]" in "\n".join(map(str, outcome.findings))
+    assert_same_numbers(model, embed_tokens(), decoder(), feeds(np.ones((2, 5), np.int64)))
+
+
+def test_per_layer_inputs_of_another_size_are_refused(tmp_path: Path) -> None:
+    embed = of_rank_three(embed_tokens())
+    embed.graph.output[1].type.tensor_type.shape.dim[2].dim_value = LAYERS * small.PER_LAYER + 4
+    refused(tmp_path, decoder(), merging(tmp_path, embed), "'per_layer_inputs' is .* but .* in the decoder")
+
+
+def test_features_are_none(tmp_path: Path) -> None:
+    """A graph that counts the features of images gives what it gives without any."""
+    embed = embed_tokens()
+    embed.graph.input.append(make_tensor_value_info("image_features", FLOAT, ["images", HIDDEN]))
+    (scaled,) = [node for node in embed.graph.node if node.op_type == "Mul"]
+    scaled.output[0] = "scaled"
+    count = [make_node("Shape", ["image_features"], ["shape"], end=1), make_node("Cast", ["shape"], ["n"], to=FLOAT)]
+    embed.graph.node.extend([*count, make_node("Add", ["scaled", "n"], ["inputs_embeds"])])
+    model, outcome = applied(tmp_path, decoder(), merging(tmp_path, embed))
+    assert next(finding.subject for finding in outcome.findings if finding.verb == "removed") == "image_features"
+    assert_same_numbers(model, embed_tokens(), decoder())
+
+
+def test_the_newer_ir_version_stays(tmp_path: Path) -> None:
+    embed = embed_tokens()
+    embed.ir_version += 1
+    model, _ = applied(tmp_path, decoder(), merging(tmp_path, embed))
+    assert model.proto.ir_version == embed.ir_version
 
 
 # Refusals

@@ -190,6 +190,22 @@ def test_two_outputs_that_could_be_the_logits(tmp_path: Path) -> None:
     )
 
 
+def test_an_output_of_whole_numbers_is_not_the_logits(tmp_path: Path) -> None:
+    proto = spelt(logits="scores")
+    proto.graph.node.append(make_node("Cast", ["scores"], ["counts"], to=INT64))
+    proto.graph.output.append(make_tensor_value_info("counts", INT64, ["b", "s", 32]))
+    model, _ = applied(tmp_path, proto, RenameIO())
+    assert [value.name for value in model.graph.output if value.name in ("logits", "counts")] == ["logits", "counts"]
+
+
+def test_a_name_that_another_input_has_is_refused(tmp_path: Path) -> None:
+    """An input of no role: whatever it is, it cannot have the name of one."""
+    proto = spelt(past_key_values__0__key="past_key_0")
+    proto.graph.input.append(make_tensor_value_info("past_key_values.0.key", FLOAT, ["b", "s", 2]))
+    sentence = "'past_key_0' should be named 'past_key_values.0.key', but another input or output has that name"
+    refused(tmp_path, proto, RenameIO(), sentence)
+
+
 def test_two_caches_for_one_name(tmp_path: Path) -> None:
     proto = spelt(past_key_values__0__key="past_key_0")
     proto.graph.input.append(make_tensor_value_info("past_k_0", FLOAT, ["b", 1, "t", 8]))

@@ -19,11 +19,13 @@ from passes import FoldLogitsToKeep
 from passes.presets import compatible
 from passes.recipe import recipe_text
 from surgery import RepackOptions
+from surgery.folder.opened import open_genai_folder
 from surgery.runtime.genai import GenAI, open_tokenizer
-from surgery.source.export import Export
+from surgery.source.export import Export, open_export
 from surgery.verify import Request, prove_folder
 from surgery.verify.configuration import differences
 from surgery.verify.genai_proof import check_ends, check_tokenizer
+from surgery.verify.source_files import source_file_gates
 
 DROPPED = object()
 IDS, SETTINGS, FILES, PROCESSORS, READ = (
@@ -123,6 +125,62 @@ def failed(folder: Path, export: Export) -> set[str]:
     """The gates of the closing proof that fail; generation is not tried where the structure is at fault."""
     report = prove_folder(folder, export.pair("q4"), request=Request(scope="closing"))
     return {gate.name for gate in report.failed} - {"generation"}
+
+
+# What the source says is written, whatever it says
+
+
+def rewritten(path: Path, *place: str, **values: object) -> None:
+    """Other values in a JSON file, at a place in it; DROPPED takes one away."""
+    content = json.loads(path.read_text())
+    part = reduce(lambda part, key: part[key], place, content)
+    part.update(values)
+    for key in [key for key, value in values.items() if value is DROPPED]:
+        del part[key]
+    path.write_text(json.dumps(content))
+
+
+def held(folder: Path, export: Export) -> list[str]:
+    """What the gates over the source's files say of a folder."""
+    gates = source_file_gates(open_genai_folder(folder), export.pair("q4"), export.root, "cpu")
+    assert len(gates) >= 5
+    return [gate.detail for gate in gates if not gate.passed]
+
+
+def test_what_the_writer_makes_of_other_values_is_the_source_s(source: Path, tmp_path: Path) -> None:
+    said = {"do_sample": False, "temperature": 0.7, "top_k": 20, "top_p": 0.9, "repetition_penalty": 1.2}
+    ids = {"bos_token_id": 3, "pad_token_id": 9, "eos_token_id": [106, 50, 7]}
+    rewritten(source / "generation_config.json", **said, **ids)
+    (source / "LICENSE").write_text("mine")
+    export = open_export(source)
+    folder = repack(export, tmp_path / "out").folder
+    assert held(folder, export) == []
+    written = json.loads((folder / "genai_config.json").read_text())
+    assert written["search"].items() >= said.items() and written["model"].items() >= ids.items()
+    rewritten(source / "generation_config.json", **dict.fromkeys((*said, *ids), DROPPED))
+    rewritten(source / "config.json", **ids)
+    export = open_export(source)
+    assert held(repack(export, tmp_path / "plain").folder, export) == []
+
+
+SOUND = {
+    "mel_floor": 0.002, "preemphasis": 0.97, "preemphasis_htk_flavor": False, "fft_overdrive": True, "min_frequency": 20.0,
+    "max_frequency": 7600.0, "frame_length": 400, "hop_length": 200, "sampling_rate": 8000,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("sound", [SOUND, dict.fromkeys(list(SOUND)[:6], DROPPED)], ids=["other values", "no values"])
+def test_what_the_writer_makes_of_processors_is_the_source_s(
+    sound: dict[str, object], source: Path, tmp_path: Path
+) -> None:
+    rewritten(source / "processor_config.json", "feature_extractor", **sound)
+    rewritten(source / "processor_config.json", "image_processor", max_soft_tokens=35)
+    options = RepackOptions(precision="q4", modalities=("image", "audio"), provider="cpu", validate=False)
+    folder = surgery.repack(source, tmp_path / "out", options).folder
+    assert held(folder, open_export(source)) == []
+
+
+# Faults
 
 
 @pytest.mark.parametrize("fault", TEXT)

@@ -1,0 +1,82 @@
+"""Faults as data: a text of a module, what stands there instead, and the tests that should tell.
+
+faults/MODULE.toml has the faults of one module:
+
+    file = "passes/rename_io.py"                   # the module
+    tests = ["tests/passes/test_rename_io.py"]     # what pytest runs, the likeliest to tell first
+
+    [[fault]]
+    what = "the present takes the name of the past"
+    old = "the text, which the module has once"
+    new = "what stands there instead"
+    survives = "why nothing can tell"              # only where nothing can
+    tests = ["tests/..."]                          # only where others should tell
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tomllib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+FAULTS = Path(__file__).parent / "faults"
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """`old` in `file` becomes `new`; `tests` should tell, unless `survives` says why they cannot."""
+
+    file: str
+    what: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+    survives: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"{self.file}: {self.what}"
+
+    def applied(self, text: str) -> str:
+        """The module with the fault. Raises ValueError where the fault is stale."""
+        if (count := text.count(self.old)) != 1:
+            raise ValueError(f"{self.name}: its text is found {count} times, and once is expected")
+        changed = text.replace(self.old, self.new)
+        compile(changed, self.file, "exec")
+        return changed
+
+    def stale(self, root: Path) -> str:
+        """Why the fault is none of this code; empty where it is one."""
+        try:
+            self.applied((root / self.file).read_text(encoding="utf-8"))
+        except (ValueError, SyntaxError, OSError) as error:
+            return str(error)
+        missing = [name for name in self.tests if not (root / name.partition("::")[0]).is_file()]
+        return f"{self.name}: {missing[0]} is not there" if missing else ""
+
+    def digest(self, root: Path) -> str:
+        """Of the fault, the module and its tests: a verdict holds as long as these are the same."""
+        files = dict.fromkeys([self.file, *(name.partition("::")[0] for name in self.tests)])
+        parts = [self.old, self.new, *self.tests, *((root / name).read_text(encoding="utf-8") for name in files)]
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def all_faults(folder: Path = FAULTS) -> Sequence[Fault]:
+    """Those of every module, in order."""
+    return [fault for path in sorted(folder.glob("*.toml")) for fault in _of_module(path)]
+
+
+def _of_module(path: Path) -> Iterator[Fault]:
+    with path.open("rb") as file:
+        content = tomllib.load(file)
+    for entry in content["fault"]:
+        yield Fault(
+            content["file"],
+            entry["what"],
+            entry["old"],
+            entry["new"],
+            tuple(entry.get("tests", content["tests"])),
+            entry.get("survives", ""),
+        )

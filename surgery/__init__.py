@@ -9,7 +9,7 @@
     validate, Request, Report               the proof of a folder
     diff, Comparison                        what differs between two models
     inspect                                 what is in a file, an export or a folder
-    generate, bench                         try a folder; measure it
+    generate, Chat, bench                   ask a folder; talk with it; measure it
     Model                                   one ONNX graph without its weights in memory
     Pass, Finding, apply, parse             what a pass is; apply passes to a model; a recipe from its text
     Listener                                hears what a job tells while it goes on
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from surgery.graph.model import Model
     from surgery.jobs.benchmarking import bench
     from surgery.jobs.diffing import diff
-    from surgery.jobs.generating import generate
+    from surgery.jobs.generating import Chat, generate
     from surgery.jobs.inspecting import inspect
     from surgery.jobs.listener import Listener
     from surgery.jobs.repacking import RepackOptions, plan_repack, repack
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from surgery.verify.validation import Request
 
 _HOMES = {
+    "Chat": "surgery.jobs.generating",
     "Comparison": "surgery.compare.comparison",
     "Finding": "passes.base",
     "GateFailed": "surgery.errors",
@@ -65,6 +66,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Chat",
     "Comparison",
     "Finding",
     "GateFailed",

@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from surgery.architecture import MAX_JSON_BYTES
 from surgery.choices import Provider
 from surgery.errors import ModelError, RuntimeMissing
+from surgery.files.safe_reading import read_regular
 from surgery.folder.admission import admit
 from surgery.runtime.sessions import Array, one_line
 
@@ -96,6 +98,12 @@ class GenAI:
             held = {name for name in inputs.keys()}  # noqa: SIM118  # not a dict
             return Prepared(inputs, {name: inputs[name].as_numpy() for name in held})
 
+    def generator(self, **search: Any) -> Any:
+        """A generator of one row, with the folder's search options but for those given."""
+        parameters = self._og.GeneratorParams(self._model)
+        parameters.set_search_options(**search)
+        return self._og.Generator(self._model, parameters)
+
     def continued(self, prepared: Prepared, steps: int, **options: Any) -> tuple[Array, list[int]]:
         """Logits of the prompt's last token, float32 [V], and at most `steps` greedy tokens after it."""
         length = prepared.arrays["input_ids"].shape[1]
@@ -171,15 +179,25 @@ def render(tokenizer: Any, message: str) -> str:
     return render_messages(tokenizer, [("user", message)])
 
 
-def render_messages(tokenizer: Any, messages: Sequence[Message]) -> str:
+def render_messages(tokenizer: Any, messages: Sequence[Message], template: str | None = None) -> str:
+    """A conversation as the folder's chat template writes it, or another one, up to where the model is to answer."""
     listed = [{"role": role, "content": content} for role, content in messages]
-    return str(tokenizer.apply_chat_template(json.dumps(listed)))
+    told = {} if template is None else {"template_str": template}
+    return str(tokenizer.apply_chat_template(json.dumps(listed), **told))
 
 
 def has_chat_template(folder: Path) -> bool:
     """Whether the folder brings a template in one of the places where GenAI looks for it."""
     if any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
         return True
+    return template_of(folder) is not None
+
+
+def template_of(folder: Path) -> str | None:
+    """The chat template that GenAI takes first: tokenizer_config.json's, or else chat_template.jinja."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        return bool(json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template"))
-    return False
+        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        if isinstance(inline := config.get("chat_template"), str) and inline:
+            return inline
+    path = folder / "chat_template.jinja"
+    return read_regular(path, MAX_JSON_BYTES).decode("utf-8") if path.is_file() else None

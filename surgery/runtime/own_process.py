@@ -2,6 +2,7 @@
 
     this process                                    the other one
     function, arguments, limits -- stdin --------->
+    what it asks to hear, as lines of JSON ------->
                       <-------- stdout ------------ words as it goes, then its result or its error, as lines of JSON
                       <-------- stderr ------------ what native code prints; its end is quoted if the process dies
 
@@ -57,6 +58,9 @@ class Tell(Protocol):
     or as long as its limits say. None is no word, and sets the time alone."""
 
     def __call__(self, value: Any, seconds: float | None = None) -> None: ...
+
+    def hear(self) -> Any:
+        """What was sent in answer to a word, a plain value; waits for it, and None is the end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,16 +118,16 @@ def run(
             told(word)
 
 
-def ask(function: Callable[..., T], *arguments: Any, answer: Any, limits: Limits) -> Generator[Any, None, T]:
-    """As `run`, but yields the words. A caller that stops listening ends the process."""
+def ask(function: Callable[..., T], *arguments: Any, answer: Any, limits: Limits) -> Generator[Any, Any, T]:
+    """As `run`, but yields the words; what is sent into it in answer to one, the function hears. A caller that stops
+    listening ends the process."""
     quoted, lines = bytearray(), queue.SimpleQueue[bytes]()
     with _started(limits) as process:
         assert process.stdin is not None and process.stdout is not None
         threading.Thread(target=_read, args=(process.stdout, lines), daemon=True).start()
         if process.stderr is not None:
             threading.Thread(target=_keep_end, args=(process.stderr, quoted), daemon=True).start()
-        with contextlib.suppress(BrokenPipeError), process.stdin as stdin:
-            stdin.write(pickle.dumps((os.getpid(), limits)) + pickle.dumps((function, arguments)))
+        _send(process.stdin, pickle.dumps((os.getpid(), limits)) + pickle.dumps((function, arguments)))
         seconds = limits.seconds
         while True:
             try:
@@ -141,7 +145,8 @@ def ask(function: Callable[..., T], *arguments: Any, answer: Any, limits: Limits
                 found: T = typed(answer, value)
                 return found
             if kind == "word" and value is not None:
-                yield value
+                if (sent := (yield value)) is not None:
+                    _send(process.stdin, json.dumps(sent).encode() + b"\n")
             elif kind == "error":
                 raise _error(*value)
 
@@ -162,6 +167,15 @@ def _started(limits: Limits) -> Iterator[subprocess.Popen[bytes]]:
         finally:
             process.kill()
             process.wait()
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()  # type: ignore[union-attr]
+
+
+def _send(stream: IO[bytes], data: bytes) -> None:
+    """A process that is dead does not read: what it said last tells why."""
+    with contextlib.suppress(BrokenPipeError):
+        stream.write(data)
+        stream.flush()
 
 
 def _read(stream: IO[bytes], lines: queue.SimpleQueue[bytes]) -> None:
@@ -238,12 +252,20 @@ def main() -> None:
         words.write(json.dumps([kind, value, seconds], default=_plain).encode() + b"\n")
         words.flush()
 
+    class Words:
+        def __call__(self, value: Any, seconds: float | None = None) -> None:
+            say("word", value, seconds)
+
+        def hear(self) -> Any:
+            line = sys.stdin.buffer.readline()
+            return json.loads(line) if line else None
+
     try:
         parent, limits = pickle.load(sys.stdin.buffer)
         _end_with(parent)
         _bound(limits)
         function, arguments = pickle.load(sys.stdin.buffer)
-        say("result", function(lambda value, seconds=None: say("word", value, seconds), *arguments))
+        say("result", function(Words(), *arguments))
     except SurgeryError as error:
         say("error", [type(error).__name__, str(error), error.hint])
     except MemoryError:

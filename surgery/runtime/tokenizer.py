@@ -48,12 +48,18 @@ class Tokenizer:
         stream = DecodeStream(skip_special_tokens=True)
         return lambda token: stream.step(self._tokenizer, token) or ""
 
-    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """A conversation, as the chat template writes it, up to where the model is to answer."""
+    @property
+    def thinks(self) -> bool:
+        """Whether the chat template asks for thoughts where it is told to."""
+        return "enable_thinking" in (self._template or "")
+
+    def render(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str:
+        """A conversation, as the chat template writes it, up to where the model is to answer; `variables` are what it
+        may read beside the messages."""
         if self._template is None:
             raise ExportError(f"{self._root} has no chat template", hint="give the prompt raw, without the template")
         with _blamed(f"{self._root}: the chat template"):
-            return render_template(self._template, self._config, messages)
+            return render_template(self._template, self._config, messages, **variables)
 
 
 def open_tokenizers(path: Path) -> Any:
@@ -73,13 +79,15 @@ def template_text(path: Path | None, config: Mapping[str, Any]) -> str | None:
     return template if isinstance(template, str) else None
 
 
-def render_template(template: str, config: Mapping[str, Any], messages: Sequence[Mapping[str, Any]]) -> str:
-    """What jinja2 renders up to the model's answer; `config` is tokenizer_config.json. Raises RuntimeMissing without
-    jinja2, and whatever jinja2 and the template raise."""
+def render_template(
+    template: str, config: Mapping[str, Any], messages: Sequence[Mapping[str, Any]], **variables: Any
+) -> str:
+    """What jinja2 renders up to the model's answer; `config` is tokenizer_config.json, and `variables` take the place of
+    what a template reads beside the messages. Raises RuntimeMissing without jinja2, and whatever jinja2 and the template
+    raise."""
+    usual = {"add_generation_prompt": True, "tools": None, **_special_tokens(config)}
     with _needs("jinja2"):
-        rendered: str = _compiled(template).render(
-            messages=messages, add_generation_prompt=True, tools=None, **_special_tokens(config)
-        )
+        rendered: str = _compiled(template).render(messages=messages, **{**usual, **variables})
         return rendered
 
 

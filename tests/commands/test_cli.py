@@ -89,17 +89,11 @@ def test_apply_runs_single_passes(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.onnx", "out.onnx_data"]
 
 
-def test_generate_prints_the_answer(folder: Path) -> None:
-    done = run("generate", str(folder), "hello", "--new-tokens", "5")
-    assert done.returncode == 0 and done.stdout.strip()
-    assert done.stderr == f"runs       {folder} in onnxruntime-genai\n"
-
-
 def test_generate_takes_two_graphs_too() -> None:
     done = run("generate", str(TINY), "hello", "--new-tokens", "5", "--precision", "fp16")
     assert done.returncode == 0 and done.stdout.strip()
     names = "embed_tokens_fp16.onnx and decoder_model_merged_fp16.onnx"
-    assert done.stderr == f"runs       {TINY} in two sessions of onnxruntime: {names}\n"
+    assert done.stderr.startswith(f"runs       {TINY} in two sessions of onnxruntime: {names}\ntook       ")
 
 
 DECODER = str(TINY / "onnx" / "decoder_model_merged_q4.onnx")

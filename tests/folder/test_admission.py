@@ -19,8 +19,8 @@ from signing import sign
 from surgery.errors import FolderError, SurgeryError
 from surgery.folder.admission import admit
 from surgery.runtime.benchmark import measure
+from surgery.runtime.conversation import ChatSettings, Turn, open_conversation
 from surgery.runtime.genai import GenAI, open_tokenizer
-from surgery.runtime.prompting import PromptRequest, generate_text
 from surgery.verify import Request, prove_folder
 from surgery.verify.prompts import Case
 
@@ -54,7 +54,7 @@ def put(place: str, value: object) -> Callable[[dict[str, Any]], None]:
 
 
 def generated(folder: Path) -> list[str]:
-    return list(generate_text(folder, PromptRequest("hello", 2))[1])
+    return [piece.text for piece in open_conversation(folder, ChatSettings(2)).answer(Turn("hello"))]
 
 
 def measured(folder: Path) -> object:

@@ -26,8 +26,8 @@ from surgery.errors import ExportError, FolderError, RequestError, SurgeryError
 from surgery.folder.building import Repacked, build_folder
 from surgery.folder.inspection import FolderInspection, inspect
 from surgery.folder.multimodal import GraphPlan, check_export, most_patches, read_modalities
+from surgery.runtime.conversation import ChatSettings, Turn, open_conversation
 from surgery.runtime.genai import GenAI
-from surgery.runtime.prompting import PromptRequest, generate_text
 from surgery.source.export import EMBED, ENCODERS, Export, GraphPair, open_export
 from surgery.verify import Request, prove_folder
 from surgery.verify.media_samples import sample_picture, sample_sound
@@ -348,8 +348,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def said(folder: Path, prompt: str, **given: object) -> str:
-    return "".join(generate_text(folder, PromptRequest(prompt, new_tokens=12, **given))[1])  # type: ignore[arg-type]
+def said(folder: Path, prompt: str, **given: tuple[Path, ...]) -> str:
+    turn = Turn(prompt, **{kind: tuple(map(str, files)) for kind, files in given.items()})
+    return "".join(piece.text for piece in open_conversation(folder, ChatSettings(12)).answer(turn))
 
 
 def test_answer_reads_files_where_the_prompt_says_so(folder: Path, files: Path) -> None:
@@ -359,13 +360,24 @@ def test_answer_reads_files_where_the_prompt_says_so(folder: Path, files: Path) 
     assert found != said(folder, "hello")
 
 
+def test_a_later_turn_sees_the_image_of_an_earlier_one(folder: Path, files: Path) -> None:
+    """The runtime takes images once: the whole conversation goes in anew."""
+    going = open_conversation(folder, ChatSettings(5))
+    list(going.answer(Turn("hello", images=(str(files / "a.png"),))))
+    first = going.counts
+    list(going.answer(Turn("the world")))
+    assert going.counts.kept == 0 and going.counts.prompt > first.prompt + first.answer
+
+
 def test_files_that_cannot_be_read_are_named(folder: Path, files: Path, tmp_path: Path) -> None:
     image, sounds = (files / "a.png",), (files / "b.wav",)
-    with pytest.raises(FolderError, match=r"nowhere\.png is not a file"):
+    with pytest.raises(RequestError, match=r"nowhere\.png does not exist"):
         said(folder, "hello", images=(files / "nowhere.png",))
-    with pytest.raises(FolderError, match=r"the prompt has 2 <\|image\|> for 1 files"):
+    with pytest.raises(RequestError, match=r"the prompt has 2 <\|image\|> for 1 files"):
         said(folder, "<|image|><|image|>", images=image)
-    with pytest.raises(FolderError, match="2 sounds are given; the runtime takes one"):
+    with pytest.raises(RequestError, match=r"b\.wav is no PNG or JPEG picture: it begins with RIFF"):
+        said(folder, "hello", images=sounds)
+    with pytest.raises(RequestError, match="2 sounds are given; the runtime takes one"):
         said(folder, "hello", sounds=sounds * 2)
     with pytest.raises(
         FolderError, match=r"tiny-e2b has no genai_config\.json; images and sound are for GenAI folders"

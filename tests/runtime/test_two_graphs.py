@@ -13,8 +13,8 @@ from onnx import parser
 from places import FIXTURES, TINY
 
 from surgery.errors import ExportError, ModelError, RequestError
+from surgery.runtime.conversation import ChatSettings, Turn, open_conversation
 from surgery.runtime.decoding import DecodeLoop, generate_tokens, prompt_feeds
-from surgery.runtime.prompting import PromptRequest, generate_text
 from surgery.runtime.sampling import Sampling
 from surgery.runtime.sessions import Feed, OpenGraph, Settings, host
 from surgery.runtime.two_graphs import Embeddings, TwoGraphFolder, TwoGraphModel, open_two_graphs
@@ -199,10 +199,21 @@ def test_a_damaged_text_file_is_a_sentence(tmp_path: Path, name: str, text: str 
 
 def test_both_kinds_of_folder_answer_the_same(tmp_path: Path) -> None:
     repack(TINY, tmp_path / "out")
-    for question in (PromptRequest("hello", 12), PromptRequest("hello", 12, template=False)):
-        (runs, merged), (also_runs, two) = generate_text(tmp_path / "out", question), generate_text(TINY, question)
-        assert "".join(merged) == "".join(two)
-    assert "onnxruntime-genai" in runs and "decoder_model_merged_q4.onnx" in also_runs
-    assert "".join(generate_text(TINY, PromptRequest("hello", 9, sample=True, seed=1))[1])
+    for settings in (ChatSettings(12), ChatSettings(12, template=False)):
+        merged, two = (open_conversation(folder, settings) for folder in (tmp_path / "out", TINY))
+        assert list(merged.answer(Turn("hello"))) == list(two.answer(Turn("hello")))
+        assert "onnxruntime-genai" in merged.runs and "decoder_model_merged_q4.onnx" in two.runs
     with pytest.raises(RequestError, match="it has one precision"):
-        generate_text(tmp_path / "out", PromptRequest("hello"), "q4")
+        open_conversation(tmp_path / "out", precision="q4")
+
+
+@pytest.mark.parametrize("two_graphs", [True, False])
+def test_a_seed_makes_an_answer_the_same(two_graphs: bool, tmp_path: Path) -> None:
+    if not two_graphs:
+        repack(TINY, tmp_path / "out")
+    folder = TINY if two_graphs else tmp_path / "out"
+    answers = [
+        list(open_conversation(folder, ChatSettings(9, temperature=3.0, top_k=0, seed=seed)).answer(Turn("hello")))
+        for seed in (1, 1, 2)
+    ]
+    assert answers[0] == answers[1] != answers[2]

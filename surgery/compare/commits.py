@@ -22,11 +22,12 @@ from surgery.compare.sections import title
 from surgery.compare.subjects import Subject, open_subject
 from surgery.compare.tensor_contents import QUICK_BYTES
 from surgery.errors import ProcessEnded, SurgeryError, unforeseen
+from surgery.files.json_values import typed
 from surgery.folder.genai_config import CONFIG_FILE
 from surgery.folder.manifest import NAME as MANIFEST_FILE
 from surgery.graph.model import MAX_PROTO_BYTES
 from surgery.printing import markdown_text
-from surgery.runtime.own_process import Limits, Tell, run, typed
+from surgery.runtime.own_process import Limits, Tell, run
 
 WHICH = ("before", "after")
 MOST_ENDS = 3

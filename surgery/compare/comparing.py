@@ -102,7 +102,7 @@ class _Blamed:
             return change
         kind: ThingKind = change.kind
         things: list[ModelThing] = [(kind, side.name) for side in (change.before, change.after) if side is not None]
-        return replace(change, reasons=self._blame.reasons("interface", key("interface", change), things))
+        return replace(change, reasons=self._blame.reasons("interface", key(change), things))
 
     def layer(self, layer: LayerChange) -> LayerChange:
         if not layer.changed:
@@ -111,18 +111,18 @@ class _Blamed:
         things: list[ModelThing] = []
         for what, kind in (("past", "input"), ("present", "output"), ("alias", "output")):
             things += [(kind, name) for name in names.get(what, ()) if name is not None]  # type: ignore[misc]
-        return replace(layer, reasons=self._blame.reasons("layers", key("layers", layer), things))
+        return replace(layer, reasons=self._blame.reasons("layers", key(layer), things))
 
     def field(self, change: FieldChange) -> FieldChange:
-        reasons = self._blame.reasons("metadata", key("metadata", change), [("field", change.key)])
+        reasons = self._blame.reasons("metadata", key(change), [("field", change.key)])
         return replace(change, reasons=reasons)
 
     def node(self, change: NodeChange, things: Sequence[ModelThing]) -> NodeChange:
-        return replace(change, reasons=self._blame.reasons("nodes", key("nodes", change), things))
+        return replace(change, reasons=self._blame.reasons("nodes", key(change), things))
 
     def weight(self, change: WeightChange) -> WeightChange:
         things: list[ModelThing] = [("weight", side.name) for side in (change.before, change.after) if side is not None]
-        return replace(change, reasons=self._blame.reasons("weights", key("weights", change), things))
+        return replace(change, reasons=self._blame.reasons("weights", key(change), things))
 
 
 def _scope(side: Subject) -> NumberedGraph:

@@ -8,13 +8,14 @@ else. They are the word of whoever made the folder, and are shown as that.
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, get_type_hints
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
 
 from passes.base import Outcome
 from surgery.architecture import read_config
 from surgery.compare.comparison import (
+    Comparison,
     FieldChange,
     InterfaceChange,
     LayerChange,
@@ -30,6 +31,7 @@ from surgery.compare.comparison import (
 from surgery.compare.report_json import VERSION
 from surgery.compare.subjects import Subject
 from surgery.errors import RequestError, SurgeryError
+from surgery.files.json_values import typed
 from surgery.graph.changes import ModelThing
 
 if TYPE_CHECKING:
@@ -40,10 +42,11 @@ if TYPE_CHECKING:
 JSON_FILE, MARKDOWN_FILE = "report.json", "report.md"
 """The names under which a folder holds its report."""
 
-_T = TypeVar("_T")
-
 Key = tuple[Hashable, ...]
 """What a change is told from the others of its section by: names, verbs, never its reasons."""
+
+
+Change = InterfaceChange | LayerChange | FieldChange | NodeChange | WeightChange
 
 
 class PassFinder(Protocol):
@@ -116,8 +119,15 @@ def witnessed(outcomes: Sequence[Outcome], numbers: Numbers | None = None) -> Pr
 class _Recorded:
     """Reasons that a report names, by section and key."""
 
-    def __init__(self, found: Mapping[tuple[str, Key], tuple[Reason, ...]]) -> None:
-        self._found = found
+    def __init__(self, report: Comparison) -> None:
+        sections: dict[str, Sequence[Change]] = {
+            "interface": report.interface,
+            "layers": report.layers,
+            "metadata": report.metadata,
+            "nodes": tuple(report.nodes),
+            "weights": report.weights.changes,
+        }
+        self._found = {(name, key(one)): one.reasons for name, changes in sections.items() for one in changes}
 
     def reasons(self, section: str, key: Key, things: Sequence[ModelThing]) -> tuple[Reason, ...]:
         return self._found.get((section, key), ())
@@ -128,94 +138,36 @@ def recorded(after: Subject, *sides: SideSummary) -> Provenance:
     numbers where all of their data is as well, going by SHA-256. Anybody may have written it, so it is read as data.
     """
     try:
-        report = read_config(after.root / JSON_FILE) if after.kind == "folder" else {}
-        spoken_of = [report[name] for name in ("before", "after")]
-        same = [[graph["sha256"] for graph in side["graphs"]] for side in spoken_of] == [
-            [graph.sha256 for graph in side.graphs] for side in sides
-        ]
-        if report["version"] == VERSION and same:
-            known = all(None not in side.data.values() for side in sides)
-            return _read(report, known and [side["data"] for side in spoken_of] == [side.data for side in sides])
+        held = read_config(after.root / JSON_FILE) if after.kind == "folder" else {}
+        report: Comparison = typed(Comparison, held)
+    except (SurgeryError, TypeError, ValueError, RecursionError):
+        return Provenance(NoPasses())  # no report, or not one of ours: the comparison does without
+    numbers = replace(report.numbers, recorded=True) if report.numbers else None
+    spoken_of = report.before, report.after
+    if held.get("version") != VERSION or any(map(_other_graphs, spoken_of, sides)):
         return Provenance(NoPasses(), proven=_proven(report, after, sides[1]))
-    except (SurgeryError, KeyError, TypeError, AttributeError):
-        pass  # no report, or not one of ours: the comparison does without
-    return Provenance(NoPasses())
+    known = all(None not in side.data.values() for side in sides)
+    same_data = [side.data for side in spoken_of] == [side.data for side in sides]
+    return Provenance(_Recorded(report), report.passes, numbers if known and same_data else None)
 
 
-def _proven(report: Mapping[str, Any], after: Subject, side: SideSummary) -> str:
+def _other_graphs(one: SideSummary, other: SideSummary) -> bool:
+    return [graph.sha256 for graph in one.graphs] != [graph.sha256 for graph in other.graphs]
+
+
+def _proven(report: Comparison, after: Subject, side: SideSummary) -> str:
     """What a report about this very AFTER says that it was proven against; empty where it speaks of another one."""
-    spoken_of, numbers = report["after"], report["numbers"]
-    graphs = [graph["sha256"] for graph in spoken_of["graphs"]] == [graph.sha256 for graph in side.graphs]
-    data = all(side.data.get(name) in (None, digest) for name, digest in spoken_of["data"].items())
-    if numbers is None or not graphs or not data:
+    data = all(side.data.get(name) in (None, digest) for name, digest in report.after.data.items())
+    if report.numbers is None or _other_graphs(report.after, side) or not data:
         return ""
     source = (after.manifest or {}).get("source")
     made = source if isinstance(source, Mapping) else {}
-    where = f"{made['repo']}@{made['revision']} {made['precision']}" if made.get("repo") else report["before"]["label"]
-    return f"its author proved it against {_as(str, where)}: {_recorded_numbers(numbers).summary}"
+    repo, revision, precision = (made.get(name) for name in ("repo", "revision", "precision"))
+    where = f"{repo}@{revision} {precision}" if repo else report.before.label
+    return f"its author proved it against {where}: {report.numbers.summary}"
 
 
-def _read(report: Mapping[str, Any], with_numbers: bool) -> Provenance:
-    """Raises KeyError, TypeError or AttributeError for another form than that of docs/diff-report.md."""
-    found: dict[tuple[str, Key], tuple[Reason, ...]] = {}
-    for section, changes in _sections(report):
-        for change in changes:
-            found[section, key_of(section, change)] = tuple(_flat(Reason, reason) for reason in change["reasons"])
-    passes = tuple(
-        PassRecord(
-            _as(str, entry["name"]),
-            {operator: _as(int, count) for operator, count in entry["operators"].items()},
-            tuple(_flat(PassFinding, finding) for finding in entry["findings"]),
-        )
-        for entry in report["passes"]
-    )
-    numbers = report["numbers"] if with_numbers else None
-    return Provenance(_Recorded(found), passes, None if numbers is None else _recorded_numbers(numbers))
-
-
-def _recorded_numbers(numbers: Mapping[str, Any]) -> Numbers:
-    return Numbers(
-        origin=_as(str, numbers["origin"]),
-        passed=_as(bool, numbers["passed"]),
-        exact=_as(bool, numbers["exact"]),
-        summary=_as(str, numbers["summary"]),
-        gates=tuple(_flat(NumberGate, gate) for gate in numbers["gates"]),
-        recorded=True,
-    )
-
-
-def _flat(kind: type[_T], value: Mapping[str, Any]) -> _T:
-    """A dataclass of plain fields from a JSON object."""
-    return kind(**{name: _as(hint, value[name]) for name, hint in get_type_hints(kind).items()})
-
-
-def _as(kind: type[_T], value: Any) -> _T:
-    if type(value) is not kind:
-        raise TypeError(f"{kind.__name__} is expected, not {type(value).__name__}")
-    return value
-
-
-def _sections(report: Mapping[str, Any]) -> Iterator[tuple[str, Iterable[Mapping[str, Any]]]]:
-    yield "interface", report["interface"]
-    yield "layers", report["layers"]
-    yield "metadata", report["metadata"]
-    yield "nodes", [change for group in report["nodes"]["groups"] for change in group["changes"]]
-    yield "weights", report["weights"]["changes"]
-
-
-def key_of(section: str, change: Mapping[str, Any]) -> Key:
-    """The key of a change in its JSON form; `key` gives the same for the change itself."""
-    if section == "layers":
-        return (change["index"],)
-    if section == "metadata":
-        return (change["key"],)
-    names = [change[side] for side in ("before", "after")]
-    if section == "nodes":
-        return change["scope"], *names
-    return change.get("kind"), *(value["name"] if value else None for value in names)
-
-
-def key(section: str, change: InterfaceChange | LayerChange | FieldChange | NodeChange | WeightChange) -> Key:
+def key(change: Change) -> Key:
     """What a change is told from the others of its section by."""
     if isinstance(change, LayerChange):
         return (change.index,)
@@ -246,7 +198,7 @@ def read_validation(path: Path) -> Numbers:
 def _numbers(report: Mapping[str, Any], origin: str) -> Numbers:
     from surgery.verify.report import Gate
 
-    gates = [_gate(Gate(**entry)) for entry in report["gates"]]
+    gates: list[Gate] = [typed(Gate, entry) for entry in report["gates"]]
     held = [gate for gate in gates if gate.measure == "max |difference|" and gate.threshold == 0]
     passed = bool(gates) and all(gate.passed for gate in gates)
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
@@ -260,16 +212,6 @@ def _numbers(report: Mapping[str, Any], origin: str) -> Numbers:
             for g in gates
         ),
     )
-
-
-def _gate(gate: Gate) -> Gate:
-    """The gate itself; raises TypeError where a field is of another type than `validate` prints."""
-    for text in (gate.section, gate.name, gate.detail, gate.measure, gate.option):
-        _as(str, text)
-    _as(bool, gate.passed)
-    if not all(isinstance(value, float | int | str | None) for value in (gate.threshold, gate.found)):
-        raise TypeError("a number is expected")
-    return gate
 
 
 def _summary(gates: Sequence[Gate], parity: Mapping[str, Any] | None) -> str:

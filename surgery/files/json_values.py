@@ -1,10 +1,14 @@
-"""What a JSON file of a stranger's may hold, and how values are taken out of it: by key, kind and range."""
+"""What JSON of a stranger's may hold, and how values are taken out of it: by key, kind and range, or as a dataclass."""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from surgery.errors import SurgeryError
 
@@ -68,3 +72,35 @@ class JsonValues:
 
     def _wrong(self, key: str, wanted: str) -> SurgeryError:
         return self.error(f"{self.where}: {key} is {repr(self.values.get(key))[:40]}; {wanted} is expected")
+
+
+_PLAIN: dict[Any, Any] = {NoneType: NoneType, str: str, int: int, bool: bool, float: int | float}
+
+
+def typed(kind: Any, value: Any) -> Any:
+    """A value of JSON as the type that it was: frozen dataclasses, tuples and mappings of plain values.
+
+    What an object holds beside the fields of its dataclass is left out. Raises TypeError for any other value, and
+    ValueError for a tuple of another length.
+    """
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        for one in inner:
+            with contextlib.suppress(TypeError):
+                return typed(one, value)
+    elif kind is Any or kind is value is None or (origin is Literal and value in inner):
+        return value
+    elif origin is tuple and isinstance(value, list):
+        kinds = inner[:1] * len(value) if inner[1:] == (...,) else inner
+        return tuple(typed(one, each) for one, each in zip(kinds, value, strict=True))
+    elif origin in (Mapping, dict) and isinstance(value, dict):
+        return {key: typed(inner[1], each) for key, each in value.items()}
+    elif dataclasses.is_dataclass(kind) and isinstance(kind, type) and isinstance(value, dict):
+        hints = _hints(kind)
+        return kind(**{name: typed(hints[name], value[name]) for name in hints if name in value})
+    elif kind in _PLAIN and isinstance(value, _PLAIN[kind]):
+        return value
+    raise TypeError(f"{value!r} is no {kind}")
+
+
+_hints = functools.cache(get_type_hints)

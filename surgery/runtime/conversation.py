@@ -21,12 +21,13 @@ from typing import Any, Protocol
 
 from surgery.choices import Modality, Provider
 from surgery.errors import FolderError, RequestError
+from surgery.files.json_values import typed
 from surgery.files.media import check_image, check_sound
 from surgery.folder.genai_config import CONFIG_FILE
 from surgery.folder.multimodal import SECTIONS
 from surgery.folder.opened import OpenedFolder, open_genai_folder
 from surgery.runtime.genai import GenAI, encode, render_messages, template_of
-from surgery.runtime.own_process import STRICT, Limits, Tell, ask, typed
+from surgery.runtime.own_process import STRICT, Limits, Tell, ask
 from surgery.runtime.sampling import Sampling
 from surgery.runtime.sessions import Settings, one_line
 from surgery.source.export import holds_pair

@@ -29,14 +29,14 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import IO, Any, Literal, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import IO, Any, Protocol, TypeVar
 
 from surgery.choices import Provider
 from surgery.errors import LONGEST, ProcessEnded, RequestError, SurgeryError, unforeseen
+from surgery.files.json_values import typed
 
 T = TypeVar("T")
 
@@ -212,34 +212,6 @@ def _error(name: str, message: str, hint: str | None) -> Exception:
         if kind.__name__ == name:
             return kind(message, hint=hint)
     return RuntimeError(f"{name}: {message}")
-
-
-_PLAIN: dict[Any, Any] = {NoneType: NoneType, str: str, int: int, bool: bool, float: int | float}
-
-
-def typed(kind: Any, value: Any) -> Any:
-    """A value of JSON as the type that it was: frozen dataclasses, tuples and mappings of plain values.
-
-    Raises TypeError for any other.
-    """
-    origin, inner = get_origin(kind), get_args(kind)
-    if origin in (Union, UnionType):
-        for one in inner:
-            with contextlib.suppress(TypeError):
-                return typed(one, value)
-    elif kind is Any or kind is value is None or (origin is Literal and value in inner):
-        return value
-    elif origin is tuple and isinstance(value, list):
-        kinds = inner[:1] * len(value) if inner[1:] == (...,) else inner
-        return tuple(typed(one, each) for one, each in zip(kinds, value, strict=True))
-    elif origin in (Mapping, dict) and isinstance(value, dict):
-        return {key: typed(inner[1], each) for key, each in value.items()}
-    elif dataclasses.is_dataclass(kind) and isinstance(kind, type) and isinstance(value, dict):
-        hints = get_type_hints(kind)
-        return kind(**{name: typed(hints[name], each) for name, each in value.items()})
-    elif kind in _PLAIN and isinstance(value, _PLAIN[kind]):
-        return value
-    raise TypeError(f"{value!r} is no {kind}")
 
 
 def main() -> None:

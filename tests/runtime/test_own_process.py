@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from surgery.errors import FolderError, ProcessEnded, RequestError
-from surgery.runtime.own_process import MEMORY, SECONDS, Limits, Tell, ask, run, typed
+from surgery.files.json_values import typed
+from surgery.runtime.own_process import MEMORY, SECONDS, Limits, Tell, ask, run
 
 LIMITS = Limits(2 * 2**30, 30)
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: memory is limited, and a process has a parent")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -328,7 +329,9 @@ def show_repacked(console: Console, result: Repacked[Report], layout: str, *, ve
     for head, text in lines:
         console.print(plain(f"{head:<11}{text}"))
     if result.proof and result.proof.skipped:
-        console.print(plain(f"{'':<11}{len(result.proof.skipped)} prompts left out, listed with -v", "dim"))
+        reasons = Counter(case.reason for case in result.proof.skipped).most_common()
+        told = ", ".join(f"{count} ({reason})" for reason, count in reasons)
+        console.print(plain(f"{'':<11}{len(result.proof.skipped)} prompts not run: {told}; -v names them", "dim"))
     console.print(plain(f"{'ready':<11}{result.folder} (report.md says what changed)", "bold green"))
     console.print(plain(f'{"try it":<11}gemma4-surgery generate {result.folder} "Hello"'))
 

@@ -35,7 +35,7 @@ GENERATED = frozenset({"one-token", "latin", "scripts", "conversation", "chunks-
 """Those of CLOSING that the real runtime generates from too: one for each way in which it feeds a graph. That the
 graph answers as the source does, given what it is fed, the numbers have shown by then.
 """
-_NOT_CLOSING = "validate runs it too"
+_NOT_CLOSING = "left to validate, which runs every prompt"
 Coverage = Literal["full", "closing", "light"]
 """Which cases are run: all; those of CLOSING; those of CLOSING that take no more than a few dozen tokens."""
 

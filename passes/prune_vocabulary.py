@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 from passes.base import Finding, Pass
 from surgery.errors import PassError, RequestError
 from surgery.graph.embedding_tables import Matrix, TableLookup, made_from, move_along, table_lookups
-from surgery.graph.external_data import BITS, external_field, is_external, reference, tensors
+from surgery.graph.external_data import BITS, byte_size, external_field, is_external, reference, tensors
 from surgery.graph.index import Constants, producers
 from surgery.graph.model import Model
 from surgery.graph.nodes import int_attribute, node_in_words
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 DATA_FILE = "vocabulary.onnx_data"
 LOGITS = "logits"
+_PART = re.compile(r"(_quant|\.layer_\d+.*)$")
+"""Of the name of a table's tensor: which of its tensors it is, and which layer's."""
 _SPREADING = {"Cast", "Expand", "Identity", "Reshape", "Unsqueeze"}
 """Operators between a stored scale for each row and the scales of all blocks."""
 
@@ -98,6 +101,23 @@ class PruneVocabulary(Pass):
             return KeptTokens.read(self.keep)
         except RequestError as error:
             raise PassError(str(error), hint=error.hint) from None
+
+
+def bytes_by_token(model: Model) -> dict[str, int]:
+    """The tables that have a row for each token, and lm_head, by the name of their weights: bytes, scales and zero points
+    included."""
+    found: dict[str, int] = {}
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    vocabulary = _Vocabulary.of(model.graph)
+    groups = [[matrix.tensor for matrix in lookup.matrices.values()] for lookup in vocabulary.lookups]
+    groups += [[weights[name] for name in head.node.input[1:] if name in weights] for head in vocabulary.heads]
+    for group in groups:
+        name = _PART.sub("", group[0].name)
+        types = map(initializer_type, group)
+        found[name] = found.get(name, 0) + sum(
+            byte_size(each.dtype, tensor.dims) for each, tensor in zip(types, group, strict=True)
+        )
+    return found
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@
 
     repack, RepackOptions, plan_repack      an export in, a proven GenAI folder out; what it would do
     strip, StripOptions, plan_strip         the two graphs for text, and nothing else
+    vocabulary, VocabularyOptions           tokens to keep, proposed from a corpus; for both of these
     validate, Request, Report               the proof of a folder
     diff, Comparison                        what differs between two models
     inspect                                 what is in a file, an export or a folder
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from surgery.jobs.generating import Chat, generate
     from surgery.jobs.inspecting import inspect
     from surgery.jobs.listener import Listener
+    from surgery.jobs.proposing import VocabularyOptions, vocabulary
     from surgery.jobs.repacking import RepackOptions, plan_repack, repack
     from surgery.jobs.stripping import StripOptions, plan_strip, strip
     from surgery.jobs.validating import validate
@@ -52,6 +54,7 @@ _HOMES = {
     "Request": "surgery.verify.validation",
     "StripOptions": "surgery.jobs.stripping",
     "SurgeryError": "surgery.errors",
+    "VocabularyOptions": "surgery.jobs.proposing",
     "apply": "passes.base",
     "bench": "surgery.jobs.benchmarking",
     "diff": "surgery.jobs.diffing",
@@ -63,6 +66,7 @@ _HOMES = {
     "repack": "surgery.jobs.repacking",
     "strip": "surgery.jobs.stripping",
     "validate": "surgery.jobs.validating",
+    "vocabulary": "surgery.jobs.proposing",
 }
 
 __all__ = [
@@ -78,6 +82,7 @@ __all__ = [
     "Request",
     "StripOptions",
     "SurgeryError",
+    "VocabularyOptions",
     "apply",
     "bench",
     "diff",
@@ -89,6 +94,7 @@ __all__ = [
     "repack",
     "strip",
     "validate",
+    "vocabulary",
 ]
 
 

@@ -25,6 +25,7 @@ from surgery.commands.repack import repack
 from surgery.commands.review import comment, review
 from surgery.commands.strip import strip
 from surgery.commands.validate import validate
+from surgery.commands.vocabulary import vocabulary
 from surgery.errors import GateFailed, SurgeryError, unforeseen
 from surgery.version import VERSION
 
@@ -38,7 +39,7 @@ app = typer.Typer(
     "environment variables.",
 )
 COMMANDS = (
-    repack, strip, inspect, validate, diff, passes, apply, generate, bench, doctor, git_setup, review, comment,
+    repack, strip, vocabulary, inspect, validate, diff, passes, apply, generate, bench, doctor, git_setup, review, comment,
 )  # fmt: skip
 for command in COMMANDS:
     app.command()(command)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from surgery.folder.publishing import Destination
     from surgery.folder.text_only import Stripped
     from surgery.graph.weight_writing import Placed
+    from surgery.jobs.proposing import Vocabulary
     from surgery.runtime.benchmark import Benchmark
     from surgery.source.hub import Download
     from surgery.verify.report import Gate, Report, Section
@@ -44,6 +45,26 @@ def show_rows(
         table.add_row(*(plain("" if cell is None else cell) for cell in row))
     console.print(table)
     console.print()
+
+
+def show_vocabulary(console: Console, found: Vocabulary) -> None:
+    """A proposed list of tokens: what stays, what that does to held-out text, and the bytes of each table."""
+    rest = found.tokens - found.needed - found.counted - found.filled
+    console.print(plain(f"{found.tokens:,} of {found.source_tokens:,} tokens stay", "bold"))
+    console.print(f"  {found.needed:,} that every text may need: bytes, special tokens, digits, punctuation, letters")
+    console.print(f"  {found.counted:,} that the corpus uses, and what they are merged from")
+    console.print(f"  {found.filled + rest:,} others, of the scripts to keep and for whole groups\n")
+    text = found.coverage
+    if text.tokens:
+        before, after = (text.characters / tokens for tokens in (text.tokens, text.new_tokens))
+        console.print(plain(f"Held-out text, {text.characters:,} characters", "bold"))
+        console.print(f"  {text.share:.2%} of its {text.tokens:,} tokens stay")
+        console.print(f"  {before:.3f} characters per token, {after:.3f} with those that stay\n")
+    rows = [(name, size(old), size(new), size(old - new)) for name, (old, new) in found.bytes.items()]
+    whole, left = (sum(both[n] for both in found.bytes.values()) for n in (0, 1))
+    rows.append(("all", size(whole), size(left), size(whole - left)))
+    show_rows(console, "Bytes", ("table", "before", "after", "saved"), rows, right="before,after,saved")
+    console.print(plain(f"{found.path} is for repack and strip --vocabulary"))
 
 
 def show_outcome(console: Console, outcome: Outcome) -> None:

@@ -61,6 +61,30 @@ def pruned_export(export: Export, pair: GraphPair, kept: KeptTokens, place: Path
     return replace(small, config=config, architecture=architecture(config)), replace(pair, kept=kept)
 
 
+def tokens_of_templates(export: Export, tokenizer: BpeTokenizer) -> set[int]:
+    """Added tokens that a chat template writes."""
+    texts = [text for _, text in _templates(export)]
+    return {entry["id"] for entry in tokenizer.added if any(entry["content"] in text for text in texts)}
+
+
+def ids_of_settings(export: Export) -> set[int]:
+    """The tokens that the configurations name, all of which have to stay."""
+    return {token for name in _CONFIGS if (path := export.file(name)) for token in _named(read_config(path))}
+
+
+def _named(values: Any, named: bool = False) -> Iterator[int]:
+    """The ids in a configuration; `named` is whether the value has a key that says so."""
+    if isinstance(values, Mapping):
+        for key, value in values.items():
+            if key not in _TOWERS:
+                yield from _named(value, bool(_ONE.fullmatch(key)))
+    elif isinstance(values, list):
+        for value in values:
+            yield from _named(value, named)
+    elif named and type(values) is int and values >= 0:
+        yield values
+
+
 def filled(kept: KeptTokens, tokenizer: BpeTokenizer, size: int) -> KeptTokens:
     """The tokens, and the first others that need no further ones, until whole groups of them stay."""
     stays, token = set(kept.ids), 0

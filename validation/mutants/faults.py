@@ -42,7 +42,7 @@ class Fault:
     def applied(self, text: str) -> str:
         """The module with the fault. Raises ValueError where the fault is stale."""
         if (count := text.count(self.old)) != 1:
-            raise ValueError(f"{self.name}: its text is found {count} times, and once is expected")
+            raise ValueError(f"its text is found {count} times, and once is expected")
         changed = text.replace(self.old, self.new)
         compile(changed, self.file, "exec")
         return changed
@@ -52,7 +52,7 @@ class Fault:
         try:
             self.applied((root / self.file).read_text(encoding="utf-8"))
         except (ValueError, SyntaxError, OSError) as error:
-            return str(error)
+            return f"{self.name}: {error}"
         missing = [name for name in self.tests if not (root / name.partition("::")[0]).is_file()]
         return f"{self.name}: {missing[0]} is not there" if missing else ""
 

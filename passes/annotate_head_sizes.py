@@ -36,8 +36,8 @@ class AnnotateHeadSizes(Pass):
     A cache that uniform-heads has padded keeps its declaration; the table says what the layer uses of it.
     The table's form is documented in surgery.source.layer_table; `inspect` shows it.
 
-    Requires: the architecture, and no cache whose concrete size, and no window, contradicts it. Ensures: every cache in the
-    interface has concrete KV heads and head size, and the table reads back as it was written.
+    Requires: the architecture, and no cache whose concrete size, and no window, contradicts it. Ensures: every cache in
+    the interface has concrete KV heads and head size, and the table reads back as it was written.
     """
 
     name: ClassVar[str] = "annotate-head-sizes"

@@ -129,7 +129,8 @@ class _Reasons:
         return self._known[lengths]
 
     def _try(self, last: str, total: str, bias: str) -> None:
-        """Raises ModelError unless lengths are the mask's, or its rows', and the bias hides padding and nothing else."""
+        """Raises ModelError unless lengths are the mask's, or its rows', and the bias hides padding and nothing
+        else."""
         import numpy as np
 
         fragment = self._fragments.cut([last, total, *([bias] if bias else [])], {MASK})

@@ -42,16 +42,17 @@ class FuseAttention(AttentionPass):
         -> attended                                               attended
 
     scale is 1.0, written out: 0 would mean 1/sqrt(size). Queries and keys are rotated already: do_rotary is 0. New keys
-    and values of a KV-shared layer are empty tensors, [B,0,KV heads * size]; an input left out is read as a packed query.
+    and values of a KV-shared layer are empty tensors, [B,0,KV heads * size]; an input left out is read as a packed
+    query.
 
     A layer is fused only if it is proven: the part of the graph between the flat query, the caches and the flat result
     runs on numbers, past each length that its constants mention and past 4,096 tokens, and must give causal attention
-    over the layer's window (surgery.attention.unfused). A layer that does not is left alone, with the reason. So are all layers
-    that share a cache with one, where the source layer is unfused.
+    over the layer's window (surgery.attention.unfused). A layer that does not is left alone, with the reason. So are
+    all layers that share a cache with one, where the source layer is unfused.
 
-    A KV-shared layer takes lengths and bias of a KV source layer that is fused already; drop-attention-bias replaces both. An unfused
-    KV source layer and its KV-shared layers take their lengths from the values of attention_mask: a right-padded row ends where its
-    tokens end, and its next token is written there.
+    A KV-shared layer takes lengths and bias of a KV source layer that is fused already; drop-attention-bias replaces
+    both. An unfused KV source layer and its KV-shared layers take their lengths from the values of attention_mask: a
+    right-padded row ends where its tokens end, and its next token is written there.
 
     Requires: the architecture, the interface named as rename-io names it, one attention core per layer, attention_mask.
     Ensures: each layer reads the cache that it read before.
@@ -202,7 +203,8 @@ class _Fusion:
         }
 
     def _lengths_of(self, layer: Layer) -> tuple[list[gs.Tensor], gs.Tensor | None]:
-        """Row lengths, total and bias: those of a KV source layer that was fused before, so that both see rows alike."""
+        """Row lengths, total and bias: those of a KV source layer that was fused before, so that both see rows
+        alike."""
         core = self._cores[layer.kv_source]
         if core.mixed is not None:
             return [self._lengths.last, self._lengths.total], None

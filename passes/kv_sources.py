@@ -47,7 +47,8 @@ def check_windows(graph: GraphProto, arch: Architecture) -> None:
 
 
 def check_kv_sources(graph: GraphProto, arch: Architecture) -> None:
-    """Raise PassError unless each layer's attention reads the cache, and has the window, that the architecture gives."""
+    """Raise PassError unless each layer's attention reads the cache, and has the window, that the architecture
+    gives."""
     cores = attentions(graph)
     if len(cores) != len(arch.layers):
         raise PassError(

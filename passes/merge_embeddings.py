@@ -43,20 +43,20 @@ class MergeEmbeddings(Pass):
         per_layer_inputs -+-> [decoder] -> logits                    [decoder] -> logits
         attention_mask ---+                               attention_mask -^
 
-    Requires: each output of the embedding graph is an input of the decoder of the same dtype and rank
-    (inputs_embeds float [batch, sequence, hidden]; per_layer_inputs float [batch, sequence, layers, size] where the
-    model has one), and the embedding graph has one input, integer [batch, sequence]. A Reshape joins per_layer_inputs of
-    rank 3, [batch, sequence, layers x size], to those of rank 4. Further inputs [n, size] are features of images or
-    sound: the merged graph is for text, and has none of them (n = 0).
+    Requires: each output of the embedding graph is an input of the decoder of the same dtype and rank (inputs_embeds
+    float [batch, sequence, hidden]; per_layer_inputs float [batch, sequence, layers, size] where the model has one),
+    and the embedding graph has one input, integer [batch, sequence]. A Reshape joins per_layer_inputs of rank 3,
+    [batch, sequence, layers x size], to those of rank 4. Further inputs [n, size] are features of images or sound: the
+    merged graph is for text, and has none of them (n = 0).
     Ensures: the joined inputs have left the interface and the embedding graph's input stands in their place.
 
     `embed` is the file of the embedding graph, or the graph in memory, which stays as it is.
 
-    The embedding nodes stand right before their first consumer; the decoder's nodes keep their order. A name that
-    both graphs use is prefixed in the embedding graph, inside subgraphs too; so is the location of a data file when
-    both graphs call different files by one name. Of two operator sets of ONNX the newer one stays, if each operator of the
-    other graph takes the same in it. Weights are not read. The embedding's own arithmetic and casts are
-    left as they are, which keeps every number bit-exact.
+    The embedding nodes stand right before their first consumer; the decoder's nodes keep their order. A name that both
+    graphs use is prefixed in the embedding graph, inside subgraphs too; so is the location of a data file when both
+    graphs call different files by one name. Of two operator sets of ONNX the newer one stays, if each operator of the
+    other graph takes the same in it. Weights are not read. The embedding's own arithmetic and casts are left as they
+    are, which keeps every number bit-exact.
     """
 
     name: ClassVar[str] = "merge-embeddings"

@@ -42,8 +42,9 @@ class MovePadding(Pass):
         inputs_embeds, per_layer_inputs, position_ids -> GatherND by it;  logits of every token: put back
         attention_mask -> 1 in as many of the last columns as it has ones
 
-    Embeddings are sorted and not the ids that they are looked up by: ONNX Runtime computes a float16 GatherBlockQuantized
-    in float32 as soon as a node gives it its ids, and rounds otherwise than the source (0.02 in the logits, 1.31.1).
+    Embeddings are sorted and not the ids that they are looked up by: ONNX Runtime computes a float16
+    GatherBlockQuantized in float32 as soon as a node gives it its ids, and rounds otherwise than the source (0.02 in
+    the logits, 1.31.1).
 
     A row alone keeps its mask and its order, whatever they are; a batch of one length has nothing to sort. A padded
     batch is fed in one piece, as GroupQueryAttention asks of every batch. `fast` counts each row's tokens instead.

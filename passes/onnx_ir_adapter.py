@@ -1,4 +1,5 @@
-"""Our passes in pipelines of onnx-ir: `onnx_ir.passes.Sequential(OnnxIrPass(RenameIO()), ...)`. Needs the extra `onnx-ir`."""
+"""Our passes in pipelines of onnx-ir: `onnx_ir.passes.Sequential(OnnxIrPass(RenameIO()), ...)`. Needs the extra
+`onnx-ir`."""
 
 from __future__ import annotations
 
@@ -21,8 +22,8 @@ class OnnxIrPass(FunctionalPass):
     `steps` are applied in order, with all checks of `apply`; `modified` is measured. `architecture` is what config.json
     says, for the passes that need it. `folder` is where a pass that rewrites weights writes its data files.
 
-    The model goes through a ModelProto and back. External weights stay in their files and are not read; weights in memory
-    are copied. What onnx-ir itself changes on that way (names of domains, types of initializers) is not counted.
+    The model goes through a ModelProto and back. External weights stay in their files and are not read; weights in
+    memory are copied. What onnx-ir itself changes on that way (names of domains, types of initializers) is not counted.
 
     Raises PassError here for a pass that rewrites weights without a folder; in a Sequential, `onnx_ir.passes.PassError`
     with ours as its cause.

@@ -44,7 +44,8 @@ def compatible(
     """The main recipe. `aliased` gives every layer a pair of caches, `unique` leaves the source layers' pairs alone.
 
     `embed` is the graph of the embeddings. `target` is the oldest runtime that must load the folder; below 0.14 all
-    caches get one size. `half` makes float16 of a float32 precision, which CUDA needs; every number then changes a little.
+    caches get one size. `half` makes float16 of a float32 precision, which CUDA needs; every number then changes a
+    little.
     """
     return (
         MergeEmbeddings(embed),

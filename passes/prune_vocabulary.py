@@ -44,10 +44,10 @@ class PruneVocabulary(Pass):
         Equal(input_ids, 258880)                      Equal(input_ids, new id of 258880)
         lm_head [V,H] or [H,V]    -> logits [B,S,V]   [n,H] or [H,n] -> logits [B,S,n]
 
-    Tables are quantised row by row and lm_head output by output: what stays keeps its codes, scales and zero points, and
-    every logit that stays is computed from the numbers that it was computed from. New ids go by the order of the
-    old ones (`surgery.source.kept_tokens`), so that a comparison with the size of a table stays right. Ids that the graph itself
-    holds, of placeholders say, are renumbered; a graph that does arithmetic with ids is refused.
+    Tables are quantised row by row and lm_head output by output: what stays keeps its codes, scales and zero points,
+    and every logit that stays is computed from the numbers that it was computed from. New ids go by the order of the
+    old ones (`surgery.source.kept_tokens`), so that a comparison with the size of a table stays right. Ids that the
+    graph itself holds, of placeholders say, are renumbered; a graph that does arithmetic with ids is refused.
 
     The rows are read and written when the model is saved, a portion at a time. The data file that the tables have left
     stays behind, and what else lies in it moves along; a file that ends in lm_head is copied without its end.
@@ -56,8 +56,8 @@ class PruneVocabulary(Pass):
     products, by one unit in the last place). Where the number of tokens is a multiple of 16, there are none.
 
     Requires: token ids come in as `input_ids`, logits go out as `logits` behind one product; every id that the graph
-    holds stays. Run it behind merge-embeddings or tie-lm-head, and in front of passes that bring ids along (scatter-features,
-    mask-media-ids).
+    holds stays. Run it behind merge-embeddings or tie-lm-head, and in front of passes that bring ids along
+    (scatter-features, mask-media-ids).
     Ensures: tables by token, lm_head and logits have as many rows as tokens stay.
     """
 
@@ -131,7 +131,8 @@ class _Head:
 
 @dataclass(frozen=True)
 class _Vocabulary:
-    """What a graph has of each token: the look-ups by token, and the products that give logits, with the nodes between."""
+    """What a graph has of each token: the look-ups by token, and the products that give logits, with the nodes
+    between."""
 
     lookups: list[TableLookup]
     heads: list[_Head]
@@ -284,7 +285,8 @@ class _Taking:
         self._settle(tensor, f"{len(picked):,} of {width:,} columns stay")
 
     def _taken(self, tensor: TensorProto, rows: int, elements: int) -> Conversion | None:
-        """What a tensor of `rows` times `elements` is made from; an inline one gets its bytes at once, and None is given.
+        """What a tensor of `rows` times `elements` is made from; an inline one gets its bytes at once, and None is
+        given.
 
         Rows that do not begin at a byte, of odd numbers of packed zero points say, are picked element by element.
         """

@@ -26,8 +26,8 @@ BUILT_IN = (
     "uniform-heads", "prune-vocabulary", "tie-lm-head", "set-accuracy-level", "to-fp16", "host-embeddings",
     "fuse-attention", "drop-attention-bias", "slice-caches", "split-per-layer-table", "fuse-per-layer-table",
 )  # fmt: skip
-"""The passes here; `some-pass` is the class SomePass in passes/some_pass.py. Those of the main recipe come first, in its
-order; then those for images and sound, for older runtimes, for other devices and for speed."""
+"""The passes here; `some-pass` is the class SomePass in passes/some_pass.py. Those of the main recipe come first, in
+its order; then those for images and sound, for older runtimes, for other devices and for speed."""
 
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 

@@ -23,18 +23,18 @@ INT8 = Numerics(
         "exact": 0.2, "first": 0.7,
     },
 )  # fmt: skip
-"""Activations in int8, seven small models, 24 tokens: up to 1.4 in the logits, 0.57 in the caches, 0.35 in the mean, 0.2 in
-the KL, 0.011 short of 1 in the cosine; top-1 0.918, top-10 0.959, exact 16 of 35, first 30 of 35. At full size 0.29, 0.033,
-0.0011 and 0.0009, but top-1 0.869: of random weights the likeliest tokens are nearly equally likely. Twice that passes, of
-the KL a quarter more; a fault is still outside: a doubled embedding scale is worth 11 in the logits, 8 in the KL. With
-other prompts one small model came to 0.254 in the KL and 0.9646 in the cosine: there the proof looks for the kinds of products
-that cost most, and leaves them in float32."""
+"""Activations in int8, seven small models, 24 tokens: up to 1.4 in the logits, 0.57 in the caches, 0.35 in the mean,
+0.2 in the KL, 0.011 short of 1 in the cosine; top-1 0.918, top-10 0.959, exact 16 of 35, first 30 of 35. At full size
+0.29, 0.033, 0.0011 and 0.0009, but top-1 0.869: of random weights the likeliest tokens are nearly equally likely. Twice
+that passes, of the KL a quarter more; a fault is still outside: a doubled embedding scale is worth 11 in the logits, 8
+in the KL. With other prompts one small model came to 0.254 in the KL and 0.9646 in the cosine: there the proof looks
+for the kinds of products that cost most, and leaves them in float32."""
 
 _ATTRIBUTE = "accuracy_level"
 _FAST_BITS = 4
 """ONNX Runtime's CPU provider has float32 kernels for codes of 4 bits alone. Of others it dequantises the whole weight
-in each run: one product of one token, 1536 x 24576, takes 653 ms in 2 bits, 910 in 8, 4.3 in 4; 2.9, 8.8, 1.9 with level
-4. A prompt of 64 tokens takes as long as one token."""
+in each run: one product of one token, 1536 x 24576, takes 653 ms in 2 bits, 910 in 8, 4.3 in 4; 2.9, 8.8, 1.9 with
+level 4. A prompt of 64 tokens takes as long as one token."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ class SetAccuracyLevel(Pass):
     With 4, ONNX Runtime's CPU kernels round each block of x to int8 on the way, and multiply integers; weights stay
     as they are. Other providers ignore the attribute. level=0 takes it away again, and gives the source's numbers.
 
-    `products` is which get the level: `all`, or the `slow` ones, which have no level and other codes than those of 4 bits,
-    so that each run dequantises the whole weight. `but` names kinds that stay as they are, separated by spaces: a kind
-    is a node's name with # for the layer's number.
+    `products` is which get the level: `all`, or the `slow` ones, which have no level and other codes than those of 4
+    bits, so that each run dequantises the whole weight. `but` names kinds that stay as they are, separated by spaces: a
+    kind is a node's name with # for the layer's number.
 
     This pass is lossy. Operators of known runtimes have the attribute since ONNX Runtime 1.17, which is older than any
     that loads Gemma 4.
@@ -110,6 +110,7 @@ class SetAccuracyLevel(Pass):
 
 
 def quantised_products(model: Model) -> list[NodeProto]:
+    """The MatMulNBits nodes of the main graph, in node order."""
     return [node for node in model.graph.node if node.op_type == "MatMulNBits"]
 
 

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SliceCaches(AttentionPass):
-    """Hand attention only the rows of a cache that its window shows, and write a KV source layer's new rows where they belong.
+    """Hand attention only the rows of a cache that its window shows, and write a KV source layer's new rows where they
+    belong.
 
         before, a KV source layer                    after
 
@@ -40,20 +41,21 @@ class SliceCaches(AttentionPass):
         GroupQueryAttention, window                  GroupQueryAttention, window
 
     ONNX Runtime's CPU operator computes the scores of the whole cache for each query head, also where a window hides
-    all but its last 512 rows: at 4,096 tokens a layer of E2B takes 2 ms in float32 and 5 ms in float16; the slice
-    takes 0.2 ms (1.31.1, 2 cores). In float16 it converts keys and values once for each query head; here they are
-    converted once for a KV source layer and all its KV-shared layers, full layers included. Full layers in float32 stay as they are.
+    all but its last 512 rows: at 4,096 tokens a layer of E2B takes 2 ms in float32 and 5 ms in float16; the slice takes
+    0.2 ms (1.31.1, 2 cores). In float16 it converts keys and values once for each query head; here they are converted
+    once for a KV source layer and all its KV-shared layers, full layers included. Full layers in float32 stay as they
+    are.
 
         start = max(0, shortest row's past tokens - window + 1)      each row's length and the total: less start
 
     Rows of a padded batch keep their own ends; the operator's own window cuts what the shorter ones must not see.
 
-    The caches must be one buffer for past and present, long enough for all tokens: past_present_share_buffer in
-    GenAI. ScatterND copies nothing where both are one tensor; elsewhere the whole buffer (1.1 ms for 16 MB). So there is
-    no beam search, in which GenAI does not share it. The model says so in its metadata (surgery.attention.shared_buffer).
+    The caches must be one buffer for past and present, long enough for all tokens: past_present_share_buffer in GenAI.
+    ScatterND copies nothing where both are one tensor; elsewhere the whole buffer (1.1 ms for 16 MB). So there is no
+    beam search, in which GenAI does not share it. The model says so in its metadata (surgery.attention.shared_buffer).
 
-    Requires: the architecture, the interface named as rename-io names it. A node that counts lengths by other means than
-    drop-attention-bias, has a bias, or rotates by itself stays, with the reason, and so do its KV-shared layers.
+    Requires: the architecture, the interface named as rename-io names it. A node that counts lengths by other means
+    than drop-attention-bias, has a bias, or rotates by itself stays, with the reason, and so do its KV-shared layers.
     Ensures: each layer reads the cache that it read before.
     """
 

@@ -40,14 +40,15 @@ class SplitPerLayerTable(Pass):
 
     The one table of E2B has 262144 x 8960 elements: more than 2^31, beyond which the Gather of ONNX Runtime's CUDA
     provider before 1.27 reads elsewhere without an error (float16 and float32 tables; ids from 239,674 on), and more
-    than one buffer of WebGPU takes. A block-quantised table (GatherBlockQuantized) is split with its scales and its zero
-    points, two of which may share a byte.
+    than one buffer of WebGPU takes. A block-quantised table (GatherBlockQuantized) is split with its scales and its
+    zero points, two of which may share a byte.
 
     The bytes are moved when the model is saved, in one pass over the source, into new data files of up to 2 GB. What
     else lies in the table's file moves along, so that no file holds a table that nobody reads.
 
     A constant that alone scales the rows goes with each look-up: the CPU provider computes a float16 look-up and a Mul
-    behind it in one go, and between them it would round where the source does not (measured: one unit in the last place).
+    behind it in one go, and between them it would round where the source does not (measured: one unit in the last
+    place).
 
     Requires: the architecture; one look-up of rows of layers x per-layer input size, its table read by it alone.
     Ensures: no look-up of such rows is left. Every number is as it was.
@@ -133,7 +134,8 @@ def _check(graph: GraphProto, lookup: TableLookup, matrix: Matrix, layers: int) 
 
 
 def _replace_lookup(graph: GraphProto, lookup: TableLookup, layers: int) -> dict[tuple[int, int], str]:
-    """Put a look-up for each layer and a Concat in place of the one; the names of the new tables, by input and layer."""
+    """Put a look-up for each layer and a Concat in place of the one; the names of the new tables, by input and
+    layer."""
     from onnx.helper import make_node
 
     taken = all_names(graph)

@@ -38,10 +38,10 @@ class TieLmHead(Pass):
     from the files, a portion at a time; what differs in a byte stays as it is.
 
     Quantised: codes, scales and zero points each keep their tensor, with its own dtype and shape, and refer to one
-    extent. No Reshape comes between: ONNX Runtime prepacks the matrix of MatMulNBits only where it is an
-    initializer, and a Reshape of one is folded into a copy when the model loads (measured: 192 MB more for the table's
-    side, 0.5 s longer to load for the matrix's). On the CPU the memory stays as it was, because a table is mapped and the
-    matrix repacked; what is saved is storage, and reading it.
+    extent. No Reshape comes between: ONNX Runtime prepacks the matrix of MatMulNBits only where it is an initializer,
+    and a Reshape of one is folded into a copy when the model loads (measured: 192 MB more for the table's side, 0.5 s
+    longer to load for the matrix's). On the CPU the memory stays as it was, because a table is mapped and the matrix
+    repacked; what is saved is storage, and reading it.
 
     Unquantised: the table itself is the matrix, transposed. FusedMatMul gives the bits that MatMul gave on the CPU
     provider, which packs either for its kernels (measured, float32 and float16, 1 to 33 tokens); it has kernels for

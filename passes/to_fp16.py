@@ -46,7 +46,8 @@ _TYPED_BY = {
     "Where": 1,
     "GatherBlockQuantized": 2,
 }  # fmt: skip
-"""Operator -> the input whose dtype its outputs have. Each has float16 kernels on CUDA, and runs on the CPU provider."""
+"""Operator -> the input whose dtype its outputs have. Each has float16 kernels on CUDA, and runs on the CPU
+provider."""
 
 _ANY_DTYPE = {"Cast", "Shape", "Size"}
 """Operators that read float32 and float16 alike: what they read needs no Cast."""
@@ -144,7 +145,8 @@ class _Floats:
         self.becoming = self.all - (staying - halved_outputs) - self._kept(graph)
 
     def _staying(self, graph: GraphProto) -> Iterator[str]:
-        """Inputs that are no caches, and what is there for operators that stay: their weights, and casts before them."""
+        """Inputs that are no caches, and what is there for operators that stay: their weights, and casts before
+        them."""
         yield from (value.name for value in graph.input if value.name in self.all and not _is_halved(value))
         yield from (tensor.name for tensor in graph.initializer if self._is_for_kept(tensor.name, set()))
         for node in graph.node:

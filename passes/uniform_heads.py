@@ -32,7 +32,8 @@ _CACHE = re.compile(r"(?:past_key_values|present)\.(\d+)\.(key|value)")
 
 @dataclass(frozen=True)
 class UniformHeads(Pass):
-    """Pad every cache of the interface with zeros to one number of KV heads and one head size; cut the padding off inside.
+    """Pad every cache of the interface with zeros to one number of KV heads and one head size; cut the padding off
+    inside.
 
         before                                             after
 
@@ -192,7 +193,8 @@ class _Padding:
                     value.type.tensor_type.shape.dim[axis].dim_value = size
 
     def _with_padding(self, inner: dict[str, str]) -> Iterator[NodeProto]:
-        """The nodes in their order, a Slice right before the first reader of a past, a Pad right after a present's maker."""
+        """The nodes in their order, a Slice right before the first reader of a past, a Pad right after a present's
+        maker."""
         pasts = {inner[value.name]: value.name for value in self.graph.input if value.name in inner}
         presents = {inner[value.name]: value.name for value in self.graph.output if value.name in inner}
         for node in self.graph.node:

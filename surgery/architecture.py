@@ -54,6 +54,7 @@ class Layer:
 
     @property
     def is_kv_source(self) -> bool:
+        """Whether it has a KV cache of its own."""
         return self.kv_source == self.index
 
 
@@ -71,10 +72,12 @@ class Architecture:
 
     @property
     def kv_sources(self) -> tuple[Layer, ...]:
+        """The layers with a KV cache of their own, in order."""
         return tuple(layer for layer in self.layers if layer.is_kv_source)
 
     @property
     def kv_shared_layers(self) -> tuple[Layer, ...]:
+        """The layers that read another layer's KV cache, in order."""
         return tuple(layer for layer in self.layers if not layer.is_kv_source)
 
 
@@ -243,7 +246,8 @@ def _per_layer(text: Mapping[str, Any], count: int) -> dict[int, Mapping[str, An
 
 
 def _kv_sources(kinds: list[AttentionKind], first_borrower: int) -> list[int]:
-    """KV-shared layers read the cache of the last KV source layer of their own kind. Raises ArchitectureError where there is none."""
+    """KV-shared layers read the cache of the last KV source layer of their own kind. Raises ArchitectureError where
+    there is none."""
     last: dict[AttentionKind, int] = {}
     kv_sources = []
     for index, kind in enumerate(kinds):

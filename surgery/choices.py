@@ -1,4 +1,5 @@
-"""What can be chosen of a repack, each with the words of the command line: one list, read by library, passes and commands."""
+"""What can be chosen of a repack, each with the words of the command line: one list, read by library, passes and
+commands."""
 
 from __future__ import annotations
 
@@ -32,8 +33,8 @@ AccuracyLevel = Literal["0", "1", "4"]
 """MatMulNBits' accuracy_level: 0 leaves it to the runtime, 1 multiplies in float32, 4 in int8."""
 
 AccuracyChoice = Literal["auto", "keep", "1", "4"]
-"""keep: as published. auto: on the CPU 4 for the products that are slow without a level, with `fast` for all; but not for
-kinds that, by the proof, cost too much."""
+"""keep: as published. auto: on the CPU 4 for the products that are slow without a level, with `fast` for all; but not
+for kinds that, by the proof, cost too much."""
 
 Modality = Literal["image", "audio"]
 """What a model takes beside text."""

@@ -1,8 +1,8 @@
 """Errors that a user can act on, and text that is safe to print.
 
-Every error names the file or tensor, what was expected and what was found; `hint` is the next step.
-The command line prints them as one sentence and exits with 2. GateFailed is a result, not a mistake: its exit code is 1.
-Anything else that escapes is a defect of ours.
+Every error names the file or tensor, what was expected and what was found; `hint` is the next step. The command line
+prints them as one sentence and exits with 2. GateFailed is a result, not a mistake: its exit code is 1. Anything else
+that escapes is a defect of ours.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ class PublishError(SurgeryError):
 
 
 class RequestError(SurgeryError):
-    """What a validation or a comparison was asked for cannot be done: a file or a value that it was given is at fault."""
+    """What a validation or a comparison was asked for cannot be done: a file or a value that it was given is at
+    fault."""
 
 
 class RepositoryError(SurgeryError):
@@ -82,7 +83,8 @@ class GateFailed(Exception):
 
 def unforeseen(error: Exception) -> SurgeryError:
     """What to say of an error that nothing foresaw: what the system does not do, in its words (a name that is too long,
-    a disk that is full), and text that is none; anything else is a defect of ours. Raises the error itself where a traceback is asked for.
+    a disk that is full), and text that is none; anything else is a defect of ours. Raises the error itself where a
+    traceback is asked for.
     """
     if os.environ.get("GEMMA4_SURGERY_TRACEBACK"):
         raise error

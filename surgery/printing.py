@@ -48,7 +48,8 @@ def markdown_code(text: str, most: int = LONGEST_CELL) -> str:
 
 
 def markdown_text(text: str) -> str:
-    """Text that Markdown and HTML take as it is, and that mentions nobody: GitHub looks for an @ after Markdown is done."""
+    """Text that Markdown and HTML take as it is, and that mentions nobody: GitHub looks for an @ after Markdown is
+    done."""
     text = re.sub(r"([\\`*_\[\]<>&|#@~])", r"\\\1", _clipped(text))
     text = text.replace("\\<", "&lt;").replace("\\&", "&amp;")
     text = re.sub(r"([@#]|:(?=//)|\b(?:www|gh)(?=[.-]))", rf"\1{_APART}", text, flags=re.IGNORECASE)
@@ -67,7 +68,8 @@ _TURNING = {chr(code) for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A
 def spoken(text: str) -> str:
     """What a model says, less what would drive a terminal: controls but line feed and tab, and turns of direction.
 
-    In contrast to `printable` it leaves joiners and spaces of every kind: Persian, French and emoji are written with them.
+    In contrast to `printable` it leaves joiners and spaces of every kind: Persian, French and emoji are written with
+    them.
     """
     return "".join(c if c in "\n\t" or _says_something(c) else ascii(c)[1:-1] for c in text)
 
@@ -77,7 +79,8 @@ def _says_something(c: str) -> bool:
 
 
 def size(count: float) -> str:
-    """Bytes as people read them: `1.61 GB`, in powers of ten as disks and the Hub count. A graph may speak of more than there are."""
+    """Bytes as people read them: `1.61 GB`, in powers of ten as disks and the Hub count. A graph may speak of more than
+    there are."""
     if count >= 2**63:
         return "more than 9 EB"
     for unit in ("bytes", "kB", "MB"):

@@ -1,4 +1,5 @@
-"""What fused attention is made of: the operator's inputs by place, its window, and key and value inputs without rows."""
+"""What fused attention is made of: the operator's inputs by place, its window, and key and value inputs without
+rows."""
 
 from __future__ import annotations
 

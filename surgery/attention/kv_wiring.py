@@ -210,7 +210,8 @@ def _at(names: Sequence[str], index: int) -> str:
 
 
 def _fused(node: NodeProto, trace: _Trace) -> Attention:
-    """The past of a fused operator decides: its own, or a KV-shared layer's, whose past or key is the source layer's present."""
+    """The past of a fused operator decides: its own, or a KV-shared layer's, whose past or key is the source layer's
+    present."""
     first_past, first_present = _PAST_AND_PRESENT[node.op_type]
     caches: list[KVCache | None] = []
     for step in (0, 1):

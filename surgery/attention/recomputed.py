@@ -23,7 +23,8 @@ _LARGE = 4096
 
 
 class SameValues:
-    """Which values of a graph are the same, by how they are made. Linear in the graph; no weight outside of it is read."""
+    """Which values of a graph are the same, by how they are made. Linear in the graph; no weight outside of it is
+    read."""
 
     def __init__(self, graph: GraphProto) -> None:
         self._classes: dict[object, int] = {}

@@ -5,9 +5,9 @@
     present key [B,K,T,H] -----------------+                                    |
     present value [B,K,T,H] ----------------------------------------------------+
 
-A KV source layer's presents are Concat(past, new), new from flat [B,S,K*H]. How a mask is made, how KV heads meet their queries
-and what the values are called is the exporter's affair: the part between the flat values is run on numbers of our own
-(surgery.graph.evaluation) and held against causal attention, computed here by the definition.
+A KV source layer's presents are Concat(past, new), new from flat [B,S,K*H]. How a mask is made, how KV heads meet their
+queries and what the values are called is the exporter's affair: the part between the flat values is run on numbers of
+our own (surgery.graph.evaluation) and held against causal attention, computed here by the definition.
 """
 
 from __future__ import annotations
@@ -141,8 +141,8 @@ class UnfusedSearch:
     def prove(self, found: UnfusedAttention, layer: Layer) -> None:
         """Raises ModelError unless the layer computes causal attention with scale 1 over its window.
 
-        Padding must be hidden, and a KV source layer's presents must be the past and the new rows after it. Tried with more
-        tokens than any constant of the layer mentions, in float32; layers of one form are tried once.
+        Padding must be hidden, and a KV source layer's presents must be the past and the new rows after it. Tried with
+        more tokens than any constant of the layer mentions, in float32; layers of one form are tried once.
         """
         presents = (found.present_key, found.present_value)
         owned = found.owned

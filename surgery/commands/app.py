@@ -1,7 +1,7 @@
 """The command line as a whole: its commands, and how it ends.
 
-Data goes to stdout, talk and progress to stderr. Exit codes: 0 done, 1 a gate failed or a difference was found, 2 trouble.
-Imports that cost time stay inside the commands: `--help` must be quick.
+Data goes to stdout, talk and progress to stderr. Exit codes: 0 done, 1 a gate failed or a difference was found, 2
+trouble. Imports that cost time stay inside the commands: `--help` must be quick.
 """
 
 from __future__ import annotations

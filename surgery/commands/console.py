@@ -53,6 +53,7 @@ def data() -> Console:
 
 
 def talk() -> Console:
+    """Stderr."""
     from rich.console import Console
 
     return Console(stderr=True, highlight=False)
@@ -69,6 +70,7 @@ def say_data(text: str) -> None:
 
 
 def print_json(value: object) -> None:
+    """Data for programs, to stdout."""
     sys.stdout.write(json_text(value))
 
 

@@ -9,7 +9,8 @@ from surgery.commands.options import Json
 
 
 def doctor(as_json: Json = False) -> None:
-    """Show runtimes, versions, providers and conflicts: what to paste into a bug report. Exit code 1 if one is wrong."""
+    """Show runtimes, versions, providers and conflicts: what to paste into a bug report. Exit code 1 if one is
+    wrong."""
     from surgery.printing import plain
     from surgery.runtime.environment import environment
 

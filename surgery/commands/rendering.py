@@ -86,6 +86,7 @@ def show_outcome(console: Console, outcome: Outcome) -> None:
 
 
 def show_inspection(console: Console, found: Inspection | ExportInspection | FolderInspection) -> None:
+    """What `inspect` found: tables of the interface, layers, operators and data files of each graph."""
     if isinstance(found, ExportInspection):
         _show_export(console, found)
     elif isinstance(found, FolderInspection):
@@ -156,6 +157,7 @@ LAYER_NUMBERS = "layer,head size,KV heads,window"
 
 
 def layer_cells(row: LayerRow) -> tuple[object, ...]:
+    """A layer as a row under LAYER_HEADS."""
     layer: Layer = row.layer
     cache = "owner" if layer.is_kv_source else f"reads {layer.kv_source}'s"
     reads = row.present or row.past or "no cache"

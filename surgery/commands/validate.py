@@ -51,7 +51,8 @@ def validate(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Prove a folder: its structure, its numbers against the source, and the real runtime. Exit code 1 if a gate fails."""
+    """Prove a folder: its structure, its numbers against the source, and the real runtime. Exit code 1 if a gate
+    fails."""
     from surgery.commands.rendering import show_report
     from surgery.folder.genai_config import require_folder
     from surgery.jobs.validating import validate as prove

@@ -296,7 +296,8 @@ class _Aligner:
         return [(item.operator, item.attributes, here) for item, here in items]
 
     def _forget_strangers(self, certain: Collection[int]) -> None:
-        """Where names are evidence: take back what levels 5 and 6 found, if neither a name nor an input speaks for it."""
+        """Where names are evidence: take back what levels 5 and 6 found, if neither a name nor an input speaks for
+        it."""
         values = dict(self.outer)
         values.update((one.value, other.value) for one, other in self.inputs)
         kept = {stored.value: stored.tensor.name for stored in self.scopes[1].stored}
@@ -426,6 +427,7 @@ def _places(before: NumberedGraph, after: NumberedGraph) -> tuple[list[str], lis
 
 
 def makers(scope: NumberedGraph) -> dict[int, int]:
+    """Value, by number -> position of the node that makes it."""
     return {value: at for at, item in enumerate(scope.items) for value in item.outputs if value != MISSING}
 
 

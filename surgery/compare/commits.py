@@ -70,6 +70,7 @@ class Reviewed:
 
     @property
     def name(self) -> str:
+        """Its path; both where it was renamed."""
         if self.before and self.after and self.before != self.after:
             return f"{self.before} → {self.after}"
         return self.after or self.before or ""
@@ -82,7 +83,8 @@ class Reviewed:
         return "new" if self.before is None else "gone"
 
     def fails(self, aspects: Collection[Aspect]) -> bool:
-        """Whether it differs in one of `aspects`. A model that is gone does in each, a new one in none of fewer than all."""
+        """Whether it differs in one of `aspects`. A model that is gone does in each, a new one in none of fewer than
+        all."""
         if self.comparison is not None:
             return self.comparison.fails(aspects)
         return set(ASPECTS) <= set(aspects) if self.before is None else bool(aspects)
@@ -313,7 +315,8 @@ def summary(found: Collection[Reviewed]) -> str:
 
 
 def review_markdown(found: Collection[Reviewed], most: int = MOST) -> str:
-    """All reports as one text of at most `most` characters; each gets its share, and a verdict alone where that is little."""
+    """All reports as one text of at most `most` characters; each gets its share, and a verdict alone where that is
+    little."""
     head = f"## ONNX models: {summary(found)}\n"
     blocks, left = [], most - len(head)
     for count, one in zip(range(len(found), 0, -1), found, strict=True):

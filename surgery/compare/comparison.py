@@ -104,6 +104,7 @@ class SideSummary:
 
     @property
     def nodes(self) -> int:
+        """How many nodes its graphs have together."""
         return sum(graph.nodes for graph in self.graphs)
 
 
@@ -135,9 +136,9 @@ class InterfaceChange:
 class LayerCache:
     """A layer's attention and its KV cache on one side; None for what is not known.
 
-    `owner` is the layer whose cache it reads, its own index for a KV source layer. `past` and `present` are the names of the
-    key cache that it reads, `alias` that of an output of its own that repeats it. `attention` is `sliding` or `full`;
-    sizes are counts, `window` is tokens.
+    `owner` is the layer whose cache it reads, its own index for a KV source layer. `past` and `present` are the names
+    of the key cache that it reads, `alias` that of an output of its own that repeats it. `attention` is `sliding` or
+    `full`; sizes are counts, `window` is tokens.
     """
 
     operator: str
@@ -162,6 +163,7 @@ class LayerChange:
 
     @property
     def changed(self) -> bool:
+        """Whether a side lacks the layer, or the two differ in it."""
         return self.before is None or self.after is None or bool(self.edits)
 
     @property
@@ -210,6 +212,7 @@ class NodeChange:
 
     @property
     def name(self) -> str:
+        """Its name in AFTER, or in BEFORE where it is gone."""
         return self.after if self.after is not None else self.before or ""
 
 
@@ -265,6 +268,7 @@ class WeightChange:
 
     @property
     def delta(self) -> int:
+        """Bytes that AFTER has more."""
         return (self.after.size if self.after else 0) - (self.before.size if self.before else 0)
 
 
@@ -272,8 +276,8 @@ class WeightChange:
 class FileChange:
     """A file beside the graphs, old and new size in bytes; None where a side has none. `same` is None if unknown.
 
-    `kind` is `data` for a file that holds weights, and `side` for any other: a tokenizer, a configuration. `old_name` is
-    what it was called before, where that is something else.
+    `kind` is `data` for a file that holds weights, and `side` for any other: a tokenizer, a configuration. `old_name`
+    is what it was called before, where that is something else.
     """
 
     name: str
@@ -290,12 +294,14 @@ class FileChange:
 
     @property
     def delta(self) -> int:
+        """Bytes that AFTER has more."""
         return (self.after or 0) - (self.before or 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Tensors and files: every data file, and the side files that differ. `unchanged` counts tensors that are the same, `relocated` those of them in another place.
+    """Tensors and files: every data file, and the side files that differ. `unchanged` counts tensors that are the same,
+    `relocated` those of them in another place.
 
     `uncompared` counts the tensors of which nothing is known but dtype and shape, `why` says why, and `basis` says
     what equality was concluded from.
@@ -343,6 +349,8 @@ class Numbers:
 
 @dataclass(frozen=True, slots=True)
 class PassFinding:
+    """What a pass said of one thing, as in surgery.graph.changes.Finding."""
+
     verb: str
     subject: str
     reason: str
@@ -380,7 +388,8 @@ class Comparison:
 
     @property
     def differing(self) -> tuple[Aspect, ...]:
-        """The aspects in which the two differ. Weights that were not compared count: nobody knows that they are equal."""
+        """The aspects in which the two differ. Weights that were not compared count: nobody knows that they are
+        equal."""
         found = {
             "interface": bool(self.interface),
             "caches": any(layer.changed for layer in self.layers),
@@ -396,6 +405,7 @@ class Comparison:
 
     @property
     def same(self) -> bool:
+        """Whether nothing that counts differs."""
         return not self.differing
 
     def fails(self, aspects: Collection[Aspect]) -> bool:

@@ -46,7 +46,8 @@ _CHUNK = 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Repository:
-    """The objects of a repository. `own` is our git directory, `folder` a place in the repository, to find commits from."""
+    """The objects of a repository. `own` is our git directory, `folder` a place in the repository, to find commits
+    from."""
 
     folder: Path
     common: Path
@@ -82,7 +83,8 @@ class Repository:
         return found.stdout.strip()
 
     def tree(self, commit: str) -> dict[str, str]:
-        """Path -> hash of every file of a commit; links and submodules are left out, and names that no file can have."""
+        """Path -> hash of every file of a commit; links and submodules are left out, and names that no file can
+        have."""
         files = {}
         for entry in self._ask("ls-tree", "-r", "-z", commit).split("\0"):
             head, _, path = entry.partition("\t")

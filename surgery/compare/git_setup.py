@@ -113,7 +113,8 @@ def _attributes_file(scope: ConfigScope, folder: Path) -> Path:
 
 
 def _overruled(folder: Path) -> str | None:
-    """The driver that *.onnx files of this repository have in place of ours; None where it is ours, or no repository."""
+    """The driver that *.onnx files of this repository have in place of ours; None where it is ours, or no
+    repository."""
     found = git.run(folder, "check-attr", "-z", "diff", "--", f"any{PATTERN.removeprefix('*')}")
     words = found.stdout.split("\0")
     return words[2] if found.returncode == 0 and len(words) > 2 and words[2] != DRIVER else None

@@ -197,7 +197,8 @@ def _interface_family(change: InterfaceChange) -> Hashable:
 
 @dataclass(frozen=True, slots=True)
 class _LayerGroup:
-    """Layers that changed alike; where their edits differ, in numbers alone, those are an N. `word` for a whole layer."""
+    """Layers that changed alike; where their edits differ, in numbers alone, those are an N. `word` for a whole
+    layer."""
 
     title: str
     word: str

@@ -1,4 +1,5 @@
-"""A graph as lists of numbers, for alignment: values and nodes without their names, and the two graphs of a pair joined.
+"""A graph as lists of numbers, for alignment: values and nodes without their names, and the two graphs of a pair
+joined.
 
 embed_tokens:  input_ids -> [ ... ] -> inputs_embeds          one scope: the decoder's input inputs_embeds
 decoder:       inputs_embeds, attention_mask -> [ ... ]  =>   is the value that embed_tokens makes
@@ -48,6 +49,7 @@ class Port:
 
     @property
     def type(self) -> str:
+        """The declared type in words; empty for a function's."""
         if self.declaration is None:
             return ""
         return str(tensor_type(self.declaration) or "not a tensor")
@@ -86,10 +88,12 @@ class NumberedGraph:
     main: str = ""
 
     def value(self, name: str) -> int:
+        """A new value of this name; its number."""
         self.names.append(name)
         return len(self.names) - 1
 
     def name(self, value: int) -> str | None:
+        """The name of a value; None for MISSING."""
         return None if value == MISSING else self.names[value]
 
 
@@ -121,6 +125,7 @@ def of_body(role: str, graph: GraphProto) -> NumberedGraph:
 
 
 def of_function(role: str, function: FunctionProto) -> NumberedGraph:
+    """The body of a function; its inputs and outputs have no types."""
     scope = NumberedGraph()
     names: Names = {}
     for name in function.input:

@@ -58,6 +58,8 @@ class PassFinder(Protocol):
 
 @dataclass(frozen=True)
 class Provenance:
+    """Who made the changes, and what is on record of the passes and of the proof."""
+
     blame: PassFinder
     passes: tuple[PassRecord, ...] = ()
     numbers: Numbers | None = None

@@ -89,7 +89,8 @@ def post(
 ) -> Posted | None:
     """Create the comment, or bring it up to date. `marker` tells apart several of ours on one pull request.
 
-    With `update_only` None is returned, and nothing done, where there is none to bring up to date. Raises RepositoryError, in one sentence, for whatever the site or the network answers instead.
+    With `update_only` None is returned, and nothing done, where there is none to bring up to date. Raises
+    RepositoryError, in one sentence, for whatever the site or the network answers instead.
     """
     line = _marker_line(marker)
     body = f"{line}\n{body}"

@@ -15,6 +15,7 @@ VERSION = 1
 
 
 def to_dict(comparison: Comparison) -> dict[str, Any]:
+    """The report as plain values; docs/diff-report.md has each key."""
     found = _plain(comparison)
     sections = ("before", "after", "interface", "layers", "metadata", "nodes", "weights", "config", "numbers", "passes")
     return {
@@ -29,6 +30,7 @@ def to_dict(comparison: Comparison) -> dict[str, Any]:
 
 
 def to_json(comparison: Comparison) -> str:
+    """The report as JSON text, ending in a newline."""
     return json_text(to_dict(comparison))
 
 

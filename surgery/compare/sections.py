@@ -83,6 +83,7 @@ def sections_of(comparison: Comparison) -> tuple[ReportSection, ...]:
 
 
 def title(comparison: Comparison) -> str:
+    """One line: the two labels, and whether they are the same."""
     state = "same" if comparison.same else "different"
     ignored = f", {' and '.join(comparison.ignored)} ignored" if comparison.ignored else ""
     return f"{comparison.before.label} -> {comparison.after.label}: {state}{ignored}"

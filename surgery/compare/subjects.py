@@ -18,7 +18,8 @@ from surgery.graph.model import Model
 from surgery.source.export import ENCODERS, Export, GraphPair, open_export
 
 MODEL, EMBED, DECODER = "model", "embed_tokens", "decoder"
-"""Roles of graphs: of a single one, and of the two of a pair. Encoders have the names of `surgery.source.export.ENCODERS`."""
+"""Roles of graphs: of a single one, and of the two of a pair. Encoders have the names of
+`surgery.source.export.ENCODERS`."""
 
 _BESIDE = {"vision": ENCODERS["image"], "speech": ENCODERS["audio"], "embedding": EMBED}
 """Section of genai_config.json -> role of the graph that it names, in the order in which one feeds the next."""
@@ -52,10 +53,12 @@ class Subject:
 
     @property
     def main(self) -> SubjectGraph:
+        """The graph that the others serve: the only one, or the decoder."""
         return self.parts[-1]
 
     @property
     def roles(self) -> tuple[str, ...]:
+        """The role of each graph, in order."""
         return tuple(part.role for part in self.parts)
 
 

@@ -5,9 +5,9 @@
     digest      the same SHA-256, read in portions                            another SHA-256
 
 A file's digest is known from the user's cache of the Hub, which names large files by it, from a Git LFS pointer in its
-place, or because both sides refer to one file. What a manifest.json says of a file is a claim of whoever made the folder:
-it tells which tensors to hold against each other, and never that they are equal. Where nothing else tells, a tensor is
-not compared, and the report says so.
+place, or because both sides refer to one file. What a manifest.json says of a file is a claim of whoever made the
+folder: it tells which tensors to hold against each other, and never that they are equal. Where nothing else tells, a
+tensor is not compared, and the report says so.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ Held = tuple[str, Hashable] | None
 WeightsBy = Literal["auto", "reference", "digest"]
 
 Manifests = Literal["claimed", "own", "read"]
-"""What a manifest.json says of data files: a claim; the word of this very process; held to the files, which are read."""
+"""What a manifest.json says of data files: a claim; the word of this very process; held to the files, which are
+read."""
 
 QUICK_BYTES = 64 * 1024 * 1024
 """Data files of so many bytes, both sides together, are read where nobody chose: that takes a tenth of a second."""
@@ -101,7 +102,8 @@ class Contents:
         return "converted", (held, conversion.parts[0].columns, conversion.half, conversion.clip)
 
     def comparable(self, one: Held, other: Held) -> bool:
-        """Whether it is known if they are equal: two extents of different files may hold the same, and claims anything."""
+        """Whether it is known if they are equal: two extents of different files may hold the same, and claims
+        anything."""
         if one is None or other is None or "claim" in (one[0], other[0]):
             return False
         return one == other or one[0] == other[0] == "bytes"

@@ -21,6 +21,7 @@ _STYLES = {"+": "green", "-": "red", "~": "yellow", "=": "cyan", ">": "blue", "F
 
 
 def show_comparison(console: Console, comparison: Comparison, *, full: bool = False) -> None:
+    """Print the report; `full` lists every change, else the first of each kind."""
     console.print(plain(title(comparison), "bold"))
     console.print(plain(comparison.verdict, "bold green" if comparison.same else "bold yellow"))
     for section in sections_of(comparison):

@@ -36,7 +36,8 @@ def weights(compared: Compared, contents: Contents) -> Weights:
 
 
 def _renamed(compared: Compared, contents: Contents) -> dict[str, str]:
-    """Data files that go on under another name: what is in the one before is in the other after, and nothing else is."""
+    """Data files that go on under another name: what is in the one before is in the other after, and nothing else
+    is."""
     places: dict[str, set[str]] = {}
     origins: dict[str, set[str]] = {}
     for scopes in compared.all():
@@ -102,7 +103,8 @@ def weight_bytes(scopes: Compared) -> tuple[int, int]:
 
 
 def _files(contents: Contents, renamed: Mapping[str, str]) -> tuple[tuple[FileChange, ...], tuple[str, ...]]:
-    """Data files by name, of a renamed one the new, the largest difference first, and why some of them could not be compared."""
+    """Data files by name, of a renamed one the new, the largest difference first, and why some of them could not be
+    compared."""
     sides = [{name: file for file, name in data_files(side).items()} for side in contents.sides]
     found, why = [], []
     old_names = {new: old for old, new in renamed.items()}

@@ -1,8 +1,8 @@
 """The kernels of ONNX Runtime's CUDA provider: for which operators, versions and types there is one, and if not, why.
 
-The table, kernels.json, is what the provider of one released wheel lists, with the schemas of all operators that
-this runtime knows; `python -m validation.cuda_kernels` makes it. A kernel is registered for a range of operator versions and for lists of types, one per type constraint of
-the operator's schema, such as T of GroupQueryAttention.
+The table, kernels.json, is what the provider of one released wheel lists, with the schemas of all operators that this
+runtime knows; `python -m validation.cuda_kernels` makes it. A kernel is registered for a range of operator versions and
+for lists of types, one per type constraint of the operator's schema, such as T of GroupQueryAttention.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ class Kernel:
         return since == self.first if self.last is None else self.first <= since <= self.last
 
     def accepts(self, bound: Mapping[str, str]) -> bool:
+        """Whether it takes these types; `bound` is type variable -> type, as the kernel's schema names them."""
         return all(bound[name] in allowed for name, allowed in self.types.items() if name in bound)
 
 

@@ -1,8 +1,8 @@
 """Nodes that are to stay on the CPU although CUDA has kernels for them: ONNX Runtime's layering annotations.
 
-A node says so in its metadata, `layer_ann`, and a session option says which annotation goes where. ONNX Runtime has them
-from 1.26 on; without the option, and in older versions, the annotation is not looked at. GenAI's own builder uses the
-same word for tables that stay in host memory.
+A node says so in its metadata, `layer_ann`, and a session option says which annotation goes where. ONNX Runtime has
+them from 1.26 on; without the option, and in older versions, the annotation is not looked at. GenAI's own builder uses
+the same word for tables that stay in host memory.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """What CUDA kernels do not do although their registration does not tell: a node beyond a limit fails when it runs.
 
 Found by the strings in the CUDA providers of the wheels 1.24.4 to 1.31.1, and for Gather in the runtime's own fix
-(microsoft/onnxruntime#28108): before it, wrong rows came back without an error. So they do of codes without zero points:
-the CPU provider takes 2^(bits - 1) for 0, this one 0 (microsoft/onnxruntime#31692); 2 bits have kernels on the CPU alone.
+(microsoft/onnxruntime#28108): before it, wrong rows came back without an error. So they do of codes without zero
+points: the CPU provider takes 2^(bits - 1) for 0, this one 0 (microsoft/onnxruntime#31692); 2 bits have kernels on the
+CPU alone.
 """
 
 from __future__ import annotations

@@ -8,7 +8,8 @@ the real provider's, node by node):
 2. Whether there is a CUDA kernel for the operator, its version and its types: surgery.cuda.kernels.
 3. Whether the node computes with small tensors that lie in host memory anyway, such as what Shape gives. ONNX Runtime
    leaves it on the CPU on purpose (GetCpuPreferredNodes in core/framework/fallback_cpu_capability.cc).
-4. Limits of a kernel that its registration does not tell, so that the node would fail when it runs: surgery.cuda.limits.
+4. Limits of a kernel that its registration does not tell, so that the node would fail when it runs:
+surgery.cuda.limits.
 
 Values that cross between the two memories get a copy, a Memcpy node, once in each direction
 (core/optimizer/transformer_memcpy.cc).
@@ -37,8 +38,8 @@ if TYPE_CHECKING:
 
 Where = Literal["cuda", "cpu", "unknown"]
 Why = Literal["kernel", "operator", "version", "type", "shape", "follows", "asked", "limit", "unknown"]
-"""kernel: CUDA has one. operator, version, type: it has none. shape, follows: it has, but its inputs are in host memory.
-asked: it has, and an annotation keeps the node on the CPU. limit: it has, and the kernel fails."""
+"""kernel: CUDA has one. operator, version, type: it has none. shape, follows: it has, but its inputs are in host
+memory. asked: it has, and an annotation keeps the node on the CPU. limit: it has, and the kernel fails."""
 
 ALLOWED_ON_CPU: Mapping[Why, str] = {
     "shape": "computes with small tensors in host memory; ONNX Runtime prefers the CPU for that",
@@ -105,10 +106,12 @@ class Prediction:
     mask_end: str = ""
 
     def on(self, provider: Where) -> tuple[Assignment, ...]:
+        """The nodes that are predicted to run there: `cuda`, `cpu` or `unknown`."""
         return tuple(each for each in self.assignments if each.provider == provider)
 
     @cached_property
     def faults(self) -> tuple[Assignment, ...]:
+        """The nodes that should run on CUDA and will not."""
         return tuple(each for each in self.assignments if each.is_fault)
 
     @cached_property

@@ -84,8 +84,8 @@ def staged_files(target: Path) -> Iterator[Path]:
 def write_file(path: Path, data: bytes) -> None:
     """Write a file, in place of an older one. Raises FolderError where it cannot be written; the older one then stays.
 
-    What is no regular file, such as /dev/stdout, is written to, if somebody reads it. A link stays, and leads to the new
-    file.
+    What is no regular file, such as /dev/stdout, is written to, if somebody reads it. A link stays, and leads to the
+    new file.
     """
     with _written(path), contextlib.suppress(FileNotFoundError):
         if not stat.S_ISREG(path.stat().st_mode):
@@ -255,7 +255,8 @@ class _Claim:
             raise
 
     def _hold(self) -> None:
-        """Make the staging folder, or take the one that is there, and lock it. Raises FolderError if another run does."""
+        """Make the staging folder, or take the one that is there, and lock it. Raises FolderError if another run
+        does."""
         for _ in range(_ATTEMPTS):
             self._made = _make(self._stage)
             try:
@@ -286,7 +287,8 @@ class _Claim:
             return False
 
     def _take_over(self) -> None:
-        """Mark the folder as ours, and clear away what a killed run left. Raises FolderError for somebody else's folder."""
+        """Mark the folder as ours, and clear away what a killed run left. Raises FolderError for somebody else's
+        folder."""
         found = os.listdir(self._stage)
         if found and _MARKER not in found:
             raise FolderError(

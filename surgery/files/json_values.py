@@ -52,12 +52,14 @@ class JsonValues:
         return value
 
     def number(self, key: str, *, default: float | None = None, least: float, most: float) -> float:
+        """A finite number; without a default, it must be there."""
         value = self._value(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
             raise self._wrong(key, f"a number from {least:g} to {most:g}")
         return float(value)
 
     def flag(self, key: str, *, default: bool | None = None) -> bool:
+        """A truth value; without a default, it must be there."""
         value = self._value(key, default)
         if not isinstance(value, bool):
             raise self._wrong(key, "true or false")

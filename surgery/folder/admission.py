@@ -3,8 +3,8 @@
 onnxruntime-genai does what genai_config.json says. A session option loads a library (`custom_ops_library`), or writes a
 profile or a graph to any path; an unknown one goes on to ONNX Runtime as a session entry; a cache's name is a format
 that C's printf reads; a file name leads anywhere. So a folder is looked at before a Config, a Model or a Tokenizer of
-the runtime exists. Known are the settings that `repack` writes, and those of GenAI's own builder that name no file, load
-nothing and write nothing.
+the runtime exists. Known are the settings that `repack` writes, and those of GenAI's own builder that name no file,
+load nothing and write nothing.
 
 A key that is there twice is refused by `read_config`: Python takes the last one, GenAI does what each of them says.
 """

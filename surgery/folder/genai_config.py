@@ -38,7 +38,8 @@ from surgery.source.export import GENAI_CONFIG, LICENSES, Export
 MODEL_FILE = "model.onnx"
 CONFIG_FILE = GENAI_CONFIG
 MAX_LENGTH = 8192
-"""Default of search.max_length: with a shared buffer every cache is allocated at this many tokens when generation starts."""
+"""Default of search.max_length: with a shared buffer every cache is allocated at this many tokens when generation
+starts."""
 
 _TYPES = {"gemma4": "gemma4_text", "gemma3": "gemma3_text", "gemma3n": "gemma3_text"}
 """Family -> GenAI's class. Gemma 3n has none of its own ("Unsupported model_type in config.json: gemma3n_text"); every
@@ -52,7 +53,8 @@ COPIED = ("tokenizer.json", "chat_template.jinja", "generation_config.json", *LI
 _LEAST, _MOST = 1e-6, 1e6
 """Of a sampling value: beyond, float32 divides by 0 or makes all tokens alike."""
 _TOKENIZER_CLASS = "GemmaTokenizer"
-"""The one class that every GenAI version tokenizes exactly as Hugging Face does; `Gemma4Tokenizer` is refused by all."""
+"""The one class that every GenAI version tokenizes exactly as Hugging Face does; `Gemma4Tokenizer` is refused by
+all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +65,13 @@ class CacheCost:
     bytes_per_token: int
 
     def bytes_at(self, tokens: int) -> int:
+        """Bytes of all caches, keys and values, of one row of so many tokens."""
         return self.bytes_per_token * tokens
 
 
 def cache_costs(model: Model) -> dict[str, CacheCost]:
-    """What the KV caches take in each layout: `aliased`, a pair for every layer, and `unique`, the source layers' pairs.
+    """What the KV caches take in each layout: `aliased`, a pair for every layer, and `unique`, the source layers'
+    pairs.
 
     The sizes are those of the interface, padding included; config.json's where it has no numbers.
     """

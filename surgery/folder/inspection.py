@@ -45,7 +45,8 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class Inspection:
-    """One graph. `inputs` and `outputs` are (name, type); sizes in bytes; `problem` is the first fault of the weights."""
+    """One graph. `inputs` and `outputs` are (name, type); sizes in bytes; `problem` is the first fault of the
+    weights."""
 
     path: Path
     ir_version: int

@@ -218,8 +218,8 @@ def other_file(recorded: RecordedSource, root: Path, listed: Mapping[str, tuple[
 
 
 def recorded_tokens(folder: Path) -> KeptTokens | None:
-    """The tokens of the source that stay in a folder, where its manifest says that not all do. Raises RequestError for a
-    list that cannot be read."""
+    """The tokens of the source that stay in a folder, where its manifest says that not all do. Raises RequestError for
+    a list that cannot be read."""
     try:
         found = read_config(folder / NAME).get("vocabulary")
     except SurgeryError:

@@ -50,12 +50,14 @@ SECTIONS: dict[Modality, tuple[str, dict[str, str], dict[str, str]]] = {
         {"audio_features": "audio_features"},
     ),
 }
-"""Modality -> section of genai_config.json, and the names in the graph for the runtime's roles of inputs and outputs."""
+"""Modality -> section of genai_config.json, and the names in the graph for the runtime's roles of inputs and
+outputs."""
 
 
 @dataclass(frozen=True)
 class GraphPlan:
-    """A graph of the folder beside its decoder: its role, which is its name there, its source, and what is done to it."""
+    """A graph of the folder beside its decoder: its role, which is its name there, its source, and what is done to
+    it."""
 
     role: str
     source: Path
@@ -63,6 +65,7 @@ class GraphPlan:
 
     @property
     def file(self) -> str:
+        """The name of its file in the folder."""
         return f"{self.role}.onnx"
 
 

@@ -48,14 +48,17 @@ class OpenedFolder:
 
     @property
     def vocab_size(self) -> int:
+        """How many token ids there are."""
         return _whole(json_object(self.config, "model"), "vocab_size")
 
     @property
     def hidden_size(self) -> int:
+        """Width of the embeddings."""
         return _whole(self.decoder, "hidden_size")
 
     @property
     def context_length(self) -> int:
+        """Tokens of the longest prompt and answer together."""
         return _whole(json_object(self.config, "model"), "context_length")
 
     def token_ids(self, key: str) -> tuple[int, ...]:
@@ -103,6 +106,7 @@ def _filename(described: Mapping[str, Any], section: str = "decoder") -> Path:
 
 
 def json_object(parent: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """The object under a key, empty where there is none. Raises FolderError for another value."""
     value = parent.get(key, {})
     if not isinstance(value, Mapping):
         raise FolderError(f"{CONFIG_FILE}: {key} is {value!r}; an object is expected")

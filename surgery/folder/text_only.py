@@ -6,10 +6,11 @@
     onnx/decoder_model_merged{_PRECISION}.onnx
     README.md, manifest.json
 
-What reads it: a loop of two sessions (surgery.runtime.two_graphs), and transformers.js. The latter finds `gemma4` alone among its
-models, takes the layers from `text_config`, and opens two graphs, not one named `model`, where the architecture ends in
-`ForConditionalGeneration`; `gemma4_text` with `Gemma4ForCausalLM` is `Unsupported model type` there (4.3.1, each form
-tried; python -m validation.transformers_js tries this one). transformers reads it as a Gemma4Config without towers.
+What reads it: a loop of two sessions (surgery.runtime.two_graphs), and transformers.js. The latter finds `gemma4` alone
+among its models, takes the layers from `text_config`, and opens two graphs, not one named `model`, where the
+architecture ends in `ForConditionalGeneration`; `gemma4_text` with `Gemma4ForCausalLM` is `Unsupported model type`
+there (4.3.1, each form tried; python -m validation.transformers_js tries this one). transformers reads it as a
+Gemma4Config without towers.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ _CLASSES = {
 
 @dataclass(frozen=True)
 class Stripped(Generic[Proof_co]):
-    """What a strip came to. `left_out` are files of a local source and their bytes; `proof` is what the check returned."""
+    """What a strip came to. `left_out` are files of a local source and their bytes; `proof` is what the check
+    returned."""
 
     folder: Path
     precision: str
@@ -131,8 +133,8 @@ def build_text_only(
 
 
 def _graphs(pair: GraphPair, *, planned: bool = False) -> list[Model]:
-    """The two graphs as they are to be: the source's, less the rows of tokens that do not stay. Those of a plan may have no
-    weights yet."""
+    """The two graphs as they are to be: the source's, less the rows of tokens that do not stay. Those of a plan may
+    have no weights yet."""
     graphs = [Model.open(path) for path in (pair.embed, pair.decoder)]
     for graph in graphs if not planned else ():
         graph.check_weights()

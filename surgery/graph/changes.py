@@ -45,7 +45,8 @@ def snapshot(proto: ModelProto) -> Snapshot:
 
 
 def touched(before: Snapshot, after: Snapshot) -> frozenset[ModelThing]:
-    """What was added, removed or changed; a renamed thing by both of its names. Its place in the order is no content."""
+    """What was added, removed or changed; a renamed thing by both of its names. Its place in the order is no
+    content."""
     return frozenset(thing for thing in before.keys() | after.keys() if before.get(thing) != after.get(thing))
 
 
@@ -72,7 +73,8 @@ def _things(proto: ModelProto) -> Iterator[tuple[ModelThing, bytes | str]]:
 
 
 def model_fields(proto: ModelProto) -> dict[str, str]:
-    """What a model says beside its graph, as text by key: `opset com.microsoft`, `metadata KEY`; empty ones left out."""
+    """What a model says beside its graph, as text by key: `opset com.microsoft`, `metadata KEY`; empty ones left
+    out."""
     found = {"ir_version": str(proto.ir_version)}
     for entry in proto.opset_import:
         found[f"opset {entry.domain or 'ai.onnx'}"] = str(entry.version)

@@ -72,6 +72,7 @@ class TableLookup:
 
     @property
     def ids(self) -> str:
+        """The name of the value that holds the token ids, integers [batch, tokens]."""
         return str(self.node.input[_IDS])
 
     @property

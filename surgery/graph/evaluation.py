@@ -164,7 +164,8 @@ class _Work:
 
 
 class Subgraph:
-    """A runnable part. `cuts` are the values to give, with their declared types; it takes and gives float32 for halves."""
+    """A runnable part. `cuts` are the values to give, with their declared types; it takes and gives float32 for
+    halves."""
 
     def __init__(
         self, proto: ModelProto, cuts: Mapping[str, TensorType], shaped: Mapping[str, TensorType], work: _Work

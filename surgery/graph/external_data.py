@@ -44,6 +44,7 @@ class WeightReference:
 
     @property
     def end(self) -> int:
+        """The first byte behind it."""
         return self.offset + self.length
 
 
@@ -85,6 +86,7 @@ def _node_tensors(node: NodeProto) -> Iterator[TensorProto]:
 
 
 def is_external(tensor: TensorProto) -> bool:
+    """Whether its bytes lie in a data file."""
     return tensor.data_location == 1  # TensorProto.EXTERNAL
 
 
@@ -110,6 +112,7 @@ def set_extent(tensor: TensorProto, location: str, offset: int, length: int) -> 
 
 
 def set_location(tensor: TensorProto, location: str) -> None:
+    """Name another data file; offset and length stay."""
     for entry in tensor.external_data:
         if entry.key == "location":
             entry.value = location

@@ -116,6 +116,7 @@ class Model:
 
     @property
     def graph(self) -> GraphProto:
+        """The main graph; a change to it changes the model."""
         return self.proto.graph
 
     def require_architecture(self) -> Architecture:
@@ -134,6 +135,7 @@ class Model:
         return edited(self.graph, prune=prune)
 
     def copy(self) -> Model:
+        """A model of its own: the proto is copied, the weights are the same files."""
         from onnx import ModelProto
 
         proto = ModelProto()

@@ -15,6 +15,7 @@ def node_in_words(node: NodeProto) -> str:
 
 
 def int_attribute(node: NodeProto, name: str, default: int) -> int:
+    """An INT attribute of a node, or the default where it has none of this name."""
     return next((attribute.i for attribute in node.attribute if attribute.name == name), default)
 
 

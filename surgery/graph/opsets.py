@@ -16,8 +16,8 @@ _OF_RUNTIMES = {"SimplifiedLayerNormalization"}
 
 
 def changed_operators(model: Model, version: int) -> list[str]:
-    """The operators of a graph whose inputs, outputs or attributes are others in the operator set `version` of ONNX than
-    in the graph's own, or which one of the two does not have. An operator that takes more types means the same.
+    """The operators of a graph whose inputs, outputs or attributes are others in the operator set `version` of ONNX
+    than in the graph's own, or which one of the two does not have. An operator that takes more types means the same.
     """
     old = model.opset()
     used = {node.op_type for node in _nodes(model) if node.domain in ("", "ai.onnx")} - _OF_RUNTIMES

@@ -1,4 +1,5 @@
-"""Quantised weights whose shapes and dtypes are what their node's attributes say: a runtime reads past them, or refuses.
+"""Quantised weights whose shapes and dtypes are what their node's attributes say: a runtime reads past them, or
+refuses.
 
 MatMulNBits            x [.., K], codes [N, blocks, block_size * bits / 8], scales [N, blocks] or [N * blocks]
 GatherBlockQuantized   codes [V, width * bits / 8], ids, scales [V, blocks]
@@ -24,7 +25,8 @@ Shapes = tuple[tuple[int, ...], ...]
 
 
 def check_quantised(model: Model) -> None:
-    """Raise ModelError, one sentence, for the first quantised weight that is not what its node says. No weight is read."""
+    """Raise ModelError, one sentence, for the first quantised weight that is not what its node says. No weight is
+    read."""
     types = declared_types(model.graph)
     for node in model.graph.node:
         for fault in _FAULTS.get(node.op_type, _none)(node, types):

@@ -24,7 +24,8 @@ def token_role(name: str) -> str | None:
 
 
 def token_inputs(graph: GraphProto) -> dict[str, str]:
-    """Name -> what the runtime calls it, for each token input with another name. Raises PassError where that is unclear."""
+    """Name -> what the runtime calls it, for each token input with another name. Raises PassError where that is
+    unclear."""
     inputs = {value.name: tensor_type(value) for value in graph.input}
     candidates = [
         n for n, t in inputs.items() if t is not None and t.dtype in ("INT64", "INT32") and len(t.shape or ()) == 2

@@ -1,10 +1,10 @@
 """Weights that change on their way: rounded to float16, cut into columns, put side by side, some of their rows left
 out; a portion at a time.
 
-A pass declares a changed weight: the tensor takes its new dtype and shape and a place in a data file that does not exist
-yet (`NewFile`), and `Model.converted` says what it is made from. The bytes are read, changed and written when the model
-is saved, once; a pass itself reads none of them, and memory use does not depend on the size of the weights. Weights
-that are cut from one source are written in one pass over it.
+A pass declares a changed weight: the tensor takes its new dtype and shape and a place in a data file that does not
+exist yet (`NewFile`), and `Model.converted` says what it is made from. The bytes are read, changed and written when the
+model is saved, once; a pass itself reads none of them, and memory use does not depend on the size of the weights.
+Weights that are cut from one source are written in one pass over it.
 """
 
 from __future__ import annotations
@@ -60,10 +60,12 @@ class Columns:
 
     @property
     def row_bytes(self) -> int:
+        """Bytes of a row as it is stored."""
         return (self.stored * self.bits + 7) // 8
 
     @property
     def is_whole(self) -> bool:
+        """Whether these are all of the columns."""
         return self.count == self.stored
 
     @property
@@ -75,7 +77,8 @@ class Columns:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Some of the rows of a matrix, or some elements of each row: their numbers, ascending. `digest` tells them apart."""
+    """Some of the rows of a matrix, or some elements of each row: their numbers, ascending. `digest` tells them
+    apart."""
 
     numbers: tuple[int, ...] = field(repr=False, compare=False)
     digest: str
@@ -100,10 +103,12 @@ class SourcePart:
 
     @property
     def extent(self) -> Extent:
+        """File, offset and length of the weight in bytes."""
         return self.source.file, self.source.offset, self.source.length
 
     @property
     def rows(self) -> int:
+        """Rows of the matrix that it is cut from."""
         return self.source.length // self.columns.row_bytes
 
 
@@ -124,6 +129,7 @@ class Conversion:
 
     @property
     def rows(self) -> int:
+        """Rows of the weight."""
         return self.parts[0].rows if self.taken is None else len(self.taken)
 
     @property
@@ -218,7 +224,8 @@ def compacted(proto: ModelProto, converted: Mapping[str, Conversion]) -> None:
 
 
 def halved(values: NDArray[Any], name: str, *, clip: bool) -> NDArray[Any]:
-    """float32 rounded to float16. Raises WeightError for a finite value beyond its range, unless it is to be clipped."""
+    """float32 rounded to float16. Raises WeightError for a finite value beyond its range, unless it is to be
+    clipped."""
     import numpy as np
 
     with np.errstate(over="ignore"):
@@ -295,7 +302,8 @@ def write_converted(places: Mapping[Conversion, int], writer: BinaryIO, opened: 
 
 
 def _portions(conversion: Conversion, step: int) -> Iterator[tuple[int, int]]:
-    """The rows that are written, in portions: the first row of each and how many, of no more than `step` stored rows."""
+    """The rows that are written, in portions: the first row of each and how many, of no more than `step` stored
+    rows."""
     row = 0
     while row < conversion.rows:
         end = min(row + step, conversion.rows)

@@ -5,7 +5,8 @@
     link         a hard link: no byte is written, and the file shares its bytes with the source
     consolidate  one file, every tensor at a multiple of 4096 bytes, in the order in which the nodes use them
 
-Weights that a pass changes (surgery.graph.weight_conversion) are written in each way, into a file of their own or the one file.
+Weights that a pass changes (surgery.graph.weight_conversion) are written in each way, into a file of their own or the
+one file.
 
 Copying is the default, for two reasons. onnx 1.21 and later refuse a data file with a second hard link ("indicating
 a potential hardlink attack"), so a link makes the folder and its source unreadable for `onnx.load` (ONNX Runtime does
@@ -74,7 +75,8 @@ class Placed:
 
 
 def data_names(graph: str) -> Iterator[str]:
-    """The names of a graph's data files, in order: as the community's exporter gives them, and runtimes look for them."""
+    """The names of a graph's data files, in order: as the community's exporter gives them, and runtimes look for
+    them."""
     yield f"{graph}_data"
     yield from (f"{graph}_data_{number}" for number in itertools.count(1))
 
@@ -154,7 +156,8 @@ def _moved(reader: BinaryIO, writer: BinaryIO, offset: int, length: int) -> Iter
 
 @dataclass(frozen=True, slots=True)
 class _Extent:
-    """Bytes to be written: those of a source file, or what is made of one or several. Tensors that share bytes go on so.
+    """Bytes to be written: those of a source file, or what is made of one or several. Tensors that share bytes go on
+    so.
 
     `content` tells extents apart; `length` is in bytes.
     """

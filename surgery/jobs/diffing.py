@@ -27,13 +27,13 @@ def diff(
     numbers: str | Path | None = None,
     manifests: Manifests = "claimed",
 ) -> Comparison:
-    """Compare two of: a model in memory, an .onnx file, an export (one precision's graphs), a GenAI folder; the last two
-    may be Hub repositories, of which no weights are fetched.
+    """Compare two of: a model in memory, an .onnx file, an export (one precision's graphs), a GenAI folder; the last
+    two may be Hub repositories, of which no weights are fetched.
 
     `weights`: by `reference` (file digest, offset and length), by `digest` (read them), or `auto` (read small ones).
     `ignore` are aspects that are shown but do not count as a difference; `numbers` is a file that `validate --json`
-    wrote of AFTER. `manifests="read"` reads the data files that a manifest.json speaks of, and takes its word where it is
-    true; otherwise that is a claim. Raises SurgeryError for what cannot be read.
+    wrote of AFTER. `manifests="read"` reads the data files that a manifest.json speaks of, and takes its word where it
+    is true; otherwise that is a claim. Raises SurgeryError for what cannot be read.
 
         found = surgery.diff("before.onnx", "after.onnx")
         print(found.differs, found.nodes)

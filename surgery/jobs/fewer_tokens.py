@@ -34,8 +34,8 @@ def held_out(corpus: Sequence[Path]) -> tuple[str, ...]:
 
 @contextmanager
 def of_fewer_tokens(found: OpenedSource, vocabulary: Path | None, listener: Listener) -> Iterator[OpenedSource]:
-    """The source with the tokens of a list alone, or as it is where none is given. Raises RequestError for a list that does
-    not suit it, ExportError for a tokenizer that cannot be made smaller."""
+    """The source with the tokens of a list alone, or as it is where none is given. Raises RequestError for a list that
+    does not suit it, ExportError for a tokenizer that cannot be made smaller."""
     if vocabulary is None:
         yield found
         return

@@ -31,17 +31,17 @@ class Answered:
 
 
 class Chat:
-    """A conversation with a folder, whose model stays in memory: by onnxruntime-genai for a GenAI folder, by two sessions
-    for one with two graphs, which may be a Hub repository too.
+    """A conversation with a folder, whose model stays in memory: by onnxruntime-genai for a GenAI folder, by two
+    sessions for one with two graphs, which may be a Hub repository too.
 
     Decoding is greedy; `sample` uses the folder's sampling values, `temperature`, `top_k` and `top_p` take their place,
-    and `seed` makes sampled answers repeatable. `system` comes before the first turn; `thinking` asks for thoughts, where
-    the chat template can; without `template` the turns go to the model as they are. `precision` chooses among two-graph
-    pairs, `new_tokens` is the most of an answer. A later turn reuses what the caches hold, where the folder's layout
-    allows it, and has the tokens of a run that begins anew.
+    and `seed` makes sampled answers repeatable. `system` comes before the first turn; `thinking` asks for thoughts,
+    where the chat template can; without `template` the turns go to the model as they are. `precision` chooses among
+    two-graph pairs, `new_tokens` is the most of an answer. A later turn reuses what the caches hold, where the folder's
+    layout allows it, and has the tokens of a run that begins anew.
 
-    The folder is opened and run in a process of its own, which ends with the `with` block. Raises FolderError for what is
-    neither kind of folder or refuses a turn, RequestError, ProcessEnded where it crashes or hangs the runtime, and
+    The folder is opened and run in a process of its own, which ends with the `with` block. Raises FolderError for what
+    is neither kind of folder or refuses a turn, RequestError, ProcessEnded where it crashes or hangs the runtime, and
     RuntimeMissing.
 
         with surgery.Chat("out", system="Be brief.") as chat:
@@ -108,7 +108,8 @@ class Chat:
         sounds: Sequence[str | Path] = (),
         thought: Callable[[str], object] | None = None,
     ) -> Generator[str, None, None]:
-        """The answer in pieces of text, of which some are empty. To close it early ends the answer; what was said stays.
+        """The answer in pieces of text, of which some are empty. To close it early ends the answer; what was said
+        stays.
 
         Files stand where the text says `<|image|>` and `<|audio|>`; `thought` is told pieces of what the model thinks.
         """

@@ -249,7 +249,8 @@ def plan_repack(source: str | Path, options: RepackOptions | None = None, *, lis
 
 @dataclass(frozen=True)
 class _Work:
-    """What is done to each graph: the decoder's recipe, the other graphs with theirs, and all as the manifest has it."""
+    """What is done to each graph: the decoder's recipe, the other graphs with theirs, and all as the manifest has
+    it."""
 
     recipe: Recipe
     parts: Sequence[GraphPlan]

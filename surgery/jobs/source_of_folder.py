@@ -1,4 +1,5 @@
-"""The export that a folder was made from: the one that is named, or the one that its manifest names; and no other one."""
+"""The export that a folder was made from: the one that is named, or the one that its manifest names; and no other
+one."""
 
 from __future__ import annotations
 

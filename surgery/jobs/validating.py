@@ -26,10 +26,10 @@ def validate(
     """Check a GenAI folder, against the export `against` that it was made from: a folder or a repository of the Hub.
 
     Without `against` the repository that its manifest names is taken, where the cache holds it; a folder of a local
-    export is then checked alone. `precision` is the export's; None finds it by the folder. `request` says what is covered: prompts, tokens,
-    thresholds, a recording. Every fault is a failed gate of the report (`report.passed`), also where the folder crashes
-    or hangs what runs it: that is a process of its own. Raises FolderError for what
-    is no GenAI folder, ExportError for what is no export, RequestError, and RuntimeMissing without a runtime.
+    export is then checked alone. `precision` is the export's; None finds it by the folder. `request` says what is
+    covered: prompts, tokens, thresholds, a recording. Every fault is a failed gate of the report (`report.passed`),
+    also where the folder crashes or hangs what runs it: that is a process of its own. Raises FolderError for what is no
+    GenAI folder, ExportError for what is no export, RequestError, and RuntimeMissing without a runtime.
 
         report = surgery.validate("out", "onnx-community/gemma-4-E2B-it-ONNX")
     """

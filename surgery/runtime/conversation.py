@@ -77,7 +77,8 @@ class ChatSettings:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What is said, with paths of files that stand where it says `<|image|>` and `<|audio|>`; in front where it says neither."""
+    """What is said, with paths of files that stand where it says `<|image|>` and `<|audio|>`; in front where it says
+    neither."""
 
     text: str
     images: tuple[str, ...] = ()
@@ -156,8 +157,8 @@ def open_conversation(
     precision: str | None = None,
     progress: Progress | None = None,
 ) -> Conversation:
-    """A folder with genai_config.json runs in onnxruntime-genai, one with two graphs, of `precision` or the best one, in
-    two sessions of onnxruntime.
+    """A folder with genai_config.json runs in onnxruntime-genai, one with two graphs, of `precision` or the best one,
+    in two sessions of onnxruntime.
 
     `progress` is told the stages: `tokenizer`, `generation`. Raises FolderError for any other folder, or with the
     runtime's own words where it refuses the folder or a turn, RequestError for what cannot be asked of it, and

@@ -79,6 +79,7 @@ class GenAI:
 
     @property
     def version(self) -> str:
+        """The version of onnxruntime-genai."""
         return str(self._og.__version__)
 
     def tokenizer(self) -> Any:
@@ -118,7 +119,8 @@ class GenAI:
             return logits, [int(token) for token in generator.get_sequence(0)[length:]]
 
     def ends_with(self, first: int, token: int) -> bool:
-        """Whether a generation that begins with `first` is over once the model says `token`, which it is made to say."""
+        """Whether a generation that begins with `first` is over once the model says `token`, which it is made to
+        say."""
         with _own_words("og.Generator"):
             parameters = self._og.GeneratorParams(self._model)
             parameters.set_search_options(**{**_GREEDY, "batch_size": 1, "max_length": 4})
@@ -166,6 +168,7 @@ def open_tokenizer(folder: Path, provider: Provider) -> Any:
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:
+    """The token ids of a text; -1 for a letter that the tokenizer does not know."""
     return [int(token) for token in tokenizer.encode(text)]
 
 

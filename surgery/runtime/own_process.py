@@ -272,7 +272,8 @@ def _end_with(parent: int) -> None:
 
 
 def _bound(limits: Limits) -> None:
-    """RLIMIT_DATA counts what is written to, in contrast to RLIMIT_AS, which a mapped file of weights counts for too."""
+    """RLIMIT_DATA counts what is written to, in contrast to RLIMIT_AS, which a mapped file of weights counts for
+    too."""
     try:
         import resource
     except ImportError:

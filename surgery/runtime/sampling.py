@@ -1,4 +1,5 @@
-"""How a token is chosen from logits: the values of generation_config.json, in the order in which Hugging Face applies them.
+"""How a token is chosen from logits: the values of generation_config.json, in the order in which Hugging Face applies
+them.
 
     logits -> repetition_penalty -> temperature -> top_k -> top_p -> one draw
 

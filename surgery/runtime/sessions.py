@@ -1,4 +1,5 @@
-"""Sessions of ONNX Runtime, and the merged graph in one of them; surgery.runtime.two_graphs runs two graphs as one model.
+"""Sessions of ONNX Runtime, and the merged graph in one of them; surgery.runtime.two_graphs runs two graphs as one
+model.
 
 All run under equal session options, so that what differs is the graph. onnxruntime is imported when a session is
 opened, not before. Values go from a step to the next as OrtValues on the provider's device: on the CPU that costs
@@ -172,6 +173,7 @@ class OpenGraph:
             raise ModelError(f"{path}: {missing[0]} has no present of the same layer among the outputs")
 
     def empty_cache(self, batch: int) -> KVCaches:
+        """Caches [batch, KV heads, 0, head size] for every past of the graph, by slot."""
         return {found: self._empty(name, batch) for found, name in self._pasts.items()}
 
     def _empty(self, name: str, batch: int) -> OrtTensor:

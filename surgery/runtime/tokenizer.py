@@ -39,6 +39,7 @@ class Tokenizer:
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, special tokens left out."""
         return str(self._tokenizer.decode(ids, skip_special_tokens=True))
 
     def stream(self) -> Callable[[int], str]:
@@ -82,9 +83,9 @@ def template_text(path: Path | None, config: Mapping[str, Any]) -> str | None:
 def render_template(
     template: str, config: Mapping[str, Any], messages: Sequence[Mapping[str, Any]], **variables: Any
 ) -> str:
-    """What jinja2 renders up to the model's answer; `config` is tokenizer_config.json, and `variables` take the place of
-    what a template reads beside the messages. Raises RuntimeMissing without jinja2, and whatever jinja2 and the template
-    raise."""
+    """What jinja2 renders up to the model's answer; `config` is tokenizer_config.json, and `variables` take the place
+    of what a template reads beside the messages. Raises RuntimeMissing without jinja2, and whatever jinja2 and the
+    template raise."""
     usual = {"add_generation_prompt": True, "tools": None, **_special_tokens(config)}
     with _needs("jinja2"):
         rendered: str = _compiled(template).render(messages=messages, **{**usual, **variables})

@@ -44,8 +44,9 @@ Change: TypeAlias = "Callable[[Feed, Embeddings], Embeddings]"
 class TwoGraphModel:
     """A Runner of two sessions. `step` is `embed`, the change between the graphs if there is one, and `decode`.
 
-    `also` is what the first graph takes beside token ids. `kept` are tokens of the graphs that stay elsewhere: ids come in
-    as they are there, and logits go out as there; `inside` counts how often the likeliest token of all was one of them.
+    `also` is what the first graph takes beside token ids. `kept` are tokens of the graphs that stay elsewhere: ids come
+    in as they are there, and logits go out as there; `inside` counts how often the likeliest token of all was one of
+    them.
     """
 
     def __init__(
@@ -87,7 +88,8 @@ class TwoGraphModel:
         return self._embed.run({"input_ids": self._ids(ids), **self._also}, {})[0]
 
     def decode(self, embedded: Embeddings, feed: Feed, cache: KVCaches, keep: int) -> tuple[Array, KVCaches]:
-        """Logits and caches, as Runner.step gives them; of `feed`, the ids are read by a decoder that takes them too."""
+        """Logits and caches, as Runner.step gives them; of `feed`, the ids are read by a decoder that takes them
+        too."""
         outputs, presents = self.outputs(embedded, feed, cache, keep)
         logits = self._decoder.logits(outputs)
         if self._own_ids is None:

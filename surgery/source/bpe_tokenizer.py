@@ -1,9 +1,9 @@
 """tokenizer.json of a BPE tokenizer, and the same with fewer tokens: merges closed, ids dense, bytes to fall back to.
 
-A text is cut into letters, and pairs of neighbours are merged, the pair of the lowest rank first. Where every token of a
-text stays, so do the pieces that it was merged from (`made_of`), and the merges among what stays keep their order: at
-each step the lowest rank among them is the lowest of all, and the text becomes the same tokens. Any other text ends in smaller
-pieces: in letters that stay, and in bytes for those that do not.
+A text is cut into letters, and pairs of neighbours are merged, the pair of the lowest rank first. Where every token of
+a text stays, so do the pieces that it was merged from (`made_of`), and the merges among what stays keep their order: at
+each step the lowest rank among them is the lowest of all, and the text becomes the same tokens. Any other text ends in
+smaller pieces: in letters that stay, and in bytes for those that do not.
 """
 
 from __future__ import annotations
@@ -110,7 +110,8 @@ class BpeTokenizer:
         return frozenset(found | {self.vocab[text] for text in [unknown] if text in self.vocab})
 
     def made_of(self, text: str) -> list[str]:
-        """The tokens that letters are merged to on the way to a token, itself left out. Empty for one that no merge gives."""
+        """The tokens that letters are merged to on the way to a token, itself left out. Empty for one that no merge
+        gives."""
         ranks, parts, found = self._ranks, list(text), []
         while len(parts) > 1:
             pairs = [ranks.get(pair, len(ranks)) for pair in pairwise(parts)]
@@ -128,8 +129,8 @@ class BpeTokenizer:
         return found | {self.vocab[piece] for piece in pieces if piece in self.vocab}
 
     def check(self, kept: KeptTokens, named: Iterable[str] = ()) -> None:
-        """Raise RequestError unless the tokens make a tokenizer: with what every text may end in, special tokens, and the
-        pieces that merges need. `named` are texts, a chat template say, whose added tokens have to stay.
+        """Raise RequestError unless the tokens make a tokenizer: with what every text may end in, special tokens, and
+        the pieces that merges need. `named` are texts, a chat template say, whose added tokens have to stay.
         """
         stays = set(kept.ids)
         in_texts = {e["id"] for e in self.added if any(e["content"] in text for text in named)}
@@ -154,7 +155,8 @@ class BpeTokenizer:
                     )
 
     def pruned(self, kept: KeptTokens) -> dict[str, Any]:
-        """The content with the kept tokens alone, under their new ids. Raises ExportError for a part of it that is not known."""
+        """The content with the kept tokens alone, under their new ids. Raises ExportError for a part of it that is not
+        known."""
         vocab = {text: new for text, token in self.vocab.items() if (new := kept.new(token)) is not None}
         written = zip(self.content["model"].get("merges", []), self.merges, strict=True)
         merges = [form for form, (one, other) in written if one in vocab and other in vocab and one + other in vocab]

@@ -16,8 +16,8 @@ _LONGEST = 100_000
 
 
 def lines(files: Iterable[Path]) -> Iterator[str]:
-    """The lines of text files, with their ends; what is no UTF-8 is replaced. Raises RequestError for a file that cannot be
-    read."""
+    """The lines of text files, with their ends; what is no UTF-8 is replaced. Raises RequestError for a file that
+    cannot be read."""
     for path in files:
         try:
             if not path.is_file():

@@ -9,7 +9,8 @@
     FOLDER/onnx/*.onnx_data, *.onnx_data_1, ...          their weights
 
 config.json's `transformers.js_config.dtype` may give each graph a precision of its own: that of the decoder is then the
-name of them all. A flat folder, with the graphs beside config.json, is read as well; and so is the split form of mobius:
+name of them all. A flat folder, with the graphs beside config.json, is read as well; and so is the split form of
+mobius:
 
     FOLDER/embedding/model.onnx, FOLDER/decoder/model.onnx, or FOLDER/embedding.onnx, FOLDER/decoder.onnx
 """
@@ -68,8 +69,8 @@ _GRAPH = re.compile(rf"(?P<role>{'|'.join(_ROLES)})(?P<suffix>_[A-Za-z0-9]+)?\.o
 @dataclass(frozen=True, slots=True)
 class GraphPair:
     """The two graphs of one precision, and its encoders. `others` has the precision of the graphs, by role, that
-    config.json gives another one than the decoder. `kept` are the tokens that stay of it in a folder of fewer tokens: the
-    graphs are then meant with the folder's ids.
+    config.json gives another one than the decoder. `kept` are the tokens that stay of it in a folder of fewer tokens:
+    the graphs are then meant with the folder's ids.
     """
 
     precision: str

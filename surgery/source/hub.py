@@ -165,10 +165,12 @@ class Download:
 
     @property
     def total_bytes(self) -> int:
+        """Bytes of all files, as far as their sizes are listed."""
         return sum(planned.file.size or 0 for planned in self.files)
 
     @property
     def missing_bytes(self) -> int:
+        """Bytes that are still to be fetched."""
         return sum(planned.file.size or 0 for planned in self.files if not planned.cached)
 
     def sized(self, files: Mapping[str, int | None]) -> dict[str, int | None]:
@@ -206,8 +208,8 @@ def hub_source(source: str, revision: str | None = None) -> HubSource | None:
 
 
 def _in_address(source: str) -> str:
-    """`owner/name` or `owner/name@revision` out of the address of a repository's page, or of a file in it; any other text
-    as it is. Raises ExportError for another address."""
+    """`owner/name` or `owner/name@revision` out of the address of a repository's page, or of a file in it; any other
+    text as it is. Raises ExportError for another address."""
     from urllib.parse import unquote, urlsplit
 
     if "://" not in source:

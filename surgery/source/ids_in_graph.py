@@ -1,4 +1,5 @@
-"""Token ids in a graph: which values they are, and the constants among them, which get other numbers with the tokens."""
+"""Token ids in a graph: which values they are, and the constants among them, which get other numbers with the
+tokens."""
 
 from __future__ import annotations
 

@@ -24,7 +24,8 @@ from surgery.files.safe_reading import read_regular
 VOCABULARY_FILE = "vocabulary.txt"
 """What the list is called in a folder that was made with it."""
 GROUP = 16
-"""Kernels take logits in groups, and sum up what is left over in another order: as many tokens as make whole groups stay."""
+"""Kernels take logits in groups, and sum up what is left over in another order: as many tokens as make whole groups
+stay."""
 _MOST_BYTES = 64 * 2**20
 _LINE = re.compile(r"[0-9]{1,9}(?=\s|$)")
 

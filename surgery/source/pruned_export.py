@@ -111,7 +111,8 @@ def write_kept(export: Export, kept: KeptTokens, folder: Path) -> None:
 
 
 def renumbered(values: Mapping[str, Any], kept: KeptTokens, where: str) -> dict[str, Any]:
-    """A configuration with the new ids and the new number of tokens. Raises RequestError for an id that does not stay."""
+    """A configuration with the new ids and the new number of tokens. Raises RequestError for an id that does not
+    stay."""
     found: dict[str, Any] = {}
     for key, value in values.items():
         if key in _TOWERS:

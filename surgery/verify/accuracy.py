@@ -72,7 +72,8 @@ class LevelOfFolder:
         return TwoGraphModel.open(self.pair, self.settings, decoder)
 
     def sample(self, cases: Sequence[Case]) -> Sample:
-        """What the source as published answers to the longest prompt that is not too long, and to one token after it."""
+        """What the source as published answers to the longest prompt that is not too long, and to one token after
+        it."""
         alone = [case for case in cases if len(case.rows) == 1 and case.chunk is None]
         case = max(alone, key=lambda case: (case.longest <= LONGEST, case.longest), default=cases[0])
         prompt = case.rows[0][:LONGEST]
@@ -88,7 +89,8 @@ class LevelOfFolder:
         return agreement_of(theirs, ours, {})
 
     def costly_kinds(self, sample: Sample, thresholds: Thresholds) -> tuple[str, ...]:
-        """The fewest kinds of products, those that move the logits most, without which the level keeps to the thresholds.
+        """The fewest kinds of products, those that move the logits most, without which the level keeps to the
+        thresholds.
 
         Each kind is left out by itself, then the costliest ones together, one more at a time. Empty where that does not
         help, or takes longer than MOST_SECONDS.

@@ -64,10 +64,12 @@ class Continuation:
 
     @property
     def exact(self) -> bool:
+        """Whether every token agrees."""
         return self.agreed == self.tokens
 
     @property
     def first(self) -> bool:
+        """Whether the first token agrees."""
         return self.agreed > 0
 
 
@@ -118,14 +120,17 @@ class Agreement:
 
     @property
     def max_abs(self) -> float:
+        """The largest |difference| of a logit that was computed in equal groups."""
         return max((case.max_abs for case in self.cases), default=0.0)
 
     @property
     def regrouped_max_abs(self) -> float:
+        """The same where one graph computed rows that the other left out."""
         return max((case.regrouped_max_abs for case in self.cases), default=0.0)
 
     @property
     def cache_max_abs(self) -> float:
+        """The largest |difference| of a value in a cache."""
         return max((case.cache_max_abs for case in self.cases), default=0.0)
 
     @property
@@ -135,6 +140,7 @@ class Agreement:
 
     @property
     def worst(self) -> Worst | None:
+        """Where the logits are furthest apart; None where they are equal."""
         found = [case.worst for case in self.cases if case.worst is not None]
         return max(found, key=lambda worst: abs(worst.source - worst.merged), default=None)
 
@@ -149,8 +155,8 @@ def agreement_of(
     """Compare the merged graph's recording with the source's.
 
     Another token is no fault where the source prefers its own by no more than twice the tolerance: `regrouped` in steps
-    that are. `kv_sources` maps each layer to the KV source layer whose cache it reads. Raises ModelError where the recordings are
-    not of the same cases, or the logits not of the same vocabulary.
+    that are. `kv_sources` maps each layer to the KV source layer whose cache it reads. Raises ModelError where the
+    recordings are not of the same cases, or the logits not of the same vocabulary.
     """
     if [answer.case for answer in source.answers] != [answer.case for answer in merged.answers]:
         raise ModelError("the recordings are not of the same cases")
@@ -288,7 +294,8 @@ def margin(logits: Array, preferred: int, other: int) -> float:
 
 
 def _owners_difference(source: Answer, merged: Answer, kv_sources: Mapping[int, int]) -> float:
-    """Over the caches of KV source layers. A source may be a merged graph itself, which has its KV-shared layers' aliases too."""
+    """Over the caches of KV source layers. A source may be a merged graph itself, which has its KV-shared layers'
+    aliases too."""
     owned = {found: cache for found, cache in source.caches.items() if kv_sources.get(found[0], found[0]) == found[0]}
     return max((_cache_difference(cache, merged.caches.get(found)) for found, cache in owned.items()), default=0.0)
 

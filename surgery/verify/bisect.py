@@ -150,7 +150,8 @@ class _Source:
 
 
 def _feeds(case: Case, steps: int, source: _Source, mask: Array | None) -> Iterator[Feed]:
-    """The pieces of the prompt, then the source's greedy tokens. Padding is where both graphs take it alike, in front."""
+    """The pieces of the prompt, then the source's greedy tokens. Padding is where both graphs take it alike, in
+    front."""
     feed = None
     for feed in prompt_feeds(case.rows, case.pad, case.chunk, mask, "left"):
         yield feed

@@ -61,6 +61,7 @@ class SourceFiles:
 
     @classmethod
     def read(cls, root: Path, pair: GraphPair) -> SourceFiles:
+        """Raises ArchitectureError or ModelError for a file that cannot be read."""
         generation = root / "generation_config.json"
         return cls(
             root,
@@ -77,11 +78,13 @@ class SourceFiles:
 
     @property
     def text(self) -> Mapping[str, Any]:
+        """config.json of the text model, which may be a part of it."""
         inner = self.config.get("text_config")
         return inner if isinstance(inner, Mapping) else self.config
 
     @property
     def family(self) -> str:
+        """Which of the known families its model_type begins with."""
         kind = str(self.text.get("model_type") or self.config.get("model_type"))
         return next((family for family in _NAMES if kind.startswith(family)), "gemma4")
 
@@ -303,7 +306,8 @@ def _audio(said: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def differences(found: Any, wanted: Any, where: str = "") -> Iterator[str]:
-    """What is not as `wanted`, one sentence each. There, `...` is any value, and a tuple has the values that will do."""
+    """What is not as `wanted`, one sentence each. There, `...` is any value, and a tuple has the values that will
+    do."""
     if isinstance(found, Mapping) and isinstance(wanted, Mapping):
         place = f"{where}." if where and not where.endswith(": ") else where
         for key in [key for key in found if key not in wanted]:

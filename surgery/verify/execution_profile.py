@@ -55,6 +55,7 @@ class Ran:
 
     @property
     def is_copy(self) -> bool:
+        """Whether it copies between the memories."""
         return self.operator in ("MemcpyFromHost", "MemcpyToHost")
 
     @property
@@ -71,9 +72,11 @@ class ExecutionProfile:
 
     @property
     def copies(self) -> tuple[Ran, ...]:
+        """The copies between the memories."""
         return tuple(ran for ran in self.nodes if ran.is_copy)
 
     def on(self, provider: str) -> tuple[Ran, ...]:
+        """The nodes that ran on a provider, copies left out."""
         return tuple(ran for ran in self.nodes if ran.provider == provider and not ran.is_copy)
 
     def fallen(self, expected: Prediction | None = None) -> tuple[Ran, ...]:

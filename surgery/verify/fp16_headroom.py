@@ -36,6 +36,7 @@ class LayerPeak:
 
     @property
     def layer_name(self) -> str:
+        """`layer 4`, or `the embeddings`."""
         return "the embeddings" if self.layer == EMBEDDINGS else f"layer {self.layer}"
 
     @property

@@ -148,8 +148,8 @@ def check_generation(
 def comparable(case: Case) -> bool:
     """Whether GenAI reads the prompt as the source does: it takes the mask from where the pad id is.
 
-    It takes no caches. A row alone is read as padded where it ends in that id, a row of a batch where it holds it. It cannot feed a
-    batch in chunks: the second one has a tensor of negative size (0.18.0).
+    It takes no caches. A row alone is read as padded where it ends in that id, a row of a batch where it holds it. It
+    cannot feed a batch in chunks: the second one has a tensor of negative size (0.18.0).
     """
     if case.past:
         return False

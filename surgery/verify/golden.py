@@ -76,11 +76,13 @@ def prompts_digest(cases: Sequence[Case]) -> str:
 
 
 def graph_digests(paths: Sequence[Path]) -> dict[str, str]:
+    """File name -> SHA-256 of each graph."""
     return {path.name: sha256(path) for path in paths}
 
 
 def save_golden(golden: Golden, path: Path) -> None:
-    """Write a new file; it appears whole or not at all. Raises RequestError where it exists, FolderError as writing fails."""
+    """Write a new file; it appears whole or not at all. Raises RequestError where it exists, FolderError as writing
+    fails."""
     from safetensors.numpy import save_file
 
     refuse_existing_recording(path)

@@ -1,9 +1,9 @@
 """Caches of tokens that no model was fed: a prompt longer than the window for the price of its last token.
 
-Numbers are normal, and the same for every model that has the slot: they depend on the layer, on key or value, and on how
-many tokens a row has. Keys are zero but for those of the oldest tokens, which leave the window while the case runs: each
-attention gives them weight while it sees them, so that a window of one token more or less moves the logits by far more
-than rounding does, in float16 too. With keys alike one token in 512 would not.
+Numbers are normal, and the same for every model that has the slot: they depend on the layer, on key or value, and on
+how many tokens a row has. Keys are zero but for those of the oldest tokens, which leave the window while the case runs:
+each attention gives them weight while it sees them, so that a window of one token more or less moves the logits by far
+more than rounding does, in float16 too. With keys alike one token in 512 would not.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def made_up_caches(
 ) -> KVCaches:
     """What the caches of a model hold before a case that has a past.
 
-    `empty` are those that the model starts with. `own` are the shapes of the caches that it is compared with: what one of
-    this model's has beyond that is padding, and one that is not among them holds nothing that is read.
+    `empty` are those that the model starts with. `own` are the shapes of the caches that it is compared with: what one
+    of this model's has beyond that is padding, and one that is not among them holds nothing that is read.
     """
     made: KVCaches = {}
     for slot, value in empty.items():

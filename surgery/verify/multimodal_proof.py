@@ -55,6 +55,7 @@ class MediaPrompt:
 
     @property
     def needs(self) -> set[Modality]:
+        """What a folder has to take for it."""
         given: dict[Modality, bool] = {"image": bool(self.images), "audio": bool(self.sounds)}
         return {modality for modality, there in given.items() if there}
 
@@ -72,8 +73,8 @@ CLOSING_TOKENS = frozenset({"image", "image and audio", "two images of different
 
 
 class SourceLoop:
-    """The source's pair, `decoder` in place of its own, and its encoders. `answer` runs one prompt, as GenAI's processor
-    prepared it."""
+    """The source's pair, `decoder` in place of its own, and its encoders. `answer` runs one prompt, as GenAI's
+    processor prepared it."""
 
     def __init__(
         self, source: GraphPair, tokens: Mapping[Modality, int], settings: Settings, decoder: Model | None = None
@@ -142,7 +143,8 @@ class _Scattering:
         return self._pair.decode(self._embed(feed), feed, cache, keep)
 
     def _embed(self, feed: Feed) -> Embeddings:
-        """Placeholders look the per-layer table up in row 0, whether or not the source masks them, as transformers do."""
+        """Placeholders look the per-layer table up in row 0, whether or not the source masks them, as transformers
+        do."""
         ids = feed.ids
         media = np.isin(ids, list(self._tokens.values()))
         embedded: dict[str, Any] = {**self._pair.embed(np.where(media, 0, ids))}
@@ -176,7 +178,8 @@ class MultimodalProof:
         told: Callable[[str], None],
         decoder: Model | None = None,
     ) -> Iterator[Gate]:
-        """One gate for each prompt, one for padding and one for wrong counts. `decoder` takes the place of the source's."""
+        """One gate for each prompt, one for padding and one for wrong counts. `decoder` takes the place of the
+        source's."""
         if "image" in self.tokens:
             yield self._padding()
         try:
@@ -239,7 +242,8 @@ class MultimodalProof:
         return render(genai.tokenizer(), message) if has_chat_template(self.folder) else f"<bos>{message}"
 
     def _padding(self) -> Gate:
-        """Several images are padded to the largest one; an encoder that gives tokens for padding moves all that follow."""
+        """Several images are padded to the largest one; an encoder that gives tokens for padding moves all that
+        follow."""
         name = "padding of an image leaves no tokens"
         try:
             encoder = Encoder(self.folder / f"{ENCODERS['image']}.onnx", "image", self.settings)
@@ -276,6 +280,7 @@ class Files:
         self._place = place
 
     def of(self, prompt: MediaPrompt) -> tuple[list[Path], list[Path]]:
+        """The files of a prompt: images, sounds."""
         images = [
             self._written(f"{number}-{width}x{height}.png", sample_picture(width, height, 40 * number))
             for number, (width, height) in enumerate(prompt.images)

@@ -35,10 +35,12 @@ class Parity:
 
     @property
     def exact_rate(self) -> float:
+        """Share of continuations that are equal to their end."""
         return self.exact / self.continuations if self.continuations else 0.0
 
     @property
     def first_rate(self) -> float:
+        """Share of continuations whose first token is equal."""
         return self.first / self.continuations if self.continuations else 0.0
 
     def to_dict(self) -> dict[str, Any]:

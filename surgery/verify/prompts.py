@@ -27,8 +27,8 @@ CLOSING = frozenset(
 )  # fmt: skip
 """The cases that a repack ends with: one for each way in which the passes could be wrong, none for a second time.
 
-Left to a full check are further texts, which take the same way through the graphs; chunks of 1 and 3, which cost a
-run per chunk; and the long prompt in one piece: in chunks it crosses the window too, and reads the caches besides. Where
+Left to a full check are further texts, which take the same way through the graphs; chunks of 1 and 3, which cost a run
+per chunk; and the long prompt in one piece: in chunks it crosses the window too, and reads the caches besides. Where
 the window is of 1,024 tokens the chunks are left to it as well: then made-up caches alone take the place of a prompt.
 """
 GENERATED = frozenset({"one-token", "latin", "scripts", "conversation", "chunks-of-7", "batch", "ragged-batch"})
@@ -69,10 +69,12 @@ class Case:
 
     @property
     def ragged(self) -> bool:
+        """Whether its rows have different lengths, so that a batch of them is padded."""
         return len(set(self.lengths)) > 1
 
     @property
     def longest(self) -> int:
+        """Tokens of its longest row, those in the caches too."""
         return max(self.lengths)
 
     def steps(self, least: int) -> int:

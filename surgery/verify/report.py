@@ -67,10 +67,12 @@ class Report:
 
     @property
     def passed(self) -> bool:
+        """Whether every gate passed."""
         return bool(self.gates) and all(gate.passed for gate in self.gates)
 
     @property
     def failed(self) -> tuple[Gate, ...]:
+        """The gates that failed."""
         return tuple(gate for gate in self.gates if not gate.passed)
 
     @property
@@ -92,6 +94,7 @@ class Report:
         return told + (f", {padded:.3g} in padded batches" if padded else "")
 
     def section(self, name: Section) -> tuple[Gate, ...]:
+        """The gates of one section."""
         return tuple(gate for gate in self.gates if gate.section == name)
 
     def to_dict(self) -> dict[str, Any]:

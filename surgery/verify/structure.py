@@ -157,7 +157,8 @@ def _share_buffer(folder: OpenedFolder) -> Iterator[str]:
 
 
 def _layer_sizes(folder: OpenedFolder) -> Iterator[str]:
-    """The layer table says the sizes that the layers use: those of the interface, less padding that the graph cuts off."""
+    """The layer table says the sizes that the layers use: those of the interface, less padding that the graph cuts
+    off."""
     if folder.layers is None:
         yield "the graph carries no layer table"
         return

@@ -49,6 +49,7 @@ class Thresholds:
     headroom: float = 1.0
 
     def with_values(self, given: Mapping[str, float]) -> Thresholds:
+        """The same with some others, by name."""
         return replace(self, **given)
 
     def to_dict(self) -> dict[str, float]:
@@ -83,8 +84,9 @@ worth 1e-5 in the logits, 3e-6 in their mean, 1e-11 in the KL (the fixtures with
 _REGROUPED_HALF = Thresholds(
     logits=0, regrouped=0.1, caches=0, mean=0.03, kl=1e-3, cosine=0.9999, top1=1, top10=0.95, exact=1, first=1
 )
-"""As above. A row of a padded batch is 0.047 from the row alone in the fixtures, 0.0081 in the mean: as far as float16 is
-in another order, below. A window of one token more or less is worth 1 and more (tests/verify/test_window_faults.py)."""
+"""As above. A row of a padded batch is 0.047 from the row alone in the fixtures, 0.0081 in the mean: as far as float16
+is in another order, below. A window of one token more or less is worth 1 and more
+(tests/verify/test_window_faults.py)."""
 
 _REORDERED_SINGLE = Thresholds(
     logits=1e-4, regrouped=1e-4, caches=1e-4, mean=3e-5, kl=1e-8, cosine=0.999999, top1=1, top10=0.99, exact=1, first=1
@@ -129,9 +131,9 @@ ROUNDED = Numerics(
     },
 )  # fmt: skip
 """Another order of summation in a graph that rounds activations to whole numbers on the way: a sum that differs in its
-last bit becomes the next whole number, and the layers after it enlarge that. In the small exports up to 2.1 in the logits,
-0.62 in the caches, 0.56 in the mean, 0.26 in the KL, 0.021 short of 1 in the cosine, top-1 0.914; with int8 products
-besides, 2.2, 0.56, 0.33, 0.020 and 0.836. Rounding itself is worth as much. Twice that passes."""
+last bit becomes the next whole number, and the layers after it enlarge that. In the small exports up to 2.1 in the
+logits, 0.62 in the caches, 0.56 in the mean, 0.26 in the KL, 0.021 short of 1 in the cosine, top-1 0.914; with int8
+products besides, 2.2, 0.56, 0.33, 0.020 and 0.836. Rounding itself is worth as much. Twice that passes."""
 
 REGROUPED_AND_ROUNDED = Numerics(
     "exact", {name: value for name, value in ROUNDED.bound.items() if name not in ("logits", "caches")}

@@ -1,4 +1,5 @@
-"""Proof that a two-graph folder is its source: both answer every prompt through surgery.runtime.two_graphs, and bit for bit alike."""
+"""Proof that a two-graph folder is its source: both answer every prompt through surgery.runtime.two_graphs, and bit for
+bit alike."""
 
 from __future__ import annotations
 

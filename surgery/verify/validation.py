@@ -101,6 +101,7 @@ class Request:
 
     @property
     def length(self) -> int:
+        """Greedy tokens after each prompt."""
         return TOKENS[self.scope] if self.tokens is None else self.tokens
 
     def refuse_contradictions(self, source: GraphPair | None) -> None:

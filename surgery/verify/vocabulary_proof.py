@@ -91,8 +91,8 @@ def _gates(folder: Path, source: Path, kept: KeptTokens, corpus: Sequence[str], 
 
 
 def inside_gate(kept: KeptTokens, inside: Counter[bool]) -> Gate:
-    """How often the source, which runs with its own ids, would itself have said a token that stays. It does not fail: where it
-    would not have, its likeliest token among those that stay is what the folder is held to."""
+    """How often the source, which runs with its own ids, would itself have said a token that stays. It does not fail:
+    where it would not have, its likeliest token among those that stay is what the folder is held to."""
     detail = f"{inside[True]:,} of {inside.total():,} of its likeliest tokens are among the {len(kept):,} that stay"
     return Gate("numbers", "source runs with its own ids", True, detail=detail)
 

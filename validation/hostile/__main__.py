@@ -15,7 +15,7 @@ from pathlib import Path
 
 import confined
 from adversarial import FORMS
-from attacks import Ground
+from attacks import COMMANDS, Ground
 
 from validation.hostile import costs, inputs
 
@@ -41,26 +41,31 @@ def main() -> None:
 
 
 def _words(text: str, known: Sequence[str]) -> list[str]:
-    return [word.strip() for word in text.split(",") if word] or list(known)
+    """Some of the names that are known, or all of them."""
+    found = [word.strip() for word in text.split(",") if word.strip()]
+    if unknown := set(found) - set(known):
+        raise SystemExit(f"there is no {unknown.pop()!r}; there are {', '.join(dict.fromkeys(known))}")
+    return found or list(known)
 
 
 def _costs(given: argparse.Namespace) -> bool:
+    commands, forms = _words(given.commands, list(costs.COMMANDS)), _words(given.forms, list(FORMS))
     ground = _ground(given.work / "costs")
+    ground.rehearse()
     print(costs.HEAD)
     passed = True
-    for row in costs.rows(
-        ground, _words(given.commands, list(costs.COMMANDS)), _words(given.forms, list(FORMS)), given.size
-    ):
+    for row in costs.rows(ground, commands, forms, given.size):
         print(row, flush=True)
         passed &= row.passed
     return passed
 
 
 def _inputs(given: argparse.Namespace) -> bool:
+    commands = _words(given.commands, [command.name for command in COMMANDS])
     found = inputs.recorded(given.record) if given.record else []
     done = {one.number for one in found}
     numbers = [number for number in range(given.first, given.first + given.inputs) if number not in done]
-    for one in inputs.outcomes(given.work, numbers, _words(given.commands, [])):
+    for one in inputs.outcomes(given.work, numbers, commands):
         found.append(one)
         if given.record:
             inputs.record(given.record, one)

@@ -21,9 +21,9 @@ PORTION = 25
 _ground: list[Ground] = []
 
 
-def outcomes(work: Path, numbers: Sequence[int], names: Sequence[str] = ()) -> Iterator[Outcome]:
-    """What came of each attack, in no order. `names` are the commands that are tried; all without any."""
-    commands = [command for command in COMMANDS if not names or command.name in names]
+def outcomes(work: Path, numbers: Sequence[int], names: Sequence[str]) -> Iterator[Outcome]:
+    """What came of each attack, in no order. `names` are the commands that are tried."""
+    commands = [command for command in COMMANDS if command.name in names]
     portions = [numbers[at : at + PORTION] for at in range(0, len(numbers), PORTION)]
     Ground(work / "rehearsal").rehearse()  # the processes are forked from this one
     context = multiprocessing.get_context("fork")

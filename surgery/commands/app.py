@@ -26,7 +26,7 @@ from surgery.commands.review import comment, review
 from surgery.commands.strip import strip
 from surgery.commands.validate import validate
 from surgery.commands.vocabulary import vocabulary
-from surgery.errors import GateFailed, SurgeryError, unforeseen
+from surgery.errors import GateFailed, SurgeryError, printable, unforeseen
 from surgery.version import VERSION
 
 app = typer.Typer(
@@ -74,6 +74,8 @@ def main() -> None:
         app()
     except SystemExit as stop:
         if isinstance(stop.code, int) and stop.code > 128:
+            notes = getattr(stop, "__notes__", None) or ["nothing was written"]
+            sys.stderr.write(f"\nstopped: {'; '.join(printable(note) for note in notes)}\n")
             _leave(stop.code)
         raise
     except SurgeryError as error:

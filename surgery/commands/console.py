@@ -7,17 +7,21 @@ import os
 import re
 import stat
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from surgery.errors import SurgeryError, printable, unforeseen
 from surgery.jobs.listener import Listener
-from surgery.printing import json_text
+from surgery.printing import json_text, size
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+
+LOG_SECONDS = 30
+"""Between two lines of one stage, where stderr is no terminal."""
 
 _COMMAND = re.compile(r"^( *)::|##(?=\[)", re.MULTILINE)
 """How a line of a log begins, or goes on, that is a command to GitHub's runner."""
@@ -75,15 +79,21 @@ def print_json(value: object) -> None:
 
 
 class JobProgress(Listener):
-    """A progress bar over bytes on stderr; silent where stderr is not a terminal, but for sentences and stages."""
+    """What goes on, and for how long, on one line of a terminal that changes; elsewhere as lines: the beginning of each
+    stage, and how far a long one has come.
+    """
 
     def __init__(self) -> None:
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+        from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-        columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
         console = talk()
-        self._progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self._task = self._progress.add_task("weights", total=None, visible=False)
+        self._live = console.is_terminal
+        columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+        self._progress = Progress(*columns, console=console, transient=True, disable=not self._live)
+        self._task = self._progress.add_task("", total=None, visible=False)
+        self._stage = self._doing = ""
+        self._total = self._done = 0
+        self._began = self._told = time.monotonic()
 
     def __enter__(self) -> JobProgress:
         self._progress.start()
@@ -95,17 +105,42 @@ class JobProgress(Listener):
     def said(self, text: str) -> None:
         say(text)
 
-    def started(self, total: int) -> None:
-        self._progress.update(self._task, total=total, visible=True)
+    def started(self, total: int, doing: str = "writing") -> None:
+        self._doing, self._total, self._done = doing, total, 0
+        self._begin(doing)
+        self._show(self._bytes())
 
     def advanced(self, count: int) -> None:
-        self._progress.advance(self._task, count)
+        self._done += count
+        self._show(self._bytes())
 
     def stage(self, text: str) -> None:
-        """A log gets the stages without the cases."""
-        self._progress.update(self._task, description=text, visible=True, total=None)
-        if not self._progress.console.is_terminal and ":" not in text:
-            say(f"proving    {text}")
+        name, _, case = text.partition(": ")
+        if not case:
+            self._begin(f"proving {name}")
+            if not self._live:
+                say(f"proving    {name}")
+        self._show(f"proving {text}")
+
+    def _begin(self, stage: str) -> None:
+        self._stage, self._began = stage, time.monotonic()
+        self._told = self._began
+        self._progress.reset(self._task, description=stage, total=None, visible=True)
+
+    def _bytes(self) -> str:
+        """`fetching 1.2 GB of 3.6 GB, 48 MB/s`; no rate of what is written, which a link or a cache makes a lie."""
+        text = f"{self._doing} {size(self._done)} of {size(self._total)}"
+        seconds = time.monotonic() - self._began
+        return f"{text}, {size(self._done / seconds)}/s" if self._doing == "fetching" and seconds > 1 else text
+
+    def _show(self, text: str) -> None:
+        """On a terminal at once; in a log every half minute, with the seconds that the stage has taken."""
+        self._progress.update(self._task, description=printable(text))
+        now = time.monotonic()
+        if not self._live and now - self._told >= LOG_SECONDS:
+            self._told = now
+            what, _, rest = text.partition(" ")
+            say(f"{what:<10} {rest}, {now - self._began:.0f} s")
 
 
 def program() -> list[str]:

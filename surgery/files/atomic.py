@@ -18,6 +18,7 @@ import os
 import shutil
 import signal
 import stat
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -54,7 +55,7 @@ def staged_folder(target: Path, *, may_replace: Callable[[Path], None] | None = 
     """
     target = Path(os.path.abspath(target))
     refuse_existing(target, may_replace)
-    with _parents_of(target), _written(target), _Claim(target) as claim:
+    with _told_if_stopped(target), _parents_of(target), _written(target), _Claim(target) as claim:
         refuse_existing(target, may_replace)  # a replacement that was cut short has just been undone
         yield claim.new
         _flush(claim.new)
@@ -73,7 +74,7 @@ def staged_files(target: Path) -> Iterator[Path]:
     name of a new one, or if it cannot be written. Whoever reads `target` finds all that it was written with.
     """
     target = Path(os.path.abspath(target))
-    with _written(target), _Claim(target) as claim:
+    with _told_if_stopped(target), _written(target), _Claim(target) as claim:
         yield claim.new
         _flush(claim.new)
         _stop_if_told()
@@ -120,6 +121,15 @@ def refuse_existing(target: Path, may_replace: Callable[[Path], None] | None) ->
     if target.is_symlink() or not target.is_dir():
         raise FolderError(f"{target} is not a folder; --force replaces folders only")
     may_replace(target)
+
+
+def require_writable(target: Path) -> None:
+    """Raise FolderError where nothing can be made in the folder that `target` would be made in; nothing is left there."""
+    place = existing(target.absolute().parent)
+    try:
+        tempfile.TemporaryDirectory(prefix=f".{target.name[:80]}.", dir=place).cleanup()
+    except OSError as error:
+        raise FolderError(f"{target} cannot be written: {place}: {error.strerror}") from None
 
 
 def refuse_holding(target: Path, sources: Iterable[Path]) -> None:
@@ -200,6 +210,17 @@ def _written(target: Path) -> Iterator[None]:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         raise FolderError(f"{target} was not written: {where}{error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def _told_if_stopped(target: Path) -> Iterator[None]:
+    """Let a signal that ends this say what became of the target."""
+    before = os.path.lexists(target)
+    try:
+        yield
+    except SystemExit as stop:
+        stop.add_note(f"{target} is as it was" if before else f"{target} was not written, and nothing of it was left")
+        raise
 
 
 class _Claim:

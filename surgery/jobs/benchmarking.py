@@ -31,11 +31,12 @@ def bench(
     """
     from surgery.folder.genai_config import require_folder
     from surgery.runtime.benchmark import measure as run
-    from surgery.runtime.sessions import provider_of
+    from surgery.runtime.genai import load_genai
+    from surgery.runtime.sessions import load_onnxruntime, provider_of
 
     folder = Path(folder)
     require_folder(folder)
+    load_onnxruntime(runs_on := provider_of(provider))  # before gigabytes are fetched, not after
+    load_genai(runs_on)
     pair = source_pair(folder, against, precision, listener)
-    return run(
-        folder, pair, provider=provider_of(provider), contexts=contexts, new_tokens=new_tokens, progress=listener.said
-    )
+    return run(folder, pair, provider=runs_on, contexts=contexts, new_tokens=new_tokens, progress=listener.said)

@@ -76,7 +76,7 @@ class Chat:
             new_tokens, sample, temperature, top_k, top_p, seed, template, thinking, system, lasting
         )
         runs_on = provider_of(provider)
-        place, precision = local_folder(str(folder), precision, runs_on, listener.said)
+        place, precision = local_folder(str(folder), precision, runs_on, listener)
         self._words: Generator[Any, Any, None] = chat_contained(place, settings, runs_on, precision)
         self.answered: Answered | None = None
         """What the last answer took; None before the first one."""

@@ -14,14 +14,14 @@ class Listener:
     def said(self, text: str) -> None:
         """A fact as a sentence: what is read, what was chosen and why."""
 
-    def started(self, total: int) -> None:
-        """`total` bytes of weights are going to be written."""
+    def started(self, total: int, doing: str = "writing") -> None:
+        """`total` bytes of weights, of all files together, are going to be written, or fetched."""
 
     def advanced(self, count: int) -> None:
-        """`count` more bytes of weights are written."""
+        """`count` more bytes are written or fetched. Files that are fetched at a time tell it from threads of their own."""
 
     def stage(self, text: str) -> None:
-        """The proof begins a stage, `stage` or `stage: case`."""
+        """The proof begins a stage, `stage`, or a case in it, `stage: 3 of 33, case`."""
 
 
 SILENT = Listener()

@@ -172,9 +172,10 @@ def repack(
 
         surgery.repack("onnx-community/gemma-4-E2B-it-ONNX", "out", surgery.RepackOptions(preset="fast"))
     """
-    from surgery.files.atomic import refuse_existing
+    from surgery.files.atomic import refuse_existing, require_writable
     from surgery.folder.manifest import refuse_foreign
     from surgery.source.opening import open_source
+    from surgery.verify.closing_proof import require_runtimes
 
     options = options or RepackOptions()
     target = Path(target)
@@ -182,8 +183,11 @@ def repack(
     destination = destination_of(options.push_to, options.private)
     runtime = _onnxruntime(options)
     refuse_existing(target, refuse_foreign if options.force else None)  # before gigabytes are fetched, not after
+    require_writable(target)
+    if options.validate:
+        require_runtimes(provider)
     announce(destination, listener)
-    opened = open_source(_choice(source, options, provider), listener.said)
+    opened = open_source(_choice(source, options, provider), listener)
     listener.said(f"source     {opened.export.root}")
     listener.said(f"precision  {opened.reason}")
     with of_fewer_tokens(opened, options.vocabulary, listener) as found:

@@ -23,8 +23,7 @@ def source_pair(folder: Path, source: str | Path | None, precision: str | None, 
     """
     from surgery.folder.manifest import recorded_tokens
     from surgery.folder.multimodal import media_of
-    from surgery.source.hub import fetch
-    from surgery.source.opening import SourceRequest, look_up
+    from surgery.source.opening import SourceRequest, fetched, look_up
 
     if source is None:
         return None
@@ -32,9 +31,7 @@ def source_pair(folder: Path, source: str | Path | None, precision: str | None, 
     choice = SourceRequest(str(source), "cpu", precision, pick=_pick(folder, str(source)), modalities=media)
     found = look_up(choice, listener.said)
     _refuse_other(folder, str(source), found)
-    if found.download is not None:
-        fetch(found.download)
-    return replace(found.pair, kept=recorded_tokens(folder))
+    return replace(fetched(found, listener).pair, kept=recorded_tokens(folder))
 
 
 def pair_by_manifest(folder: Path, listener: Listener) -> GraphPair | None:

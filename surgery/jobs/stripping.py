@@ -62,20 +62,23 @@ def strip(
 
     Raises SurgeryError for everything that a user can mend, GateFailed where the proof fails.
     """
-    from surgery.files.atomic import refuse_existing
+    from surgery.files.atomic import refuse_existing, require_writable
     from surgery.folder.manifest import refuse_foreign
     from surgery.folder.text_only import build_text_only as build
     from surgery.runtime.sessions import provider_of
     from surgery.source.opening import open_source
-    from surgery.verify.closing_proof import closing_proof_of_two_graphs
+    from surgery.verify.closing_proof import closing_proof_of_two_graphs, require_runtimes
 
     options = options or StripOptions()
     target = Path(target)
     destination = destination_of(options.push_to, options.private)
     provider = provider_of(options.provider)
     refuse_existing(target, refuse_foreign if options.force else None)  # before gigabytes are fetched, not after
+    require_writable(target)
+    if options.validate:
+        require_runtimes(provider, genai=False)
     announce(destination, listener)
-    opened = open_source(_choice(source, options), listener.said)
+    opened = open_source(_choice(source, options), listener)
     listener.said(f"source     {opened.export.root}")
     listener.said(f"precision  {opened.reason}")
     with of_fewer_tokens(opened, options.vocabulary, listener) as found:

@@ -34,14 +34,17 @@ def validate(
         report = surgery.validate("out", "onnx-community/gemma-4-E2B-it-ONNX")
     """
     from surgery.folder.genai_config import require_folder
-    from surgery.runtime.sessions import provider_of
+    from surgery.runtime.genai import load_genai
+    from surgery.runtime.sessions import load_onnxruntime, provider_of
     from surgery.verify.contained import contained
     from surgery.verify.validation import Request, prove_folder
 
     folder = Path(folder)
     require_folder(folder)
-    request = request or Request()
+    request, runs_on = request or Request(), provider_of(provider)
+    load_onnxruntime(runs_on)  # before gigabytes are fetched, not after
+    load_genai(runs_on)
     pair = source_pair(folder, against, precision, listener)
     if against is None and request.golden is None:
         pair = pair_by_manifest(folder, listener)
-    return contained(prove_folder, folder, pair, provider_of(provider), listener.stage, request=request)
+    return contained(prove_folder, folder, pair, runs_on, listener.stage, request=request)

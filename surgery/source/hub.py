@@ -12,18 +12,21 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
+from urllib.parse import unquote, urlsplit
 
 from surgery.choices import Modality
 from surgery.errors import ExportError, SurgeryError, nearest
+from surgery.files.safe_reading import sha256
 from surgery.source.export import (
     DECODER,
     EMBED,
@@ -53,7 +56,10 @@ SIDE_FILES = (
 """What a repack reads beside the graphs; for images and sound it reads MEDIA_FILES as well."""
 
 PARALLEL = 4
-"""Files fetched at a time; hf-xet fetches the chunks of each in parallel besides."""
+"""Files fetched at a time."""
+
+Count = Callable[[int], None]
+"""Is told bytes."""
 
 _AGAIN = "run it again later: files that are complete are kept"
 
@@ -210,8 +216,6 @@ def hub_source(source: str, revision: str | None = None) -> HubSource | None:
 def _in_address(source: str) -> str:
     """`owner/name` or `owner/name@revision` out of the address of a repository's page, or of a file in it; any other
     text as it is. Raises ExportError for another address."""
-    from urllib.parse import unquote, urlsplit
-
     if "://" not in source:
         return source
     found = urlsplit(source)
@@ -261,17 +265,25 @@ def plan_download(listing: Listing, precision: str, modalities: Sequence[Modalit
     return Download(listing, precision, tuple(PlannedFile(file, _is_cached(listing, file)) for file in files))
 
 
-def fetch(download: Download) -> Path:
+def fetch(download: Download, started: Callable[[int], None] | None = None, progress: Count | None = None) -> Path:
     """Fetch what is missing. Returns the folder for surgery.source.export.open_export; it may hold other precisions.
 
-    PARALLEL files at a time. Raises ExportError at the first fault: files not begun are not fetched, those under way
-    go on in the background, and complete files stay.
+    PARALLEL files at a time; `started` is told the bytes that are to come, `progress` those that came, from threads of
+    its own. A large file goes on where an earlier run stopped. Raises ExportError at the first fault: files not begun
+    are not fetched, and what is there stays.
     """
     _require_space(download)
+    missing = [planned.file for planned in download.files if not planned.cached]
+    if started is not None and missing:
+        started(sum((file.size or 0) - _there(download.listing, file) for file in missing))
     pool = ThreadPoolExecutor(PARALLEL)
+    count = progress or (lambda _: None)
     try:
-        for future in as_completed([pool.submit(get, download.listing, planned.file) for planned in download.files]):
+        for future in as_completed([pool.submit(get, download.listing, one.file, count) for one in download.files]):
             future.result()
+    except BaseException as error:
+        error.add_note("what was fetched stays in the cache of the Hub: the next run goes on there")
+        raise
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
     return download.listing.root
@@ -328,6 +340,7 @@ def _hub_listing(source: HubSource) -> Listing:
             revision=source.revision,
             endpoint=source.endpoint,
             cache_dir=source.cache,
+            tqdm_class=_no_bar(),
         )
     root = Path(config).parent
     if root.name != info.sha:
@@ -378,7 +391,7 @@ def _data_files(listing: Listing, graph: str) -> list[str]:
     return names
 
 
-def get(listing: Listing, file: HubFile) -> Path:
+def get(listing: Listing, file: HubFile, progress: Count = lambda _: None) -> Path:
     """The path of a file in the snapshot folder; fetched where it is not there with its listed size."""
     from huggingface_hub import hf_hub_download
 
@@ -386,20 +399,112 @@ def get(listing: Listing, file: HubFile) -> Path:
     if _is_complete(path, file):
         return path
     with _explained(source):
+        if not _is_cached(listing, file):
+            if file.sha256 is not None and file.size:
+                _get_large(listing, file, file.sha256, file.size, progress)
+            else:
+                progress(file.size or 0)
         hf_hub_download(
             source.repo_id,
             file.name,
             revision=listing.commit,
             endpoint=source.endpoint,
             cache_dir=source.cache,
-            force_download=path.exists(),  # of another size: huggingface_hub takes whatever is there
+            force_download=path.exists()
+            and not _is_complete(path, file),  # of another size: huggingface_hub takes whatever is there
+            tqdm_class=_no_bar(),
         )
     if not _is_complete(path, file):
-        raise ExportError(
-            f"{source} lists {file.name} with {file.size:,} bytes, but {path.stat().st_size:,} came",
-            hint="run it again; if it stays so, tell the owner of the repository",
-        )
+        raise _other_than_listed(listing, file, path.stat().st_size)
     return path
+
+
+def _other_than_listed(listing: Listing, file: HubFile, came: int) -> ExportError:
+    lists = f"{file.size:,} bytes, but {came:,}" if file.size != came else "one content, but another"
+    return ExportError(
+        f"{listing.source} lists {file.name} with {lists} came",
+        hint="run it again; if it stays so, tell the owner of the repository",
+    )
+
+
+def _get_large(listing: Listing, file: HubFile, digest: str, size: int, progress: Count) -> None:
+    """Fetch a file among the blobs of the cache, from where an earlier run stopped: huggingface_hub begins again.
+
+    Its digest is checked. Where another run is fetching it, or no file can be locked, nothing is done.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+    source, partial = listing.source, _partial(listing, digest)
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    with partial.open("ab") as writer:
+        if not _locked(writer):
+            return
+        if (there := writer.tell()) > size:
+            writer.truncate(there := 0)
+        url = hf_hub_url(source.repo_id, file.name, revision=listing.commit, endpoint=source.endpoint)
+        headers = build_hf_headers()
+        found = get_hf_file_metadata(url, headers=headers, endpoint=source.endpoint)
+        if urlsplit(found.location).netloc != urlsplit(url).netloc:
+            headers.pop("authorization", None)
+        counted: Any = _Counted(writer, progress)
+        http_get(found.location, counted, resume_size=there, headers=headers, tqdm_class=_no_bar())
+        writer.flush()
+        came = os.fstat(writer.fileno()).st_size
+        if came != size or sha256(partial) != digest:
+            partial.unlink()
+            raise _other_than_listed(listing, file, came)
+        os.replace(partial, partial.with_name(digest))
+
+
+class _Counted:
+    """A file that tells how many bytes are written to it."""
+
+    def __init__(self, file: BinaryIO, progress: Count) -> None:
+        self._file, self._progress = file, progress
+
+    def write(self, data: bytes) -> int:
+        self._progress(len(data))
+        return self._file.write(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+def _partial(listing: Listing, digest: str) -> Path:
+    """Where a file lies until it is complete."""
+    return listing.root.parent.parent / "blobs" / f"{digest}.gemma4-surgery"
+
+
+def _there(listing: Listing, file: HubFile) -> int:
+    """Bytes of a file that an earlier run fetched."""
+    partial = _partial(listing, file.sha256) if file.sha256 is not None else None
+    return min(partial.stat().st_size, file.size or 0) if partial is not None and partial.is_file() else 0
+
+
+def _locked(file: BinaryIO) -> bool:
+    """Lock a file until it is closed; False where another run has, or files cannot be locked."""
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (ImportError, OSError):
+        return False
+    return True
+
+
+@functools.cache
+def _no_bar() -> Any:
+    """For huggingface_hub, which draws a bar for each file: what goes on is told in one place."""
+    from huggingface_hub import utils
+
+    base: Any = utils.tqdm  # type: ignore[attr-defined]
+
+    def silent(bar: Any, *arguments: Any, **options: Any) -> None:
+        base.__init__(bar, *arguments, **{**options, "disable": True})
+
+    return type("NoBar", (base,), {"__init__": silent})
 
 
 def _is_cached(listing: Listing, file: HubFile) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 from surgery.choices import Modality
 from surgery.errors import ExportError
@@ -17,6 +18,14 @@ from surgery.source.hub import Download, HubSource, fetch, hub_source, list_file
 
 Say = Callable[[str], None]
 """Is told, in a sentence, what a person should know while it goes on."""
+
+
+class Hears(Protocol):
+    """Is told sentences, and how many bytes are to come and came: a Listener."""
+
+    def said(self, text: str) -> None: ...
+    def started(self, total: int, doing: str = ...) -> None: ...
+    def advanced(self, count: int) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,16 +64,19 @@ class OpenedSource:
     download: Download | None = None
 
 
-def open_source(choice: SourceRequest, say: Say) -> OpenedSource:
-    """Fetch what is missing, and open it. `say` is told where the Hub cannot be reached and its cache is used.
+def open_source(choice: SourceRequest, hears: Hears) -> OpenedSource:
+    """Fetch what is missing, and open it. `hears` is told where the Hub cannot be reached and its cache is used.
 
     Raises ExportError for what is not an export, or lacks what was asked for; see also surgery.source.hub.
     """
-    hub = choice.hub
-    if hub is None:
-        return _open_folder(choice)
-    planned, reason = _planned(hub, choice, say)
-    return _opened(planned, fetch(planned), reason)
+    return fetched(look_up(choice, hears.said), hears)
+
+
+def fetched(found: OpenedSource, hears: Hears) -> OpenedSource:
+    """What look_up found, with its weights: of a repository they are fetched."""
+    if found.download is not None:
+        fetch(found.download, lambda total: hears.started(total, "fetching"), hears.advanced)
+    return found
 
 
 def look_up(choice: SourceRequest, say: Say) -> OpenedSource:
@@ -76,12 +88,12 @@ def look_up(choice: SourceRequest, say: Say) -> OpenedSource:
     return _opened(planned, planned.listing.root, reason)
 
 
-def local_folder(source: str, precision: str | None, provider: str, say: Say) -> tuple[Path, str | None]:
+def local_folder(source: str, precision: str | None, provider: str, hears: Hears) -> tuple[Path, str | None]:
     """The folder that `source` names and the precision to take from it; of a repository, what that needs is fetched."""
     choice = SourceRequest(source, provider, precision)
     if choice.hub is None:
         return Path(source), precision
-    found = open_source(choice, say)
+    found = open_source(choice, hears)
     return found.export.root, found.pair.precision
 
 

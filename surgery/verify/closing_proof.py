@@ -7,6 +7,8 @@ from pathlib import Path
 
 from surgery.choices import Provider
 from surgery.errors import GateFailed, RuntimeMissing
+from surgery.runtime.genai import load_genai
+from surgery.runtime.sessions import load_onnxruntime
 from surgery.source.export import GraphPair
 from surgery.verify.contained import contained
 from surgery.verify.report import Report
@@ -35,6 +37,19 @@ def closing_proof_of_two_graphs(
     )
 
 
+def require_runtimes(provider: Provider, *, genai: bool = True) -> None:
+    """Raise RuntimeMissing where a proof cannot run here: before gigabytes are fetched for it, not after."""
+    try:
+        load_onnxruntime(provider)
+        if genai:
+            load_genai(provider)
+    except RuntimeMissing as error:
+        raise RuntimeMissing(str(error), hint=_UNPROVEN) from None
+
+
+_UNPROVEN = "--no-validate writes the folder unproven, for another machine"
+
+
 def _passing(prove: Check) -> Check:
     """The same proof, but raising with the report where a gate fails."""
 
@@ -42,9 +57,7 @@ def _passing(prove: Check) -> Check:
         try:
             report = prove(folder)
         except RuntimeMissing as error:
-            raise RuntimeMissing(
-                str(error), hint="--no-validate writes the folder unproven, for another machine"
-            ) from None
+            raise RuntimeMissing(str(error), hint=_UNPROVEN) from None
         if not report.passed:
             raise GateFailed((gate.name for gate in report.failed), report)
         return report

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,12 @@ from surgery.version import VERSION
 Progress = Callable[[str], None]
 TOKENIZER = "tokenizer"
 """The stage that takes seconds: texts are tokenized, and the chat template renders."""
+
+
+def counted(progress: Progress, stage: str, total: int = 0) -> Progress:
+    """Tells `progress` of each of `total` cases, `stage: 3 of 33, case`; of what is not counted, where that is 0."""
+    numbers = itertools.count(1)
+    return lambda case: progress(f"{stage}: {next(numbers)} of {total}, {case}" if total else f"{stage}: {case}")
 
 
 def contained(

@@ -20,7 +20,7 @@ from surgery.runtime.tokenizer import Tokenizer
 from surgery.runtime.two_graphs import TwoGraphModel
 from surgery.source.export import Export, GraphPair, open_export
 from surgery.verify.agreement import agreement_of, coarsest
-from surgery.verify.contained import TOKENIZER
+from surgery.verify.contained import TOKENIZER, counted
 from surgery.verify.gates import number_gates
 from surgery.verify.parity import parity
 from surgery.verify.prompt_file import cases_of, shipped
@@ -70,10 +70,10 @@ def validate_two_graphs(
         pair, steps = next(iter(export.pairs.values())), TOKENS[scope] - 1
         level = SetAccuracyLevel("4", "slow")
         quick = [level] if provider == "cpu" and level.concerns(Model.open(source.decoder)) else []
-        theirs, inside = _record(source, settings, cases, None, steps, quick, lambda case: told(f"source: {case}"))
+        theirs, inside = _record(source, settings, cases, None, steps, quick, counted(told, "source", len(cases)))
         gates += [inside_gate(source.kept, inside)] if source.kept is not None else []
         told("folder")
-        ours, _ = _record(pair, settings, cases, theirs, steps, quick, lambda case: told(f"folder: {case}"))
+        ours, _ = _record(pair, settings, cases, theirs, steps, quick, counted(told, "folder", len(cases)))
         if quick:
             gates.append(Gate("numbers", "accuracy level 4 on both sides", True, detail=_SLOW))
         found = agreement_of(theirs, ours, {layer.index: layer.kv_source for layer in export.architecture.layers})

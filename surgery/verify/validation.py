@@ -33,11 +33,11 @@ from surgery.source.kept_tokens import KeptTokens
 from surgery.verify.accuracy import LevelOfFolder
 from surgery.verify.agreement import CaseResult, agreement_of, coarsest
 from surgery.verify.bisect import find_divergence
-from surgery.verify.contained import TOKENIZER
+from surgery.verify.contained import TOKENIZER, counted
 from surgery.verify.execution_profile import profile_gates, profile_run
 from surgery.verify.fp16_headroom import LayerPeak, measure_headroom
 from surgery.verify.gates import accuracy_gates, activation_gates, number_gates, parity_gates
-from surgery.verify.genai_proof import check_ends, check_generation, check_runs, check_tokenizer
+from surgery.verify.genai_proof import check_ends, check_generation, check_runs, check_tokenizer, comparable
 from surgery.verify.golden import Golden, graph_digests, load_golden, refuse_existing_recording, save_golden
 from surgery.verify.multimodal_proof import MultimodalProof
 from surgery.verify.parity import Parity, parity
@@ -214,8 +214,8 @@ class _Run:
         finally:
             self.seconds[name] = time.perf_counter() - started
 
-    def told(self, stage: str) -> Progress:
-        return lambda case: self.progress(f"{stage}: {case}")
+    def told(self, stage: str, total: int = 0) -> Progress:
+        return counted(self.progress, stage, total)
 
     def structure(self) -> OpenedFolder | None:
         """The structure's gates; None where the folder cannot be read at all."""
@@ -462,7 +462,12 @@ class _Run:
     def _watch(self, folder: OpenedFolder, cases: Sequence[Case]) -> None:
         name = "residual stream is found"
         try:
-            self.peaks = measure_headroom(folder.model.path, cases, self.settings, progress=self.told("activations"))
+            self.peaks = measure_headroom(
+                folder.model.path,
+                cases,
+                self.settings,
+                progress=self.told("activations", sum(not case.past for case in cases)),
+            )
         except ModelError as error:
             self.gates.append(Gate("activations", name, False, detail=str(error)))
             return
@@ -478,7 +483,7 @@ class _Run:
         follow: Recording | None,
         padding: Padding,
     ) -> Recording | None:
-        told = self.told(name)
+        told = self.told(name, len(cases))
         try:
             recording = record(runner(), cases, steps=self.steps, follow=follow, progress=told, padding=padding)
         except ModelError as error:
@@ -512,7 +517,7 @@ class _Run:
         answers = [answer for answer in reference.answers if self._generates(answer.case)]
         held = self.accuracy if self.level is not None and not self.level.slow else self.thresholds
         tolerance, padded = (held.logits, held.regrouped) if held else (0.0, 0.0)
-        told = self.told("generation")
+        told = self.told("generation", sum(comparable(answer.case) for answer in answers))
         self.gates.extend(check_generation(genai, answers, vocabulary.eos, tolerance, padded, told))
         self._media(folder, genai, vocabulary, tolerance)
 

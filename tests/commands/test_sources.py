@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,10 @@ from hub_server import COMMIT, Hub, reach_nobody_by_default, serve
 from places import TINY
 
 import surgery
-from surgery.errors import ExportError, RequestError
+from surgery.commands import app as commands
+from surgery.commands import console
+from surgery.errors import ExportError, FolderError, RequestError, RuntimeMissing
+from surgery.files.atomic import staged_folder
 from surgery.folder.inspection import ExportInspection
 from surgery.source.hub import HubSource, hub_source
 from surgery.verify.prompts import Case
@@ -204,3 +207,108 @@ def test_numbers_that_are_not_known_come_with_what_is_known_instead(repacked: Pa
     assert surgery.diff(TINY, folder).proven == ""
     (folder / "model.onnx").write_bytes((repacked / "model.onnx").read_bytes() + b"\x3a\x00")
     assert surgery.diff(TINY / "onnx" / "decoder_model_merged_q4.onnx", folder / "model.onnx").proven == ""
+
+
+# Before anything is fetched, and while it is
+
+
+def missing(*_: object) -> None:
+    raise RuntimeMissing("onnxruntime-genai is not installed")
+
+
+def test_what_would_fail_in_the_end_is_refused_before_anything_is_asked(
+    hub: Hub, repacked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "diary.txt").touch()
+    for target, options, message in (
+        ("/proc/out", {}, "/proc/out cannot be written"),
+        (repacked, {}, "out exists"),
+        (foreign, {"force": True}, "holds diary.txt"),
+    ):
+        with pytest.raises(FolderError, match=message):
+            surgery.repack(REPO, target, surgery.RepackOptions(provider="cpu", **options))
+        with pytest.raises(FolderError, match=message):
+            surgery.strip(REPO, target, surgery.StripOptions(provider="cpu", **options))
+    monkeypatch.setattr("surgery.verify.closing_proof.load_genai", missing)
+    monkeypatch.setattr("surgery.runtime.genai.load_genai", missing)
+    with pytest.raises(RuntimeMissing) as found:
+        surgery.repack(REPO, "out", surgery.RepackOptions(provider="cpu"))
+    assert "--no-validate" in str(found.value.hint)
+    for job in (surgery.validate, surgery.bench):
+        with pytest.raises(RuntimeMissing):
+            job(repacked, REPO, provider="cpu")
+    assert hub.log == []
+
+
+def test_what_is_fetched_and_proven_is_told_with_counts(hub: Hub, tmp_path: Path) -> None:
+    class Counting(surgery.Listener):
+        def __init__(self) -> None:
+            self.totals: list[tuple[str, int]] = []
+            self.counts: list[int] = []
+            self.stages: list[str] = []
+
+        def started(self, total: int, doing: str = "writing") -> None:
+            self.totals.append((doing, total))
+
+        def advanced(self, count: int) -> None:
+            self.counts.append(count)
+
+        def stage(self, text: str) -> None:
+            self.stages.append(text)
+
+    heard = Counting()
+    surgery.repack(REPO, "out", REPACK, listener=heard)
+    data = sum(len(hub.files[name]) for name in set(weights(hub)))
+    (fetching, fetched), (writing, written) = heard.totals
+    assert (fetching, writing) == ("fetching", "writing") and fetched >= data == written
+    assert sum(heard.counts) == fetched + written
+    cases = [Case("short", "a prompt", ((2, 10, 77, 31),)), Case("other", "a prompt", ((2, 10),))]
+    surgery.validate("out", REPO, request=surgery.Request(cases=cases, tokens=1), listener=heard)
+    assert {"source runs: 1 of 2, short", "merged graph runs: 2 of 2, other", "generation: 2 of 2, other"} <= {
+        *heard.stages
+    }
+
+
+def test_a_log_gets_a_line_for_each_stage_and_for_a_long_one_more(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tell() -> list[str]:
+        with console.JobProgress() as progress:
+            progress.started(3_600_000_000, "fetching")
+            progress.advanced(1_200_000_000)
+            progress.stage("source")
+            progress.stage("source: 3 of 33, latin")
+        return capsys.readouterr().err.splitlines()
+
+    assert tell() == ["proving    source"]
+    monkeypatch.setattr(console, "LOG_SECONDS", 0)
+    assert "fetching   1.20 GB of 3.60 GB, 0 s" in tell() and "proving    source: 3 of 33, latin, 0 s" in tell()
+
+
+def test_a_signal_says_what_was_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def left(code: int) -> None:
+        raise KeyError(code)
+
+    def told(command: Callable[[], None]) -> str:
+        monkeypatch.setattr(commands, "app", command)
+        monkeypatch.setattr(commands, "_leave", left)
+        with pytest.raises(KeyError, match="130"):
+            commands.main()
+        return capsys.readouterr().err
+
+    def stopped() -> None:
+        raise SystemExit(130)
+
+    def writing() -> None:
+        with staged_folder(tmp_path / "out") as stage:
+            (stage / "model.onnx").touch()
+            raise SystemExit(130)
+
+    monkeypatch.setattr("surgery.files.atomic.unwind_when_told_to_stop", lambda: None)
+    assert told(stopped) == "\nstopped: nothing was written\n"
+    assert told(writing) == f"\nstopped: {tmp_path / 'out'} was not written, and nothing of it was left\n"
+    assert list(tmp_path.iterdir()) == []

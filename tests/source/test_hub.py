@@ -351,6 +351,39 @@ def test_a_connection_that_is_always_cut(hub: Hub, source: HubSource, monkeypatc
     assert hub.fetched() == [name], "files that were complete are kept"
 
 
+def test_a_fetch_goes_on_where_another_run_stopped(
+    hub: Hub, source: HubSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1000)
+    name = f"{GRAPHS[1]}_data"
+    hub.cuts[name] = [*[0] * 98, 5000]
+    planned = download(source)
+    with pytest.raises(ExportError) as stopped:
+        fetch(planned)
+    assert "the next run goes on there" in stopped.value.__notes__[0]
+    hub.cuts.clear()
+    hub.log.clear()
+    told: list[int] = []
+    planned = download(source)
+    check(fetch(planned, told.append, told.append))
+    assert "Range bytes=5000-" in hub.log and hub.fetched() == [name]
+    assert told[0] == len(hub.files[name]) - 5000 == sum(told[1:])
+    blobs = planned.listing.root.parent.parent / "blobs"
+    assert not [path.name for path in blobs.iterdir() if "." in path.name], "nothing but complete files stays"
+
+
+def test_what_an_earlier_run_left_is_not_trusted(hub: Hub, source: HubSource) -> None:
+    name = f"{GRAPHS[1]}_data"
+    planned = download(source)
+    blobs = planned.listing.root.parent.parent / "blobs"
+    partial = blobs / f"{hub.sha256(name)}.gemma4-surgery"
+    partial.write_bytes(bytes(5000))
+    with pytest.raises(ExportError, match="one content, but another came"):
+        fetch(planned)
+    check(fetch(download(source)))
+
+
 def test_a_size_that_is_not_the_listed_one(hub: Hub, source: HubSource) -> None:
     hub.sizes[f"{GRAPHS[0]}_data"] = 7
     with pytest.raises(ExportError, match=r"lists onnx/embed_tokens_q4\.onnx_data with 7 bytes, but [\d,]+ came"):

@@ -31,6 +31,7 @@ from surgery.compare.provenance import PassFinder, Provenance, key, recorded
 from surgery.compare.side_files import side_file_changes
 from surgery.compare.subjects import Subject
 from surgery.compare.tensor_contents import Contents, Manifests, WeightsBy
+from surgery.compare.vocabulary_rows import RowsOfTokens
 from surgery.compare.weight_changes import weight_bytes, weights
 from surgery.graph.changes import ModelThing, ThingKind
 
@@ -60,7 +61,7 @@ def compare(
     summaries = _summary(before, sizes[0], contents.digests(0)), _summary(after, sizes[1], contents.digests(1))
     known = evidence or recorded(after, *summaries)
     blamed = _Blamed(known.blame)
-    found = weights(compared, contents)
+    found = weights(compared, contents, RowsOfTokens.of(before, after))
     comparison = Comparison(
         before=summaries[0],
         after=summaries[1],
@@ -86,7 +87,7 @@ def compare(
         ignored=tuple(aspect for aspect in ASPECTS if aspect in ignore),
         proven=known.proven,
     )
-    if comparison.interface or comparison.metadata or comparison.nodes.groups or found.changes:
+    if comparison.interface or comparison.metadata or comparison.nodes.groups or found.changes or found.vocabulary:
         return comparison
     return replace(comparison, metadata=leftover_changes(before, after))
 

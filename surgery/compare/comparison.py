@@ -299,6 +299,17 @@ class FileChange:
 
 
 @dataclass(frozen=True, slots=True)
+class FewerTokens:
+    """AFTER has `after` of BEFORE's tokens: `tensors` are those of which it has the rows of these tokens and no other
+    difference, by a digest of the rows. `delta` is in bytes."""
+
+    before: int
+    after: int
+    tensors: tuple[str, ...]
+    delta: int
+
+
+@dataclass(frozen=True, slots=True)
 class Weights:
     """Tensors and files: every data file, and the side files that differ. `unchanged` counts tensors that are the same,
     `relocated` those of them in another place.
@@ -315,6 +326,7 @@ class Weights:
     uncompared: int
     basis: tuple[str, ...]
     why: tuple[str, ...]
+    vocabulary: FewerTokens | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -395,7 +407,7 @@ class Comparison:
             "caches": any(layer.changed for layer in self.layers),
             "metadata": bool(self.metadata),
             "nodes": any(change.verb != "renamed" for change in self.nodes),
-            "weights": bool(self.weights.uncompared)
+            "weights": bool(self.weights.uncompared or self.weights.vocabulary)
             or any(change.verb != "renamed" for change in self.weights.changes),
             "names": any(change.verb == "renamed" for change in (*self.nodes, *self.weights.changes)),
             "config": bool(self.config),
@@ -438,7 +450,11 @@ class Comparison:
             others.append(f"{self.weights.relocated} in another place")
         if self.weights.uncompared:
             others.append(f"{self.weights.uncompared} not compared")
-        return ", ".join([f"weights: {counts['changed']} changed", *others])
+        parts = [f"weights: {counts['changed']} changed", *others]
+        if (fewer := self.weights.vocabulary) is not None:
+            parts.insert(0, f"vocabulary: {fewer.before:,} -> {fewer.after:,}, rows equal")
+            parts = [" · ".join(parts[:2]), *parts[2:]]
+        return ", ".join(parts)
 
     def _numbers(self) -> str:
         if self.numbers is None:

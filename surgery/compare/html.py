@@ -130,6 +130,8 @@ def _badges(found: Comparison) -> dict[str, str]:
     changed = sum(layer.changed for layer in found.layers)
     files = sum(file.kind == "side" for file in found.weights.files)
     weights = [found.weights.changes and tally(found.weights.changes), files and f"{files} files differ"]
+    fewer = found.weights.vocabulary
+    weights.append(f"{fewer.after:,} tokens stay" if fewer is not None else "")
     weights.append(found.weights.uncompared and f"{found.weights.uncompared} not compared")
     return {
         "interface": tally(found.interface) if found.interface else "",

@@ -392,6 +392,10 @@ def _weights(comparison: Comparison) -> ReportSection:
     lead = f"{found.unchanged} unchanged, compared {ways[found.method]}; {signed(delta)} in all"
     rows = [_weights_row(same) for same in _like_weights(found.changes)]
     brief = rows if len(rows) <= 2 * FEW else [*rows[:FEW], *_rest(found.changes, rows[:FEW])]
+    if (fewer := found.vocabulary) is not None:
+        what = f"{fewer.before:,} -> {fewer.after:,}, rows equal"
+        note = f"{len(fewer.tensors)} weights, by a digest of the rows of the tokens that stay"
+        brief.insert(0, ReportRow("~", "vocabulary", what, signed(fewer.delta), note))
     brief += [_file(file) for file in found.files]
     brief += [ReportRow("?", "not compared", reason) for reason in found.why]
     details = tuple(_weight(change) for change in found.changes) if len(rows) < len(found.changes) else ()

@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Collection, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from surgery.compare.comparison import Method
 from surgery.compare.numbered_graph import Label, Stored, inline_content
@@ -33,6 +33,9 @@ from surgery.files.safe_reading import read_pointer, sha256
 from surgery.folder.manifest import blob_digest
 from surgery.graph.external_data import Extents, WeightReference, is_external, reference, tensors
 from surgery.graph.model import Model
+
+if TYPE_CHECKING:
+    from onnx import TensorProto
 
 Held = tuple[str, Hashable] | None
 """What a tensor holds: its bytes or their digest, or the extent of a known file; None where nothing is known."""
@@ -114,6 +117,11 @@ class Contents:
             return None
         ref = self._reference(side, stored)
         return ref.location, ref.offset
+
+    def tensors(self, one: Stored, other: Stored) -> tuple[tuple[Model, TensorProto], tuple[Model, TensorProto]]:
+        """A tensor of each side, with the graph that it is in."""
+        ours, theirs = (self._models[side][stored.role] for side, stored in enumerate((one, other)))
+        return (ours, one.tensor), (theirs, other.tensor)
 
     def same_file(self, one: Path, other: Path) -> bool | None:
         """Whether two data files hold the same as wholes; None where that is not known."""

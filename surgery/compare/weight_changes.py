@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
-from surgery.compare.comparison import FileChange, Weight, WeightChange, Weights
+from surgery.compare.comparison import FewerTokens, FileChange, Weight, WeightChange, Weights
 from surgery.compare.node_changes import Compared
 from surgery.compare.numbered_graph import Stored, inline_content
 from surgery.compare.tensor_contents import Contents, Held, data_files, file_size
+from surgery.compare.vocabulary_rows import RowsOfTokens
 from surgery.graph.external_data import BITS, byte_size
 from surgery.graph.tensor_types import initializer_type
 
 
-def weights(compared: Compared, contents: Contents) -> Weights:
-    """Changed tensors, the largest difference first; raises WeightError for an extent that no file can have."""
+def weights(compared: Compared, contents: Contents, fewer: RowsOfTokens | None = None) -> Weights:
+    """Changed tensors, the largest difference first; raises WeightError for an extent that no file can have. Those that
+    only have `fewer` tokens' rows are counted by themselves."""
     tally: Counter[str] = Counter()
-    changes = []
+    changes: list[WeightChange] = []
+    rows: list[WeightChange] = []
     renamed = _renamed(compared, contents)
     for scopes in compared.all():
-        changes += list(_pairs(scopes, contents, renamed, tally))
+        for change, stored in _pairs(scopes, contents, renamed, tally):
+            equal = fewer is not None and change.verb == "changed" and fewer.are_equal(*contents.tensors(*stored))
+            (rows if equal else changes).append(change)
         changes += list(_unpaired(scopes, contents))
     changes.sort(key=lambda change: (-abs(change.delta), -_size(change), _name(change)))
     files, why = _files(contents, renamed)
@@ -32,7 +37,13 @@ def weights(compared: Compared, contents: Contents) -> Weights:
         uncompared=tally["unknown"],
         basis=contents.basis() if tally["same"] or tally["unknown"] or changes else (),
         why=why if tally["unknown"] else (),
+        vocabulary=_fewer(fewer, rows) if fewer is not None and rows else None,
     )
+
+
+def _fewer(fewer: RowsOfTokens, rows: Sequence[WeightChange]) -> FewerTokens:
+    names = tuple(sorted(change.after.name for change in rows if change.after is not None))
+    return FewerTokens(fewer.size, len(fewer.kept), names, sum(change.delta for change in rows))
 
 
 def _renamed(compared: Compared, contents: Contents) -> dict[str, str]:
@@ -54,18 +65,18 @@ def _renamed(compared: Compared, contents: Contents) -> dict[str, str]:
 
 def _pairs(
     scopes: Compared, contents: Contents, renamed: Mapping[str, str], tally: Counter[str]
-) -> Iterator[WeightChange]:
+) -> Iterator[tuple[WeightChange, tuple[Stored, Stored]]]:
     for ours, theirs in scopes.alignment.stored.items():
         one, other = scopes.before.stored[ours], scopes.after.stored[theirs]
         before, after = _weight(contents, 0, one), _weight(contents, 1, other)
         held: tuple[Held, Held] = contents.held(0, one), contents.held(1, other)
         if before.type != after.type:
-            yield WeightChange("changed", before, after)
+            yield WeightChange("changed", before, after), (one, other)
         elif contents.comparable(*held):
             if held[0] != held[1]:
-                yield WeightChange("changed", before, after)
+                yield WeightChange("changed", before, after), (one, other)
             elif before.name != after.name:
-                yield WeightChange("renamed", before, after)
+                yield WeightChange("renamed", before, after), (one, other)
             else:
                 tally["same"] += 1
                 file = renamed.get(before.file or "", before.file)

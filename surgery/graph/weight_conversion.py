@@ -284,12 +284,17 @@ def _packed(codes: NDArray[Any], bits: int) -> NDArray[Any]:
 
 
 def write_converted(places: Mapping[Conversion, int], writer: BinaryIO, opened: Opener) -> Iterator[int]:
-    """Write weights of equal `reading`, each at its place, and yield the size of each portion.
+    """Write weights of equal `reading`, each at its place, and yield the size of each portion."""
+    for conversion, row, data in made_portions(list(places), opened):
+        yield _write(writer, data, places[conversion] + row * conversion.row_bytes)
+
+
+def made_portions(made: Sequence[Conversion], opened: Opener) -> Iterator[tuple[Conversion, int, memoryview]]:
+    """Weights of equal `reading` as they are written, a portion of rows of each in turn: which, from which row on, the bytes.
 
     The sources are read once, from the first row to the last, whatever the number of weights.
     """
-
-    first = next(iter(places))
+    first = made[0]
     parts = {part.extent: part for part in first.parts}
     step = max(1, CHUNK // sum(part.columns.row_bytes for part in parts.values()))
     with ExitStack() as stack:
@@ -297,8 +302,8 @@ def write_converted(places: Mapping[Conversion, int], writer: BinaryIO, opened: 
         for row, count in _portions(first, step):
             numbers = first.taken.numbers[row : row + count] if first.taken is not None else None
             held = {extent: _rows(files[extent], part, row, count, numbers) for extent, part in parts.items()}
-            for conversion, start in places.items():
-                yield _write(writer, _portion(conversion, held), start + row * conversion.row_bytes)
+            for conversion in made:
+                yield conversion, row, _portion(conversion, held)
 
 
 def _portions(conversion: Conversion, step: int) -> Iterator[tuple[int, int]]:

@@ -82,6 +82,24 @@ def test_it_is_validated_against_the_source_again(folder: Path, words: Path, tmp
     assert "texts of tokens that stay become the same tokens" in failed
 
 
+def test_diff_says_that_the_rows_are_equal(folder: Path, words: Path, tmp_path: Path) -> None:
+    """A byte of one row that is not the source's is a changed weight."""
+    found = surgery.diff(words, folder)
+    rows = found.weights.vocabulary
+    assert rows is not None and (rows.before, rows.after, len(rows.tensors)) == (2500, 816, 9) and rows.delta < 0
+    assert "vocabulary: 2,500 -> 816, rows equal" in found.verdict and "weights" in found.differing
+    assert not any(change.verb == "changed" for change in found.weights.changes)
+    bad = Path(shutil.copytree(folder, tmp_path / "bad"))
+    with (bad / "model.onnx_data_1").open("r+b") as file:
+        file.seek(1000)
+        byte = file.read(1)[0]
+        file.seek(1000)
+        file.write(bytes([byte ^ 1]))
+    found = surgery.diff(words, bad)
+    assert found.weights.vocabulary is not None and len(found.weights.vocabulary.tensors) == 8
+    assert [change.verb for change in found.weights.changes if change.verb == "changed"] == ["changed"]
+
+
 def test_dropped_merges_are_found_out(folder: Path, words: Path, tmp_path: Path) -> None:
     bad = Path(shutil.copytree(folder, tmp_path / "bad"))
     content = json.loads((bad / "tokenizer.json").read_text())

@@ -20,7 +20,7 @@ from pathlib import Path
 import adversarial
 import confined
 import small
-from mutation import mutated_file, mutated_json, mutated_model, mutated_text
+from mutation import mutated_file, mutated_json, mutated_model, mutated_text, odd_neighbour
 from places import TINY
 from repositories import commit, git
 
@@ -250,7 +250,7 @@ def damaged(path: Path, rng: random.Random) -> str:
     """Damage a file by its kind. Returns what was done, in words."""
     kind = rng.random()
     if kind < 0.08:
-        return mutated_file(path, rng)
+        return mutated_file(path, rng) if kind < 0.06 else odd_neighbour(path, rng)
     if path.suffix == ".onnx" and kind < 0.15:
         form = rng.choice(list(adversarial.FORMS))
         adversarial.add(path, form, FORM_SIZE)

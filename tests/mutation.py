@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import os
@@ -462,6 +463,27 @@ def mutated_text(data: bytes, rng: random.Random) -> tuple[str, bytes]:
         place = rng.randrange(len(TEMPLATES))
         return f"template {place}", TEMPLATES[place].encode()
     return _damaged(data, rng) if data else ("empty", b"")
+
+
+ODD_NAMES = [
+    b"\xff\xfe",
+    b"\x1b[2J",
+    b"a\nb",
+    "\u202egnp".encode(),
+    b"@user",
+    b"-rf",
+    b"n" * 240,
+    b" ",
+    b"decoder_model_merged_\xff",
+]
+
+
+def odd_neighbour(path: Path, rng: random.Random) -> str:
+    """Put a file beside another, of a name that is no text, too long, or read as something else."""
+    name = rng.choice(ODD_NAMES) + rng.choice(["", ".onnx", ".json", path.suffix]).encode()
+    with contextlib.suppress(FileExistsError):
+        Path(os.fsdecode(os.path.join(os.fsencode(path.parent), name))).write_bytes(path.read_bytes())
+    return f"a neighbour {name!r}"
 
 
 def mutated_file(path: Path, rng: random.Random) -> str:

@@ -23,10 +23,12 @@ from limits import cpu_limit, memory_limit
 from mutation import ESCAPE
 from onnx import ModelProto, TensorProto
 from places import ROOT
+from typer.testing import CliRunner
 
 from passes.base import apply
 from passes.presets import compatible
-from surgery.errors import ArchitectureError, ExportError, ModelError, SurgeryError, WeightError
+from surgery.commands.app import app
+from surgery.errors import ArchitectureError, ExportError, ModelError, SurgeryError, WeightError, unforeseen
 from surgery.folder.building import plan
 from surgery.folder.inspection import inspect
 from surgery.folder.text_only import build_text_only
@@ -449,6 +451,39 @@ def test_numbers_that_json_does_not_have_are_refused(constant: str, export: Path
 def test_half_a_surrogate_pair_is_one_sentence(export: Path) -> None:
     (export / "tokenizer_config.json").write_text('{"bos_token": "\\ud800"}')
     refused(export, ArchitectureError, r"tokenizer_config.json is not JSON: it holds '\\ud800', half of a pair")
+
+
+# Names
+
+NAMED = (
+    "inspect NAME", "inspect SRC --precision NAME", "diff NAME SRC", "diff SRC NAME", "diff SRC SRC --output NAME.md",
+    "diff SRC SRC --check NAME.md", "diff SRC SRC --numbers NAME", "diff SRC SRC --precision NAME", "apply NAME SRC out.onnx",
+    "apply rename-io NAME out.onnx", "apply rename-io GRAPH NAME", "apply merge-embeddings{embed=NAME} GRAPH out.onnx",
+    "repack NAME out", "repack SRC NAME --no-validate", "repack SRC out --precision NAME", "strip NAME out",
+    "strip SRC NAME --no-validate", "review NAME", "review HEAD NAME", "validate NAME", "validate SRC --against NAME",
+    "generate NAME hello", "generate SRC NAME --new-tokens 1", "bench NAME", "comment NAME SRC", "git-textconv NAME",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["n" * 5000, "\udcff", "o/" + "n" * 5000, "o/\udcff", "a\nb"], ids=ascii)
+def test_a_name_that_no_file_has_is_one_sentence_of_every_command(
+    name: str, export: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an argument of each kind: the command line is the user's, but scripts and pull requests fill it."""
+    monkeypatch.chdir(export.parent)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for line in NAMED:
+        words = [
+            {"SRC": str(export), "GRAPH": str(export / GRAPH)}.get(word, word.replace("NAME", name))
+            for word in line.split()
+        ]
+        error = CliRunner().invoke(app, words).exception
+        if error is not None and not isinstance(error, SystemExit):
+            assert isinstance(error, Exception)
+            said = error if isinstance(error, SurgeryError) else unforeseen(error)
+            assert_one_line(said)
+            assert "defect" not in str(said), line
+        shutil.rmtree(export.parent / name, ignore_errors=True) if len(name) < 100 else None
 
 
 # Terminals

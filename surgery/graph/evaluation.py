@@ -37,7 +37,7 @@ LONGEST = 4096
 PROMPT = 640
 """Tokens up to which a prompt is tried at once; what is longer has a past. Scores grow with the square."""
 MOST_WORK = 2**38
-"""Of all fragments of a model, in multiplications: twice what 32 heads of 512 take."""
+"""Of all fragments of a model, in multiplications: 28 times what E2B takes."""
 MOST_BYTES = 2**32
 """Of all values of a fragment at once."""
 _FILL = -1e4

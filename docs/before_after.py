@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from xml.etree.ElementTree import Element
+from xml.etree.ElementTree import Element, SubElement, tostring
 
 from passes.base import apply
 from passes.presets import compatible
-from surgery.compare.markup import append, element, rendered
 from surgery.graph.model import Model
 from surgery.source.export import open_export
 
@@ -66,34 +65,37 @@ def picture() -> str:
     before = [box("embed_tokens", Model.open(pair.embed)), box("decoder_model_merged", decoder)]
     after = box("model.onnx", merged)
     height = 28 + sum(one.height for one in before) + GAP + 10
-    svg = element("svg", viewBox=f"0 0 {WIDTH} {height}", width=WIDTH, height=height, role="img")
+    size = {"viewBox": f"0 0 {WIDTH} {height}", "width": str(WIDTH), "height": str(height), "role": "img"}
+    svg = Element("svg", size)
     svg.set("xmlns", "http://www.w3.org/2000/svg")
-    append(
-        svg,
-        element("title", "Before: two graphs. After: one graph that ONNX Runtime GenAI loads."),
-        element("style", STYLE),
-    )
-    append(svg, element("text", "published: two graphs", x=8, y=16, class_="head"))
-    append(svg, element("text", "repacked: og.Model loads it", x=WIDTH // 2 + 8, y=16, class_="head"))
+    _add(svg, "title", "Before: two graphs. After: one graph that ONNX Runtime GenAI loads.")
+    _add(svg, "style", STYLE)
+    _add(svg, "text", "published: two graphs", x=8, y=16, class_="head")
+    _add(svg, "text", "repacked: og.Model loads it", x=WIDTH // 2 + 8, y=16, class_="head")
     top = 28
     for one in before:
         _draw(svg, one, 8, top)
         top += one.height + GAP
     middle = 28 + before[0].height
-    append(svg, element("path", d=f"M{8 + BOX // 2} {middle} v{GAP} m-5 -8 l5 8 l5 -8"))
+    _add(svg, "path", d=f"M{8 + BOX // 2} {middle} v{GAP} m-5 -8 l5 8 l5 -8")
     _draw(svg, after, WIDTH // 2 + 8, 28 + (height - 38 - after.height) // 2)
-    return rendered(svg) + "\n"
+    return tostring(svg, encoding="unicode", method="html") + "\n"
 
 
 def _draw(svg: Element, one: Box, left: int, top: int) -> None:
-    append(svg, element("rect", x=left, y=top, width=WIDTH // 2 - 16, height=one.height, rx=6))
-    append(svg, element("text", one.title, x=left + 10, y=top + LINE + 2, class_="head"))
-    append(svg, element("text", one.note, x=left + WIDTH // 2 - 26, y=top + LINE + 2, class_="dim", text_anchor="end"))
+    right = left + WIDTH // 2 - 26
+    _add(svg, "rect", x=left, y=top, width=WIDTH // 2 - 16, height=one.height, rx=6)
+    _add(svg, "text", one.title, x=left + 10, y=top + LINE + 2, class_="head")
+    _add(svg, "text", one.note, x=right, y=top + LINE + 2, class_="dim", text_anchor="end")
     for row, name in enumerate(one.takes):
-        append(svg, element("text", name, x=left + 10, y=top + LINE * (row + 2) + 8))
+        _add(svg, "text", name, x=left + 10, y=top + LINE * (row + 2) + 8)
     for row, name in enumerate(one.gives):
-        place = {"x": left + WIDTH // 2 - 26, "y": top + LINE * (row + 2) + 8, "text_anchor": "end"}
-        append(svg, element("text", name, class_="dim", **place))
+        _add(svg, "text", name, class_="dim", x=right, y=top + LINE * (row + 2) + 8, text_anchor="end")
+
+
+def _add(svg: Element, tag: str, text: str = "", **attributes: object) -> None:
+    named = {key.rstrip("_").replace("_", "-"): str(value) for key, value in attributes.items()}
+    SubElement(svg, tag, named).text = text
 
 
 if __name__ == "__main__":

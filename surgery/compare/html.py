@@ -28,7 +28,6 @@ from surgery.compare.comparison import (
     tally,
 )
 from surgery.compare.layer_picture import layer_picture
-from surgery.compare.markup import rendered
 from surgery.compare.sections import ranges, signed
 from surgery.errors import printable
 from surgery.printing import size
@@ -58,13 +57,13 @@ def html(found: Comparison) -> str:
     nodes = list(found.nodes)
     verbs = Counter(change.verb for change in nodes)
     sides = [cache for layer in found.layers for cache in (layer.before, layer.after) if cache is not None]
-    page = _environment().from_string(_resource("page.html"))
+    page = _environment().get_template("page.html")
     return page.render(
         found=found,
         titles=_TITLES,
         badges=_badges(found),
         interface=_interface(found.interface),
-        picture=Markup(rendered(layer_picture(found.layers))),
+        picture=layer_picture(found.layers) if found.layers else None,
         operators=sorted({cache.operator for cache in sides}),
         layer_groups=_layer_groups(found.layers),
         nodes=nodes,
@@ -91,14 +90,20 @@ def _policy(style: str, script: str) -> str:
 
 def _environment() -> Environment:
     """Everything that is put into the page is escaped, and shown without control characters; None is nothing."""
-    from jinja2 import Environment, StrictUndefined
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
     from markupsafe import Markup
 
     def shown(value: object) -> object:
         text = "" if value is None else value if isinstance(value, Markup) else str(value)
         return text if isinstance(text, Markup) else "\n".join(map(printable, text.split("\n")))
 
-    made = Environment(autoescape=True, finalize=shown, undefined=StrictUndefined, keep_trailing_newline=True)
+    made = Environment(
+        loader=FunctionLoader(_resource),
+        autoescape=True,
+        finalize=shown,
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+    )
     made.filters |= {
         "beside": lambda reasons, by: _told(one for one in reasons if one.text or one.by not in by),
         "cells": _cells,

@@ -6,143 +6,121 @@
     rails                    o---|'--|'--|'--|'   |           one for each layer whose cache others read
                                  o----------------'
 
-Two panels, before and after, where any layer changed; a column that changed is shaded in both.
+Two panels, before and after, where any layer changed; a column that changed is shaded in both. layers.svg draws it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from xml.etree.ElementTree import Element
 
 from surgery.compare.comparison import LayerCache, LayerChange
-from surgery.compare.markup import Child, append, element
 
-STEP, BAR, LABELS, MARGIN = 28, 20, 64, 8
-"""Pixels: from layer to layer, width of a bar, room for a panel's title at its left, margin at the right."""
+STEP, LABELS, MARGIN = 28, 64, 8
+"""Pixels: from layer to layer, width of a panel's title at its left, margin at the right."""
 
-TALLEST, SHORTEST = 54, 24
-INDEX_LINE, PORT_LINE, BAR_TOP, RAIL_GAP, RAIL_STEP, PANEL_GAP = 12, 23, 30, 12, 9, 18
+TALLEST, SHORTEST, BAR_TOP = 54, 24, 30
+BASE, RAIL_GAP, RAIL_STEP, PANEL_GAP = BAR_TOP + TALLEST, 12, 9, 18
+"""Pixels: BASE is where bars end, and rails begin below."""
 
 PictureSide = Callable[[LayerChange], LayerCache | None]
 
 
-@dataclass(frozen=True)
-class _Panel:
-    title: str
-    layers: Sequence[LayerChange]
-    side: PictureSide
-    tallest_head: int
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A layer in a panel; `x` is its middle. `own` is whether it has a cache of its own, `told` all of it in words."""
 
-    @cached_property
-    def readers(self) -> dict[int, list[int]]:
-        """KV source layer that others read -> the columns of those; each source has a rail, in this order."""
-        found: dict[int, list[int]] = {}
-        for column, layer in enumerate(self.layers):
-            cache = self.side(layer)
-            if cache is not None and cache.owner is not None and cache.owner != layer.index:
-                found.setdefault(cache.owner, []).append(column)
-        return dict(sorted(found.items()))
+    layer: LayerChange
+    cache: LayerCache | None
+    x: int
+    height: int
+    own: bool
+    told: str
 
     @property
-    def height(self) -> int:
-        return BAR_TOP + TALLEST + RAIL_GAP + RAIL_STEP * len(self.readers)
+    def style(self) -> str:
+        return f"bar {_kind(self.cache)} {'kv-source' if self.own else 'kv-shared'}"
 
 
-def layer_picture(layers: Sequence[LayerChange]) -> Element:
+@dataclass(frozen=True, slots=True)
+class Rail:
+    """A line from a KV source layer to those that read its cache; `source` is None where that layer is not there."""
+
+    kind: str
+    y: int
+    source: int | None
+    readers: list[int]
+
+    @property
+    def ends(self) -> tuple[int, int]:
+        """Where it begins and ends, from left to right."""
+        places = [*self.readers, *([self.source] if self.source is not None else [])]
+        return min(places), max(places)
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One side. `top` is its place in the picture."""
+
+    title: str
+    top: int
+    height: int
+    bars: list[Bar]
+    rails: list[Rail]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerPicture:
+    """The whole picture; `changed` are the middles of the layers that are shaded."""
+
+    width: int
+    height: int
+    described: str
+    changed: list[int]
+    panels: list[Panel]
+    base: int = BASE
+
+
+def layer_picture(layers: Sequence[LayerChange]) -> LayerPicture:
     """The picture of every layer; each is a link to `#layer-INDEX`. One panel where both sides are the same."""
-    heads = [c.head_size or 0 for layer in layers for c in (layer.before, layer.after) if c is not None]
-    tallest = max(heads, default=0)
-    after = _Panel("after", layers, lambda layer: layer.after, tallest)
-    if any(layer.changed for layer in layers):
-        panels = [_Panel("before", layers, lambda layer: layer.before, tallest), after]
-    else:
-        panels = [_Panel("both", layers, lambda layer: layer.after, tallest)]
-    width = LABELS + STEP * len(layers) + MARGIN
-    height = sum(panel.height + PANEL_GAP for panel in panels)
-    svg = element(
-        "svg",
-        element("title", "Layers and their KV caches", id="picture-title"),
-        element("desc", _described(layers), id="picture-desc"),
-        viewBox=f"0 0 {width} {height}", width=width, height=height, role="group", class_="picture",
-        aria_labelledby="picture-title picture-desc",
-    )  # fmt: skip
-    for column, layer in enumerate(layers):
-        if layer.changed:
-            append(svg, _rect(_left(column) - 4, 0, STEP, height - PANEL_GAP + 6, "shade"))
-    top = 0
-    for panel in panels:
-        append(svg, _drawn(panel, top))
-        top += panel.height + PANEL_GAP
-    return svg
-
-
-def _described(layers: Sequence[LayerChange]) -> str:
+    changed = [_middle(column) for column, layer in enumerate(layers) if layer.changed]
+    sides: dict[str, PictureSide] = {"before": lambda layer: layer.before, "after": lambda layer: layer.after}
+    if not changed:
+        sides = {"both": sides["after"]}
+    panels: list[Panel] = []
+    for title, side in sides.items():
+        top = panels[-1].top + panels[-1].height + PANEL_GAP if panels else 0
+        panels.append(_panel(title, top, layers, side))
     sources = sum(1 for layer in layers if layer.after and layer.after.owner == layer.index)
-    changed = sum(layer.changed for layer in layers)
-    return f"{len(layers)} layers, {sources} of them have a KV cache of their own afterwards; {changed} layers changed"
+    told = f"{sources} of them have a KV cache of their own afterwards; {len(changed)} layers changed"
+    height = panels[-1].top + panels[-1].height + PANEL_GAP
+    width = LABELS + STEP * len(layers) + MARGIN
+    return LayerPicture(width, height, f"{len(layers)} layers, {told}", changed, panels)
 
 
-def _drawn(panel: _Panel, top: int) -> Element:
-    title = element("text", panel.title, x=0, y=BAR_TOP + TALLEST - 4, class_="panel")
-    group = element("g", title, transform=f"translate(0 {top})", class_="side")
-    columns = {layer.index: column for column, layer in enumerate(panel.layers)}
-    for rail, (owner, readers) in enumerate(panel.readers.items()):
-        append(group, *_rail(panel, readers, columns.get(owner), rail))
-    for column, layer in enumerate(panel.layers):
-        append(group, _column(panel, column, layer))
-    return group
-
-
-def _rail(panel: _Panel, readers: Sequence[int], own: int | None, rail: int) -> list[Element]:
-    """The source layer's line, by columns: down from its bar, along, and up into each reader."""
-    base = BAR_TOP + TALLEST
-    y = base + RAIL_GAP + RAIL_STEP * rail
-    first = panel.side(panel.layers[readers[0]])
-    kind = first.attention if first is not None else None
-    style = f"rail {_kind(kind)}"
-    ends = [_middle(c) for c in (*readers, *([own] if own is not None else []))]
-    drawn = [element("path", d=f"M{min(ends)} {y}H{max(ends)}", class_=style)]
-    drawn += [element("path", d=f"M{_middle(c)} {y}V{base + 2}", class_=style) for c in readers]
-    drawn += [element("path", d=f"M{_middle(c) - 3} {base + 6}l3 -4l3 4", class_=style) for c in readers]
-    if own is not None:
-        drawn.append(element("path", d=f"M{_middle(own)} {base}V{y}", class_=style))
-        drawn.append(element("circle", cx=_middle(own), cy=y, r=3, class_=f"source {_kind(kind)}"))
-    return drawn
-
-
-def _column(panel: _Panel, column: int, layer: LayerChange) -> Element:
-    cache = panel.side(layer)
-    parts: list[Child] = [
-        element("title", _told(panel.title, layer, cache)),
-        _rect(_left(column) - 4, 0, STEP, panel.height, "touch"),
-        element("text", str(layer.index), x=_middle(column), y=INDEX_LINE, class_="index"),
+def _panel(title: str, top: int, layers: Sequence[LayerChange], side: PictureSide) -> Panel:
+    sizes = [cache.head_size or 0 for layer in layers for cache in (layer.before, layer.after) if cache is not None]
+    tallest, bars = max(sizes, default=0), []
+    places = {layer.index: _middle(column) for column, layer in enumerate(layers)}
+    readers: dict[int, list[LayerChange]] = {}
+    for layer in layers:
+        cache, height = side(layer), SHORTEST
+        if cache is not None and cache.head_size and tallest:
+            height += round((TALLEST - SHORTEST) * cache.head_size / tallest)
+        own = cache is not None and cache.owner == layer.index
+        bars.append(Bar(layer, cache, places[layer.index], height, own, _told(title, layer, cache)))
+        if cache is not None and cache.owner is not None and not own:
+            readers.setdefault(cache.owner, []).append(layer)
+    rails = [
+        Rail(
+            _kind(side(readers[owner][0])),
+            BASE + RAIL_GAP + RAIL_STEP * number,
+            places.get(owner),
+            [places[layer.index] for layer in readers[owner]],
+        )
+        for number, owner in enumerate(sorted(readers))
     ]
-    if cache is None:
-        parts.append(element("text", "–", x=_middle(column), y=BAR_TOP + TALLEST - 4, class_="index"))
-    else:
-        parts += _bar(panel, column, layer, cache)
-    return element("a", *parts, href=f"#layer-{layer.index}", class_="changed" if layer.changed else None)
-
-
-def _bar(panel: _Panel, column: int, layer: LayerChange, cache: LayerCache) -> list[Child]:
-    tall = SHORTEST
-    if cache.head_size and panel.tallest_head:
-        tall += round((TALLEST - SHORTEST) * cache.head_size / panel.tallest_head)
-    left, top = _left(column), BAR_TOP + TALLEST - tall
-    middle = _middle(column)
-    own = cache.owner == layer.index
-    style = f"bar {_kind(cache.attention)} {'kv-source' if own else 'kv-shared'}"
-    parts: list[Child] = [_rect(left, top, BAR, tall, style, rx=3)]
-    if cache.head_size:
-        parts.append(element("text", str(cache.head_size), x=middle, y=BAR_TOP + TALLEST - 5, class_=f"head {style}"))
-    parts.append(element("text", initial(cache.operator), x=middle, y=top + 9, class_=f"operator {style}"))
-    if cache.past and own:
-        parts.append(element("path", d=f"M{middle - 8} {PORT_LINE - 6}h6l-3 6z", class_="port"))
-    if cache.alias or (cache.present and own):
-        parts.append(element("path", d=f"M{middle + 2} {PORT_LINE}h6l-3 -6z", class_="port"))
-    return parts
+    return Panel(title, top, BASE + RAIL_GAP + RAIL_STEP * len(rails), bars, rails)
 
 
 def _told(title: str, layer: LayerChange, cache: LayerCache | None) -> str:
@@ -163,22 +141,9 @@ def _told(title: str, layer: LayerChange, cache: LayerCache | None) -> str:
     return "\n".join([text, *(f"changed {edit}" for edit in layer.edits)])
 
 
-def initial(operator: str) -> str:
-    """The letter that stands for an attention's operator in its bar: GroupQueryAttention is G."""
-    return operator[:1].upper()
-
-
-def _kind(attention: str | None) -> str:
-    return attention if attention in ("sliding", "full") else "unknown"
-
-
-def _left(column: int) -> int:
-    return LABELS + STEP * column + (STEP - BAR) // 2
+def _kind(cache: LayerCache | None) -> str:
+    return cache.attention if cache is not None and cache.attention in ("sliding", "full") else "unknown"
 
 
 def _middle(column: int) -> int:
-    return _left(column) + BAR // 2
-
-
-def _rect(x: int, y: int, width: int, height: int, style: str, **more: object) -> Element:
-    return element("rect", x=x, y=y, width=width, height=height, class_=style, **more)
+    return LABELS + STEP * column + STEP // 2

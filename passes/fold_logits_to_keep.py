@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from passes.base import Finding, Pass
+from surgery.attention.kv_wiring import slot_of_name
+from surgery.attention.sequence_lengths import new_columns
 from surgery.errors import PassError
 from surgery.graph.index import Constants, readers
 from surgery.graph.model import Model
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
 INPUT = "num_logits_to_keep"
 SCOPE = "/lm_head/last_token"
 MASK = "attention_mask"
-_TO_THE_END = 2**63 - 1
 _ON_THE_WAY = ("Neg", "Unsqueeze", "Reshape", "Cast", "Identity")
 
 
@@ -34,7 +35,7 @@ class FoldLogitsToKeep(Pass):
 
         hidden [B,S,H]   num_logits_to_keep []          hidden [B,S,H]   attention_mask [B,T]
               |            |                                  |               |
-              |    Neg -> Unsqueeze                           |   Slice(last S) x Range(S) -> TopK(1)
+              |    Neg -> Unsqueeze                           |   Slice(the new S) x Range(S) -> TopK(1)
               |            |                                  |               |
              Slice(axis 1) [B,n,H]                           GatherND [B,1,H]
               |                                               |
@@ -44,7 +45,9 @@ class FoldLogitsToKeep(Pass):
     costs 2.1 GB of float32 logits at a vocabulary of 262,144. With logits declared [B,1,V] it reads the one row.
 
     keep=last  each row's last real token, found in attention_mask. A fixed last position would be the padding of the
-               shorter rows in a right-padded batch, and GenAI would sample from it without an error (measured).
+               shorter rows in a right-padded batch, and GenAI would sample from it without an error (measured). The new
+               tokens' columns are the last ones; the first ones of a mask as wide as the caches' buffer, as it is
+               under CUDA graph capture, which ends with zeros.
     keep=all   every token: the Slice goes, logits are [B,S,V].
 
     Requires: the input feeds one Slice of the last tokens of axis 1, through one Neg and Unsqueeze (or Reshape) alone,
@@ -86,7 +89,8 @@ class FoldLogitsToKeep(Pass):
             added: list[gs.Node] = []
             if self.keep == "last":
                 mask = next(tensor for tensor in view.inputs if tensor.name == mask_name)
-                added = _gather_last(hidden, kept, mask)
+                past = next((tensor for tensor in view.inputs if _is_cache(tensor)), None)
+                added = _gather_last(hidden, kept, mask, past)
             else:
                 for reader in list(kept.outputs):
                     reader.inputs[[tensor.name for tensor in reader.inputs].index(kept.name)] = hidden
@@ -221,11 +225,15 @@ def _set_dim(dim: TensorShapeProto.Dimension, size: Dim) -> None:
         dim.ClearField("dim_param")
 
 
-def _gather_last(hidden: gs.Variable, kept: gs.Variable, mask: gs.Variable) -> list[gs.Node]:
+def _is_cache(tensor: gs.Tensor) -> bool:
+    return slot_of_name(tensor.name) is not None and tensor.shape is not None and len(tensor.shape) == 4
+
+
+def _gather_last(hidden: gs.Variable, kept: gs.Variable, mask: gs.Variable, past: gs.Tensor | None) -> list[gs.Node]:
     """Nodes from `hidden` [B,S,H] and `mask` [B,T] to `kept` [B,1,H].
 
-    mask[:, -S:] x [0..S) is largest at the last real token, wherever the padding is; a row without one gives 0.
-    Each operator has a CUDA kernel for int64 that needs no cuDNN (onnxruntime-gpu 1.31.1): ArgMax with
+    The mask's columns of the new tokens x [0..S) are largest at the last real token, wherever the padding is; a row
+    without one gives 0. Each operator has a CUDA kernel for int64 that needs no cuDNN (onnxruntime-gpu 1.31.1): ArgMax with
     select_last_index has no kernel, and ReduceMax stops in the first run where cuDNN is not installed.
     """
     import onnx_graphsurgeon as gs
@@ -234,11 +242,10 @@ def _gather_last(hidden: gs.Variable, kept: gs.Variable, mask: gs.Variable) -> l
     tokens = hidden.shape[1] if hidden.shape and len(hidden.shape) > 1 else None
     make = NodeBuilder(SCOPE)
     constant = make.constant
-    zero, one, end = constant(0), constant(1), constant([_TO_THE_END], label="constants/end")
+    zero, one = constant(0), constant(1)
     count = make("Shape", [hidden], "int64", [1], "Shape_0", start=1, end=2)
     scalar = make("Squeeze", [count], "int64", [], "Squeeze_0")
-    start = make("Neg", [count], "int64", [1], "Neg_0")
-    current = make("Slice", [mask, start, end, constant([1])], mask.dtype, [batch, tokens], "Slice_0")
+    current = new_columns(make, mask, count, past)
     if mask.dtype != "int64":
         current = make("Cast", [current], "int64", [batch, tokens], "Cast_0", to=INT64)
     positions = make("Range", [zero, scalar, one], "int64", [tokens], "Range_0")

@@ -26,6 +26,9 @@ Padding = Literal["front", "between", "behind", "none"]
 prompt and its continuation, as the source's graphs take it; behind the row's end, as a graph that counts row lengths
 takes it; or none, because each row is run by itself."""
 MASK = "attention_mask"
+NEW_COLUMNS = "/model/new_columns"
+"""Scope of the nodes that find the mask's columns of the new tokens."""
+_START = f"{NEW_COLUMNS}/start/output_0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,31 @@ def sequence_lengths(view: gs.Graph) -> SequenceLengths:
     total = node("Cast", [total], "total", "int32", [], to=INT32)
     view.nodes[:0] = make.nodes
     return SequenceLengths(last, total)
+
+
+def new_columns(make: NodeBuilder, mask: gs.Tensor, new: gs.Variable, past: gs.Tensor | None) -> gs.Variable:
+    """The mask's columns of a step's new tokens: [B,S], S being `new`, int64 [1]. `past` is a cache, [batch, KV heads, rows, size].
+
+    They are the last ones of a mask that ends with them. Under CUDA graph capture GenAI's mask is as wide as the buffer
+    of the caches, and ends with zeros: what a step takes then is a prompt, in the first columns, or tokens of a row
+    alone, which is real from the first column on. So the first ones tell the same. Shapes decide that, in host memory.
+    """
+    make = make.below(NEW_COLUMNS)
+    width = make("Shape", [mask], "int64", [1], "mask_width", start=1, end=2)
+    start = make("Sub", [width, new], "int64", [1], "last_ones")
+    if past is not None:
+        rows = make("Shape", [past], "int64", [1], "past_rows", start=2, end=3)
+        whole = make("Equal", [width, rows], bool, [1], "as_wide_as_past")
+        start = make("Where", [whole, make.constant([0]), start], "int64", [1], "start")
+    end = make("Add", [start, new], "int64", [1], "end")
+    return make("Slice", [mask, start, end, make.constant([1])], mask.dtype, [mask.shape[0], None], "Slice")
+
+
+def reads_by_width(graph: GraphProto) -> str:
+    """A node that reads the mask in a way that is not known to be right for one as wide as the caches; "" for none."""
+    known = [f"{SCOPE}/"] + [f"{NEW_COLUMNS}/" for node in graph.node if _START in node.output]
+    readers = (node for node in graph.node if MASK in node.input)
+    return next((node.name or node.output[0] for node in readers if not node.name.startswith(tuple(known))), "")
 
 
 def padding_of(graph: GraphProto) -> Padding:

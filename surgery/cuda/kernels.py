@@ -1,7 +1,7 @@
 """The kernels of ONNX Runtime's CUDA provider: for which operators, versions and types there is one, and if not, why.
 
 The table, kernels.json, is what the provider of one released wheel lists, with the schemas of all operators that this
-runtime knows; `python -m validation.cuda_kernels` makes it. A kernel is registered for a range of operator versions and
+runtime knows; `python -m validation.cuda.kernels` makes it. A kernel is registered for a range of operator versions and
 for lists of types, one per type constraint of the operator's schema, such as T of GroupQueryAttention.
 """
 

@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
+from surgery.attention.sequence_lengths import reads_by_width
 from surgery.cuda.kernels import KernelTable, Match, Schema, cuda_kernels
 from surgery.cuda.layering import stays_on_cpu
 from surgery.cuda.limits import broken_limit
@@ -49,6 +50,8 @@ ALLOWED_ON_CPU: Mapping[Why, str] = {
 """What a decoder may have on the CPU, with the reason: nodes that go there although CUDA has a kernel.
 Every other node on the CPU is a fault; no operator of the exports that are known lacks a CUDA kernel altogether."""
 
+CONTROL_FLOW = ("If", "Loop", "Scan")
+"""What ONNX Runtime captures no graph with."""
 SMALL = 100
 """Elements of the largest constant that a node on the CPU may read, in ONNX Runtime's rule for shape arithmetic."""
 NEVER_BY_CHOICE = ("FLOAT16", "BFLOAT16", "FLOAT8E4M3FN", "FLOAT8E4M3FNUZ", "FLOAT8E5M2", "FLOAT8E5M2FNUZ")
@@ -97,13 +100,14 @@ class Group:
 class Prediction:
     """Every node of a model in node order, bodies after the graph that holds them, but for Constant nodes.
 
-    `runtime` is the version whose rules were used. `mask_end` is a node that counts from the end of attention_mask.
+    `runtime` is the version whose rules were used. `by_width` is a node that reads attention_mask
+    in a way that is not known to be right for one as wide as the caches.
     """
 
     assignments: tuple[Assignment, ...]
     copies: tuple[Copy, ...]
     runtime: str
-    mask_end: str = ""
+    by_width: str = ""
 
     def on(self, provider: Where) -> tuple[Assignment, ...]:
         """The nodes that are predicted to run there: `cuda`, `cpu` or `unknown`."""
@@ -127,7 +131,13 @@ class Prediction:
     @property
     def can_be_captured(self) -> bool:
         """Whether ONNX Runtime takes the graph with CUDA graph capture on."""
-        return not (self.faults or self.on("unknown") or self.copies)
+        branches = any(each.operator in CONTROL_FLOW for each in self.assignments)
+        return not (self.faults or self.on("unknown") or self.copies or branches)
+
+    @property
+    def ready_for_capture(self) -> bool:
+        """Whether it answers alike under capture, where GenAI's mask is as wide as the caches' buffer."""
+        return self.can_be_captured and not self.by_width
 
     @property
     def capture(self) -> str:
@@ -141,10 +151,12 @@ class Prediction:
         if self.copies:
             more = f", and {len(self.copies) - 1} more" if len(self.copies) > 1 else ""
             return f"CUDA graph capture: no, {self.copies[0].value!r} crosses between the memories{more}"
-        if self.mask_end:
+        if not self.can_be_captured:
+            return "CUDA graph capture: no, the graph branches"
+        if self.by_width:
             return (
                 "CUDA graph capture: the provider takes it, no value crosses between the memories; but GenAI's mask is then "
-                f"max_length wide, and {self.mask_end!r} counts from its end: a prompt's logits are another token's"
+                f"max_length wide, and {self.by_width!r} is not known to read such a mask right"
             )
         return "CUDA graph capture: yes, no value crosses between the memories"
 
@@ -192,17 +204,7 @@ def predict(model: Model, runtime: str | None = None, table: KernelTable | None 
         assignments.extend(scope.assignments())
         copies.extend(scope.copies())
         pending.extend((body, scope.types) for node in graph.node for body in subgraphs(node))
-    return Prediction(tuple(assignments), tuple(copies), version, _mask_end(model.graph))
-
-
-def _mask_end(graph: GraphProto) -> str:
-    """A Slice of attention_mask: the columns of new tokens are its last ones, unless it has its full width already.
-
-    Measured with ONNX Runtime on the CPU: past buffers and a mask of max_length, a prompt of 7 tokens: with
-    fold-logits-to-keep{keep=last} logits are off by 11, with keep=all by 0; single tokens are equal in both.
-    """
-    slices = (node for node in graph.node if node.op_type == "Slice" and node.input[0] == "attention_mask")
-    return next((node.name or node_in_words(node) for node in slices), "")
+    return Prediction(tuple(assignments), tuple(copies), version, reads_by_width(model.graph))
 
 
 def require_cuda(model: Model, runtime: str | None = None) -> None:

@@ -22,7 +22,7 @@ from surgery.architecture import read_config
 from surgery.cuda.layering import OPTION, SETTING
 from surgery.errors import ArchitectureError, FolderError
 from surgery.files.safe_reading import oversized, stays_inside
-from surgery.folder.genai_config import CONFIG_FILE
+from surgery.folder.genai_config import CAPTURE, CONFIG_FILE
 
 Rule = Callable[[Any], bool]
 
@@ -76,7 +76,7 @@ def _providers(value: Any) -> bool:
     )
 
 
-_SWITCHES = {"enable_cuda_graph", "enable_skip_layer_norm_strict_mode"}
+_SWITCHES = {CAPTURE, "enable_skip_layer_norm_strict_mode"}
 _SWITCH = _one_of("0", "1")
 _SESSION = {
     "log_id": _name,

@@ -28,7 +28,7 @@ from surgery.folder.genai_config import (
 from surgery.folder.manifest import NAME as MANIFEST_FILE
 from surgery.folder.manifest import manifest, refuse_foreign
 from surgery.folder.minimum_versions import minimum_versions
-from surgery.folder.model_card import CARD_FILE, model_card, on_batches
+from surgery.folder.model_card import CARD_FILE, model_card, on_batches, on_capture
 from surgery.folder.multimodal import PROCESSORS, GraphPlan, check_export, media_config, write_media_files
 from surgery.folder.publishing import Published
 from surgery.graph.model import Model
@@ -149,7 +149,7 @@ def build_folder(
         card = model_card(
             export, pair, "genai", placed,
             recipe=recipe_text, rewritten=rewritten, modalities=modalities,
-            needs=f"{minimum_versions(model, runtime, multimodal=bool(media))} {on_batches(model.graph)}",
+            needs=f"{minimum_versions(model, runtime, multimodal=bool(media))} {on_batches(model.graph)}{on_capture(config)}",
         )  # fmt: skip
         write_text(stage / CARD_FILE, card)
         described = manifest(stage, export, pair, recipe_text, weights, placed, data_files, encoders)

@@ -10,6 +10,9 @@ An unknown key anywhere but at the root is a load error ("Unknown value ..."), s
     num_logits_to_keep          never: `Unknown value "num_logits_to_keep"`
     intra_op_num_threads        0, ONNX Runtime's own choice: GenAI's default is half the processors, which on 2 cores
                                 without hyper-threading is 28 tokens a second in place of 53 (full-size E2B q4f16)
+    enable_cuda_graph           "1" where CUDA can capture the graph, so that a token is one launch in place of hundreds. GenAI
+                                then feeds one row, not several, and no beams; 0.13 and older refuse to load it. Never in a
+                                multimodal folder: the encoders' sessions would take it over from the decoder's
     past_present_share_buffer   true only if GroupQueryAttention alone touches the caches: any other operator would
                                 see the whole buffer, max_length long, instead of the tokens so far
 """
@@ -26,8 +29,10 @@ from typing import Any
 from surgery.architecture import MAX_JSON_BYTES, Architecture, read_config, text_config
 from surgery.attention.cache_padding import declared_sizes
 from surgery.attention.kv_rows import SCOPE as ROWS
+from surgery.attention.sequence_lengths import NEW_COLUMNS
 from surgery.choices import Target
 from surgery.cuda.layering import OPTION, SETTING, has_layers
+from surgery.cuda.prediction import predict
 from surgery.errors import ArchitectureError, ExportError, FolderError, ModelError, RequestError
 from surgery.files.json_values import JsonValues
 from surgery.files.safe_reading import read_inside
@@ -37,6 +42,8 @@ from surgery.source.export import GENAI_CONFIG, LICENSES, Export
 
 MODEL_FILE = "model.onnx"
 CONFIG_FILE = GENAI_CONFIG
+CAPTURE = "enable_cuda_graph"
+"""The CUDA provider's option for graph capture, "0" or "1"."""
 MAX_LENGTH = 8192
 """Default of search.max_length: with a shared buffer every cache is allocated at this many tokens when generation
 starts."""
@@ -116,7 +123,8 @@ def shares_buffer(model: Model) -> bool:
     caches |= {value.name for value in model.graph.input if value.name.startswith("past_key_values.")}
     for node in model.graph.node:
         ends_with_mask = node.op_type == "Slice" and len(node.input) > 2 and node.input[2].startswith(ROWS)
-        known = node.op_type in ("GroupQueryAttention", "ScatterND") or ends_with_mask
+        length = node.name.startswith(NEW_COLUMNS)  # of the whole buffer, which is what is asked for
+        known = node.op_type in ("GroupQueryAttention", "ScatterND") or ends_with_mask or length
         if not known and (caches & set(node.input) or caches & set(node.output)):
             return False
     return bool(caches)
@@ -148,7 +156,7 @@ def genai_config(model: Model, export: Export, provider: str = "cpu", target: Ta
                 "session_options": {
                     "log_id": "onnxruntime-genai",
                     "intra_op_num_threads": 0,
-                    "provider_options": [] if provider == "cpu" else [{provider: {}}],
+                    "provider_options": [] if provider == "cpu" else [{provider: _capture(model, target)}],
                     **({OPTION: SETTING} if provider != "cpu" and has_layers(model.graph) else {}),
                 },
                 "head_size": head_size,
@@ -177,6 +185,13 @@ def genai_config(model: Model, export: Export, provider: str = "cpu", target: Ta
             "past_present_share_buffer": shares_buffer(model),
         },
     }
+
+
+def _capture(model: Model, target: Target) -> dict[str, str]:
+    """CUDA's own options: graph capture, where the graph, its caches and the oldest runtime allow it."""
+    alone = all(value.name != "inputs_embeds" for value in model.graph.input)
+    on = target != "genai-0.12" and alone and shares_buffer(model) and predict(model).ready_for_capture
+    return {CAPTURE: "1"} if on else {}
 
 
 def _check_uniform(model: Model) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from surgery.attention.sequence_lengths import padding_of
 from surgery.choices import Modality
 from surgery.files.safe_reading import read_regular
+from surgery.folder.genai_config import CAPTURE, CONFIG_FILE
 from surgery.folder.manifest import made_by
 from surgery.graph.weight_writing import Placed
 from surgery.printing import markdown_code, markdown_text
@@ -109,6 +110,14 @@ def on_batches(graph: GraphProto) -> str:
     if padding_of(graph) == "between":
         return "Run prompts of different length one by one: in one batch a sliding window would count the padding."
     return "Prompts of different length may go in one batch: each is continued as it is alone."
+
+
+def on_capture(config: Mapping[str, Any]) -> str:
+    """What CUDA graph capture leaves out, where genai_config.json switches it on."""
+    options = config["model"]["decoder"]["session_options"]["provider_options"]
+    if not any(entry.get("cuda", {}).get(CAPTURE) == "1" for entry in options):
+        return ""
+    return f" With {CAPTURE} on, one prompt runs at a time: for a batch or beams, set it to 0 in {CONFIG_FILE}."
 
 
 def read_told(export: Export) -> CardFacts:

@@ -16,6 +16,7 @@ from surgery.choices import Provider
 from surgery.errors import ModelError, RuntimeMissing
 from surgery.files.safe_reading import read_regular
 from surgery.folder.admission import admit
+from surgery.folder.genai_config import CAPTURE
 from surgery.runtime.sessions import Array, one_line
 
 Message = tuple[str, str]
@@ -67,15 +68,23 @@ class GenAI:
 
     def __init__(self, folder: Path, provider: Provider) -> None:
         self._og = load_genai(provider)
-        admit(folder)
+        self._folder, self._provider = folder, provider
+        decoder = admit(folder).get("model", {}).get("decoder", {})
+        options = [entry.get("cuda", {}) for entry in decoder.get("session_options", {}).get("provider_options", [])]
+        self._captures = provider == "cuda" and any(each.get(CAPTURE) == "1" for each in options)
+        self._model = self._opened()
+        self._processor: Any = None
+
+    def _opened(self) -> Any:
         with _own_words("og.Model"):
-            config = self._og.Config(str(folder))
+            config = self._og.Config(str(self._folder))
             config.overlay(_QUIET)
             config.clear_providers()
-            if provider != "cpu":
-                config.append_provider(provider)
-            self._model = self._og.Model(config)
-        self._processor: Any = None
+            if self._provider != "cpu":
+                config.append_provider(self._provider)
+            if self._provider == "cuda" and not self._captures:
+                config.set_provider_option("cuda", CAPTURE, "0")
+            return self._og.Model(config)
 
     @property
     def version(self) -> str:
@@ -135,8 +144,12 @@ class GenAI:
     def generate(self, rows: Sequence[Sequence[int]], pad: int, steps: int, **options: Any) -> list[list[int]]:
         """Greedy continuations of at most `steps` tokens; shorter rows are padded on the right.
 
-        Raises ModelError with the runtime's own words.
+        Several rows are run without CUDA graph capture, which takes one alone; from then on so is everything. Raises
+        ModelError with the runtime's own words.
         """
+        if self._captures and len(rows) > 1:
+            self._captures, self._model = False, None  # one model at a time in the GPU's memory
+            self._model = self._opened()
         length = max(len(row) for row in rows)
         padded = [[*row, *[pad] * (length - len(row))] for row in rows]
         with _own_words("og.Generator"):

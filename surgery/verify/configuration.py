@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from surgery.architecture import read_config
 from surgery.choices import Provider
+from surgery.cuda.prediction import predict
 from surgery.errors import ArchitectureError
 from surgery.folder.opened import OpenedFolder
 from surgery.graph.model import Model
@@ -153,8 +154,10 @@ def setting_faults(folder: OpenedFolder, source: SourceFiles, provider: Provider
 
 
 def _providers(folder: OpenedFolder, provider: Provider | None) -> dict[str, Any]:
-    """Where the graph runs; an annotation of nodes that stay on the CPU means nothing without its option."""
-    choices: dict[str, list[dict[str, Any]]] = {"cpu": [], "cuda": [{"cuda": {}}]}
+    """Where the graph runs; an annotation of nodes that stay on the CPU means nothing without its option.
+
+    CUDA may capture a graph of the text model that is foretold to be ready for it, and need not.
+    """
     options = folder.decoder.get("session_options", {})
     found = options.get("provider_options")
     annotated = any(
@@ -163,7 +166,12 @@ def _providers(folder: OpenedFolder, provider: Provider | None) -> dict[str, Any
         for prop in node.metadata_props
     )
     layers = {"session.layer_assignment_settings": "cpu(=cpu_embedding)"} if annotated and found else {}
-    return {"provider_options": choices[provider] if provider else tuple(choices.values()), **layers}
+    captures = [{}, {"enable_cuda_graph": "0"}]
+    if provider != "cpu" and not folder.others and predict(folder.model).ready_for_capture:
+        captures.append({"enable_cuda_graph": "1"})
+    cuda = [[{"cuda": options}] for options in captures]
+    choices: dict[Provider | None, list[list[dict[str, Any]]]] = {"cpu": [[]], "cuda": cuda, None: [[], *cuda]}
+    return {"provider_options": tuple(choices[provider]), **layers}
 
 
 def _media(folder: OpenedFolder) -> dict[str, Any]:

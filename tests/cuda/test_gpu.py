@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from places import TINY
 
-from passes.presets import compatible
-from surgery.choices import KVLayout, Provider
+from passes.presets import compatible, fast
+from surgery.choices import Provider
 from surgery.cuda.kernels import cuda_kernels
 from surgery.cuda.prediction import predict
 from surgery.errors import RuntimeMissing
@@ -29,11 +29,16 @@ from surgery.verify.execution_profile import profile_gates, profile_run
 from surgery.verify.genai_proof import check_generation
 from surgery.verify.prompts import Case
 from surgery.verify.recording import Recording, record
+from validation.cuda.fixed_buffers import FixedBuffers
 
 pytestmark = pytest.mark.gpu
 
 PRECISIONS = ("fp16", "q4f16")
-LAYOUTS: tuple[KVLayout, ...] = ("aliased", "unique")
+FORMS = {
+    "aliased": lambda embed: compatible(embed, "aliased"),
+    "unique": lambda embed: compatible(embed, "unique"),
+    "fast": lambda embed: fast(embed, "cuda"),
+}
 OWNERS = {**{layer: layer for layer in range(5)}, 5: 3, 6: 3, 7: 3, 8: 3, 9: 4}
 EOS = (1, 50, 106)
 TOLERANCE = 0.1
@@ -69,15 +74,15 @@ def provider() -> Provider:
     return "cuda"
 
 
-@pytest.fixture(scope="module", params=[(p, layout) for p in PRECISIONS for layout in LAYOUTS], ids="-".join)
+@pytest.fixture(scope="module", params=[(p, form) for p in PRECISIONS for form in FORMS], ids="-".join)
 def repacked(
     request: pytest.FixtureRequest, provider: Provider, export: Export, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[GraphPair, Path]:
     """The source pair and the folder made of it for the provider."""
-    precision, layout = request.param
+    precision, form = request.param
     pair = export.pair(precision)
     target = tmp_path_factory.mktemp("gpu") / "out"
-    return pair, build_folder(export, pair, compatible(pair.embed, layout), target, provider=provider).folder
+    return pair, build_folder(export, pair, FORMS[form](pair.embed), target, provider=provider).folder
 
 
 @pytest.fixture(scope="module")
@@ -121,8 +126,18 @@ def test_genai_generates_what_the_source_does_on_the_cpu(
     provider: Provider, repacked: tuple[GraphPair, Path], references: dict[str, Recording]
 ) -> None:
     pair, folder = repacked
-    gates = check_generation(GenAI(folder, provider), references[pair.precision].answers, EOS, TOLERANCE)
+    gates = check_generation(GenAI(folder, provider), references[pair.precision].answers, EOS, TOLERANCE, TOLERANCE)
     assert gates and [gate.detail for gate in gates if not gate.passed] == []
+
+
+@pytest.mark.parametrize("repacked", [(p, "fast") for p in PRECISIONS], ids="-".join, indirect=True)
+def test_a_captured_graph_gives_the_same_tokens(provider: Provider, repacked: tuple[GraphPair, Path]) -> None:
+    graph, rows = repacked[1] / "model.onnx", 80
+    single = [case for case in CASES if len(case.rows) == 1]
+    plain = record(FixedBuffers(graph, provider, rows), single, steps=STEPS)
+    captured = record(FixedBuffers(graph, provider, rows, capture=True), single, steps=STEPS)
+    for one, other in zip(plain.answers, captured.answers, strict=True):
+        assert one.tokens().tolist() == other.tokens().tolist(), one.case.name
 
 
 @pytest.mark.parametrize("precision", ["fp32", "q4"])

@@ -190,7 +190,7 @@ def test_the_prediction_is_plain_data() -> None:
     found = predict(merged("q4", "unique")).to_dict()
     assert json.loads(json.dumps(found)) == found
     assert found["faults"] == 4 and found["runtime"] == cuda_kernels().onnxruntime
-    assert found["on_cuda"] + found["on_cpu"] == 466
+    assert found["on_cuda"] + found["on_cpu"] == 471
     assert found["not_on_cuda"][0]["operator"] == "GroupQueryAttention"
 
 

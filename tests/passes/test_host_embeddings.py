@@ -14,10 +14,11 @@ from folders import repack
 from places import TINY
 from typer.testing import CliRunner
 
-from passes import FoldLogitsToKeep, HostEmbeddings, MergeEmbeddings
+from passes import HostEmbeddings, MergeEmbeddings
 from passes.base import apply
 from passes.presets import compatible, fast, kept_in_host_memory
 from passes.recipe import parse, recipe_text
+from surgery.attention.sequence_lengths import NEW_COLUMNS
 from surgery.commands.app import app
 from surgery.cuda.layering import CPU, KEY, OPTION, SETTING, stays_on_cpu
 from surgery.cuda.prediction import Copy, predict, require_cuda
@@ -129,16 +130,22 @@ def test_command_refuses_what_makes_no_sense(tmp_path: Path) -> None:
 def test_capture_is_foretold_from_what_crosses() -> None:
     pair = EXPORT.pair("q4f16")
     quick = fast(pair.embed, "cuda")
-    said = [
-        predict(plan(pair, EXPORT, recipe)[0]).capture
-        for recipe in (quick, compatible(pair.embed), (*quick, HostEmbeddings()))
+    found = [
+        predict(plan(pair, EXPORT, recipe)[0]) for recipe in (quick, compatible(pair.embed), (*quick, HostEmbeddings()))
     ]
-    assert said[0].startswith("CUDA graph capture: the provider takes it, no value crosses between the memories; but")
-    assert "'/lm_head/last_token/Slice_0' counts from its end" in said[0]
-    whole = [FoldLogitsToKeep("all") if isinstance(step, FoldLogitsToKeep) else step for step in quick]
-    found = predict(plan(pair, EXPORT, whole)[0])
-    assert found.capture == "CUDA graph capture: yes, no value crosses between the memories" and found.can_be_captured
+    said = [each.capture for each in found]
+    assert [each.ready_for_capture for each in found] == [True, False, False]
+    assert said[0] == "CUDA graph capture: yes, no value crosses between the memories"
     crossing = "/model/padding/alone/output_0"
     assert said[1] == f"CUDA graph capture: no, {crossing!r} crosses between the memories, and 3 more"
     assert said[2] == f"CUDA graph capture: no, {ROWS[0]!r} crosses between the memories, and 1 more"
     assert "because of these nodes" in predict(Model.open(EXPORT.pair("q4").decoder)).capture
+
+
+def test_a_node_that_reads_the_mask_by_its_width_is_named() -> None:
+    pair = EXPORT.pair("q4f16")
+    model, _ = plan(pair, EXPORT, fast(pair.embed, "cuda"))
+    next(node for node in model.graph.node if node.name == f"{NEW_COLUMNS}/Slice").name = "/mask/Slice"
+    found = predict(model)
+    assert found.can_be_captured and not found.ready_for_capture
+    assert "'/mask/Slice' is not known to read such a mask right" in found.capture

@@ -1,8 +1,8 @@
-"""What the real CUDA provider says about itself; runs inside the stubbed runtime of validation.cuda_stubs.
+"""What the real CUDA provider says about itself; runs inside the stubbed runtime of validation.cuda.stubs.
 
-    python -m validation.cuda_real kernels GRAPH...       its kernels, the operators' schemas, and which operands stay in host memory
-    python -m validation.cuda_real assign GRAPH...        the provider of every node, and the copies that were inserted; @FILE lists the graphs
-    python -m validation.cuda_real ran GRAPH...           the provider of every node, from the profile of a run
+    python -m validation.cuda.real_provider kernels GRAPH...       its kernels, the operators' schemas, and which operands stay in host memory
+    python -m validation.cuda.real_provider assign GRAPH...        the provider of every node, and the copies that were inserted; @FILE lists the graphs
+    python -m validation.cuda.real_provider ran GRAPH...           the provider of every node, from the profile of a run
 
 Prints JSON. Where a kernel's operands lie is not listed by the runtime, so it is measured: a graph of the one
 node, whose inputs and outputs are also read by a node that only the CPU provider has, gets a copy exactly for those

@@ -1,7 +1,7 @@
 """ONNX Runtime's CUDA provider on a machine without a GPU: the released wheel, and stub CUDA libraries.
 
 The provider's library does not load without the CUDA libraries that it is linked to. Their symbols are read from the
-wheel, and libraries that define them are compiled from cuda_stubs.c. The real provider then lists its kernels, and
+wheel, and libraries that define them are compiled from stubs.c. The real provider then lists its kernels, and
 creates sessions: it says which nodes it takes and where copies go. No kernel can run.
 
 Needs Linux, pip, gcc and nm. The wheel of onnxruntime-gpu has 256 MB; it and what is made of it stay in one folder.
@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SOURCE = Path(__file__).with_suffix(".c")
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 HEADERS = ("nvidia-cuda-runtime==13.0.*", "nvidia-cuda-crt==13.0.*")
-"""Wheels with the CUDA 13 headers that cuda_stubs.c includes."""
+"""Wheels with the CUDA 13 headers that stubs.c includes."""
 
 _UNVERSIONED = {
     "libcuda.so.1": re.compile(r"cu[A-Z]\w+"),
@@ -90,7 +90,7 @@ def _undefined(library: Path) -> Iterator[tuple[str, str]]:
 
 
 def _compile(library: str, symbols: set[str], include: Path, folder: Path) -> None:
-    """One stub library: what cuda_stubs.c has for it, and functions that return 0 for the other symbols."""
+    """One stub library: what stubs.c has for it, and functions that return 0 for the other symbols."""
     name = re.split(r"[.]so", library.removeprefix("lib"))[0]
     gcc = ["gcc", "-w", "-O1", "-fPIC", f"-I{include}", f"-DLIBRARY_{name}"]
     written = folder / f"{name}.o"

@@ -1,8 +1,8 @@
 """Hold the predicted placement against the real CUDA provider's, node by node, on a machine without a GPU.
 
-    python -m validation.cuda_placement FOLDER
+    python -m validation.cuda.placement FOLDER
 
-FOLDER is as in validation.cuda_kernels. The released provider is loaded over stub CUDA libraries and asked for the
+FOLDER is as in validation.cuda.kernels. The released provider is loaded over stub CUDA libraries and asked for the
 placement of the tiny fixtures' graphs, of the graphs that repack makes of them, and of the tests of operators that the
 onnx package brings. Writes docs/validation/cuda-placement.md; exit code 1 where a node of a fixture disagrees.
 """
@@ -28,7 +28,7 @@ from surgery.folder.building import plan
 from surgery.graph.model import Model
 from surgery.graph.scopes import graphs
 from surgery.source.export import BEST, Export, GraphPair, open_export
-from validation.cuda_stubs import ROOT, StubbedRuntime, prepare
+from validation.cuda.stubs import ROOT, StubbedRuntime, prepare
 
 EVIDENCE = ROOT / "docs" / "validation" / "cuda-placement.md"
 FIXTURES = ("tiny-e2b", "tiny-e4b", "tiny-31b")
@@ -95,7 +95,7 @@ class Traced:
 
 def traced(runtime: StubbedRuntime, ours: list[Comparison], found: dict[str, Path]) -> Traced:
     """One run of each graph; over the stubs kernels do nothing, and what needs cuDNN cannot start."""
-    answers = json.loads(runtime.run("validation.cuda_real", "ran", f"@{_listed(runtime, found)}"))
+    answers = json.loads(runtime.run("validation.cuda.real_provider", "ran", f"@{_listed(runtime, found)}"))
     nodes = agree = few = 0
     refused = []
     for each, answer in zip(ours, answers, strict=True):
@@ -164,7 +164,7 @@ def write_tests(folder: Path) -> dict[str, Path]:
 
 def compared(runtime: StubbedRuntime, found: dict[str, Path]) -> Iterator[Comparison]:
     """Graphs for which the provider could not create a session are left out."""
-    answers = json.loads(runtime.run("validation.cuda_real", "assign", f"@{_listed(runtime, found)}"))
+    answers = json.loads(runtime.run("validation.cuda.real_provider", "assign", f"@{_listed(runtime, found)}"))
     for (name, path), real in zip(found.items(), answers, strict=True):
         if "error" not in real:
             yield compare(name, path, real)
@@ -203,7 +203,6 @@ def evidence(
         rows="\n".join(rows),
         reasons="\n".join(_reasons(ours)),
         runs=runs,
-        blocked=sum("cuDNN" in refusal for refusal in runs.refused),
         refused=len(runs.refused),
         tests=_tests(tests, written),
     )
@@ -247,10 +246,10 @@ def _tests(tests: list[Comparison], written: int) -> str:
 PAGE = """# Placement on CUDA: predicted against the real provider
 
 Placement only: **nothing was executed on a GPU**, and no number here says anything about speed or results.
-Made by `python -m validation.cuda_placement FOLDER`.
+Made by `python -m validation.cuda.placement FOLDER`.
 
 The CUDA provider of onnxruntime-gpu {version} was loaded on a machine without a GPU, over stub CUDA libraries
-(validation/cuda_stubs.py). Its own code assigned the nodes and inserted the copies; the sessions were created, not run.
+(validation/cuda/stubs.py). Its own code assigned the nodes and inserted the copies; the sessions were created, not run.
 Wheel: `{wheel}`, sha256 `{sha256}`.
 
 ## The fixtures, and what repack makes of them
@@ -275,8 +274,7 @@ Not on CUDA, and why:
 `validate --ep cuda` reads where nodes ran from the session's profile. To try that reader on what the CUDA provider
 writes, each graph was run once over the stubs, where every kernel returns without computing: {runs.graphs} graphs ran
 to their end, {runs.agree} of {runs.nodes} nodes with a prediction agree, and {runs.few_copies} graphs had no more copies than
-predicted. {refused} graphs did not run, {blocked} of them because ReduceMax, which repack's last-token slice uses, asks for
-cuDNN when it runs; cuDNN has no stub.
+predicted. {refused} graphs did not run: where float32 attention falls to the CPU, it refuses lengths that no kernel computed.
 
 ## Other operators: the tests of the onnx package
 
@@ -286,7 +284,7 @@ cuDNN when it runs; cuDNN has no stub.
 
 def main() -> None:
     if len(sys.argv) != 2:
-        sys.exit("usage: python -m validation.cuda_placement FOLDER")
+        sys.exit("usage: python -m validation.cuda.placement FOLDER")
     folder = Path(sys.argv[1])
     runtime = prepare(cuda_kernels().onnxruntime, folder)
     made = write_graphs(folder / "graphs")

@@ -1,8 +1,8 @@
 """Make surgery/cuda/kernels.json: the CUDA provider's kernels, as the released wheel lists them.
 
-    python -m validation.cuda_kernels FOLDER [VERSION]
+    python -m validation.cuda.kernels FOLDER [VERSION]
 
-FOLDER receives the wheel of onnxruntime-gpu (256 MB) and stub CUDA libraries; see validation.cuda_stubs. Takes half a
+FOLDER receives the wheel of onnxruntime-gpu (256 MB) and stub CUDA libraries; see validation.cuda.stubs. Takes half a
 minute after the download. Rows that differ in one constraint are joined, and the result is taken apart again and
 compared with what the provider listed before it is written.
 """
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from surgery.cuda.kernels import DATA, short_type
-from validation.cuda_stubs import ROOT, StubbedRuntime, prepare
+from validation.cuda.stubs import ROOT, StubbedRuntime, prepare
 
 DOMAINS = ("", "com.microsoft")
 """ai.onnx and ONNX Runtime's own. What is left out: ai.onnx.ml, and kernels that only its layout optimizer uses."""
@@ -111,10 +111,10 @@ def text(value: dict[str, Any]) -> str:
 
 def main() -> None:
     if len(sys.argv) not in (2, 3):
-        sys.exit("usage: python -m validation.cuda_kernels FOLDER [VERSION]")
+        sys.exit("usage: python -m validation.cuda.kernels FOLDER [VERSION]")
     runtime = prepare(sys.argv[2] if len(sys.argv) == 3 else "1.31.1", Path(sys.argv[1]))
     graphs = [str(ROOT / "fixtures" / "tiny-e2b" / "onnx" / f"{name}.onnx") for name in GRAPHS]
-    made = table(json.loads(runtime.run("validation.cuda_real", "kernels", *graphs)), runtime)
+    made = table(json.loads(runtime.run("validation.cuda.real_provider", "kernels", *graphs)), runtime)
     DATA.write_text(text(made), encoding="utf-8")
     print(f"{DATA}: {made['listed']} kernels in {len(made['kernels'])} rows, {DATA.stat().st_size:,} bytes")
 

@@ -119,7 +119,7 @@ def test_the_proof_admits_capture_where_it_is_foretold_to_work(
 ) -> None:
     if preset == "compatible":
         folder = repack(EXPORT, tmp_path / "out", "q4f16", provider="cuda").folder
-    opened, source = open_genai_folder(folder), SourceFiles.read(EXPORT.root, PAIR.decoder)
+    opened, source = open_genai_folder(folder), SourceFiles.read(EXPORT.root, PAIR)
     config = json.loads(json.dumps(opened.config))
     config["model"]["decoder"]["session_options"]["provider_options"] = [{"cuda": options}]
     assert opened.config["model"]["decoder"]["session_options"]["provider_options"] == [

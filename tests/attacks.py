@@ -82,6 +82,9 @@ COMMANDS = (
     Command("repack", "tiny", _one_of("repack tiny out --no-validate --modalities text,image,audio", "repack tiny out --dry-run --modalities text,image,audio --json", "repack tiny out --no-validate --preset fast"), 1),
     Command("strip", "source", _one_of("strip source out --no-validate", "strip source out --no-validate --weights link", "strip source out --dry-run"), 8),
     Command("strip", "source", _one_of("strip source out"), 2),
+    Command("vocabulary", "tiny", _one_of("vocabulary tiny --corpus texts/corpus.txt -o out", "vocabulary tiny --corpus texts/corpus.txt -o out --keep-scripts latin,cjk --size 64 --json"), 3),
+    Command("vocabulary", "texts", _one_of("vocabulary tiny --corpus texts/corpus.txt -o out", "repack tiny out --no-validate --vocabulary texts/tokens.txt", "strip tiny out --no-validate --vocabulary texts/tokens.txt"), 3),
+    Command("vocabulary", "tiny", _one_of("repack tiny out --no-validate --vocabulary texts/tokens.txt", "strip tiny out --no-validate --vocabulary texts/tokens.txt"), 2),
     Command("review", "repository", _one_of("review HEAD~1 HEAD", "review HEAD~1 HEAD --format md"), 3),
     Command("validate", "folder", _one_of("validate folder --against tiny --quick --tokens 1", "validate folder --quick --tokens 1 --json"), 2),
     Command("generate", "folder", _one_of("generate folder hello --new-tokens 2", "generate folder hello --new-tokens 2 --sample --seed 1"), 2),
@@ -93,7 +96,7 @@ COMMANDS = (
 class Ground:
     """All that the commands take, below one folder; `restore` brings back what an attack damaged."""
 
-    PARTS = ("source", "plain", "tiny", "folder", "pristine", "repository")
+    PARTS = ("source", "plain", "tiny", "texts", "folder", "pristine", "repository")
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -102,6 +105,9 @@ class Ground:
         for part in ("source", "plain"):
             small.write_export(self._kept / part)
         _copy_tiny(self._kept / "tiny")
+        (self._kept / "texts").mkdir()
+        (self._kept / "texts" / "corpus.txt").write_text("the sky is blue, and the sea is deep\n" * 20)
+        (self._kept / "texts" / "tokens.txt").write_text("".join(f'{index}\t"token"\n' for index in range(120)))
         self._repository(self._kept / "repository")
         shutil.copytree(self._kept, root, symlinks=True)
         ran = confined.run(["repack", "tiny", "folder", "--no-validate"], root, self.scratch, [root / "folder"])
@@ -198,7 +204,7 @@ def attack(ground: Ground, number: int, commands: Sequence[Command] = COMMANDS) 
     names = sorted(
         path.relative_to(victim).as_posix() for path in victim.rglob("*") if path.is_file() and ".git" not in path.parts
     )
-    graphs = [name for name in names if name.endswith(".onnx")]
+    graphs = [name for name in names if name.endswith(".onnx")] or names
     name = rng.choice(graphs if rng.random() < 0.5 else names)
     damage = f"{command.victim}/{name}: {damaged(victim / name, rng)}"
     if command.victim == "folder" and rng.random() < 0.7:

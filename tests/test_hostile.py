@@ -72,7 +72,18 @@ def test_damaged_inputs_of_every_command(tmp_path: Path, pytestconfig: pytest.Co
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("inputs: 0 writes outside, 0 executions, 0 defects, 0 hangs\n"), done.stdout
-    for command in ("inspect", "diff", "apply", "repack", "strip", "review", "vocabulary", "validate", "generate", "bench"):
+    for command in (
+        "inspect",
+        "diff",
+        "apply",
+        "repack",
+        "strip",
+        "review",
+        "vocabulary",
+        "validate",
+        "generate",
+        "bench",
+    ):
         assert f"\n| {command} |" in done.stdout
 
 

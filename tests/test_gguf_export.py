@@ -4,13 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from places import TINY
 
 from benchmarks.gguf_export import _tensors
 from fixtures.__main__ import parse_reading
 from fixtures.build import build
 from surgery.architecture import read_config
 from surgery.source.export import open_export
-from tests.places import TINY
 
 
 def test_q4_0_has_the_numbers_of_the_matrix(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from surgery.graph.weight_writing import Placed
     from surgery.jobs.proposing import Vocabulary
     from surgery.runtime.benchmark import Benchmark
+    from surgery.runtime.profiling import Profile
     from surgery.source.hub import Download
     from surgery.verify.report import Gate, Report, Section
 
@@ -280,6 +281,25 @@ def show_benchmarks(console: Console, found: Sequence[Benchmark]) -> None:
     ]
     heads = ("side", "context", "first token", "prefill tokens/s", "decode tokens/s", "load", "peak memory")
     show_rows(console, "", heads, rows, right=",".join(heads[1:]))
+
+
+def show_profiles(console: Console, found: Sequence[Profile]) -> None:
+    """A table for each phase and context: the operators that take a hundredth of the time or more, and the rest."""
+    for one in found:
+        unit = "ms a token" if one.phase == "decode" else "ms"
+        head = f"{one.phase} at {one.context:,} tokens: {one.milliseconds:.1f} {unit}; memory gives {one.bandwidth / 1e9:.1f} GB/s"
+        console.print(plain(head, "bold"))
+        rows = [
+            (each.operator, each.layers, each.nodes, f"{each.milliseconds:.2f}", f"{each.share:.1%}", size(each.bytes),
+             f"{each.rate / 1e9:.1f}")
+            for each in one.shares if each.share >= 0.01
+        ]  # fmt: skip
+        shown = [each for each in one.shares if each.share >= 0.01]
+        left = one.milliseconds - sum(each.milliseconds for each in shown)
+        nodes = sum(each.nodes for each in one.shares) - sum(each.nodes for each in shown)
+        rows.append(("all others", "", nodes, f"{left:.2f}", f"{left / one.milliseconds:.1%}", "", ""))
+        heads = ("operator", "layers", "nodes", unit, "share", "bytes", "GB/s")
+        show_rows(console, "", heads, rows, right=",".join(heads[2:]))
 
 
 def show_prediction(console: Console, name: str, found: Prediction) -> None:

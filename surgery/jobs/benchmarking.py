@@ -12,6 +12,7 @@ from surgery.jobs.source_of_folder import source_pair
 
 if TYPE_CHECKING:
     from surgery.runtime.benchmark import Benchmark
+    from surgery.runtime.profiling import Profile
 
 
 def bench(
@@ -40,3 +41,27 @@ def bench(
     load_genai(runs_on)
     pair = source_pair(folder, against, precision, listener)
     return run(folder, pair, provider=runs_on, contexts=contexts, new_tokens=new_tokens, progress=listener.said)
+
+
+def profile(
+    folder: str | Path,
+    *,
+    provider: ProviderChoice = "auto",
+    contexts: Sequence[int] = (128,),
+    new_tokens: int = 16,
+    listener: Listener = SILENT,
+) -> tuple[Profile, ...]:
+    """Where the time of a folder goes, by operator and kind of layer: prefill and decode at prompts of `contexts` tokens.
+
+    Raises FolderError for what is no GenAI folder, and RuntimeMissing.
+    """
+    from surgery.folder.genai_config import require_folder
+    from surgery.runtime.genai import load_genai
+    from surgery.runtime.profiling import profile as run
+    from surgery.runtime.sessions import load_onnxruntime, provider_of
+
+    require_folder(folder := Path(folder))
+    load_onnxruntime(runs_on := provider_of(provider))
+    load_genai(runs_on)
+    listener.said("profiling the folder")
+    return run(folder, contexts, new_tokens, runs_on)

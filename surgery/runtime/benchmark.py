@@ -70,7 +70,7 @@ def measure(
     fitting = [context for context in contexts if context + new_tokens <= arch.context_length]
     if not fitting:
         raise FolderError(f"{folder} takes {arch.context_length} tokens: no context of {list(contexts)} fits")
-    prompts = [_prompt(context, arch.vocab_size) for context in fitting]
+    prompts = [random_prompt(context, arch.vocab_size) for context in fitting]
     found = []
     for side, measure, what in (("folder", _measure_folder, folder), ("source", _measure_source, source)):
         if what is not None and side in sides:
@@ -82,7 +82,8 @@ def measure(
     return found
 
 
-def _prompt(length: int, vocab_size: int) -> list[int]:
+def random_prompt(length: int, vocab_size: int) -> list[int]:
+    """Ids that are no special tokens, the same in every run."""
     numbers = random.Random(SEED + length)
     return [numbers.randrange(4, vocab_size) for _ in range(length)]
 

@@ -1,0 +1,211 @@
+"""Where a folder's time goes: by operator and kind of layer, beside the bytes that are read and what memory gives.
+
+onnxruntime-genai runs the folder with ONNX Runtime's profile switched on. Its events name each node that ran, how long,
+and how large its activations were (format of onnxruntime 1.31.1); the sizes of weights come from the graph. The first run
+of the model is the prompt; every other one is a token.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+import time
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from surgery.architecture import Architecture, architecture, read_config
+from surgery.choices import Provider
+from surgery.errors import FolderError, ModelError
+from surgery.files.safe_reading import read_regular
+from surgery.graph.external_data import byte_size
+from surgery.graph.model import Model
+from surgery.graph.tensor_types import initializer_type
+from surgery.runtime.benchmark import random_prompt
+from surgery.runtime.genai import load_genai
+from surgery.runtime.own_process import Limits, Tell, run
+
+MAX_BYTES = 2**30
+"""The largest profile that is read."""
+_RUN = "_kernel_time"
+_LAYER = re.compile(r"layers\.(\d+)[./]")
+_READ = 2**28
+"""Bytes that each thread reads to measure the memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class TimeShare:
+    """One operator in one kind of layer, in one run of the model: milliseconds, their share of the run, bytes of weights,
+    activations and caches that its nodes take and give."""
+
+    operator: str
+    layers: str
+    nodes: int
+    milliseconds: float
+    share: float
+    bytes: int
+
+    @property
+    def rate(self) -> float:
+        """Bytes per second."""
+        return self.bytes / self.milliseconds * 1000 if self.milliseconds else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A phase, `prefill` or `decode`, at a prompt of `context` tokens: what one run takes, the largest share first.
+
+    `milliseconds` is the whole run: what the shares leave is between the nodes. `bandwidth`, in bytes per second, is
+    what the threads read from memory at the same time of day.
+    """
+
+    phase: str
+    context: int
+    milliseconds: float
+    bandwidth: float
+    shares: tuple[TimeShare, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def profile(folder: Path, contexts: Sequence[int], new_tokens: int, provider: Provider) -> tuple[Profile, ...]:
+    """Prefill and decode of a folder at prompts of `contexts` tokens, in a process of its own.
+
+    Raises FolderError with the runtime's words where it refuses the folder, ProcessEnded where it crashes on it.
+    """
+    limits = Limits.of(provider, folder)
+    return run(_profile, folder, list(contexts), new_tokens, provider, answer=tuple[Profile, ...], limits=limits)
+
+
+def _profile(
+    _: Tell, folder: Path, contexts: Sequence[int], new_tokens: int, provider: Provider
+) -> tuple[Profile, ...]:
+    from surgery.folder.opened import open_genai_folder
+
+    opened = open_genai_folder(folder)
+    opened.check_weights()
+    arch, weights = architecture(read_config(folder / "config.json")), weight_bytes(opened.model)
+    bandwidth = memory_bandwidth()
+    found = []
+    for context in contexts:
+        events = _events_of(folder, random_prompt(context, arch.vocab_size), new_tokens, provider)
+        runs = model_runs(events)
+        if len(runs) < 2:
+            raise ModelError(f"{folder}: its profile holds {len(runs)} runs; a prompt and a token are expected")
+        for phase, chosen in (("prefill", runs[:1]), ("decode", runs[1:])):
+            whole = sum(each.milliseconds for each in chosen) / len(chosen)
+            found.append(Profile(phase, context, whole, bandwidth, time_shares(chosen, weights, arch)))
+    return tuple(found)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRun:
+    """One run of the model, and the events of its nodes."""
+
+    milliseconds: float
+    nodes: tuple[Mapping[str, Any], ...]
+
+
+def model_runs(events: Sequence[Mapping[str, Any]]) -> list[ModelRun]:
+    """The runs that a profile holds, in order; a node belongs to the run in whose time it began."""
+    whole = sorted((each for each in events if each.get("name") == "model_run"), key=lambda each: each["ts"])
+    nodes = [each for each in events if each.get("cat") == "Node" and str(each.get("name")).endswith(_RUN)]
+    starts = [each["ts"] for each in whole]
+    inside: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
+    for node in nodes:
+        inside[bisect_right(starts, node["ts"]) - 1].append(node)
+    return [ModelRun(each["dur"] / 1000, tuple(inside[i])) for i, each in enumerate(whole)]
+
+
+def time_shares(runs: Sequence[ModelRun], weights: Mapping[str, int], arch: Architecture) -> tuple[TimeShare, ...]:
+    """By operator and kind of layer, means over the runs; `weights` are bytes by the name of the node that reads them."""
+    micros: dict[tuple[str, str], float] = defaultdict(float)
+    moved: dict[tuple[str, str], int] = defaultdict(int)
+    count: dict[tuple[str, str], int] = defaultdict(int)
+    for node in (node for one in runs for node in one.nodes):
+        name, arguments = node["name"].removesuffix(_RUN), node["args"]
+        key = arguments["op_name"], _kind_of_layer(name, arch)
+        micros[key] += node["dur"]
+        count[key] += 1
+        moved[key] += weights.get(name, 0) + int(arguments["activation_size"]) + int(arguments["output_size"])
+    total = sum(one.milliseconds for one in runs) * 1000
+    shares = [
+        TimeShare(*key, count[key] // len(runs), time / len(runs) / 1000, time / total, moved[key] // len(runs))
+        for key, time in micros.items()
+    ]
+    return tuple(sorted(shares, key=lambda share: -share.milliseconds))
+
+
+def _kind_of_layer(node: str, arch: Architecture) -> str:
+    """`sliding`, `full`, the same with `KV-shared`, `lm_head`, or `-` for what is in no layer."""
+    found = _LAYER.search(node)
+    if found is None or int(found[1]) >= len(arch.layers):
+        return "lm_head" if "lm_head" in node else "-"
+    layer = arch.layers[int(found[1])]
+    return layer.attention if layer.is_kv_source else f"KV-shared {layer.attention}"
+
+
+def weight_bytes(model: Model) -> dict[str, int]:
+    """Node -> bytes of the initializers that it reads whole; a look-up reads a few rows, which count as its output."""
+    sizes = {each.name: byte_size(initializer_type(each).dtype, each.dims) for each in model.graph.initializer}
+    return {
+        node.name: sum(sizes.get(name, 0) for name in node.input)
+        for node in model.graph.node
+        if not node.op_type.startswith("Gather")
+    }
+
+
+def memory_bandwidth() -> float:
+    """Bytes per second that all processors together read from memory: the best of five sums over arrays that no cache holds."""
+    import numpy as np
+
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    arrays = [np.ones(_READ // 8, np.int64) for _ in range(threads)]
+    best = 0.0
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(5):
+            started = time.perf_counter()
+            list(pool.map(np.sum, arrays))
+            best = max(best, threads * _READ / (time.perf_counter() - started))
+    return best
+
+
+def _events_of(folder: Path, prompt: Sequence[int], new_tokens: int, provider: Provider) -> list[Mapping[str, Any]]:
+    """The events of a prompt and the tokens behind it. The runtime writes them when the model goes."""
+    import gc
+
+    import numpy as np
+
+    og = load_genai(provider)
+    with tempfile.TemporaryDirectory(prefix="gemma4-surgery-") as there:
+        written = {"enable_profiling": str(Path(there) / "profile")}
+        try:
+            config = og.Config(str(folder))
+            config.overlay(json.dumps({"model": {"decoder": {"session_options": written}}}))
+            config.clear_providers()
+            if provider != "cpu":
+                config.append_provider(provider)
+            model = og.Model(config)
+            params = og.GeneratorParams(model)
+            length = len(prompt) + new_tokens
+            params.set_search_options(do_sample=False, min_length=length, max_length=length)
+            generator = og.Generator(model, params)
+            generator.append_tokens(np.array(prompt, np.int32))
+            for _ in range(new_tokens):
+                generator.generate_next_token()
+        except RuntimeError as error:
+            raise FolderError(f"{folder}: the runtime says: {error}") from None
+        del generator, params, model, config
+        gc.collect()
+        files = sorted(Path(there).iterdir(), key=lambda file: -file.stat().st_size)
+        if not files:
+            raise ModelError(f"{folder}: onnxruntime-genai wrote no profile")
+        events: list[Mapping[str, Any]] = json.loads(read_regular(files[0], MAX_BYTES))
+        return events

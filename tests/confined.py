@@ -11,6 +11,7 @@ import contextlib
 import gc
 import io
 import os
+import pkgutil
 import resource
 import signal
 import sys
@@ -18,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -90,8 +92,11 @@ def preload() -> None:
     import tokenizers  # noqa: F401
     import typer
 
+    import surgery
     from surgery.commands import app
 
+    for module in pkgutil.walk_packages([*surgery.__path__], "surgery."):
+        import_module(module.name)
     if isinstance(app.app, typer.Typer):
         app.app = typer.main.get_command(app.app)  # type: ignore[assignment]
     gc.freeze()
@@ -104,7 +109,7 @@ def rehearse(words: Sequence[str], cwd: Path) -> None:
     before = Path.cwd()
     os.chdir(cwd)
     try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), _forking():
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), forking():
             app.app(list(words), standalone_mode=False)
     except (SystemExit, SurgeryError):
         pass
@@ -181,7 +186,7 @@ def _become(
         from surgery.commands.app import main
 
         try:
-            with _forking():
+            with forking():
                 main()
             code = 0
         except SystemExit as stop:
@@ -195,7 +200,7 @@ def _become(
 
 
 @contextlib.contextmanager
-def _forking() -> Iterator[None]:
+def forking() -> Iterator[None]:
     """Fork the processes of surgery.runtime.own_process."""
     started = own_process._started
     own_process._started = _started  # type: ignore[assignment]

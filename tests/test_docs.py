@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from command_line import run
 from places import ROOT
 
 from passes.base import Pass, apply
@@ -89,14 +90,13 @@ def test_links_between_pages_lead_somewhere() -> None:
 def run_in_example(command: str, folder: Path) -> str:
     """What a command prints in a folder that holds the small export, and its result where the command reads one."""
     shutil.copytree(ROOT / "fixtures" / "tiny-e2b", folder / "fixtures" / "tiny-e2b")
-    program = [sys.executable, str(ROOT / "cli.py")]
     command, *filters = command.split(" | ")
     words = command.removeprefix("gemma4-surgery ").split()
     if "out/" in words and "repack" not in words:
         unproven = [] if words[0] == "diff" else ["--no-validate"]  # the report shows what the proof measured
-        first = [*program, "repack", "fixtures/tiny-e2b", "out/", "--ep", "cpu", *unproven]
-        subprocess.run(first, cwd=folder, check=True, capture_output=True)
-    ran = subprocess.run([*program, *words], cwd=folder, capture_output=True, text=True, check=False)
+        first = run("repack", "fixtures/tiny-e2b", "out/", "--ep", "cpu", *unproven, cwd=folder)
+        assert first.returncode == 0, first.stderr
+    ran = run(*words, cwd=folder)
     assert ran.returncode == (1 if words[0] == "diff" else 0), ran.stderr
     for each in filters:
         ran = subprocess.run(each.split(), input=ran.stdout, capture_output=True, text=True, check=True)

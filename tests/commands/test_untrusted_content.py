@@ -33,7 +33,7 @@ LONG, SHORT = "12", "5"
 
 def run(*words: str | Path, seconds: str = LONG) -> tuple[int, str]:
     """Exit code, and all that is printed. A command that does not end soon fails the test."""
-    done = command_line.run(*words, **{SECONDS: seconds, MEMORY: "2"})
+    done = command_line.run(*words, fresh=True, **{SECONDS: seconds, MEMORY: "2"})
     assert "defect" not in done.stderr and "Traceback" not in done.stderr and "panicked" not in done.stderr
     return done.returncode, " ".join((done.stdout + done.stderr).split())
 

@@ -20,6 +20,7 @@ from surgery.folder.genai_config import (
     CacheCost,
     cache_costs,
     check_side_files,
+    copy_side_files,
     genai_config,
     write_json,
     write_side_files,
@@ -36,7 +37,6 @@ from surgery.graph.quantised_weights import check_quantised
 from surgery.graph.weight_writing import Placed, Progress, consolidated_size, unlinkable
 from surgery.source.export import EMBED, ENCODERS, MEDIA_FILES, Export, GraphPair
 from surgery.source.kept_tokens import VOCABULARY_FILE
-from surgery.source.pruned_export import write_kept
 
 Proof = TypeVar("Proof")
 Proof_co = TypeVar("Proof_co", covariant=True)
@@ -143,7 +143,7 @@ def build_folder(
         write_json(stage / CONFIG_FILE, config)
         write_side_files(export, stage, multimodal=bool(media))
         if pair.kept is not None:
-            write_kept(export, pair.kept, stage)
+            copy_side_files(export, stage, [VOCABULARY_FILE])
         if media:
             write_media_files(export, stage, modalities)
         card = model_card(

@@ -24,7 +24,14 @@ from passes.base import apply
 from passes.prune_vocabulary import PruneVocabulary
 from surgery.architecture import text_config
 from surgery.files.atomic import ToDict, refuse_existing, refuse_holding, require_space, staged_folder
-from surgery.folder.genai_config import COPIED, check_side_files, write_json, write_text, write_text_files
+from surgery.folder.genai_config import (
+    COPIED,
+    check_side_files,
+    copy_side_files,
+    write_json,
+    write_text,
+    write_text_files,
+)
 from surgery.folder.manifest import NAME as MANIFEST_FILE
 from surgery.folder.manifest import manifest, refuse_foreign
 from surgery.folder.model_card import CARD_FILE, model_card
@@ -35,7 +42,6 @@ from surgery.graph.quantised_weights import check_quantised
 from surgery.graph.weight_writing import Placed, Progress, unlinkable, write_data_file
 from surgery.source.export import DECODER, DTYPES, EMBED, Export, GraphPair
 from surgery.source.kept_tokens import VOCABULARY_FILE
-from surgery.source.pruned_export import write_kept
 
 GRAPHS = "onnx"
 """The folder of the graphs, where transformers.js looks for them."""
@@ -117,7 +123,7 @@ def build_text_only(
         else:
             for graph in graphs:
                 below += graph.write(stage / GRAPHS, graph.path.name, weights=weights, progress=progress)
-            write_kept(export, pair.kept, stage)
+            copy_side_files(export, stage, [VOCABULARY_FILE])
         below = [replace(placed, location=f"{GRAPHS}/{placed.location}") for placed in below]
         counts = {graph.path.name: len(graph.used_weight_files() | graph.converted_files()) for graph in graphs}
         write_json(stage / "config.json", two_graph_config(export, pair, counts))

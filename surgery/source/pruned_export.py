@@ -39,14 +39,16 @@ def pruned_export(export: Export, pair: GraphPair, kept: KeptTokens, place: Path
     Raises RequestError for tokens that make no vocabulary of this export, ExportError for a tokenizer that is not BPE.
     """
     kept.check_size(export.architecture.vocab_size, f"{export.root}")
-    templates = dict(_templates(export))
+    templates, texts, size = dict(_templates(export)), dict[int, str](), export.architecture.vocab_size
     if path := export.file(TOKENIZER):
         tokenizer = BpeTokenizer.read(path)
         tokenizer.check(kept, templates.values())
-        kept = filled(kept, tokenizer, export.architecture.vocab_size)
+        kept, texts = filled(kept, tokenizer, size), tokenizer.texts
         for name, template in templates.items():
             _refuse_literal_ids(name, template, tokenizer, kept)
-        _write(place / TOKENIZER, tokenizer.pruned(kept))
+        _write(place / TOKENIZER, tokenizer.pruned(kept), indent=None)
+    said = f"{len(kept):,} of {size:,} tokens: a token's id here is its place, and this its id in the source"
+    (place / VOCABULARY_FILE).write_text(kept.text(texts, [said]), encoding="utf-8")
     for name in _CONFIGS:
         if path := export.file(name):
             old = read_config(path)
@@ -99,15 +101,6 @@ def filled(kept: KeptTokens, tokenizer: BpeTokenizer, size: int) -> KeptTokens:
 def vocabulary_size(export: Export) -> int:
     """How many tokens the export itself has, as its own config.json says."""
     return architecture(read_config(export.root / "config.json")).vocab_size
-
-
-def write_kept(export: Export, kept: KeptTokens, folder: Path) -> None:
-    """Write the list of the tokens that stay into a folder, with their texts."""
-    path = export.root / TOKENIZER
-    texts = BpeTokenizer.read(path).texts if path.is_file() else {}
-    size = vocabulary_size(export)
-    said = (f"{len(kept):,} of {size:,} tokens: a token's id here is its place, and this its id in the source",)
-    (folder / VOCABULARY_FILE).write_text(kept.text(texts, said), encoding="utf-8")
 
 
 def renumbered(values: Mapping[str, Any], kept: KeptTokens, where: str) -> dict[str, Any]:
@@ -179,5 +172,8 @@ def _refuse_literal_ids(name: str, text: str, tokenizer: BpeTokenizer, kept: Kep
                 )
 
 
-def _write(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def _write(path: Path, value: Mapping[str, Any], indent: int | None = 2) -> None:
+    separators = (",", ": " if indent else ":")
+    path.write_text(
+        json.dumps(value, indent=indent, separators=separators, ensure_ascii=False) + "\n", encoding="utf-8"
+    )

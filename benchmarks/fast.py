@@ -1,7 +1,7 @@
 """The presets beside the source pair: decoding, prefill and peak memory, each side in processes of its own.
 
     python -m benchmarks.fast WORK EXPORT [--precisions q4,q4f16] [--contexts 128,1024,4096] [--prompts 512,2048]
-        [--source-tokens 16]
+        [--source-tokens 16] [--sides source,compatible,fast]
 
 EXPORT is an export in the community's layout; `python -m fixtures e2b q4 DIR` builds one of E2B's size. For each
 precision the source's two graphs run in a loop of their own, `compatible` and `fast` in onnxruntime-genai, and `fast`
@@ -35,6 +35,7 @@ class Options:
     prompts: tuple[int, ...]
     source_tokens: int
     keep: bool
+    sides: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,7 @@ def _options() -> Options:
     parser.add_argument("--contexts", default="128,1024,4096", help="tokens before decoding; default: %(default)s")
     parser.add_argument("--prompts", default="512,2048", help="tokens of a prompt alone; default: %(default)s")
     parser.add_argument("--source-tokens", type=int, default=16, help="of a slow source, 3 tell as much")
+    parser.add_argument("--sides", default="source,compatible,fast", help="default: %(default)s")
     parser.add_argument("--keep", action="store_true", help="fast without an accuracy level too")
     found = parser.parse_args()
     return Options(
@@ -78,6 +80,7 @@ def _options() -> Options:
         _numbers(found.prompts),
         found.source_tokens,
         found.keep,
+        tuple(found.sides.split(",")),
     )
 
 
@@ -100,7 +103,8 @@ def _subjects(options: Options, export: Export, precision: str) -> list[Subject]
         print(f"{precision} {name}", file=sys.stderr)
         build_folder(export, pair, recipe, folder, recipe_text=recipe_text(recipe), weights="link", force=True)
         subjects.append(Subject(name, folder, None))
-    return [Subject("source", subjects[0].folder, pair), *subjects]
+    source = Subject("source", subjects[0].folder, pair)
+    return [each for each in (source, *subjects) if each.name.partition(",")[0] in options.sides]
 
 
 def _measure(subject: Subject, options: Options) -> list[str]:

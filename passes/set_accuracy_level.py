@@ -19,16 +19,20 @@ if TYPE_CHECKING:
 INT8 = Numerics(
     "lossy",
     {
-        "logits": 3.0, "regrouped": 3.0, "caches": 1.5, "mean": 0.75, "kl": 0.25, "cosine": 0.97, "top1": 0.75, "top10": 0.9,
-        "exact": 0.2, "first": 0.7,
+        "logits": 3.0, "regrouped": 3.0, "caches": 1.5, "mean": 0.75, "kl": 0.25, "cosine": 0.97, "top1": 0.98, "top10": 0.9,
+        "exact": 0.9, "first": 0.95, "error": 0.1, "mean_kl": 0.025,
     },
 )  # fmt: skip
-"""Activations in int8, seven small models, 24 tokens: up to 1.4 in the logits, 0.57 in the caches, 0.35 in the mean,
-0.2 in the KL, 0.011 short of 1 in the cosine; top-1 0.918, top-10 0.959, exact 16 of 35, first 30 of 35. At full size
-0.29, 0.033, 0.0011 and 0.0009, but top-1 0.869: of random weights the likeliest tokens are nearly equally likely. Twice
-that passes, of the KL a quarter more; a fault is still outside: a doubled embedding scale is worth 11 in the logits, 8
-in the KL. With other prompts one small model came to 0.254 in the KL and 0.9646 in the cosine: there the proof looks
-for the kinds of products that cost most, and leaves them in float32."""
+"""Activations in int8. The relative error is the measure that holds at every size: 0.025 to 0.055 in seven small exports,
+0.050 to 0.052 in E2B at full size, q2f16 and quantized; twice that passes. The mean KL is 0.0016 to 0.0117 in the small ones,
+0.0014 to 0.0018 at full size, where logits are flat. All positions keep the likeliest token, or one as likely
+(surgery.verify.thresholds.NEAR): 85 to 98 of 100 the same one. Worst positions: 1.2 in the logits, 0.35 in the mean, 0.13 in the
+KL, 0.0087 short of 1 in the cosine; top-10 0.905.
+
+This says whether int8 is good enough, not whether the folder is the source: a zero point of one more in one product is worth
+less than int8 itself in most layers (relative error at full size 0.051 to 0.057, but 0.21 in down_proj's 2 bits), and a scale
+of a product before a normalisation is worth nothing. Equality, or the bounds of another order, find those, without int8
+(surgery.verify.accuracy)."""
 
 _ATTRIBUTE = "accuracy_level"
 _FAST_BITS = 4
@@ -122,6 +126,16 @@ def is_slow(node: NodeProto) -> bool:
 def kind_of(node: NodeProto) -> str:
     """What a product is for, in whichever layer: its node's name with # for numbers."""
     return re.sub(r"\d+", "#", node.name).replace(" ", "_")
+
+
+def with_levels_of(model: Model, source: Model) -> Model:
+    """A copy of a model whose quantised products have the levels of those of the same name in another; none where there is
+    no such product."""
+    levels = {node.name: _level(node) for node in quantised_products(source)}
+    found = model.copy()
+    for node in quantised_products(found):
+        _set_level(node, levels.get(node.name, 0))
+    return found
 
 
 def _level(node: NodeProto) -> int:

@@ -82,7 +82,7 @@ def _row(name: str, precision: str, report: Report, seconds: float) -> str:
         f"{total.max_abs:.3g}",
         f"{total.regrouped_max_abs:.3g}",
         f"{total.kl:.3g}",
-        f"KL {report.level.kl:.2g}, top-1 {report.level.top1:.3f}" if report.level else "",
+        f"KL {report.level.kl:.2g}, top-1 {report.level.same:.3f}" if report.level else "",
         f"{seconds:.0f}",
     )
     return _line(cells)

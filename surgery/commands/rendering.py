@@ -239,7 +239,7 @@ def _in_brief(section: Section, report: Report) -> str:
     if section == "parity" and report.parity is not None:
         return str(report.parity)
     if section == "accuracy" and report.level is not None:
-        return f"{gates[0].name}, {gates[0].detail}: {report.level}, top-1 {report.level.top1:.3f}"
+        return f"{gates[0].name}, {gates[0].detail}: {report.level}, top-1 {report.level.same:.3f}"
     if section == "numbers":
         steps = sum(case.steps for case in report.cases)
         return f"{report.differences}: {len(report.cases)} cases, {steps} steps"

@@ -2,8 +2,9 @@
 
 A folder whose recipe sets the level differs from its source in two ways, and each is shown by itself.
 
-    the other passes    with the level taken off on both sides; or, where the source as published would dequantise whole
-                        weights for each token (surgery.passes says slow), with the level set on both sides
+    the other passes    with the source's own levels on both sides; or, where the source as published would dequantise whole
+                        weights in each run (passes.set_accuracy_level says slow), with the level set on both sides, and
+                        on two prompts as published, unless the numbers are equal anyway
     the level           the folder as it is against the source as published, on the light cases; or, where the source is
                         slow, one prompt and one token of it, every position of the prompt counted
 """
@@ -19,7 +20,7 @@ import numpy as np
 
 from passes.base import apply
 from passes.recipe import steps_of
-from passes.set_accuracy_level import SetAccuracyLevel, kind_of
+from passes.set_accuracy_level import SetAccuracyLevel, kind_of, with_levels_of
 from surgery.architecture import read_config
 from surgery.errors import ArchitectureError
 from surgery.folder.manifest import NAME as MANIFEST_FILE
@@ -32,7 +33,7 @@ from surgery.verify.agreement import Agreement, agreement_of
 from surgery.verify.parity import Parity, parity
 from surgery.verify.prompts import Case
 from surgery.verify.recording import Answer, Recording
-from surgery.verify.thresholds import Thresholds
+from surgery.verify.thresholds import NEAR, Thresholds
 
 LONGEST = 64
 """Tokens of the one prompt that a slow source reads: it takes them all in the time of one."""
@@ -42,22 +43,32 @@ MOST_SECONDS = 120.0
 
 @dataclass(frozen=True)
 class LevelOfFolder:
-    """The level that a folder's recipe sets, and the pair that it was made from."""
+    """The level that a folder's recipe sets, and the pair that it was made from.
+
+    `kept`: the folder is as slow as its source; the level is set on both sides of its proof alone.
+    """
 
     step: SetAccuracyLevel
     pair: GraphPair
     settings: Settings
+    kept: bool = False
 
     @classmethod
     def of(cls, folder: Path, pair: GraphPair, settings: Settings) -> LevelOfFolder | None:
-        """None where the recipe in the manifest sets no level, or another provider than the CPU's runs: it has none."""
+        """None where the recipe in the manifest sets no level and the source is not slow without, or where another
+        provider than the CPU's runs: it has none."""
+        if settings.provider != "cpu":
+            return None
         try:
             recipe = read_config(folder / MANIFEST_FILE).get("recipe")
         except (ArchitectureError, OSError):
             return None
         text = recipe.get(DECODER) if isinstance(recipe, dict) else recipe
         steps = steps_of(text, SetAccuracyLevel) if isinstance(text, str) else []
-        return cls(steps[-1], pair, settings) if steps and settings.provider == "cpu" else None
+        if steps:
+            return cls(steps[-1], pair, settings)
+        kept = cls(SetAccuracyLevel("4", "slow"), pair, settings, kept=True)
+        return kept if kept.slow else None
 
     @property
     def slow(self) -> bool:
@@ -68,17 +79,35 @@ class LevelOfFolder:
         """The source's decoder, with the level of the folder, or as another step sets it."""
         return apply(Model.open(self.pair.decoder), [step or self.step])[0]
 
+    def on_both_sides(self, decoder: Model) -> Model:
+        """The folder's decoder as it is compared with the source on all cases."""
+        if self.slow:
+            return apply(decoder, [self.step])[0] if self.kept else decoder
+        return self.as_published(decoder)
+
+    def as_published(self, decoder: Model) -> Model:
+        """The folder's decoder with the levels that the source's products have."""
+        return with_levels_of(decoder, Model.open(self.pair.decoder))
+
+    def few(self, cases: Sequence[Case]) -> list[Case]:
+        """What a slow source can answer as published: a prompt of many positions, and one that is past the window."""
+        past = [case for case in cases if len(case.rows) == 1 and case.past]
+        return [self._longest(cases), *past[:1]]
+
+    def _longest(self, cases: Sequence[Case]) -> Case:
+        """The longest prompt that is not too long, cut where all are."""
+        alone = [case for case in cases if len(case.rows) == 1 and case.chunk is None and not case.past]
+        case = max(alone, key=lambda case: (case.longest <= LONGEST, case.longest), default=cases[0])
+        return replace(case, rows=(case.rows[0][:LONGEST],))
+
     def opened(self, decoder: Model | None = None) -> Runner:
         return TwoGraphModel.open(self.pair, self.settings, decoder)
 
     def sample(self, cases: Sequence[Case]) -> Sample:
-        """What the source as published answers to the longest prompt that is not too long, and to one token after
-        it."""
-        alone = [case for case in cases if len(case.rows) == 1 and case.chunk is None]
-        case = max(alone, key=lambda case: (case.longest <= LONGEST, case.longest), default=cases[0])
-        prompt = case.rows[0][:LONGEST]
-        following, logits = _positions(self.opened(), prompt, None)
-        return Sample(replace(case, rows=(prompt,)), following, logits)
+        """What the source as published answers to the longest prompt that is not too long, and to one token after it."""
+        case = self._longest(cases)
+        following, logits = _positions(self.opened(), case.rows[0], None)
+        return Sample(case, following, logits)
 
     def effect(self, sample: Sample, step: SetAccuracyLevel | None = None) -> Agreement:
         """How far the level moves the source from the sample."""
@@ -86,7 +115,7 @@ class LevelOfFolder:
         theirs, ours = (
             Recording((Answer(sample.case, 1, (Step(found, len(found)),), {}),)) for found in (sample.logits, logits)
         )
-        return agreement_of(theirs, ours, {})
+        return agreement_of(theirs, ours, {}, near=NEAR)
 
     def costly_kinds(self, sample: Sample, thresholds: Thresholds) -> tuple[str, ...]:
         """The fewest kinds of products, those that move the logits most, without which the level keeps to the
@@ -127,7 +156,9 @@ class Sample:
 def keeps_to(found: Parity, thresholds: Thresholds) -> bool:
     """Whether what a level changes is within the thresholds."""
     return (
-        max(found.max_abs, found.regrouped_max_abs) <= thresholds.logits
+        found.error <= thresholds.error
+        and found.mean_kl <= thresholds.mean_kl
+        and max(found.max_abs, found.regrouped_max_abs) <= thresholds.logits
         and found.mean_abs <= thresholds.mean
         and found.kl <= thresholds.kl
         and found.cosine >= thresholds.cosine

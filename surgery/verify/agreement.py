@@ -39,7 +39,9 @@ class Position:
     """One row of logits, over the whole vocabulary. `token_id` is where the difference is largest.
 
     `regrouped` tells that one graph computed rows along with this one which the other left out. `kl` is
-    KL(source || merged) in nats, in float64; `top10` the share of the ten likeliest tokens that both have.
+    KL(source || merged) in nats, in float64; `top10` the share of the ten likeliest tokens that both have. `error` is the
+    standard deviation of the differences in that of the source's logits. `same` tells that the likeliest token is the
+    same, `top1` that it is, or as likely: see agreement_of.
     """
 
     step: int
@@ -52,6 +54,8 @@ class Position:
     top1: bool
     top10: float
     token_id: int
+    error: float
+    same: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,17 +155,19 @@ def agreement_of(
     kv_sources: Mapping[int, int],
     tolerance: float = 0.0,
     regrouped: float = 0.0,
+    near: float = 0.0,
 ) -> Agreement:
     """Compare the merged graph's recording with the source's.
 
     Another token is no fault where the source prefers its own by no more than twice the tolerance: `regrouped` in steps
-    that are. `kv_sources` maps each layer to the KV source layer whose cache it reads. Raises ModelError where the
-    recordings are not of the same cases, or the logits not of the same vocabulary.
+    that are. It counts as the likeliest one, too, where the source prefers its own by no more than `near` standard
+    deviations of the position's logits. `kv_sources` maps each layer to the KV source layer whose cache it reads. Raises
+    ModelError where the recordings are not of the same cases, or the logits not of the same vocabulary.
     """
     if [answer.case for answer in source.answers] != [answer.case for answer in merged.answers]:
         raise ModelError("the recordings are not of the same cases")
     pairs = zip(source.answers, merged.answers, strict=True)
-    cases = tuple(_case(theirs, ours, kv_sources, tolerance, regrouped) for theirs, ours in pairs)
+    cases = tuple(_case(theirs, ours, kv_sources, tolerance, regrouped, near) for theirs, ours in pairs)
     return Agreement(cases, coarsest(source, merged))
 
 
@@ -176,7 +182,7 @@ def coarsest(*recordings: Recording) -> str:
 
 
 def _case(
-    source: Answer, merged: Answer, kv_sources: Mapping[int, int], tolerance: float, tolerated: float
+    source: Answer, merged: Answer, kv_sources: Mapping[int, int], tolerance: float, tolerated: float, near: float
 ) -> CaseResult:
     case = source.case
     if len(source.steps) != len(merged.steps):
@@ -192,7 +198,7 @@ def _case(
         for row, (a, b) in enumerate(zip(theirs.logits, ours.logits, strict=True)):
             not_finite[0] += int(np.count_nonzero(~np.isfinite(a)))
             not_finite[1] += int(np.count_nonzero(~np.isfinite(b) & np.isfinite(a)))
-            found = _position(number, row, tolerated if regrouped else None, a, b)
+            found = _position(number, row, tolerated if regrouped else None, near, a, b)
             positions.append(found)
             if not regrouped and found.max_abs > (abs(worst.source - worst.merged) if worst else 0.0):
                 here = found.token_id
@@ -231,7 +237,7 @@ def _continuations(source: Answer, positions: Iterable[Position]) -> Iterable[Co
         yield Continuation(row, len(same), len(same) if all(same) else same.index(False))
 
 
-def _position(step: int, row: int, tolerated: float | None, a: Array, b: Array) -> Position:
+def _position(step: int, row: int, tolerated: float | None, near: float, a: Array, b: Array) -> Position:
     """One row of logits against another, in float64. Places where the source is not finite are left out.
 
     `tolerated` is given where the logits were computed in other groups: then a token that the source prefers by no more
@@ -239,7 +245,7 @@ def _position(step: int, row: int, tolerated: float | None, a: Array, b: Array) 
     """
     regrouped = tolerated is not None
     if a.dtype == b.dtype and np.array_equal(a, b):
-        return Position(step, row, regrouped, 0.0, 0.0, 1.0, 0.0, True, 1.0, 0)
+        return Position(step, row, regrouped, 0.0, 0.0, 1.0, 0.0, True, 1.0, 0, 0.0, True)
     finite = np.isfinite(a)
     x, y = np.where(finite, a, 0).astype(np.float64), np.where(finite, b, 0).astype(np.float64)
     difference = np.abs(x - y)
@@ -247,6 +253,7 @@ def _position(step: int, row: int, tolerated: float | None, a: Array, b: Array) 
     y = np.nan_to_num(y, posinf=0, neginf=0)
     here = int(np.argmax(difference))
     norm = float(np.linalg.norm(x) * np.linalg.norm(y))
+    spread, theirs, ours = float(x.std()), int(np.argmax(x)), int(np.argmax(y))
     return Position(
         step=step,
         row=row,
@@ -255,9 +262,11 @@ def _position(step: int, row: int, tolerated: float | None, a: Array, b: Array) 
         mean_abs=float(difference.mean()),
         cosine=float(x @ y) / norm if norm else 0.0,
         kl=_divergence(x, y),
-        top1=margin(x, int(np.argmax(x)), int(np.argmax(y))) <= 2 * (tolerated or 0.0),
+        top1=margin(x, theirs, ours) <= max(2 * (tolerated or 0.0), near * spread),
         top10=len(set(_top(x).tolist()) & set(_top(y).tolist())) / min(TOP, len(x)),
         token_id=here,
+        error=float((y - x).std()) / spread if spread else float("inf"),
+        same=theirs == ours,
     )
 
 

@@ -63,11 +63,18 @@ def _worst(found: Agreement) -> str:
 def parity_gates(found: Agreement, thresholds: Thresholds) -> list[Gate]:
     """What all positions and continuations together come to."""
     total = parity(found)
+    relative = [
+        _statistic(
+            "relative error", "error", total.error, thresholds.error, "mean", "of the logits' standard deviation"
+        ),
+        _statistic("mean divergence", "mean_kl", total.mean_kl, thresholds.mean_kl, "mean KL", ""),
+    ]
     return [
+        *(relative if thresholds.error else ()),
         _statistic("mean difference", "mean", total.mean_abs, thresholds.mean, "worst mean |difference|", ""),
         _statistic("divergence", "kl", total.kl, thresholds.kl, "worst KL", _furthest(found.cases)),
         _statistic("direction", "cosine", total.cosine, thresholds.cosine, "worst cosine", ""),
-        _statistic("likeliest token", "top1", total.top1, thresholds.top1, "share", f"{total.positions} positions"),
+        _statistic("likeliest token", "top1", total.top1, thresholds.top1, "share", _alike(total)),
         _statistic("ten likeliest tokens", "top10", total.top10, thresholds.top10, "mean share", ""),
         _statistic("exact match", "exact", total.exact_rate, thresholds.exact, "share", _exact(total, found.cases)),
         _statistic(
@@ -103,6 +110,12 @@ def _furthest(cases: Sequence[CaseResult]) -> str:
         return ""
     case, position = worst
     return f"at case {case}, step {position.step}, row {position.row}"
+
+
+def _alike(total: Parity) -> str:
+    same = round(total.same * total.positions)
+    others = f", the same in {same}, in the others as likely as it" if total.top1 > total.same else ""
+    return f"{total.positions} positions{others}"
 
 
 def _exact(total: Parity, cases: Sequence[CaseResult]) -> str:

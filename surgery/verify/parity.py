@@ -16,7 +16,8 @@ class Parity:
 
     `exact` and `first` count continuations that agree to their end, and in their first token. `max_abs` is over all
     logits but regrouped ones; `mean_abs`, `kl` and `cosine` are the worst position's; `top1` and `top10` shares of
-    the positions. `smallest_tolerance` is what logits and caches, computed in equal groups, would just have passed.
+    the positions, `same` of those whose likeliest token is the same one; `error` and `mean_kl` are means over them.
+    `smallest_tolerance` is what logits and caches, computed in equal groups, would just have passed.
     """
 
     prompts: int
@@ -32,6 +33,9 @@ class Parity:
     top1: float
     top10: float
     smallest_tolerance: float
+    error: float = 0.0
+    mean_kl: float = 0.0
+    same: float = 1.0
 
     @property
     def exact_rate(self) -> float:
@@ -70,12 +74,19 @@ def parity(found: Agreement) -> Parity:
         cosine=min((position.cosine for position in positions), default=1.0),
         top1=_share([position.top1 for position in positions]),
         top10=_share([position.top10 for position in positions]),
+        error=_mean([position.error for position in positions]),
+        mean_kl=_mean([position.kl for position in positions]),
+        same=_share([position.same for position in positions]),
         smallest_tolerance=found.smallest_tolerance,
     )
 
 
 def _share(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values) if values else 1.0
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values) if values else 0.0
 
 
 def parted(cases: Sequence[CaseResult]) -> list[tuple[str, Continuation]]:

@@ -81,7 +81,7 @@ class Report:
         good = len(self.gates) - len(self.failed)
         differs = f"; {self.differences}" if self.differences else ""
         if self.level is not None:
-            differs += f"; int8 products alone: worst KL {self.level.kl:.2g}, top-1 {self.level.top1:.3f}"
+            differs += f"; int8 products alone: worst KL {self.level.kl:.2g}, top-1 {self.level.same:.3f}"
         versions = ", ".join(f"{name} {self.versions[name]}" for name in _RUNTIMES if name in self.versions)
         return f"{good} of {len(self.gates)} gates passed in {sum(self.seconds.values()):.1f} s{differs} ({versions})"
 

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from passes.base import LOSSY, apply
+from passes.base import LOSSY
 from passes.set_accuracy_level import SetAccuracyLevel
 from surgery.architecture import read_config
 from surgery.attention.sequence_lengths import Padding, padding_of
@@ -58,13 +58,24 @@ from surgery.verify.recording import Recording, record
 from surgery.verify.report import Gate, Report
 from surgery.verify.source_files import files_beside, source_file_gates
 from surgery.verify.structure import structure_gates
-from surgery.verify.thresholds import REGROUPED_AND_ROUNDED, ROUNDED, Thresholds, default_thresholds, numerics_of
+from surgery.verify.thresholds import (
+    NEAR,
+    RESUMMED,
+    ROUNDED,
+    Thresholds,
+    default_thresholds,
+    numerics_of,
+    regrouped_at_least,
+)
 from surgery.verify.vocabulary_proof import inside_gate, vocabulary_gates
 
 TOKENS: dict[Coverage, int] = {"full": 8, "closing": 3, "light": 3}
 """Greedy tokens that each prompt is continued by, unless a request says how many."""
 MOST_TOKENS = 64
 Progress = Callable[[str], None]
+Shown = Literal["both sides", "as published", "level"]
+"""What a comparison shows: the passes but the accuracy level, which both sides have or none; the same in the source's own
+arithmetic; the level."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,8 +342,7 @@ class _Run:
         name = "graphs of the folder run" if folder.others else "merged graph runs"
         with self.stage("merged"):
             padding = padding_of(folder.model.graph)
-            off = SetAccuracyLevel("0") if self.level is not None and not self.level.slow else None
-            decoder = apply(folder.model, [off])[0] if off else None
+            decoder = self.level.on_both_sides(folder.model) if self.level is not None else None
             ours = self._record(name, lambda: runner(folder, self.settings, decoder), cases, reference, padding)
         if ours is None:
             return reference
@@ -342,8 +352,12 @@ class _Run:
         with self.stage("comparison"):
             self._compare(folder, reference, ours)
         if self.level is not None:
-            with self.stage("accuracy level"):
-                self._accuracy(self.level, folder, cases, reference, padding)
+            if self.level.slow and (self.level.kept or not self._exact):
+                with self.stage("as published"):
+                    reference = self._published(self.level, folder, cases, padding) or reference
+            if not self.level.kept:
+                with self.stage("accuracy level"):
+                    self._accuracy(self.level, folder, cases, reference, padding)
         if self.request.bisect and self.parity and self.parity.max_abs > self._held().logits:
             with self.stage("bisection"):
                 self._bisect(path, cases)
@@ -372,7 +386,7 @@ class _Run:
         return theirs
 
     def _slow_decoder(self) -> Model | None:
-        """The source's decoder with the folder's accuracy level, where it is too slow as published."""
+        """The source's decoder with the proof's accuracy level, where it is too slow as published."""
         return self.level.source() if self.level is not None and self.level.slow else None
 
     def _source_settings(self) -> Settings:
@@ -392,24 +406,55 @@ class _Run:
 
     def _compare(self, folder: OpenedFolder, reference: Recording, ours: Recording) -> None:
         self.rounds = _rounds(folder.model)
-        self.thresholds = self._thresholds(coarsest(reference, ours), level=self.level is None)
+        self.thresholds = self._thresholds(coarsest(reference, ours), "both sides")
+        held = self.thresholds
         try:
-            found = agreement_of(reference, ours, folder.kv_sources, self.thresholds.logits, self.thresholds.regrouped)
+            found = agreement_of(reference, ours, folder.kv_sources, held.logits, held.regrouped, held.near)
         except ModelError as error:
             self.gates.append(Gate("numbers", "logits can be compared", False, detail=str(error)))
             return
         self.results, self.parity = found.cases, parity(found)
-        self.gates.extend(number_gates(found, self.thresholds))
-        self.gates.extend(parity_gates(found, self.thresholds))
+        self.gates.extend(number_gates(found, held))
+        self.gates.extend(parity_gates(found, held))
 
-    def _thresholds(self, dtype: str, *, level: bool) -> Thresholds:
-        """`level`: what the accuracy level changes counts, too."""
+    def _thresholds(self, dtype: str, shown: Shown) -> Thresholds:
         theirs = self._source_settings().provider if self.golden is None else self.golden.settings.get("provider")
-        elsewhere = [LOSSY] if theirs != self.settings.provider else []
-        found = numerics_of(self.folder, None if level else SetAccuracyLevel)
-        if self.rounds or (not level and self.level is not None and self.level.slow):
-            found.append(ROUNDED if any(each.kind != "exact" for each in found) else REGROUPED_AND_ROUNDED)
-        return default_thresholds(dtype, [*found, *elsewhere]).with_values(self.request.thresholds)
+        found = numerics_of(self.folder, None if shown == "level" or self.level is None else SetAccuracyLevel)
+        found += [LOSSY] if theirs != self.settings.provider else []
+        if self.rounds:
+            found.append(regrouped_at_least(ROUNDED, found))
+        elif shown == "both sides" and self.level is not None and self.level.slow:
+            found.append(regrouped_at_least(RESUMMED, found))
+        return default_thresholds(dtype, found).with_values(self.request.thresholds)
+
+    @property
+    def _exact(self) -> bool:
+        """Whether each pass but the one that sets the level keeps every number."""
+        return all(each.kind == "exact" for each in numerics_of(self.folder, SetAccuracyLevel))
+
+    def _published(
+        self, level: LevelOfFolder, folder: OpenedFolder, cases: Sequence[Case], padding: Padding
+    ) -> Recording | None:
+        """The other passes in the arithmetic of a slow source, on few prompts. What the source answers, if the folder's
+        runtime is to be held to that."""
+        few, told = level.few([case for case in cases if not case.heavy] or cases), self.told("as published")
+        steps = self.steps if level.kept else 0
+        decoder = level.as_published(folder.model)
+        try:
+            theirs = record(level.opened(), few, steps=steps, progress=told)
+            gc.collect()
+            ours = record(runner(folder, self.settings, decoder), few, steps=steps, follow=theirs, progress=told,
+                          padding=padding)  # fmt: skip
+            held = self._thresholds(coarsest(theirs, ours), "as published")
+            found = agreement_of(theirs, ours, folder.kv_sources, held.logits, held.regrouped, held.near)
+        except ModelError as error:
+            self.gates.append(Gate("accuracy", "products as published", False, detail=str(error)))
+            return None
+        how = "too slow for more; the level is on both sides above"
+        self.gates.append(Gate("accuracy", "products as published", True, detail=f"{len(few)} prompts: {how}"))
+        gates = [*number_gates(found, held), *parity_gates(found, held)]
+        self.gates += [replace(gate, section="accuracy", name=f"{gate.name}, as published") for gate in gates]
+        return theirs if level.kept else None
 
     def _accuracy(
         self, level: LevelOfFolder, folder: OpenedFolder, cases: Sequence[Case], reference: Recording, padding: Padding
@@ -429,10 +474,10 @@ class _Run:
                 theirs = Recording(tuple(reference.answers[index] for index in chosen))
                 taken = record(runner(folder, self.settings), light, steps=self.steps, follow=theirs, progress=told,
                                padding=padding)  # fmt: skip
-                found = agreement_of(theirs, taken, folder.kv_sources)
+                found = agreement_of(theirs, taken, folder.kv_sources, near=NEAR)
                 how = f"taken off on both sides above; alone, on {len(light)} cases, against the source as published"
             self.level_parity = parity(found)
-            self.accuracy = self._thresholds(found.dtype, level=True)
+            self.accuracy = self._thresholds(found.dtype, "level")
             gates = accuracy_gates(found, self.accuracy, level.step.level, how)
             if self.request.costly and not all(gate.passed for gate in gates):
                 told("products that cost too much")
@@ -515,11 +560,22 @@ class _Run:
             self._media(folder, genai, vocabulary, 0.0)
             return
         answers = [answer for answer in reference.answers if self._generates(answer.case)]
-        held = self.accuracy if self.level is not None and not self.level.slow else self.thresholds
-        tolerance, padded = (held.logits, held.regrouped) if held else (0.0, 0.0)
+        tolerance, padded = self._tolerances()
         told = self.told("generation", sum(comparable(answer.case) for answer in answers))
         self.gates.extend(check_generation(genai, answers, vocabulary.eos, tolerance, padded, told))
         self._media(folder, genai, vocabulary, tolerance)
+
+    def _tolerances(self) -> tuple[float, float]:
+        """By how much the source may prefer its own token to the runtime's, halved: alone, and in a padded batch. Where
+        activations are rounded, as far as the same prompts have come in the numbers, which is less than what they may."""
+        alone = self.level is not None and not self.level.slow
+        held, found = (self.accuracy, self.level_parity) if alone else (self.thresholds, self.parity)
+        if held is None or found is None:
+            return 0.0, 0.0
+        if not held.near:
+            return held.logits, held.regrouped
+        together = max(found.max_abs, found.regrouped_max_abs)
+        return min(held.logits, found.max_abs), min(held.regrouped, together)
 
     def _media(self, folder: OpenedFolder, genai: GenAI, vocabulary: Vocabulary, tolerance: float) -> None:
         """Images and sound, where the folder takes them."""
@@ -529,7 +585,8 @@ class _Run:
             self.folder, folder.media, self.settings, self.request.length, vocabulary.context, vocabulary.eos
         )
         with self.stage("media"):
-            told, decoder = self.told("media"), self._slow_decoder()
+            kept = self.level is not None and self.level.kept
+            told, decoder = self.told("media"), None if kept else self._slow_decoder()
             self.gates.extend(proof.prove(genai, self.source, self.request.scope, tolerance, told, decoder))
         self.skipped.extend(proof.skipped)
 

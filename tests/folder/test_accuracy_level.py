@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from command_line import run
+from onnx import GraphProto, NodeProto
+from onnx.helper import make_attribute, make_node
+from onnx.numpy_helper import from_array
+from signing import sign
 
 import fixtures
 import surgery
 from passes import SetAccuracyLevel
-from passes.presets import accuracy
+from passes.presets import accuracy, fast
+from passes.recipe import recipe_text
 from passes.set_accuracy_level import kind_of, quantised_products
 from surgery.choices import AccuracyChoice, Preset, Provider
 from surgery.errors import GateFailed
+from surgery.folder.building import build_folder
 from surgery.graph.model import Model
 from surgery.graph.nodes import int_attribute
 from surgery.jobs.listener import Listener
@@ -124,9 +132,103 @@ def test_folder_without_the_level_of_its_recipe_fails(exports: dict[str, Export]
     manifest = tmp_path / "out" / "manifest.json"
     text = manifest.read_text(encoding="utf-8")
     manifest.write_text(text.replace("annotate-head-sizes", "annotate-head-sizes,set-accuracy-level{products=slow}"))
-    request = Request(cases=[Case("words", "", (tuple(range(5, 25)),))])
-    report = prove_folder(tmp_path / "out", exports["qat"].pair("q2f16"), request=request)
+    report = prove_folder(tmp_path / "out", exports["qat"].pair("q2f16"), request=Request(cases=[WORDS]))
     assert "logits" in {gate.name for gate in report.failed}
+
+
+WORDS = Case("words", "", (tuple(range(5, 25)),))
+Fault = Callable[[GraphProto, NodeProto, dict[str, int]], None]
+
+
+def scaled(graph: GraphProto, node: NodeProto, sizes: dict[str, int]) -> None:
+    """Scales a quarter too large: what the product gives is, too."""
+    (made,) = node.output
+    node.output[0] = f"{made}/before"
+    graph.initializer.append(from_array(np.array(1.25, np.float16 if sizes["half"] else np.float32), f"{made}/factor"))
+    place = list(graph.node).index(node) + 1
+    graph.node.insert(place, make_node("Mul", [node.output[0], f"{made}/factor"], [made]))
+
+
+def shifted(graph: GraphProto, node: NodeProto, sizes: dict[str, int]) -> None:
+    """Zero points that are one more than the default."""
+    bits, blocks = sizes["bits"], -(-sizes["K"] // sizes["block_size"])
+    byte = sum((2 ** (bits - 1) + 1) << shift for shift in range(0, 8, bits))
+    points = np.full(sizes["N"] * -(-blocks * bits // 8), byte, np.uint8)
+    graph.initializer.append(from_array(points, f"{node.name}/points"))
+    inputs = [*node.input[:3], f"{node.name}/points"]
+    del node.input[:]
+    node.input.extend(inputs)
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "product", "fault"),
+    [
+        ("qat", "q2f16", "layers.3/mlp/gate_up_proj", scaled),
+        ("qat", "q2f16", "layers.9/mlp/down_proj", shifted),
+        ("base", "quantized", "layers.3/mlp/gate_up_proj", scaled),
+        ("base", "quantized", "layers.3/attn/o_proj", shifted),
+    ],
+)
+def test_fault_of_one_layer_fails_in_the_sources_own_arithmetic(
+    name: str, precision: str, product: str, fault: Fault, exports: dict[str, Export], tmp_path: Path
+) -> None:
+    """Where int8 on both sides would forgive it: what they round apart is larger."""
+    export = exports[name]
+    pair = export.pair(precision)
+    recipe = (*fast(pair.embed), *accuracy(Model.open(pair.decoder), "auto", "fast", "cpu"))
+    folder = tmp_path / "out"
+    build_folder(export, pair, recipe, folder, recipe_text=recipe_text(recipe))
+    request = Request(cases=[WORDS])
+    assert [gate.name for gate in prove_folder(folder, pair, request=request).failed] == []
+    model = Model.open(folder / "model.onnx")
+    node = next(node for node in quantised_products(model) if product in node.name)
+    fault(model.graph, node, {each.name: each.i for each in node.attribute} | {"half": precision == "q2f16"})
+    (folder / "model.onnx").write_bytes(model.to_bytes())
+    failed = {gate.name for gate in prove_folder(sign(folder), pair, request=request).failed}
+    assert {"logits, as published", "divergence, as published"} <= failed
+
+
+def test_slow_folder_is_proven_in_both_arithmetics(exports: dict[str, Export], tmp_path: Path) -> None:
+    """What `keep` leaves slow is compared with the level on both sides, and as published on few prompts."""
+    made = run("repack", str(exports["base"].root), str(tmp_path / "out"), "--precision", "quantized", "--accuracy-level",
+               "keep", "--json")  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    proof = json.loads(made.stdout)["proof"]
+    gates = {gate["name"]: gate for gate in proof["gates"]}
+    assert "2 prompts" in gates["products as published"]["detail"] and proof["level"] is None
+    assert gates["logits"]["found"] == gates["logits, as published"]["found"] == 0
+    model = Model.open(tmp_path / "out" / "model.onnx")
+    shifted(model.graph, node := quantised_products(model)[9], {each.name: each.i for each in node.attribute})
+    (tmp_path / "out" / "model.onnx").write_bytes(model.to_bytes())
+    report = prove_folder(sign(tmp_path / "out"), exports["base"].pair("quantized"), request=Request(cases=[WORDS]))
+    assert {"logits", "logits, as published"} <= {gate.name for gate in report.failed}
+
+
+def test_level_that_ruins_a_product_fails_and_its_kind_is_found(exports: dict[str, Export], tmp_path: Path) -> None:
+    """An activation that is far larger than its neighbours takes the steps of int8 from them; in float32 they add up."""
+    pair = exports["base"].pair("quantized")
+    source = Model.open(pair.decoder)
+    node = next(node for node in quantised_products(source) if "layers.3/mlp/down_proj" in node.name)
+    sizes = {each.name: each.i for each in node.attribute}
+    spike = np.where(np.arange(sizes["K"]) % sizes["block_size"], 0, 1e4).astype(np.float32)
+    (read, *weights), (made,) = node.input, node.output
+    source.graph.initializer.append(from_array(spike, "spike"))
+    node.input[0], node.output[0] = "with/spike", "product/with/spike"
+    exact = make_node("MatMulNBits", ["spike", *weights], ["product/of/spike"], "spike/product", domain=node.domain)
+    exact.attribute.extend([*node.attribute, make_attribute("accuracy_level", 1)])
+    place = list(source.graph.node).index(node)
+    source.graph.node.insert(place + 1, make_node("Sub", ["product/with/spike", "product/of/spike"], [made]))
+    source.graph.node.insert(place, make_node("Add", [read, "spike"], ["with/spike"]))
+    source.graph.node.insert(place, exact)
+    spiked = pair.decoder.with_name("spiked.onnx")
+    spiked.write_bytes(source.to_bytes())
+    level = LevelOfFolder(SetAccuracyLevel("4", "slow"), replace(pair, decoder=spiked), Settings(threads=1))
+    limits = default_thresholds("float32", [SetAccuracyLevel.numerics])
+    sample = level.sample([WORDS])
+    assert not keeps_to(parity(level.effect(sample)), limits)
+    kinds = level.costly_kinds(sample, limits)
+    assert kinds and "/model/layers.#/mlp/down_proj/MatMul_Quant" in kinds and len(kinds) < 4
+    assert keeps_to(parity(level.effect(sample, SetAccuracyLevel("4", "slow", " ".join(kinds)))), limits)
 
 
 def test_costliest_kinds_are_found_and_no_more(exports: dict[str, Export], tmp_path: Path) -> None:

@@ -103,7 +103,13 @@ def attentions(graph: GraphProto) -> list[Attention]:
 
 
 def _with_recomputed(graph: GraphProto, cores: list[AttentionNodes], found: list[Attention]) -> list[Attention]:
-    """A fused core without presents that appends to another's past what that one appends reads the other's cache."""
+    """A fused core without presents that appends to another's past what that one appends reads the other's cache.
+
+    That is what such a GroupQueryAttention means. ONNX Runtime's CPU kernel up to 1.31.1 computes something else behind a
+    past: with rows of its own, a past and no name for its presents its output is up to 2 from the right one, which it
+    gives as soon as they have names (one KV head, normal numbers; without a past both are right). An export of this form
+    answers wrongly on the CPU as it was published, and so does what is made of it.
+    """
     same = SameValues(graph)
     kept = {
         each.key.past: (core.node, each)

@@ -104,7 +104,7 @@ class LevelOfFolder:
         return TwoGraphModel.open(self.pair, self.settings, decoder)
 
     def sample(self, cases: Sequence[Case]) -> Sample:
-        """What the source as published answers to the longest prompt that is not too long, and to one token after it."""
+        """What the source as published answers to a prompt that is not too long, and to one token after it."""
         case = self._longest(cases)
         following, logits = _positions(self.opened(), case.rows[0], None)
         return Sample(case, following, logits)

@@ -136,8 +136,9 @@ _DEFAULTS = {
 
 NEAR = 0.25
 """Where activations are rounded, a token counts as the likeliest too if the source prefers its own by no more standard
-deviations of the position's logits than this. Rounding moves the logits by 0.05 of one, at full size as in the small exports.
-Of random weights the likeliest tokens are nearly alike: 10 of 100 positions have another one then, none by more than 0.17."""
+deviations of the position's logits than this. Rounding moves the logits by 0.05 of one, at full size as in the small
+exports. Of random weights the likeliest tokens are nearly alike: 10 of 100 positions have another one then, none by
+more than 0.17."""
 
 RESUMMED = Numerics(
     "lossy",
@@ -146,11 +147,12 @@ RESUMMED = Numerics(
         "exact": 0.9, "first": 0.95, "error": 0.1, "mean_kl": 5e-3,
     },
 )  # fmt: skip
-"""Another order of summation with int8 products on both sides: a sum that differs in its last bit becomes the next whole
-number, and the layers after it enlarge that, at full size to nearly what the rounding is worth. `fast` of E2B: 0.34 in the
-logits, 0.17 in the caches, 0.037 in the relative error, 9.5e-4 in the mean KL, cosine 0.9986, top-10 0.933. In the small
-exports 0.34, 0.10, 0.003, 2e-4; there the worst KL is 0.0061. So this finds gross faults alone, and a source whose products
-are slow answers two prompts as published, where the bounds of another order hold: surgery.verify.accuracy."""
+"""Another order of summation with int8 products on both sides: a sum that differs in its last bit becomes the next
+whole number, and the layers after it enlarge that, at full size to nearly what the rounding is worth. `fast` of E2B:
+0.34 in the logits, 0.17 in the caches, 0.037 in the relative error, 9.5e-4 in the mean KL, cosine 0.9986, top-10 0.933.
+In the small exports 0.34, 0.10, 0.003, 2e-4; there the worst KL is 0.0061. So this finds gross faults alone, and a
+source whose products are slow answers two prompts as published, where the bounds of another order hold:
+surgery.verify.accuracy."""
 
 ROUNDED = Numerics(
     "lossy",
@@ -159,9 +161,9 @@ ROUNDED = Numerics(
         "exact": 0.7, "first": 0.9, "error": 0.2, "mean_kl": 0.1,
     },
 )  # fmt: skip
-"""A graph that rounds activations itself, with or without int8 products: two readings of the QAT exports. In the small ones up
-to 2.2 in the logits, 0.40 in the caches, 0.56 in the mean, 0.33 in the KL, 0.051 in its mean, 0.112 in the relative error,
-0.021 short of 1 in the cosine; top-1 0.984, top-10 0.893. Twice that passes."""
+"""A graph that rounds activations itself, with or without int8 products: two readings of the QAT exports. In the small
+ones up to 2.2 in the logits, 0.40 in the caches, 0.56 in the mean, 0.33 in the KL, 0.051 in its mean, 0.112 in the
+relative error, 0.021 short of 1 in the cosine; top-1 0.984, top-10 0.893. Twice that passes."""
 
 
 def regrouped_at_least(rounding: Numerics, passes: Sequence[Numerics]) -> Numerics:

@@ -245,13 +245,13 @@ def _per_layer(text: Mapping[str, Any], count: int) -> dict[int, Mapping[str, An
     return overrides
 
 
-def _kv_sources(kinds: list[AttentionKind], first_borrower: int) -> list[int]:
+def _kv_sources(kinds: list[AttentionKind], first_shared: int) -> list[int]:
     """KV-shared layers read the cache of the last KV source layer of their own kind. Raises ArchitectureError where
     there is none."""
     last: dict[AttentionKind, int] = {}
     kv_sources = []
     for index, kind in enumerate(kinds):
-        if index < first_borrower:
+        if index < first_shared:
             last[kind] = index
         elif kind not in last:
             raise ArchitectureError(f"layer {index} shares a {kind} KV cache, but no {kind} layer before it has one")

@@ -160,7 +160,7 @@ LAYER_NUMBERS = "layer,head size,KV heads,window"
 def layer_cells(row: LayerRow) -> tuple[object, ...]:
     """A layer as a row under LAYER_HEADS."""
     layer: Layer = row.layer
-    cache = "owner" if layer.is_kv_source else f"reads {layer.kv_source}'s"
+    cache = "its own" if layer.is_kv_source else f"reads {layer.kv_source}'s"
     reads = row.present or row.past or "no cache"
     return (
         layer.index, layer.attention, layer.head_size, layer.kv_heads, layer.window, cache, row.operator, reads,

@@ -364,8 +364,8 @@ class _Aligner:
         for one, other in ordered:
             if self._equal(before.stored[one], after.stored[other]):
                 take(one, other)
-        self._leftover(found, take, lambda side, stored: stored.tensor.name)
-        self._leftover(found, take, lambda side, stored: _kind(stored, self.labels[side]))
+        self._unmatched(found, take, lambda side, stored: stored.tensor.name)
+        self._unmatched(found, take, lambda side, stored: _kind(stored, self.labels[side]))
         return dict(sorted(found.items()))
 
     def _equal(self, one: Stored, other: Stored) -> bool:
@@ -373,7 +373,7 @@ class _Aligner:
         labels = self.labels[0](one), self.labels[1](other)
         return _kind(one, None) == _kind(other, None) and (None in labels or labels[0] == labels[1])
 
-    def _leftover(
+    def _unmatched(
         self, found: dict[int, int], take: Callable[[int, int], None], key: Callable[[int, Stored], Hashable]
     ) -> None:
         taken = set(found.values())

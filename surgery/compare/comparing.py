@@ -26,7 +26,7 @@ from surgery.compare.kv_caches import layers
 from surgery.compare.metadata import config_changes, declaration_changes, metadata_changes
 from surgery.compare.node_changes import Compared, Differ, compare_graphs
 from surgery.compare.numbered_graph import NumberedGraph, of_function, of_graphs
-from surgery.compare.other_fields import leftover_changes
+from surgery.compare.other_fields import other_changes
 from surgery.compare.provenance import PassFinder, Provenance, key, recorded
 from surgery.compare.side_files import side_file_changes
 from surgery.compare.subjects import Subject
@@ -42,12 +42,12 @@ def compare(
     *,
     weights_by: WeightsBy = "auto",
     ignore: Collection[Aspect] = (),
-    evidence: Provenance | None = None,
+    provenance: Provenance | None = None,
     manifests: Manifests = "claimed",
 ) -> Comparison:
     """What differs between two sides. No weight is loaded; `weights_by="digest"` reads them in portions.
 
-    `evidence` says who made the changes and what was measured; without it, AFTER's folder may have that on record.
+    `provenance` says who made the changes and what was measured; without it, AFTER's folder may have that on record.
     `manifests` says what becomes of what they say of data files; those that this process wrote need no check.
     Near-linear in nodes: 1,400 take 0.3 s, 20,000 take 5 s. Raises WeightError for external data that no file can hold.
     """
@@ -59,7 +59,7 @@ def compare(
     dims = renamed_dimensions(compared)
     sizes = weight_bytes(compared)
     summaries = _summary(before, sizes[0], contents.digests(0)), _summary(after, sizes[1], contents.digests(1))
-    known = evidence or recorded(after, *summaries)
+    known = provenance or recorded(after, *summaries)
     blamed = _Blamed(known.blame)
     found = weights(compared, contents, RowsOfTokens.of(before, after))
     comparison = Comparison(
@@ -89,7 +89,7 @@ def compare(
     )
     if comparison.interface or comparison.metadata or comparison.nodes.groups or found.changes or found.vocabulary:
         return comparison
-    return replace(comparison, metadata=leftover_changes(before, after))
+    return replace(comparison, metadata=other_changes(before, after))
 
 
 class _Blamed:

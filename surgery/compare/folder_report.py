@@ -27,7 +27,7 @@ def folder_reports(
     numbers = replace(of_validation(proof, "repack's closing proof"), recorded=True) if proof is not None else None
     after = open_subject(folder)
     before = subject_of_pair(export, pair, encoders=after.roles)
-    found = compare(before, after, evidence=witnessed(outcomes, numbers), manifests="own")
+    found = compare(before, after, provenance=witnessed(outcomes, numbers), manifests="own")
     return {MARKDOWN_FILE: FORMATS["md"](found), JSON_FILE: FORMATS["json"](found)}
 
 
@@ -46,7 +46,7 @@ def planned_report(
     model, outcomes = apply(Model.open(pair.decoder, export.architecture), recipe)
     if not media:
         after = subject_of_plan(model, genai_config(model, export, provider, runtime), export.root)
-        return compare(subject_of_pair(export, pair), after, evidence=witnessed(outcomes))
+        return compare(subject_of_pair(export, pair), after, provenance=witnessed(outcomes))
     modalities = [modality for modality, role in ENCODERS.items() if any(part.role == role for part in media)]
     others = {}
     for part in media:
@@ -56,5 +56,5 @@ def planned_report(
     return compare(
         subject_of_pair(export, pair, encoders=list(others)),
         subject_of_plan(model, config, export.root, others),
-        evidence=witnessed(outcomes),
+        provenance=witnessed(outcomes),
     )

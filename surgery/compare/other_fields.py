@@ -19,7 +19,7 @@ _STORED = ("raw_data", "external_data", "data_location", "segment")
 """Fields of a tensor that say where its content is; those that end in `_data` hold it."""
 
 
-def leftover_changes(before: Subject, after: Subject) -> tuple[FieldChange, ...]:
+def other_changes(before: Subject, after: Subject) -> tuple[FieldChange, ...]:
     """Fields that differ in two sides whose graphs have the same roles; nothing for other sides."""
     if [part.role for part in before.parts] != [part.role for part in after.parts]:
         return ()

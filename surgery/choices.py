@@ -38,3 +38,6 @@ for kinds that, by the proof, cost too much."""
 
 Modality = Literal["image", "audio"]
 """What a model takes beside text."""
+
+Policy = Literal["breaking", "numerics", "any"]
+"""From which change on a comparison fails: callers break, numbers may differ, anything differs."""

@@ -73,6 +73,11 @@ def say_data(text: str) -> None:
     sys.stdout.write(f"{printable(text)}\n")
 
 
+def say_commands(lines: str) -> None:
+    """Lines that GitHub's runner is to take as commands."""
+    getattr(sys.stdout, "_stream", sys.stdout).write(lines)
+
+
 def print_json(value: object) -> None:
     """Data for programs, to stdout."""
     sys.stdout.write(json_text(value))

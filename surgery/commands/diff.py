@@ -10,21 +10,25 @@ from typing import Annotated, Literal
 import typer
 
 from surgery.commands.console import data, say
-from surgery.commands.options import EVERY_ASPECT, FailOn, Ignore, Precision
+from surgery.commands.options import EVERY_ASPECT, FailOn, Ignore, PolicyOption, Precision
 
 
 def diff(
     before: Annotated[
-        Path, typer.Argument(metavar="BEFORE", help="An .onnx file, an export (its pair of graphs) or a GenAI folder.")
+        str,
+        typer.Argument(
+            metavar="BEFORE", help="An .onnx file, an export or a GenAI folder; the last two may be Hub repositories."
+        ),
     ],
-    after: Annotated[Path, typer.Argument(metavar="AFTER", help="What to compare it with: any of the three.")],
+    after: Annotated[str, typer.Argument(metavar="AFTER", help="What to compare it with: any of the three.")],
     precision: Precision = None,
     form: Annotated[
         Literal["terminal", "md", "json", "html"],
         typer.Option("--format", help="md is for pull requests, html is one page."),
     ] = "terminal",
     output: Annotated[
-        Path | None, typer.Option("--output", help="Write the report to this file, in the format of its suffix.")
+        list[Path] | None,
+        typer.Option("--output", help="Write the report to this file, in the format of its suffix; repeatable."),
     ] = None,
     full: Annotated[
         bool, typer.Option("--full", help="On a terminal: every change, not the first of each kind.")
@@ -39,6 +43,7 @@ def diff(
         Path | None,
         typer.Option("--numbers", help="What validate --json printed of AFTER; default: what repack recorded."),
     ] = None,
+    policy: PolicyOption = None,
     fail_on: FailOn = EVERY_ASPECT,
     ignore: Ignore = "none",
     check: Annotated[
@@ -48,12 +53,13 @@ def diff(
 ) -> None:
     """Report what differs between two models. Exit code 0: nothing; 1: something; 2: trouble."""
     from surgery.compare.comparison import read_aspects
-    from surgery.compare.formats import FORMATS, format_of, is_current
+    from surgery.compare.formats import FORMATS, SUFFIXES, is_current, known_suffix
+    from surgery.compare.impact import impact_of
     from surgery.compare.terminal import show_comparison
     from surgery.files.atomic import write_file
     from surgery.jobs.diffing import diff as run
 
-    chosen = form if output is None or form != "terminal" else format_of(output)
+    formats = {path: known_suffix(path, SUFFIXES) if form == "terminal" else form for path in output or ()}
     failing = read_aspects(fail_on)
     compared = functools.partial(
         run, before, after, precision=precision, weights=weights, ignore=read_aspects(ignore), numbers=numbers
@@ -66,10 +72,12 @@ def diff(
             raise typer.Exit(1)
         say(f"{check} is the report of these two")
         return
-    if chosen == "terminal":
+    for path, written in formats.items():
+        write_file(path, FORMATS[written](found).encode())
+        say(f"wrote      {path}")
+    if not formats and form == "terminal":
         show_comparison(data(), found, full=full)
-    elif output is not None:
-        write_file(output, FORMATS[chosen](found).encode())
-    else:
-        sys.stdout.write(FORMATS[chosen](found))
-    raise typer.Exit(1 if found.fails(failing) else 0)
+    elif not formats:
+        sys.stdout.write(FORMATS[form](found))
+    fails = found.fails(failing) if policy is None else impact_of(found).fails(policy)
+    raise typer.Exit(1 if fails else 0)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from surgery.choices import ProviderChoice, WeightMode
+from surgery.choices import Policy, ProviderChoice, WeightMode
 
 Source = Annotated[
     str, typer.Argument(metavar="SRC", help="A Hub repository (owner/name), or the folder of an export.")
@@ -53,6 +53,10 @@ Corpus = Annotated[
 EVERY_ASPECT = "interface,caches,metadata,nodes,weights,names,config,files"
 FailOn = Annotated[
     str, typer.Option("--fail-on", metavar="ASPECTS", help="Exit with 1 only if one of these differs; none: never.")
+]
+PolicyOption = Annotated[
+    Policy | None,
+    typer.Option("--policy", help="Exit with 1 from this on, in place of --fail-on; numerics: numbers may differ."),
 ]
 Ignore = Annotated[
     str, typer.Option("--ignore", metavar="ASPECTS", help="Show these, but do not count them as differences.")

@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from surgery.commands.console import data, say_data
-from surgery.commands.options import EVERY_ASPECT, FailOn, Ignore
+from surgery.commands.console import data, say, say_commands, say_data
+from surgery.commands.options import EVERY_ASPECT, FailOn, Ignore, PolicyOption
 from surgery.errors import FolderError
 from surgery.files.safe_reading import read_regular
 
@@ -17,25 +17,46 @@ from surgery.files.safe_reading import read_regular
 def review(
     base: Annotated[str, typer.Argument(metavar="BASE", help="A commit: what was there before.")],
     head: Annotated[str, typer.Argument(metavar="HEAD", help="A commit: what is there now.")] = "HEAD",
-    form: Annotated[Literal["terminal", "md"], typer.Option("--format", help="md is for pull requests.")] = "terminal",
+    form: Annotated[
+        Literal["terminal", "md", "json", "html", "junit", "github"],
+        typer.Option("--format", help="md is for pull requests, github for annotations in the log of a workflow."),
+    ] = "terminal",
+    output: Annotated[
+        list[Path] | None,
+        typer.Option("--output", help="Write .md, .json, .html or .xml (JUnit) to this file; repeatable."),
+    ] = None,
+    policy: PolicyOption = None,
     fail_on: FailOn = EVERY_ASPECT,
     ignore: Ignore = "none",
 ) -> None:
     """Compare every model of a git repository that differs between two commits. Exit codes are those of diff."""
+    from surgery.compare.commits import Reviewed
     from surgery.compare.commits import review_commits as run
-    from surgery.compare.commits import review_markdown
     from surgery.compare.comparison import read_aspects
+    from surgery.compare.formats import known_suffix
+    from surgery.compare.review_formats import FORMATS, SUFFIXES, Judged
     from surgery.compare.terminal import show_review
+    from surgery.files.atomic import write_file
 
     failing = read_aspects(fail_on)
-    found = run(Path(), base, head, read_aspects(ignore))
-    if form == "md":
-        sys.stdout.write(review_markdown(found))
-    else:
-        show_review(data(), found)
-    if any(one.problem for one in found):
+    formats = {path: known_suffix(path, SUFFIXES) for path in output or ()}
+
+    def fails(one: Reviewed) -> bool:
+        return one.fails(failing) if policy is None else one.impact.fails(policy)
+
+    judged = Judged(run(Path(), base, head, read_aspects(ignore)), fails)
+    for path, written in formats.items():
+        write_file(path, FORMATS[written](judged).encode())
+        say(f"wrote      {path}")
+    if form == "terminal" and not formats:
+        show_review(data(), judged.found)
+    elif form == "github":
+        say_commands(FORMATS[form](judged))
+    elif form != "terminal":
+        sys.stdout.write(FORMATS[form](judged))
+    if any(one.problem for one in judged.found):
         raise typer.Exit(2)
-    raise typer.Exit(1 if any(one.fails(failing) for one in found) else 0)
+    raise typer.Exit(1 if any(map(fails, judged.found)) else 0)
 
 
 def comment(

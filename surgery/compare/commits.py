@@ -16,9 +16,9 @@ from typing import Any
 from surgery.compare.comparing import compare
 from surgery.compare.comparison import ASPECTS, Aspect, Comparison
 from surgery.compare.git_objects import Repository, is_plain
-from surgery.compare.markdown import MOST, to_markdown
+from surgery.compare.impact import LEVELS, TITLES, Impact, impact_of
+from surgery.compare.markdown import MOST, costs_table, markdown_head, to_markdown
 from surgery.compare.provenance import JSON_FILE
-from surgery.compare.sections import title
 from surgery.compare.subjects import Subject, open_subject
 from surgery.compare.tensor_contents import QUICK_BYTES
 from surgery.errors import ProcessEnded, SurgeryError, unforeseen
@@ -81,6 +81,15 @@ class Reviewed:
         if self.problem is not None:
             return f"not compared: {self.problem}"
         return "new" if self.before is None else "gone"
+
+    @property
+    def impact(self) -> Impact:
+        """What it means; a model that is gone, or that cannot be compared, may break whoever uses it."""
+        if self.comparison is not None:
+            return impact_of(self.comparison)
+        if self.problem is None and self.before is None:
+            return Impact("compatible", ("a new model",))
+        return Impact("breaking", (self.state if self.problem is not None else "the model is gone",))
 
     def fails(self, aspects: Collection[Aspect]) -> bool:
         """Whether it differs in one of `aspects`. A model that is gone does in each, a new one in none of fewer than
@@ -314,10 +323,20 @@ def summary(found: Collection[Reviewed]) -> str:
     return ", ".join(parts)
 
 
+def worst(found: Collection[Reviewed]) -> Impact:
+    """What all of them mean: the gravest."""
+    impacts = [one.impact for one in found]
+    return max(impacts, key=lambda impact: LEVELS.index(impact.level), default=Impact("same"))
+
+
 def review_markdown(found: Collection[Reviewed], most: int = MOST) -> str:
     """All reports as one text of at most `most` characters; each gets its share, and a verdict alone where that is
     little."""
-    head = f"## ONNX models: {summary(found)}\n"
+    meaning = f"{TITLES[worst(found).level]}: " if found else ""
+    rows = costs_table([(one.name, one.comparison) for one in found if one.comparison is not None][:MOST_ROWS])
+    head = f"## ONNX models: {meaning}{summary(found)}\n"
+    if len(found) > 1 and len(rows) < most // 4:
+        head += f"\n{rows}"
     blocks, left = [], most - len(head)
     for count, one in zip(range(len(found), 0, -1), found, strict=True):
         block = _block(one, left // count - 1)
@@ -328,6 +347,9 @@ def review_markdown(found: Collection[Reviewed], most: int = MOST) -> str:
         left -= len(block) + 1
     return "\n".join([head, *blocks])
 
+
+MOST_ROWS = 40
+"""Models in the table; the others have their own report below, or are counted."""
 
 LAST_LINE = 80
 """Characters that are kept for the line which says how many models are left out."""
@@ -340,6 +362,6 @@ def _block(one: Reviewed, most: int) -> str:
         report = to_markdown(one.comparison, most)
         if len(report) <= most:
             return report
-        return f"### {markdown_text(title(one.comparison))}\n\n**{markdown_text(one.comparison.verdict)}**\n"
+        return markdown_head(one.comparison)
     except Exception as error:  # the other models are shown in any case
         return f"### {markdown_text(one.name)}: {markdown_text(str(unforeseen(error)))}\n"

@@ -21,6 +21,7 @@ from surgery.compare.comparison import (
     SideSummary,
     WeightChange,
 )
+from surgery.compare.costs import costs
 from surgery.compare.interface import interface_changes, renamed_dimensions
 from surgery.compare.kv_caches import layers
 from surgery.compare.metadata import config_changes, declaration_changes, metadata_changes
@@ -167,7 +168,7 @@ def _summary(side: Subject, weight_bytes: int, data: dict[str, str | None]) -> S
         )
         for part in side.parts
     )
-    return SideSummary(side.label, side.kind, graphs, weight_bytes, data)
+    return SideSummary(side.label, side.kind, graphs, weight_bytes, data, costs(side))
 
 
 def _nodes(compared: Compared, changes: list[NodeChange], passes: Sequence[str]) -> Nodes:

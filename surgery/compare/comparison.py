@@ -90,6 +90,18 @@ class GraphSummary:
 
 
 @dataclass(frozen=True, slots=True)
+class Costs:
+    """What a side costs. `reads` are bytes of weights that each token reads, `cache` is what it adds to the KV caches,
+    `download` is all graphs and data files; the oldest runtimes are versions. What is not known is None."""
+
+    reads: int
+    cache: int | None
+    download: int | None
+    genai: str | None
+    onnxruntime: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class SideSummary:
     """One of the two that are compared. `label` names it; `weight_bytes` is what its tensors take, inline ones too.
 
@@ -101,6 +113,7 @@ class SideSummary:
     graphs: tuple[GraphSummary, ...]
     weight_bytes: int
     data: dict[str, str | None] = field(default_factory=dict)
+    costs: Costs | None = None
 
     @property
     def nodes(self) -> int:
@@ -420,6 +433,12 @@ class Comparison:
         """Whether nothing that counts differs."""
         return not self.differing
 
+    @property
+    def computes_the_same(self) -> bool:
+        """Whether all nodes and weights are known to be the same, but for names and places."""
+        weights = self.weights.uncompared or any(change.verb != "renamed" for change in self.weights.changes)
+        return not (self.interface or weights or any(change.verb != "renamed" for change in self.nodes))
+
     def fails(self, aspects: Collection[Aspect]) -> bool:
         """Whether the two differ in one of these aspects."""
         return any(aspect in aspects for aspect in self.differing)
@@ -457,6 +476,8 @@ class Comparison:
         return ", ".join(parts)
 
     def _numbers(self) -> str:
+        if self.numbers is None and self.computes_the_same:
+            return "numbers identical: graphs and weights are the same"
         if self.numbers is None:
             return "numbers not measured" + (f" between these two ({self.proven})" if self.proven else "")
         found = "FAIL" if not self.numbers.passed else "identical" if self.numbers.exact else "within tolerance"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from surgery.compare.comparison import Comparison
@@ -18,18 +18,21 @@ MOST_BYTES = 2**30
 FORMATS: dict[str, Callable[[Comparison], str]] = {"md": to_markdown, "json": to_json, "html": html}
 
 
-def format_of(path: Path) -> str:
+SUFFIXES = {f".{name}": name for name in FORMATS}
+"""Suffix of a file -> its format."""
+
+
+def known_suffix(path: Path, suffixes: Mapping[str, str]) -> str:
     """The format that a file's suffix names. Raises RequestError for another suffix."""
-    found = path.suffix.removeprefix(".").lower()
-    if found not in FORMATS:
-        known = ", ".join(f".{name}" for name in FORMATS)
-        raise RequestError(f"{path} has the suffix {path.suffix!r}; {known} is expected")
+    found = suffixes.get(path.suffix.lower())
+    if found is None:
+        raise RequestError(f"{path} has the suffix {path.suffix!r}; {', '.join(suffixes)} is expected")
     return found
 
 
 def is_current(path: Path, comparison: Comparison) -> bool:
     """Whether a report that lies somewhere, in version control say, is the one of this comparison."""
-    text = FORMATS[format_of(path)](comparison)
+    text = FORMATS[known_suffix(path, SUFFIXES)](comparison)
     try:
         return read_regular(path, MOST_BYTES) == text.encode("utf-8")
     except FileNotFoundError:

@@ -114,7 +114,7 @@ def _outputs(compared: Compared, dims: Mapping[str, str]) -> Iterator[InterfaceC
             yield InterfaceChange("added", "output", None, InterfaceValue(port.name, port.type), note)
             continue
         note = ""
-        if compared.alignment.values.get(old.value) != port.value:
+        if compared.alignment.values.get(old.value, port.value) != port.value:  # what it was is another value now
             sources = _source(compared.after, made[1], port), _source(compared.before, made[0], old)
             note = f"it comes from {sources[0]}, not from {sources[1]}"
         if (change := _port_change("output", old, port, dims, note)) is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from surgery.compare.comparison import Comparison
+from surgery.compare.impact import COST_HEADS, TITLES, cost_cells, impact_of
 from surgery.compare.sections import LEGEND, NONE, ReportRow, ReportSection, sections_of, title
 from surgery.printing import markdown_code, markdown_text
 
@@ -14,14 +15,35 @@ MOST = 65_000
 
 def to_markdown(comparison: Comparison, most: int = MOST) -> str:
     """The report in at most `most` characters: details go first, the longest before the others, then whole sections."""
-    blocks = [_Block(section) for section in sections_of(comparison)]
-    head = f"### {markdown_text(title(comparison))}\n\n**{markdown_text(comparison.verdict)}**\n"
+    shown = [section for section in sections_of(comparison) if section.rows or section.lead]
+    blocks = [_Block(section) for section in shown if section.title != "Costs"]
+    head = markdown_head(comparison)
     while len(report := _report(head, blocks)) > most:
         longest = max(blocks, key=lambda block: block.can_lose)
         if not longest.can_lose:
             break
         longest.cut()
     return report
+
+
+def markdown_head(comparison: Comparison) -> str:
+    """The title, what the change means, its costs, and the verdict: what stands there in any case."""
+    impact = impact_of(comparison)
+    meaning = f"**{TITLES[impact.level]}**" + (f": {markdown_text('; '.join(impact.why))}" if impact.why else "")
+    rows = costs_table([("", comparison)])
+    return f"### {markdown_text(title(comparison))}\n\n{meaning}\n\n{rows}\n{markdown_text(comparison.verdict)}\n"
+
+
+def costs_table(found: Sequence[tuple[str, Comparison]]) -> str:
+    """One row a model, by its name: what it costs, and where there are several what became of it."""
+    named = any(name for name, _ in found)
+    heads = [*(("model", "") if named else ()), *COST_HEADS]
+    rows = []
+    for name, one in found:
+        first = [markdown_code(name), TITLES[impact_of(one).level]] if named else []
+        rows.append([*first, *map(markdown_text, cost_cells(one))])
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def _report(head: str, blocks: Sequence[_Block]) -> str:

@@ -9,6 +9,7 @@ import dataclasses
 from typing import Any
 
 from surgery.compare.comparison import Comparison
+from surgery.compare.impact import impact_of
 from surgery.printing import json_text
 
 VERSION = 1
@@ -18,8 +19,11 @@ def to_dict(comparison: Comparison) -> dict[str, Any]:
     """The report as plain values; docs/diff-report.md has each key."""
     found = _plain(comparison)
     sections = ("before", "after", "interface", "layers", "metadata", "nodes", "weights", "config", "numbers", "passes")
+    impact = impact_of(comparison)
     return {
         "version": VERSION,
+        "impact": impact.level,
+        "why": list(impact.why),
         "verdict": comparison.verdict,
         "same": comparison.same,
         "differing": list(comparison.differing),

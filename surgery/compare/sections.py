@@ -27,6 +27,7 @@ from surgery.compare.comparison import (
     WeightChange,
     tally,
 )
+from surgery.compare.impact import COST_HEADS, TITLES, cost_cells, impact_of, speed_notes
 from surgery.compare.node_changes import layer_in
 from surgery.printing import size
 
@@ -72,6 +73,8 @@ class ReportSection:
 def sections_of(comparison: Comparison) -> tuple[ReportSection, ...]:
     """The sections after the verdict, in their order."""
     return (
+        _costs(comparison),
+        _speed(comparison),
         _interface(comparison),
         _caches(comparison.layers),
         _fields("Opsets and metadata", comparison.metadata),
@@ -83,10 +86,24 @@ def sections_of(comparison: Comparison) -> tuple[ReportSection, ...]:
 
 
 def title(comparison: Comparison) -> str:
-    """One line: the two labels, and whether they are the same."""
-    state = "same" if comparison.same else "different"
+    """One line: what the change means, and the two labels."""
     ignored = f", {' and '.join(comparison.ignored)} ignored" if comparison.ignored else ""
-    return f"{comparison.before.label} -> {comparison.after.label}: {state}{ignored}"
+    return (
+        f"{comparison.before.label} -> {comparison.after.label}: {TITLES[impact_of(comparison).level].lower()}{ignored}"
+    )
+
+
+# ---- costs
+
+
+def _costs(comparison: Comparison) -> ReportSection:
+    cells = zip(COST_HEADS, cost_cells(comparison), strict=True)
+    return ReportSection("Costs", "", tuple(ReportRow(" ", head, text) for head, text in cells if text))
+
+
+def _speed(comparison: Comparison) -> ReportSection:
+    rows = tuple(ReportRow("~", "", subject, change) for subject, change in speed_notes(comparison))
+    return ReportSection("Speed", "what the graphs say of it; nothing was measured" if rows else "", rows)
 
 
 # ---- interface
@@ -471,7 +488,9 @@ NOT_MEASURED = "not measured between these very graphs and weights; {}"
 
 
 def _numbers(comparison: Comparison) -> ReportSection:
-    if (numbers := comparison.numbers) is None:
+    if (numbers := comparison.numbers) is None and comparison.computes_the_same:
+        return ReportSection("Numbers", "identical: graphs and weights are the same", ())
+    if numbers is None:
         return ReportSection("Numbers", NOT_MEASURED.format(comparison.proven or "nothing is on record"), ())
     rows = [ReportRow("ok" if gate.passed else "FAIL", gate.section, gate.name, gate.reading) for gate in numbers.gates]
     failed = tuple(row for row in rows if row.mark == "FAIL")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from surgery.compare.commits import Reviewed, summary
 from surgery.compare.comparison import Comparison
+from surgery.compare.impact import impact_of
 from surgery.compare.sections import NONE, ReportRow, ReportSection, sections_of, title
 from surgery.errors import unforeseen
 from surgery.printing import plain
@@ -17,16 +18,21 @@ if TYPE_CHECKING:
 ROWS = 16
 """Lines of a section where not all are asked for."""
 
+_COLOURS = {"same": "green", "compatible": "green", "numerics": "yellow", "breaking": "red"}
 _STYLES = {"+": "green", "-": "red", "~": "yellow", "=": "cyan", ">": "blue", "FAIL": "bold red", "ok": "green"}
 
 
 def show_comparison(console: Console, comparison: Comparison, *, full: bool = False) -> None:
     """Print the report; `full` lists every change, else the first of each kind."""
+    impact = impact_of(comparison)
     console.print(plain(title(comparison), "bold"))
-    console.print(plain(comparison.verdict, "bold green" if comparison.same else "bold yellow"))
+    if impact.why:
+        console.print(plain(str(impact), f"bold {_COLOURS[impact.level]}"))
+    console.print(plain(comparison.verdict))
     for section in sections_of(comparison):
-        console.print()
-        _show_section(console, section, full)
+        if section.rows or section.lead:
+            console.print()
+            _show_section(console, section, full)
 
 
 def show_review(console: Console, found: Sequence[Reviewed]) -> None:

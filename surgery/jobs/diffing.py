@@ -54,7 +54,7 @@ def diff(
                 labels[index] = _outlined(hub, folder, precision, places[1 - index])
                 places[index] = folder
         sides = open_subjects(places[0], places[1], precision)
-        if any(hubs) or sides[0].label == sides[1].label:
+        if labels[0] != labels[1] and (any(hubs) or sides[0].label == sides[1].label):
             sides = _told_apart(sides, labels)
         found = compare(*sides, weights_by=weights, ignore=frozenset(ignore), manifests=manifests)
     return found if numbers is None else replace(found, numbers=read_validation(Path(numbers)))

@@ -105,7 +105,7 @@ def test_inputs_are_no_options(repository: Path, runner: Path, github: GitHub) -
 def test_one_comment_is_created_and_then_updated(repository: Path, runner: Path, github: GitHub) -> None:
     done = report(repository, github)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert github.bodies[0].startswith(f"{MARKER}## ONNX models: 1 model differs\n")
+    assert github.bodies[0].startswith(f"{MARKER}## ONNX models: Numbers changed: 1 model differs\n")
     assert "nodes: 1 added, 1 changed" in github.bodies[0]
     assert (runner / "summary").read_text() == github.bodies[0].removeprefix(MARKER)
     assert (runner / "output").read_text() == f"report={runner}/report-report.md\n"

@@ -238,7 +238,7 @@ def test_review_of_a_genai_folder(repository: Path, tmp_path: Path) -> None:
         commit(repository, layout)
     done = run("review", "HEAD~", "--format", "md", cwd=repository)
     assert done.returncode == 1, done.stderr
-    assert done.stdout.splitlines()[0] == "## ONNX models: 1 model differs"
+    assert done.stdout.splitlines()[0] == "## ONNX models: Numbers changed: 1 model differs"
     assert "### out (before) -\\> out (after): different" in done.stdout and "interface: 20 removed" in done.stdout
     (repository / "out" / "chat_template.jinja").write_text("another")
     commit(repository, "a side file")

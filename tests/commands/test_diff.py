@@ -91,7 +91,7 @@ def test_trouble_is_exit_code_2_and_a_sentence(words: tuple[str | Path, ...], se
 
 def test_the_verdict_comes_first(renamed: Path, tmp_path: Path) -> None:
     first, second = run("diff", DECODER, renamed, cwd=tmp_path).stdout.splitlines()[:2]
-    assert first == "decoder_model_merged_q4.onnx -> renamed.onnx: different"
+    assert first == "decoder_model_merged_q4.onnx -> renamed.onnx: compatible"
     assert second.startswith("interface: unchanged · nodes: 1 renamed · weights: 0 changed")
 
 
@@ -178,7 +178,7 @@ def test_a_dry_run_of_a_repository_fetches_no_data_file_and_prints_both(tmp_path
     assert done.returncode == 0, done.stderr
     assert not list((tmp_path / "cache").rglob("*_data")) and not (tmp_path / "out").exists()
     assert "in all" in done.stdout and "to download" in done.stdout
-    assert "embed_tokens_q4.onnx + onnx/decoder_model_merged_q4.onnx -> model.onnx: different" in done.stdout
+    assert "embed_tokens_q4.onnx + onnx/decoder_model_merged_q4.onnx -> model.onnx: breaking" in done.stdout
     assert "13 moved" in done.stdout and "weights: 0 changed" in done.stdout and "not compared" not in done.stdout
 
 

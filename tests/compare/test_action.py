@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -38,10 +39,13 @@ def github() -> Iterator[GitHub]:
 
 @pytest.fixture
 def runner(tmp_path: Path, github: GitHub, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder that a runner has, and its variables; our command is on PATH."""
-    folder = tmp_path / "runner"
-    (folder / "bin").mkdir(parents=True)
-    command = folder / "bin" / "gemma4-surgery"
+    """The folder that a runner has, and its variables; our command is where it was installed, and not on PATH."""
+    folder = tmp_path / "a runner's folder"
+    tool = folder / "gemma4-surgery" / "bin"
+    tool.mkdir(parents=True)
+    (folder / "bin").mkdir()
+    (tool / "python").symlink_to(sys.executable)
+    command = tool / "gemma4-surgery"
     command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {shlex.quote(str(ROOT / "cli.py"))} "$@"\n')
     command.chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder / 'bin'}:/usr/local/bin:/usr/bin:/bin")
@@ -85,7 +89,7 @@ def test_what_the_action_brings_along_is_pinned() -> None:
     for one in action()["runs"]["steps"]:
         assert re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", one.get("uses", "a/b@" + "0" * 40))
     install = step("Install gemma4-surgery")["run"]
-    assert "--require-hashes" in install and "--no-deps --no-build-isolation" in install and "python -I" in install
+    assert "--require-hashes" in install and "--no-deps --no-build-isolation" in install and '"$PYTHON" -I' in install
     lock = (ROOT / "action.lock").read_text()
     entries = re.split(r"\n(?=[a-z])", lock.partition("\n")[2])[1:]
     assert entries and all("==" in entry and "--hash=sha256:" in entry for entry in entries)
@@ -108,7 +112,9 @@ def test_one_comment_is_created_and_then_updated(repository: Path, runner: Path,
     assert github.bodies[0].startswith(f"{MARKER}## ONNX models: Numbers changed: 1 model differs\n")
     assert "nodes: 1 added, 1 changed" in github.bodies[0]
     assert (runner / "summary").read_text() == github.bodies[0].removeprefix(MARKER)
-    assert (runner / "output").read_text() == f"report={runner}/report-report.md\n"
+    outputs = ["report=", "json=", "differs=true", "verdict=numerics"]
+    lines = (runner / "output").read_text().splitlines()
+    assert [line.partition("/")[0] for line in lines] == outputs and str(runner) in lines[0]
     git(repository, "revert", "--no-edit", "HEAD")
     git(repository, "reset", "-q", "--soft", "HEAD~2")
     git(repository, "commit", "-q", "--allow-empty", "-m", "nothing in the end")
@@ -137,10 +143,47 @@ def test_two_models_that_are_named(repository: Path, runner: Path, github: GitHu
     assert github.bodies[0].startswith("<!-- gemma4-surgery: named -->\n###") and "nodes: 1 added" in github.bodies[0]
 
 
+def test_two_models_that_are_the_same(repository: Path, runner: Path, github: GitHub) -> None:
+    """Names with spaces, and no comment where there is nothing to say."""
+    shutil.copytree(repository / "models", repository / "the models")
+    done = report(repository, github, before=f"models/{GRAPH}", after=f"the models/{GRAPH}", policy="any")
+    assert done.returncode == 0 and github.bodies == [], done.stderr
+    assert (runner / "output").read_text().splitlines()[2:] == ["differs=false", "verdict=same"]
+
+
+def test_the_job_keeps_its_path(runner: Path) -> None:
+    scripts = "".join(one.get("run", "") for one in action()["runs"]["steps"])
+    assert "GITHUB_PATH" not in scripts and "GITHUB_ENV" not in scripts
+    python = next(one for one in action()["runs"]["steps"] if "setup-python" in one.get("uses", ""))
+    assert python["with"]["update-environment"] is False and python["with"]["python-version"].count(".") == 2
+
+
+def test_the_install_step_runs_the_python_that_it_was_given(tmp_path: Path) -> None:
+    """With paths that have spaces; the stand-in for Python makes a pip that only says what it was asked."""
+    temporary, place = tmp_path / "a b", tmp_path / "the action"
+    place.mkdir()
+    python, log = tmp_path / "python", tmp_path / "log"
+    pip = f'#!/bin/sh\nprintf "%s|" "$@" >> "{log}"\n'
+    python.write_text(
+        f'#!/bin/sh\nmkdir -p "$4/bin" && printf %s {shlex.quote(pip)} > "$4/bin/pip" && chmod +x "$4/bin/pip"\n'
+    )
+    python.chmod(0o755)
+    given = {
+        "PYTHON": str(python),
+        "RUNNER_TEMP": str(temporary),
+        "GITHUB_ACTION_PATH": str(place),
+        "PATH": "/usr/bin:/bin",
+    }
+    shell = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step("Install gemma4-surgery")["run"]]
+    subprocess.run(shell, check=True, env=given, timeout=60)
+    asked = log.read_text().split("|")
+    assert f"{place}/action.lock" in asked and str(place) in asked and (temporary / "gemma4-surgery" / "bin").is_dir()
+
+
 def test_graphs_come_from_the_lfs_store_of_this_repository(repository: Path, runner: Path, github: GitHub) -> None:
     """A stand-in for git-lfs: with its url on the command line, git-lfs does not ask .lfsconfig for one."""
     lfs = runner / "bin" / "git-lfs"
-    lfs.write_text(f'#!/bin/sh\necho "$(git config lfs.url) $@" >> {runner}/lfs\n')
+    lfs.write_text(f'#!/bin/sh\necho "$(git config lfs.url) $@" >> "{runner}/lfs"\n')
     lfs.chmod(0o755)
     (repository / ".lfsconfig").write_text("[lfs]\n\turl = https://example.org/\n")
     done = report(repository, github)

@@ -192,7 +192,7 @@ def test_review_compares_weights_and_finds_renames(repository: Path) -> None:
     data.write_bytes(content)
     commit(repository, "another bit")
     done = run("review", "HEAD~", cwd=repository / "moved")
-    assert f"models/{GRAPH} (before) -> moved/{GRAPH} (after): different" in done.stdout
+    assert f"models/{GRAPH} (before) -> moved/{GRAPH} (after): numbers changed" in done.stdout
     assert "weights: 1 changed" in done.stdout and "nodes: unchanged" in done.stdout
 
 
@@ -221,7 +221,7 @@ def test_review_of_what_is_new_gone_or_damaged(repository: Path) -> None:
     commit(repository, "one came, one went")
     done = run("review", "HEAD~", "--format", "md", cwd=repository)
     assert done.returncode == 1
-    assert done.stdout.splitlines()[0] == "## ONNX models: 1 is new, 1 is gone"
+    assert done.stdout.splitlines()[0] == "## ONNX models: Breaking: 1 is new, 1 is gone"
     (repository / "models" / "new.onnx").write_bytes(b"not a graph either")
     commit(repository, "damaged")
     done = run("review", "HEAD~", cwd=repository)
@@ -239,7 +239,9 @@ def test_review_of_a_genai_folder(repository: Path, tmp_path: Path) -> None:
     done = run("review", "HEAD~", "--format", "md", cwd=repository)
     assert done.returncode == 1, done.stderr
     assert done.stdout.splitlines()[0] == "## ONNX models: Numbers changed: 1 model differs"
-    assert "### out (before) -\\> out (after): different" in done.stdout and "interface: 20 removed" in done.stdout
+    assert (
+        "### out (before) -\\> out (after): numbers changed" in done.stdout and "interface: 20 removed" in done.stdout
+    )
     (repository / "out" / "chat_template.jinja").write_text("another")
     commit(repository, "a side file")
     done = run("review", "HEAD~", cwd=repository)

@@ -37,7 +37,7 @@ from surgery.source.kept_tokens import KeptTokens
 def compatible(
     embed: Path | Model,
     kv_layout: KVLayout = "aliased",
-    target: Target = "genai-0.14",
+    target: Target = "genai-0.15",
     *,
     half: bool = False,
 ) -> Recipe:

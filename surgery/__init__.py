@@ -11,6 +11,7 @@
     diff, Comparison                        what differs between two models
     inspect                                 what is in a file, an export or a folder
     generate, Chat, bench                   ask a folder; talk with it; measure it
+    tool_calls, tool_grammar                the calls in an answer; a grammar that answers follow
     Model                                   one ONNX graph without its weights in memory
     Pass, Finding, apply, parse             what a pass is; apply passes to a model; a recipe from its text
     Listener                                hears what a job tells while it goes on
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from surgery.jobs.repacking import RepackOptions, plan_repack, repack
     from surgery.jobs.stripping import StripOptions, plan_strip, strip
     from surgery.jobs.validating import validate
+    from surgery.runtime.tool_calls import tool_calls, tool_grammar
     from surgery.verify.report import Report
     from surgery.verify.validation import Request
 
@@ -65,6 +67,8 @@ _HOMES = {
     "plan_strip": "surgery.jobs.stripping",
     "repack": "surgery.jobs.repacking",
     "strip": "surgery.jobs.stripping",
+    "tool_calls": "surgery.runtime.tool_calls",
+    "tool_grammar": "surgery.runtime.tool_calls",
     "validate": "surgery.jobs.validating",
     "vocabulary": "surgery.jobs.proposing",
 }
@@ -93,6 +97,8 @@ __all__ = [
     "plan_strip",
     "repack",
     "strip",
+    "tool_calls",
+    "tool_grammar",
     "validate",
     "vocabulary",
 ]

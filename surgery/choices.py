@@ -17,8 +17,9 @@ ProviderChoice = Literal["auto", "cpu", "cuda"]
 KVLayout = Literal["aliased", "unique"]
 """aliased: a pair of caches for every layer. unique: those of the KV source layers alone."""
 
-Target = Literal["genai-0.14", "genai-0.12"]
-"""The oldest onnxruntime-genai that must load the folder; genai-0.12 pads all caches to one size."""
+Target = Literal["genai-0.15", "genai-0.14", "genai-0.12"]
+"""The oldest onnxruntime-genai that must load the folder: 0.14 refuses the ids of tool calls and thoughts, which go into
+the configuration from 0.15 on; genai-0.12 pads all caches to one size."""
 
 OnnxRuntime = Literal["1.31", "1.27"]
 """The oldest ONNX Runtime that must run the fast preset."""

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from surgery.commands.console import JobProgress, say, talk
 from surgery.commands.options import Ep
 from surgery.errors import RequestError
+from surgery.files.safe_reading import read_regular
 from surgery.printing import spoken
 
 if TYPE_CHECKING:
@@ -53,6 +55,9 @@ def generate(
     thinking: Annotated[
         bool, typer.Option("--thinking/--no-thinking", help="Let the model think first; the thoughts go to stderr.")
     ] = False,
+    tools: Annotated[
+        Path | None, typer.Option("--tools", metavar="FILE", help="Tools that the model may call: a list in JSON.")
+    ] = None,
     sample: Annotated[
         bool, typer.Option("--sample", help="Use the folder's sampling values instead of greedy.")
     ] = False,
@@ -80,7 +85,8 @@ def generate(
         prompt = _from_stdin()
     with Chat(
         folder, new_tokens=new_tokens or (1024 if chatting else 128), sample=sample, temperature=temperature,
-        top_k=top_k, top_p=top_p, seed=seed, template=not raw, thinking=thinking, system=system, precision=precision,
+        top_k=top_k, top_p=top_p, seed=seed, template=not raw, thinking=thinking,
+        tools=_tools(tools) if tools else None, system=system, precision=precision,
         provider=ep, lasting=chatting, listener=JobProgress(),
     ) as chat:  # fmt: skip
         files = (image or (), audio or ())
@@ -177,6 +183,15 @@ def _interrupted_typing() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _tools(path: Path) -> Any:
+    try:
+        return json.loads(read_regular(path, _MOST))
+    except OSError as error:
+        raise RequestError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise RequestError(f"{path} is not JSON: {error}") from None
 
 
 def _from_stdin() -> str:

@@ -56,8 +56,11 @@ def repack(
     ep: Ep = "auto",
     target_runtime: Annotated[
         Target,
-        typer.Option("--target", help="Oldest GenAI that must load it; genai-0.12 pads all caches to one size."),
-    ] = "genai-0.14",
+        typer.Option(
+            "--target",
+            help="Oldest GenAI that must load it; genai-0.12 pads all caches to one size, 0.14 has no ids of tool calls.",
+        ),
+    ] = "genai-0.15",
     onnxruntime: Annotated[
         OnnxRuntime | None,
         typer.Option(

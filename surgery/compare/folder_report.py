@@ -36,7 +36,7 @@ def planned_report(
     pair: GraphPair,
     recipe: Sequence[Pass],
     provider: str = "cpu",
-    runtime: Target = "genai-0.14",
+    runtime: Target = "genai-0.15",
     media: Sequence[GraphPlan] = (),
 ) -> Comparison:
     """What a repack would change. Nothing is written, and no data file need be there.

@@ -107,7 +107,7 @@ _SETTINGS = {
     "model": {
         "type": _name,
         **dict.fromkeys(("vocab_size", "context_length"), _number),
-        **dict.fromkeys((f"{what}_token_id" for what in ("bos", "eos", "pad", "sep", "image", "audio", "video")), _ids),
+        **dict.fromkeys((f"{what}_token_id" for what in ("bos", "eos", "pad", "sep", "bot", "eot", "bor", "eor", "image", "audio", "video")), _ids),
         "decoder": {
             **_GRAPH,
             **dict.fromkeys(_SIZES, _number),

@@ -22,6 +22,7 @@ from surgery.folder.genai_config import (
     check_side_files,
     copy_side_files,
     genai_config,
+    takes_tools,
     write_json,
     write_side_files,
     write_text,
@@ -93,7 +94,7 @@ def build_folder(
     media: Sequence[GraphPlan] = (),
     recipe_text: str | Mapping[str, str] = "",
     provider: str = "cpu",
-    runtime: Target = "genai-0.14",
+    runtime: Target = "genai-0.15",
     weights: WeightMode = "copy",
     force: bool = False,
     observe: Callable[[Outcome], None] | None = None,
@@ -149,7 +150,9 @@ def build_folder(
         card = model_card(
             export, pair, "genai", placed,
             recipe=recipe_text, rewritten=rewritten, modalities=modalities,
-            needs=f"{minimum_versions(model, runtime, multimodal=bool(media))} {on_batches(model.graph)}{on_capture(config)}",
+            needs=f"{minimum_versions(model, runtime, multimodal=bool(media), marks='bot_token_id' in config['model'])} "
+            f"{on_batches(model.graph)}{on_capture(config)}",
+            tools=takes_tools(stage),
         )  # fmt: skip
         write_text(stage / CARD_FILE, card)
         described = manifest(stage, export, pair, recipe_text, weights, placed, data_files, encoders)

@@ -5,6 +5,8 @@ An unknown key anywhere but at the root is a load error ("Unknown value ..."), s
 
     type                        gemma4_text: the class `gemma4` is multimodal and never loads a text-only folder.
                                 0.12 and 0.13 know neither: gemma3_text is the same class there, for caches of one size
+    bot, eot, bor, eor          where a call of a tool and a thought begin and end, for targets from 0.15 on: 0.14 takes
+                                them for unknown keys. Without them `Tokenizer.bot_token_id` is an error
     sliding_window              never: from 0.16 it sizes the caches to the window, and the first run past it fails
     layer_types                 never: from 0.16 it selects another cache class, which asks for conv states
     num_logits_to_keep          never: `Unknown value "num_logits_to_keep"`
@@ -36,6 +38,7 @@ from surgery.cuda.prediction import predict
 from surgery.errors import ArchitectureError, ExportError, FolderError, ModelError, RequestError
 from surgery.files.json_values import JsonValues
 from surgery.files.safe_reading import read_inside
+from surgery.folder.chat_template import genai_template
 from surgery.graph.model import Model
 from surgery.graph.tensor_types import interface_types
 from surgery.source.export import GENAI_CONFIG, LICENSES, Export
@@ -55,8 +58,11 @@ _TEXT_TYPES = {**_TYPES, "gemma3n": "gemma3n_text"}
 """Family -> model_type of the text model's config.json."""
 _OLD_TYPE = "gemma3_text"
 _CLASSES = {"gemma4": "Gemma4ForCausalLM", "gemma3": "Gemma3ForCausalLM", "gemma3n": "Gemma3nForCausalLM"}
-COPIED = ("tokenizer.json", "chat_template.jinja", "generation_config.json", *LICENSES)
+TEMPLATE_FILE = "chat_template.jinja"
+COPIED = ("tokenizer.json", TEMPLATE_FILE, "generation_config.json", *LICENSES)
 """Files that go into every folder as they are, where the source has them."""
+MARKS = ({"bot": "<|tool_call>", "eot": "<tool_call|>"}, {"bor": "<|channel>", "eor": "<channel|>"})
+"""GenAI's names of the tokens between which the model calls a tool, and reasons."""
 _LEAST, _MOST = 1e-6, 1e6
 """Of a sampling value: beyond, float32 divides by 0 or makes all tokens alike."""
 _TOKENIZER_CLASS = "GemmaTokenizer"
@@ -130,7 +136,7 @@ def shares_buffer(model: Model) -> bool:
     return bool(caches)
 
 
-def genai_config(model: Model, export: Export, provider: str = "cpu", target: Target = "genai-0.14") -> dict[str, Any]:
+def genai_config(model: Model, export: Export, provider: str = "cpu", target: Target = "genai-0.15") -> dict[str, Any]:
     """genai_config.json for a repacked model, its token ids and sampling values from the export.
 
     Raises ArchitectureError where the logits do not have config.json's vocabulary, or a token id is outside of it,
@@ -151,6 +157,7 @@ def genai_config(model: Model, export: Export, provider: str = "cpu", target: Ta
             "vocab_size": arch.vocab_size,
             "context_length": arch.context_length,
             **ids,
+            **(mark_ids(export) if target == "genai-0.15" else {}),
             "decoder": {
                 "filename": MODEL_FILE,
                 "session_options": {
@@ -237,6 +244,23 @@ def token_ids(export: Export) -> dict[str, tuple[int, ...]]:
     return found
 
 
+def mark_ids(export: Export) -> dict[str, int]:
+    """The ids between which the model calls a tool, and thinks, by GenAI's names; of a pair, both or neither."""
+    path = export.file("tokenizer.json")
+    listed = read_config(path).get("added_tokens") if path else None
+    ids = {
+        entry["content"]: entry["id"]
+        for entry in (listed if isinstance(listed, list) else ())
+        if isinstance(entry, dict) and isinstance(entry.get("content"), str) and type(entry.get("id")) is int
+    }
+    return {
+        f"{name}_token_id": _checked_ids(name, ids[mark], export.architecture.vocab_size)[0]
+        for pair in MARKS
+        for name, mark in pair.items()
+        if set(pair.values()) <= ids.keys()
+    }
+
+
 def _checked_ids(key: str, value: Any, vocab_size: int) -> tuple[int, ...]:
     ids = value if isinstance(value, list) else [value]
     for token in ids:
@@ -276,14 +300,43 @@ def check_side_files(export: Export) -> None:
 def write_side_files(export: Export, folder: Path, *, multimodal: bool = False) -> list[str]:
     """`write_text_files`, and config.json: the text model's, unless the folder is of the whole, multimodal one."""
     write_json(folder / "config.json", export.config if multimodal else promoted_config(export))
-    return [*write_text_files(export, folder), "config.json"]
+    return [*write_text_files(export, folder, genai=True), "config.json"]
 
 
-def write_text_files(export: Export, folder: Path) -> list[str]:
-    """Tokenizer, chat template, generation settings and licence, as `check_side_files` found them."""
-    written = copy_side_files(export, folder, COPIED)
-    write_json(folder / "tokenizer_config.json", _tokenizer_config(export))
+def write_text_files(export: Export, folder: Path, *, genai: bool = False) -> list[str]:
+    """Tokenizer, chat template, generation settings and licence, as `check_side_files` found them.
+
+    For GenAI a template with tools is there twice: in GenAI's dialect in tokenizer_config.json, where it looks first, and
+    as published in chat_template.jinja.
+    """
+    written, config = copy_side_files(export, folder, COPIED), _tokenizer_config(export)
+    published = published_template(export)
+    if genai and published is not None and (dialect := genai_template(published)) is not None:
+        config["chat_template"] = dialect
+        if TEMPLATE_FILE not in written:
+            write_text(folder / TEMPLATE_FILE, published)
+            written.append(TEMPLATE_FILE)
+    write_json(folder / "tokenizer_config.json", config)
     return [*written, "tokenizer_config.json"]
+
+
+def takes_tools(folder: Path) -> bool:
+    """Whether a folder's chat template, which `write_text_files` wrote, can tell of tools."""
+    return "chat_template" in read_config(folder / "tokenizer_config.json") and (
+        "bot_token_id" in read_config(folder / CONFIG_FILE)["model"]
+    )
+
+
+def published_template(export: Export) -> str | None:
+    """The export's chat template, as Hugging Face's libraries find it. Raises ExportError for one that is no text."""
+    if path := export.file(TEMPLATE_FILE):
+        try:
+            return read_inside(path, path.parent, MAX_JSON_BYTES).decode("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ExportError(f"{path} cannot be used: {error}") from None
+    settings = export.file("tokenizer_config.json")
+    inline = read_config(settings).get("chat_template") if settings else None
+    return inline if isinstance(inline, str) else None
 
 
 def copy_side_files(export: Export, folder: Path, names: Iterable[str]) -> list[str]:

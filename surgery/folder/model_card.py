@@ -69,11 +69,12 @@ def model_card(
     rewritten: bool = False,
     modalities: Sequence[Modality] = (),
     needs: str = "",
+    tools: bool = False,
 ) -> str:
     """The text of README.md, for a folder of which everything else is known; card.md is its form.
 
     `recipe` is the manifest's, of one graph or by role; `rewritten` is whether it changed weights; `modalities` is what
-    the folder takes beside text; `needs` says which runtimes can run it, and how. Raises nothing for a source whose own
+    the folder takes beside text; `needs` says which runtimes can run it, and how; `tools` is whether it can be told of tools. Raises nothing for a source whose own
     card is missing or damaged: it then says less.
     """
     from jinja2 import Environment, StrictUndefined
@@ -93,6 +94,7 @@ def model_card(
         rewritten=rewritten,
         modalities=list(modalities),
         needs=needs,
+        tools=tools,
         told=told,
         metadata=_metadata(export, kind, told, modalities).to_yaml(),
         title=export.repo.partition("/")[2] if export.repo else _FAMILIES[export.architecture.family],

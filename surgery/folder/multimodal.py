@@ -114,7 +114,7 @@ def most_patches(export: Export) -> int:
 
 
 def media_config(
-    model: Model, export: Export, modalities: Sequence[Modality], provider: str = "cpu", target: Target = "genai-0.14"
+    model: Model, export: Export, modalities: Sequence[Modality], provider: str = "cpu", target: Target = "genai-0.15"
 ) -> dict[str, Any]:
     """genai_config.json of a folder of four graphs, `model` being its decoder; as `genai_config` otherwise."""
     config = genai_config(model, export, provider, target)

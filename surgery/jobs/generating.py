@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -36,9 +37,10 @@ class Chat:
 
     Decoding is greedy; `sample` uses the folder's sampling values, `temperature`, `top_k` and `top_p` take their place,
     and `seed` makes sampled answers repeatable. `system` comes before the first turn; `thinking` asks for thoughts,
-    where the chat template can; without `template` the turns go to the model as they are. `precision` chooses among
-    two-graph pairs, `new_tokens` is the most of an answer. A later turn reuses what the caches hold, where the folder's
-    layout allows it, and has the tokens of a run that begins anew.
+    where the chat template can; it tells of `tools`, whose calls `surgery.tool_calls` reads from an answer; without
+    `template` the turns go to the model as they are. `precision` chooses among two-graph pairs, `new_tokens` is the
+    most of an answer. A later turn reuses what the caches hold, where the folder's layout allows it, and has the tokens
+    of a run that begins anew.
 
     The folder is opened and run in a process of its own, which ends with the `with` block. Raises FolderError for what
     is neither kind of folder or refuses a turn, RequestError, ProcessEnded where it crashes or hangs the runtime, and
@@ -62,6 +64,7 @@ class Chat:
         seed: int | None = None,
         template: bool = True,
         thinking: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         system: str | None = None,
         precision: str | None = None,
         provider: ProviderChoice = "auto",
@@ -73,7 +76,17 @@ class Chat:
         from surgery.source.opening import local_folder
 
         settings = ChatSettings(
-            new_tokens, sample, temperature, top_k, top_p, seed, template, thinking, system, lasting
+            new_tokens,
+            sample,
+            temperature,
+            top_k,
+            top_p,
+            seed,
+            template,
+            thinking,
+            None if tools is None else json.dumps(tools),
+            system,
+            lasting,
         )
         runs_on = provider_of(provider)
         place, precision = local_folder(str(folder), precision, runs_on, listener)
@@ -148,6 +161,7 @@ def generate(
     seed: int | None = None,
     template: bool = True,
     thinking: bool = False,
+    tools: Sequence[Mapping[str, Any]] | None = None,
     system: str | None = None,
     images: Sequence[str | Path] = (),
     sounds: Sequence[str | Path] = (),
@@ -161,7 +175,7 @@ def generate(
     """
     chat = Chat(
         folder, new_tokens=new_tokens, sample=sample, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
-        template=template, thinking=thinking, system=system, precision=precision, provider=provider, lasting=False,
+        template=template, thinking=thinking, tools=tools, system=system, precision=precision, provider=provider, lasting=False,
         listener=listener,
     )  # fmt: skip
     return _one(chat, prompt, images, sounds)

@@ -73,7 +73,7 @@ class RepackOptions:
     kv_layout: KVLayout | None = None
     weights: WeightMode = "copy"
     provider: ProviderChoice = "auto"
-    target: Target = "genai-0.14"
+    target: Target = "genai-0.15"
     onnxruntime: OnnxRuntime | None = None
     to_fp16: bool = False
     accuracy_level: AccuracyChoice = "auto"
@@ -114,7 +114,7 @@ def _refuse_fast(options: RepackOptions) -> None:
             "--preset fast updates the KV source layers' caches in place; an alias is a copy of one each step",
             hint="leave out --kv-layout, or use --preset compatible",
         )
-    if options.target != "genai-0.14":
+    if options.target == "genai-0.12":
         raise RequestError(
             f"--preset fast has caches of two sizes, which {options.target} cannot allocate",
             hint="use --preset compatible with that target",

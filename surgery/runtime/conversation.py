@@ -13,6 +13,7 @@ cuts caches that are one buffer, or all of one size; of others, and where images
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from surgery.files.media import check_image, check_sound
 from surgery.folder.genai_config import CONFIG_FILE
 from surgery.folder.multimodal import SECTIONS
 from surgery.folder.opened import OpenedFolder, open_genai_folder
-from surgery.runtime.genai import GenAI, encode, render_messages, template_of
+from surgery.runtime.genai import GenAI, encode, render_listed, template_of
 from surgery.runtime.own_process import STRICT, Limits, Tell, ask
 from surgery.runtime.sampling import Sampling
 from surgery.runtime.sessions import Settings, one_line
@@ -38,6 +39,8 @@ CLEAR = "clear"
 """Sent in place of a turn: what was said is forgotten."""
 _THOUGHT = ("<|channel>", "<channel|>")
 """Between these the model thinks; the chat template leaves it out of later turns."""
+_OF_CALLS = ("<|tool_call>", "<tool_call|>", '<|"|>')
+"""What a call of a tool is written with: kept in an answer, where a decoder drops them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,7 @@ class ChatSettings:
     `new_tokens` is the most of an answer; `sample` uses the folder's sampling values, otherwise decoding is greedy.
     `temperature`, `top_k` and `top_p` take the place of the folder's, and `seed` makes answers the same in every run
     of one runtime; each of them samples. `template` puts the chat template around the turns, `thinking` has it ask for
-    thoughts, `system` is what it says first. `lasting` is whether later turns are likely.
+    thoughts, `tools`, a list in JSON, has it tell of tools, `system` is what it says first. `lasting` is whether later turns are likely.
     """
 
     new_tokens: int = 128
@@ -58,6 +61,7 @@ class ChatSettings:
     seed: int | None = None
     template: bool = True
     thinking: bool = False
+    tools: str | None = None
     system: str | None = None
     lasting: bool = False
 
@@ -65,8 +69,11 @@ class ChatSettings:
         Sampling(**self.sampling())  # raises RequestError for a value that cannot be
         if self.system is not None and not self.template:
             raise RequestError("a system message needs the chat template, which is left out")
-        if self.thinking and not self.template:
-            raise RequestError("thinking needs the chat template, which is left out")
+        for name, given in (("thinking", self.thinking), ("tools", self.tools is not None)):
+            if given and not self.template:
+                raise RequestError(f"{name} needs the chat template, which is left out")
+        if self.tools is not None:
+            _listed(self.tools)
 
     def sampling(self) -> dict[str, Any]:
         """What takes the place of the folder's values, by the names of generation_config.json, and `seed`."""
@@ -219,7 +226,7 @@ class _ByGenAI:
         self._template = template_of(folder) if settings.thinking else None
         if self._template is not None and "enable_thinking" not in self._template:
             raise RequestError(f"the chat template of {folder} has no thinking", hint="leave out --thinking")
-        self._marks = _marks(lambda text: encode(self._tokenizer, text))
+        self._marks, self._words = _marks(lambda text: encode(self._tokenizer, text))
         self._said = _Said(settings)
         self._generator: Any = None
         self._room = 0
@@ -259,7 +266,7 @@ class _ByGenAI:
         self.counts = Counts(len(ids), kept, 0)
         stream = self._tokenizer.create_stream()
         ends = set(self._folder.token_ids("eos_token_id"))
-        pieces = self._said.answered(self._tokens(most, ends), stream.decode, self._marks)
+        pieces = self._said.answered(self._tokens(most, ends), _worded(stream.decode, self._words), self._marks)
         try:
             yield from pieces
         finally:
@@ -277,10 +284,10 @@ class _ByGenAI:
     def _rendered(self) -> str:
         if not self._settings.template:
             return self._said.raw()
-        turns = [(message["role"], message["content"]) for message in self._said.messages]
+        tools = _listed(self._settings.tools) if self._settings.tools is not None else None
         # The runtime hands a template no variables of a caller's.
         told = None if self._template is None else f"{{%- set enable_thinking = true -%}}{self._template}"
-        return render_messages(self._tokenizer, turns, told)
+        return render_listed(self._tokenizer, self._said.messages, tools, told)
 
     def _go_on(self, ids: list[int], most: int) -> int:
         """Feed what the caches lack of `ids`; how many tokens they had."""
@@ -349,7 +356,7 @@ class _ByPair:
         self._said = _Said(settings)
         if settings.thinking and not self._opened.tokenizer.thinks:
             raise RequestError(f"the chat template of {folder} has no thinking", hint="leave out --thinking")
-        self._marks = _marks(self._opened.tokenizer.encode)
+        self._marks, self._words = _marks(self._opened.tokenizer.encode)
 
     def clear(self) -> None:
         self._said = _Said(self._settings)
@@ -363,12 +370,14 @@ class _ByPair:
         self._progress("tokenizer")
         self._said.asked(turn.text)
         tokenizer = self._opened.tokenizer
-        thinking = {"enable_thinking": True} if self._settings.thinking else {}
-        text = tokenizer.render(self._said.messages, **thinking) if self._settings.template else self._said.raw()
+        told: dict[str, Any] = {"enable_thinking": True} if self._settings.thinking else {}
+        if self._settings.tools is not None:
+            told["tools"] = _listed(self._settings.tools)
+        text = tokenizer.render(self._said.messages, **told) if self._settings.template else self._said.raw()
         ids = tokenizer.encode(text)
         self._progress("generation")
         self.counts = Counts(len(ids), 0, 0)
-        yield from self._said.answered(self._tokens(ids), tokenizer.stream(), self._marks)
+        yield from self._said.answered(self._tokens(ids), _worded(tokenizer.stream(), self._words), self._marks)
 
     def _tokens(self, ids: Sequence[int]) -> Iterator[int]:
         most = self._settings.new_tokens
@@ -378,10 +387,32 @@ class _ByPair:
                 yield token
 
 
-def _marks(encoded: Callable[[str], list[int]]) -> dict[int, bool]:
-    """The ids where thinking begins and ends; none in a vocabulary that has them not as one token."""
-    found = [encoded(mark) for mark in _THOUGHT]
-    return {ids[0]: begins for ids, begins in zip(found, (True, False), strict=True) if len(ids) == 1}
+def _marks(encoded: Callable[[str], list[int]]) -> tuple[dict[int, bool], dict[int, str]]:
+    """The ids where thinking begins and ends, and those that calls are written with; none that a vocabulary has not as
+    one token."""
+    found = {mark: ids[0] for mark in (*_THOUGHT, *_OF_CALLS) if len(ids := encoded(mark)) == 1}
+    thoughts = {found[mark]: mark == _THOUGHT[0] for mark in _THOUGHT if mark in found}
+    return thoughts, {found[mark]: mark for mark in _OF_CALLS if mark in found}
+
+
+def _worded(text_of: Callable[[int], str], words: Mapping[int, str]) -> Callable[[int], str]:
+    return lambda token: words[token] if token in words else text_of(token)
+
+
+def _listed(tools: str) -> list[dict[str, Any]]:
+    """Raises RequestError for what is no list of tools as the chat template takes them."""
+    try:
+        found = json.loads(tools)
+    except ValueError as error:
+        raise RequestError(f"the tools are not JSON: {error}") from None
+    for tool in found if isinstance(found, list) and found else [found]:
+        function = tool.get("function") if isinstance(tool, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise RequestError(
+                "the tools are not in the form that chat templates take",
+                hint='[{"type": "function", "function": {"name": "...", "description": "...", "parameters": {...}}}]',
+            )
+    return list(found)
 
 
 def _with_markers(turn: Turn) -> str:

@@ -197,9 +197,19 @@ def render(tokenizer: Any, message: str) -> str:
 
 def render_messages(tokenizer: Any, messages: Sequence[Message], template: str | None = None) -> str:
     """A conversation as the folder's chat template writes it, or another one, up to where the model is to answer."""
-    listed = [{"role": role, "content": content} for role, content in messages]
+    return render_listed(tokenizer, [{"role": role, "content": content} for role, content in messages], None, template)
+
+
+def render_listed(
+    tokenizer: Any,
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    template: str | None = None,
+) -> str:
+    """As `render_messages`, of messages that may call the tools, and tell what these answered."""
     told = {} if template is None else {"template_str": template}
-    return str(tokenizer.apply_chat_template(json.dumps(listed), **told))
+    given = {} if tools is None else {"tools": json.dumps(tools)}
+    return str(tokenizer.apply_chat_template(json.dumps(messages), **told, **given))
 
 
 def has_chat_template(folder: Path) -> bool:

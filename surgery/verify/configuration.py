@@ -32,6 +32,11 @@ _FILES = (
 _MEDIA_FILES = ("processor_config.json", "preprocessor_config.json")
 _LONGEST = 8192
 """search.max_length: with one buffer for past and present, every cache is this long from the start."""
+_MARKS = {
+    "bot_token_id": "<|tool_call>", "eot_token_id": "<tool_call|>",
+    "bor_token_id": "<|channel>", "eor_token_id": "<channel|>",
+}  # fmt: skip
+"""Where a call of a tool and a thought begin and end, as the chat template writes them."""
 _TOWERS = ("vision_config", "audio_config", "text_config", "transformers.js_config")
 _NAMES = {
     "gemma4": ("gemma4_text", "gemma4_text", "Gemma4ForCausalLM"),
@@ -124,6 +129,7 @@ def setting_faults(folder: OpenedFolder, source: SourceFiles, provider: Provider
             "vocab_size": source.logits or text.get("vocab_size", ...),
             "context_length": context,
             **{key: ... for key in ids if key in folder.config["model"]},
+            **{key: _token_id(folder, mark) for key, mark in _MARKS.items() if key in folder.config["model"]},
             "decoder": {
                 "filename": "model.onnx",
                 "session_options": {
@@ -151,6 +157,13 @@ def setting_faults(folder: OpenedFolder, source: SourceFiles, provider: Provider
         },
     }
     yield from differences(folder.config, wanted)
+
+
+def _token_id(folder: OpenedFolder, text: str) -> int | None:
+    """The id of an added token, by the folder's tokenizer.json, which is held by gates of its own."""
+    added = read_config(folder.root / "tokenizer.json").get("added_tokens")
+    found = [entry["id"] for entry in added or () if entry.get("content") == text]
+    return found[0] if found else None
 
 
 def _providers(folder: OpenedFolder, provider: Provider | None) -> dict[str, Any]:
@@ -248,7 +261,11 @@ def file_faults(folder: OpenedFolder, source: SourceFiles) -> Iterator[str]:
     """Files that go along as they are, tokenizer_config.json and config.json."""
     for name in (*_FILES, *(_MEDIA_FILES if folder.others else ())):
         ours, theirs = folder.root / name, source.root / name
-        if ours.is_file() != theirs.is_file():
+        if name == "chat_template.jinja" and ours.is_file() and not theirs.is_file():
+            inline = read_config(source.root / "tokenizer_config.json").get("chat_template")
+            if ours.read_text(encoding="utf-8") != inline:
+                yield f"{name} is neither the source's nor in its tokenizer_config.json"
+        elif ours.is_file() != theirs.is_file():
             yield f"{name} is missing" if theirs.is_file() else f"the source has no {name}"
         elif source.kept is not None and name == "generation_config.json" and ours.is_file():
             yield from differences(read_config(ours), source.generation, f"{name}: ")
@@ -259,7 +276,10 @@ def file_faults(folder: OpenedFolder, source: SourceFiles) -> Iterator[str]:
     tokenizer = read_config(source.root / "tokenizer_config.json")
     tokenizer.pop("processor_class", None)  # it names a processor of transformers, which the runtime does not have
     tokenizer["tokenizer_class"] = "GemmaTokenizer"  # the one that all versions of the runtime know
-    yield from differences(read_config(folder.root / "tokenizer_config.json"), tokenizer, "tokenizer_config.json: ")
+    ours = read_config(folder.root / "tokenizer_config.json")
+    if "tool.function" in str(ours.get("chat_template")):
+        tokenizer["chat_template"] = ...  # in the runtime's dialect: a gate renders it beside the published one
+    yield from differences(ours, tokenizer, "tokenizer_config.json: ")
     yield from differences(read_config(folder.root / "config.json"), _model_config(folder, source), "config.json: ")
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ import numpy as np
 
 from surgery.architecture import read_config
 from surgery.errors import ModelError, RuntimeMissing
-from surgery.runtime.genai import GenAI, Message, encode, has_chat_template, render_messages
+from surgery.folder.chat_template import genai_template
+from surgery.runtime.genai import GenAI, encode, has_chat_template, render_listed
 from surgery.runtime.sessions import Array, one_line
 from surgery.runtime.tokenizer import render_template, template_text
 from surgery.verify.agreement import margin
@@ -26,11 +27,60 @@ from surgery.verify.report import Gate
 
 QUESTION = "What is the height of the tide today, and when will it turn?"
 """A message that a chat template has to carry through."""
-CONVERSATIONS: tuple[tuple[Message, ...], ...] = (
-    (("user", QUESTION),),
-    (("user", "Good day."), ("assistant", "Bonjour ! “Ça va ?”"), ("user", f" {QUESTION}\n")),
-    (("system", "Be brief & say <no> more."), ("user", QUESTION)),
+CONVERSATIONS: tuple[list[dict[str, Any]], ...] = (
+    [{"role": "user", "content": QUESTION}],
+    [
+        {"role": "user", "content": "Good day."},
+        {"role": "assistant", "content": "Bonjour ! “Ça va ?”"},
+        {"role": "user", "content": f" {QUESTION}\n"},
+    ],
+    [{"role": "system", "content": "Be brief & say <no> more."}, {"role": "user", "content": QUESTION}],
 )
+TOOLS: list[dict[str, Any]] = [
+    {
+        "type": "function",
+        "function": {
+            "name": "tide_at",
+            "description": "The tide, now or at a time.",
+            "parameters": {
+                "type": "object",
+                "properties": {
+                    "place": {"type": "string", "description": "A harbour: “Saint-Malo”, 厦门."},
+                    "Unit": {"type": "string", "enum": ["m", "ft"]},
+                    "times": {"type": "array", "items": {"type": "string"}},
+                    "near": {"type": "object", "properties": {"lat": {"type": "number"}}, "required": ["lat"]},
+                    "any": {"type": "object", "properties": {}, "nullable": True},
+                },
+                "required": ["place"],
+            },
+        },
+    }
+]
+CALLED: list[dict[str, Any]] = [
+    {"role": "user", "content": f"\u3000{QUESTION}"},
+    {
+        "role": "assistant",
+        "content": "<|channel>thought\nLet me look.<channel|>",
+        "tool_calls": [
+            {
+                "id": "1",
+                "type": "function",
+                "function": {
+                    "name": "tide_at",
+                    "arguments": {
+                        "place": "厦门",
+                        "Unit": "m",
+                        "near": {"lat": 24.5, "by": None},
+                        "times": [],
+                        "all": True,
+                    },
+                },
+            }
+        ],
+    },
+    {"role": "tool", "tool_call_id": "1", "name": "tide_at", "content": "2.5 m, rising"},
+]
+"""The template of Gemma 4 with all that GenAI renders otherwise, if it is left as it is published."""
 
 
 def check_tokenizer(tokenizer: Any, folder: Path, vocab_size: int) -> list[Gate]:
@@ -77,11 +127,11 @@ def _template(tokenizer: Any, folder: Path) -> Gate:
     try:
         config, path = read_config(folder / "tokenizer_config.json"), folder / "chat_template.jinja"
         template = template_text(path if path.is_file() else None, config)
-        for conversation in CONVERSATIONS:
-            wanted = _by_jinja2(template, config, conversation)
-            if wanted is None and conversation is not CONVERSATIONS[0]:
+        for conversation, tools in _conversations(template):
+            wanted = _by_jinja2(template, config, conversation, tools)
+            if wanted is None and conversation != CONVERSATIONS[0]:
                 continue
-            rendered = render_messages(tokenizer, conversation)
+            rendered = render_listed(tokenizer, conversation, tools)
             if QUESTION not in rendered:
                 return Gate("runtime", name, False, detail="the message is lost")
             if wanted not in (None, rendered):
@@ -93,11 +143,24 @@ def _template(tokenizer: Any, folder: Path) -> Gate:
     return Gate("runtime", name, True)
 
 
-def _by_jinja2(template: str | None, config: Mapping[str, Any], conversation: Sequence[Message]) -> str | None:
+def _conversations(
+    template: str | None,
+) -> Iterator[tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]] | None]]:
+    """With tools too, where the template takes them."""
+    yield from ((conversation, None) for conversation in CONVERSATIONS)
+    if template is not None and genai_template(template) is not None:
+        yield from ((conversation, TOOLS) for conversation in (*CONVERSATIONS, CALLED))
+
+
+def _by_jinja2(
+    template: str | None,
+    config: Mapping[str, Any],
+    conversation: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]] | None,
+) -> str | None:
     """None where there is no template that it could read, and where the template refuses the conversation."""
     try:
-        messages = [{"role": role, "content": text} for role, text in conversation]
-        return render_template(template, config, messages) if template is not None else None
+        return render_template(template, config, conversation, tools=tools) if template is not None else None
     except RuntimeMissing:
         raise
     except Exception:  # a template raises what it likes

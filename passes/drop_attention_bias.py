@@ -65,6 +65,12 @@ class DropAttentionBias(Pass):
                     if why
                     else "run fuse-attention first",
                 )
+            if core.node.op_type != OPERATOR:
+                raise PassError(
+                    f"layer {index}'s attention is {node_in_words(core.node)}, and takes all rows to be of one length; "
+                    f"{OPERATOR} is expected",
+                    hint="leave drop-attention-bias out, or repack with --preset compatible",
+                )
 
     def run(self, model: Model) -> list[Finding]:
         fused = [core.node for core in attention_nodes(model.graph) if core.node.op_type == OPERATOR]

@@ -95,6 +95,12 @@ def _matches(
     for layer, core in zip(arch.layers, found, strict=True):
         if core.mixed is None:
             continue
+        source = found[layer.kv_source]
+        if source.mixed is None and source.node.op_type != OPERATOR:
+            reasons[layer.index] = (
+                f"layer {layer.kv_source}, whose cache it reads, has {source.node.op_type}, not {OPERATOR}"
+            )
+            continue
         try:
             match = unrolling.find(core, layer)
             unrolling.prove(match, layer)

@@ -68,6 +68,8 @@ class MergeEmbeddings(Pass):
         if self._already_merged(model):
             return
         embed = self._opened()
+        for one in (embed, model):
+            _refuse_defaults(one)
         _check_join(embed, model)
         _check_versions(embed, model)
 
@@ -185,6 +187,17 @@ def _reshape_outputs(embed: GraphProto, decoder: GraphProto) -> list[Finding]:
         embed.node.append(make_node("Reshape", [inner, constant], [wanted.name], name=name))
         value.CopyFrom(wanted)
     return findings
+
+
+def _refuse_defaults(model: Model) -> None:
+    """Inputs with a default are no constants to ONNX Runtime, which computes with those in another order."""
+    held = {tensor.name for tensor in model.graph.initializer}
+    if found := [value.name for value in model.graph.input if value.name in held]:
+        raise PassError(
+            f"{model.path} has {len(found)} initializers among its inputs, {found[0]!r} the first; an initializer alone is "
+            "expected",
+            hint="take them out of the inputs: onnxruntime's tools have remove_initializer_from_input.py",
+        )
 
 
 def _is_feature(value: ValueInfoProto) -> bool:

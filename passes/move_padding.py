@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -10,9 +10,11 @@ from passes.base import Finding, Pass
 from surgery.attention.sequence_lengths import IN_FRONT as SCOPE
 from surgery.attention.sequence_lengths import MASK
 from surgery.errors import PassError
+from surgery.graph.index import producers
 from surgery.graph.model import Model
 from surgery.graph.node_builder import INT64, NodeBuilder
-from surgery.graph.scopes import captured
+from surgery.graph.nodes import int_attribute, node_in_words
+from surgery.graph.scopes import captured, reads
 from surgery.graph.tensor_types import declared_types, tensor_type
 
 if TYPE_CHECKING:
@@ -70,6 +72,12 @@ class MovePadding(Pass):
         held = {name for node in model.graph.node for name in captured(node)} & {MASK, *_OF_TOKENS}
         if held:
             raise PassError(f"{min(held)} is read inside of a subgraph; nodes of the graph itself are expected")
+        rotating = (node for node in model.graph.node if int_attribute(node, "do_rotary", 0))
+        if MASK in inputs and (node := next(rotating, None)) is not None:
+            raise PassError(
+                f"{node_in_words(node)} rotates by itself, and counts positions from the front of a row, padding included",
+                hint="repack with --preset fast, which leaves padding behind the rows",
+            )
 
     def run(self, model: Model) -> list[Finding]:
         graph = model.graph
@@ -78,9 +86,9 @@ class MovePadding(Pass):
             return [Finding("skipped", MASK, f"the graph takes no {'tokens' if MASK in inputs else MASK}")]
         if _is_done(graph):
             return [Finding("skipped", MASK, "padding goes in front already")]
-        every = not _one_token(graph)
+        every, embedding = not _one_token(graph), _behind(graph, _EMBEDDED)
         with model.edited() as view:
-            moved = _write(view, every)
+            moved = _write(view, every, embedding)
         findings = [Finding("changed", name, "each row's padding goes in front of its tokens") for name in moved]
         findings.append(Finding("changed", MASK, "each row has its ones at the end"))
         return findings + ([Finding("changed", _LOGITS, "they are put back into the input's order")] if every else [])
@@ -91,7 +99,8 @@ class MovePadding(Pass):
 
 
 def _is_done(graph: GraphProto) -> bool:
-    readers = [node for node in graph.node if MASK in node.input or _POSITIONS in node.input]
+    given = {value.name for value in graph.input} & {MASK, _POSITIONS}
+    readers = [node for node in graph.node if given.intersection(node.input)]
     return bool(readers) and all(node.name.startswith(SCOPE) for node in readers)
 
 
@@ -101,10 +110,11 @@ def _one_token(graph: GraphProto) -> bool:
     return shape is not None and len(shape) == 3 and shape[1] == 1
 
 
-def _write(view: gs.Graph, every: bool) -> list[str]:
+def _write(view: gs.Graph, every: bool, embedding: Set[str]) -> list[str]:
     """Nodes at the front of the graph find the order, one behind each value that is of tokens applies it.
 
-    `every`: the logits are of every token, and are put back. Returns the names of the values that were sorted.
+    `every`: the logits are of every token, and are put back. `embedding`: values that the embeddings are made from, by
+    nodes which see the ids in the order that they come in. Returns the names of the values that were sorted.
     """
     import onnx_graphsurgeon as gs
 
@@ -145,10 +155,10 @@ def _write(view: gs.Graph, every: bool) -> list[str]:
 
     readers = _others(mask.outputs, make.nodes)
     _redirect(readers, mask, make("Where", [alone, mask, packed], mask.dtype, [batch, total], MASK))
-    embedding = _makers(tensors[name] for name in _EMBEDDED if name in tensors)
+    makers = [node for node in view.nodes if any(tensor.name in embedding for tensor in node.outputs)]
     moved = []
-    for source in (tensors[name] for name in _OF_TOKENS if name in tensors):
-        readers = _others(source.outputs, [*make.nodes, *embedding])
+    for source in (tensors[name] for name in _OF_TOKENS if name in given or (name in _EMBEDDED and name in tensors)):
+        readers = _others(source.outputs, [*make.nodes, *makers])
         if not readers:
             continue  # ids that are looked up and no more: what is looked up is sorted
         ordered = make("GatherND", [source, index], source.dtype, source.shape, source.name, batch_dims=1)
@@ -169,13 +179,13 @@ def _write(view: gs.Graph, every: bool) -> list[str]:
     return moved
 
 
-def _makers(values: Iterable[gs.Tensor]) -> list[gs.Node]:
-    """The nodes that the values are computed by."""
-    found: list[gs.Node] = []
-    pending = [node for value in values for node in value.inputs]
+def _behind(graph: GraphProto, names: Iterable[str]) -> set[str]:
+    """The values, and those that they are computed from."""
+    made, found, pending = producers(graph), set[str](), list(names)
     while pending:
-        found += (new := _others([pending.pop()], found))
-        pending += [maker for node in new for tensor in node.inputs for maker in tensor.inputs]
+        if (name := pending.pop()) not in found:
+            found.add(name)
+            pending += reads(made[name]) if name in made else []
     return found
 
 

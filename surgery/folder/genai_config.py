@@ -220,7 +220,10 @@ def _check_vocabulary(model: Model, arch: Architecture) -> None:
     logits = interface_types(model.graph).get("logits")
     size = logits.shape[-1] if logits and logits.shape else None
     if isinstance(size, int) and size != arch.vocab_size:
-        raise ArchitectureError(f"config.json has vocab_size {arch.vocab_size}, but the logits are {logits}")
+        raise ArchitectureError(
+            f"config.json has vocab_size {arch.vocab_size}, but the logits are {logits}",
+            hint=f"if the tables are padded, set vocab_size to {size} in config.json; else use the export's own",
+        )
 
 
 def generation_settings(export: Export) -> dict[str, Any]:

@@ -234,6 +234,17 @@ def test_what_a_source_does_not_say_is_not_in_the_folder(
     assert "search.top_k is 64, which is nothing that the source has" in gates[SETTINGS]
 
 
+def test_a_source_that_cannot_be_read_is_a_failed_gate(source: Path, text: Path) -> None:
+    """A file that is no JSON, and a layer table of another length."""
+    folder, pair = open_genai_folder(text), open_export(source).pair("q4")
+    for change in (lambda: rewritten(source / "config.json", "text_config", num_hidden_layers=9, layer_types=DROPPED),
+                   lambda: (source / "generation_config.json").write_text("{")):  # fmt: skip
+        change()
+        gates = source_file_gates(folder, pair, source, "cpu")
+        assert not all(gate.passed for gate in gates)
+    assert [gate.name for gate in gates] == ["source's files can be read"]
+
+
 def test_every_end_of_sequence_id_is_forced(text: Path) -> None:
     genai = GenAI(text, "cpu")
     assert check_ends(genai, (1, 106, 50), 128).passed

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from passes.base import EXACT, LOSSY, REORDERED, Numerics
+from passes.to_fp16 import ToFp16
 from surgery.errors import RequestError
 from surgery.verify.thresholds import (
     LEAST,
@@ -49,6 +50,16 @@ def test_exact_passes_are_held_to_equality_and_others_to_wider_thresholds(dtype:
         for name in NAMES:
             wider = getattr(wide, name) - getattr(narrow, name)
             assert wider <= 0 if name in LEAST else wider >= 0, name
+
+
+def test_float32_is_held_to_narrower_limits_than_float16() -> None:
+    for each in (EXACT, REORDERED, LOSSY):
+        assert default_thresholds("float32", [each]).regrouped < default_thresholds("float16", [each]).regrouped
+
+
+def test_one_pass_may_be_left_out_of_what_a_recipe_says(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text(json.dumps({"version": 1, "recipe": "fuse-attention,to-fp16"}))
+    assert numerics_of(tmp_path, ToFp16) == [REORDERED]
 
 
 def test_the_laxest_pass_decides_and_of_two_bounds_the_wider() -> None:

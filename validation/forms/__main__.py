@@ -1,0 +1,234 @@
+"""Repack each form of the same model, and print a table of what comes of it, for docs/validation/forms.md.
+
+    python -m validation.forms WORK                  every form
+    python -m validation.forms WORK --only rotary    those whose name has this
+
+A form is a small export whose two graphs are rewritten. Its pair is run in ONNX Runtime, and held against the export as
+it was; then the graph of each preset is held against the pair. Ends with 1 where a number is wrong, or where an
+error is no sentence.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnx
+
+import fixtures
+from fixtures.zoo import FIXTURES
+from passes.base import EXACT, REORDERED, Pass
+from passes.presets import compatible, fast
+from surgery.attention.sequence_lengths import padding_of
+from surgery.errors import ModelError, SurgeryError
+from surgery.folder.building import plan
+from surgery.folder.genai_config import genai_config
+from surgery.runtime.sessions import MergedModel, Settings, versions
+from surgery.runtime.two_graphs import TwoGraphModel
+from surgery.source.export import Export, GraphPair, open_export
+from surgery.verify.agreement import Agreement, agreement_of
+from surgery.verify.gates import number_gates
+from surgery.verify.prompts import Case, Vocabulary, of_ids
+from surgery.verify.recording import Recording, record
+from surgery.verify.thresholds import default_thresholds
+from validation.forms import rewrites
+from validation.forms.rewrites import Pair, Rewrite
+
+NAMES = {
+    "one-token", "highest-ids", "pad-inside", "chunks-of-7", "batch", "ragged-batch", "cached-past-the-window",
+    "cached-padded-batch",
+}  # fmt: skip
+WORTH = 1e-3
+"""What another order of summation may be worth between a form and the export as it was, in the logits."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """`name` as the table has it; `rewrite` makes it of `precision`, of a model with this window."""
+
+    group: str
+    name: str
+    rewrite: Rewrite | None = None
+    precision: str = "fp32"
+    window: int = 8
+    rounds: bool = False
+    """Whether the rewrite rounds weights: then the pair is not what the export was."""
+
+
+FORMS = (
+    Form("as published", "fp32"),
+    Form("as published", "q4f16", None, "q4f16"),
+    Form("rotary", "explicit: Gather, Mul, Sub, Add", rewrites.rotary_explicit),
+    Form("rotary", "RotaryEmbedding of opset 23", rewrites.rotary_23),
+    Form("rotary", "inside of GroupQueryAttention", rewrites.rotary_inside),
+    Form("attention", "plain operators everywhere", rewrites.attention_plain),
+    Form("attention", "Attention of opset 23", rewrites.attention_23),
+    Form("attention", "MultiHeadAttention on shared caches", rewrites.multi_head),
+    Form("attention", "GroupQueryAttention with empty keys and values", rewrites.grouped_without_rows),
+    Form("attention", "GroupQueryAttention that appends once more", rewrites.grouped_recomputing),
+    Form("norms", "RMSNormalization of opset 23", rewrites.norm_23),
+    Form("norms", "decomposed", rewrites.norm_decomposed),
+    *(Form("opsets", f"embeddings {one}, decoder {other}", rewrites.opsets(one, other))
+      for one, other in ((22, 22), (23, 23), (24, 24), (21, 23), (23, 21), (20, 21))),
+    *(Form("IR version", str(version), rewrites.ir(version)) for version in (8, 11, 12, 13)),
+    Form("container", "initializers among the inputs", rewrites.initializers_as_inputs),
+    Form("container", "small initializers as Constant nodes", rewrites.constants),
+    Form("container", "functions of the model", rewrites.functions),
+    Form("container", "bodies of If that capture", rewrites.bodies),
+    Form("weights", "8-bit codes behind DequantizeLinear", rewrites.quantised_8),
+    Form("weights", "BFLOAT16 behind Cast", rewrites.bfloat_16, rounds=True),
+    Form("inputs", "attention_mask INT32", rewrites.mask_32),
+    Form("inputs", "input_ids INT32", rewrites.ids_32),
+    Form("inputs", "no position_ids", rewrites.positions_inside),
+    Form("sizes", "logits wider than the vocabulary", rewrites.logits_padded),
+    Form("sizes", "a window of 512", None, "fp32", 512),
+    Form("sizes", "a window of 1,024, in q4f16", None, "q4f16", 1024),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Row:
+    """What came of a form: what its pair is worth against the export, and each preset's graph against the pair."""
+
+    form: Form
+    pair: str
+    presets: tuple[str, ...]
+    sound: bool
+
+    def __str__(self) -> str:
+        return f"| {self.form.group} | {self.form.name} | {self.pair} | {' | '.join(self.presets)} |"
+
+
+def cases(window: int) -> list[Case]:
+    vocabulary = Vocabulary(size=100, context=4 * max(window, 64), bos=2, pad=0, window=window)
+    return [case for case in of_ids(vocabulary) if isinstance(case, Case) and case.name in NAMES]
+
+
+def built(form: Form, work: Path) -> Path:
+    """The export as it was, in the form's precision and with its window."""
+    name, place = "tiny-e2b", work / f"{form.precision}-{form.window}"
+    if place.is_dir():
+        return place
+    if form.window == 8:
+        fixtures.build(name, form.precision, place)
+        return place
+    fixture = FIXTURES[name]
+    architecture = replace(fixture.architecture, sliding_window=form.window, max_position_embeddings=4 * form.window)
+    FIXTURES[f"{name}-wide"] = replace(fixture, name=f"{name}-wide", architecture=architecture)
+    try:
+        fixtures.build(f"{name}-wide", form.precision, place)
+    finally:
+        del FIXTURES[f"{name}-wide"]
+    return place
+
+
+def rewritten(form: Form, source: Path, target: Path) -> Export:
+    """A copy of the export in the form."""
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("*encoder*"))
+    export = open_export(target)
+    if form.rewrite is not None:
+        pair = export.pair(form.precision)
+        embed, decoder = (onnx.load(str(path), load_external_data=False) for path in (pair.embed, pair.decoder))
+        form.rewrite(Pair(embed, decoder, json.loads((target / "config.json").read_text())))
+        pair.embed.write_bytes(embed.SerializeToString())
+        pair.decoder.write_bytes(decoder.SerializeToString())
+    return export
+
+
+def answers(pair: GraphPair, window: int) -> Recording:
+    return record(TwoGraphModel.open(pair, Settings()), cases(window), steps=2, padding="none")
+
+
+def row(form: Form, work: Path) -> Row:
+    source = built(form, work)
+    export = rewritten(form, source, work / "form")
+    pair = export.pair(form.precision)
+    try:
+        theirs = answers(pair, form.window)
+        found = agreement_of(answers(open_export(source).pair(form.precision), form.window), theirs, owners(export))
+        worth, sound = f"{found.max_abs:.2g}", form.rounds or found.max_abs <= WORTH
+    except (ModelError, SurgeryError) as error:
+        theirs, worth, sound = None, f"it cannot be run: {one_sentence(error)}", True
+    made = [preset(export, pair, recipe, theirs, form) for recipe in (compatible(pair.embed), fast(pair.embed))]
+    return Row(form, worth, tuple(text for text, _ in made), sound and all(good for _, good in made))
+
+
+def owners(export: Export) -> dict[int, int]:
+    return {layer.index: layer.kv_source for layer in export.architecture.layers}
+
+
+def preset(
+    export: Export, pair: GraphPair, recipe: Sequence[Pass], theirs: Recording | None, form: Form
+) -> tuple[str, bool]:
+    """What a preset makes of a form, and whether that is right: its numbers within the limits, or a sentence."""
+    try:
+        model, outcomes = plan(pair, export, recipe)
+        genai_config(model, export)
+    except SurgeryError as error:
+        return one_sentence(error), True
+    except Exception as error:  # a traceback is what this looks for
+        return f"**{type(error).__name__}: {error}**", False
+    if theirs is None:
+        return "made, and cannot be run", False
+    try:
+        ours = record(
+            MergedModel(model, Settings()), cases(form.window), steps=2, follow=theirs, padding=padding_of(model.graph)
+        )
+    except ModelError as error:
+        return f"**it does not run: {one_sentence(error)}**", False
+    exact = all(step.numerics.kind == "exact" for step in recipe)
+    limits = default_thresholds("float16" if "f16" in form.precision else "float32", [EXACT if exact else REORDERED])
+    found = agreement_of(theirs, ours, owners(export), limits.logits, limits.regrouped)
+    failed = [gate.name for gate in number_gates(found, limits) if not gate.passed]
+    left = [str(finding) for outcome in outcomes for finding in outcome.findings if outcome.name in LEFT]
+    skipped = [text.removeprefix("skipped ") for text in left if text.startswith("skipped") and "already" not in text]
+    stays = f"; {skipped[0]}" if skipped and not exact else ""
+    if failed:
+        return f"**{', '.join(failed)}: {worst(found):.2g}**{stays}", False
+    return f"{worst(found):.2g}{stays}", True
+
+
+LEFT = {"fuse-attention", "drop-attention-bias"}
+"""Passes of which the table says what they leave."""
+
+
+def worst(found: Agreement) -> float:
+    return max(found.max_abs, found.cache_max_abs)
+
+
+def one_sentence(error: BaseException) -> str:
+    hint = getattr(error, "hint", None)
+    text = re.sub(r"^([a-z-]+) after [^:]+:", r"\1:", " ".join(str(error).split())) + (f" ({hint})" if hint else "")
+    return text.replace("|", "\\|")
+
+
+def main() -> int:
+    """0 where every form is right or refused in a sentence."""
+    parser = argparse.ArgumentParser(
+        prog="python -m validation.forms", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--only", default="", metavar="TEXT")
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    print("| what | form | the pair against the export | compatible against the pair | fast against the pair |")
+    print("| --- | --- | --- | --- | --- |")
+    sound = True
+    for form in FORMS:
+        if options.only in f"{form.group} {form.name}":
+            found = row(form, options.work)
+            print(str(found).replace(f"{options.work}/form/", ""), flush=True)
+            sound &= found.sound
+    print(f"\n{', '.join(f'{name} {version}' for name, version in versions().items())}")
+    return 0 if sound else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -25,6 +25,7 @@ from surgery.runtime.decoding import keep_of, next_feed, prompt_feeds
 from surgery.runtime.sessions import Array, Feed, KVCaches, OpenGraph, OrtTensor, Settings, host
 from surgery.runtime.two_graphs import TwoGraphModel
 from surgery.source.export import GraphPair
+from surgery.source.ids_in_graph import values_of_ids
 from surgery.verify.agreement import own_part
 from surgery.verify.made_up_caches import made_up_caches, mask_of
 from surgery.verify.prompts import Case
@@ -125,7 +126,9 @@ class _Source:
     def __init__(self, pair: GraphPair, settings: Settings) -> None:
         self.embed = _Exposed(pair.embed, settings)
         self.decoder = _Exposed(pair.decoder, settings)
-        self._pair = TwoGraphModel(self.embed.graph, self.decoder.graph)
+        self._pair = TwoGraphModel(self.embed.graph, self.decoder.graph, kept=pair.kept)
+        self._kept = np.array(pair.kept.ids) if pair.kept is not None else None
+        self._ids = values_of_ids(self.embed.model.graph) if pair.kept is not None else set()
         self._by_slot = {slot: name for name, slot in self.decoder.slots.items()}
         self.last: Array | None = None
 
@@ -133,13 +136,22 @@ class _Source:
         return self._pair.start(batch)
 
     def step(self, feed: Feed, cache: KVCaches) -> tuple[dict[str, Array], KVCaches]:
-        """All values; those of the embedding graph also under the prefix that a merge gives them."""
+        """All values; those of the embedding graph also under the prefix that a merge gives them. Where only some tokens
+        stay, ids are the new ones, and logits those of these tokens."""
         outputs = self._pair.embed(feed.ids)
         decoder_outputs, presents = self._pair.outputs(outputs, feed, cache, keep_of(feed))
         embedded, decoded = self.embed.values(outputs, {}), self.decoder.values(decoder_outputs, presents)
         prefixed = {f"{_PREFIX}{name.lstrip('/')}": array for name, array in embedded.items()}
         values = {**embedded, **prefixed, **decoded}
         self.last = self.decoder.graph.logits(decoder_outputs)
+        if self._kept is not None:
+            size, kept = self.last.shape[-1], self._kept
+            self.last = self.last[..., kept]
+            values = {
+                name: np.searchsorted(kept, array) if name in self._ids
+                else array[..., kept] if array.shape[-1:] == (size,) else array
+                for name, array in values.items()
+            }  # fmt: skip
         return values, presents
 
     def namesake(self, values: Values, name: str, slot: Slot | None) -> Array | None:

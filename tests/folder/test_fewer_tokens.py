@@ -18,11 +18,14 @@ from passes.presets import compatible, pruned
 from surgery.errors import ExportError, RequestError
 from surgery.folder.building import build_folder
 from surgery.folder.manifest import recorded_tokens
+from surgery.runtime.sessions import Settings
 from surgery.runtime.two_graphs import open_two_graphs
 from surgery.source.bpe_tokenizer import BpeTokenizer
 from surgery.source.export import open_export
 from surgery.source.kept_tokens import VOCABULARY_FILE, KeptTokens
 from surgery.source.pruned_export import filled, pruned_export, renumbered
+from surgery.verify.bisect import find_divergence
+from surgery.verify.prompts import Case
 from surgery.verify.vocabulary_proof import vocabulary_gates
 
 
@@ -98,6 +101,16 @@ def test_diff_says_that_the_rows_are_equal(folder: Path, words: Path, tmp_path: 
     found = surgery.diff(words, bad)
     assert found.weights.vocabulary is not None and len(found.weights.vocabulary.tensors) == 8
     assert [change.verb for change in found.weights.changes if change.verb == "changed"] == ["changed"]
+
+
+def test_a_bisection_reads_the_source_with_its_own_ids(folder: Path, words: Path) -> None:
+    pair = open_export(words).pair("q4")
+    case = Case("one", "", ((2, 300, 50, 700, 31),))
+    found = find_divergence(
+        replace(pair, kept=recorded_tokens(folder)), folder / "model.onnx", case, Settings(), steps=2
+    )
+    assert found is None, "each value is the source's, ids and logits included"
+    assert find_divergence(pair, folder / "model.onnx", case, Settings(), steps=2) is not None
 
 
 def test_dropped_merges_are_found_out(folder: Path, words: Path, tmp_path: Path) -> None:

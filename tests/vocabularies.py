@@ -39,12 +39,13 @@ def small_tokenizer(folder: Path) -> BpeTokenizer:
 
 
 def kept_of(tokenizer: BpeTokenizer, size: int, seed: int = 0, also: Iterable[int] = ()) -> KeptTokens:
-    """What has to stay, and others at random until about `size` tokens are closed."""
+    """What has to stay, and others at random until `size` tokens are closed."""
     chosen = random.Random(seed)
     found = tokenizer.closed(tokenizer.special | tokenizer.last_resort | set(also))
     others = sorted(tokenizer.texts.keys() - found)
     while len(found) < size and others:
-        found |= tokenizer.closed([others.pop(chosen.randrange(len(others)))])
+        new = found | tokenizer.closed([others.pop(chosen.randrange(len(others)))])
+        found = new if len(new) <= size else found
     return KeptTokens.of(found)
 
 

@@ -56,7 +56,7 @@ def main() -> int:
 
 
 def run(setting: Setting, seconds: float, only: list[str]) -> int:
-    """Run what is not done: what was not run yet first, then what failed."""
+    """Run what is not done: what was not run yet, and what others need, first; then what failed."""
     setting.work.mkdir(parents=True, exist_ok=True)
     until = time.monotonic() + seconds
     chosen = [step for step in steps() if not only or step.name in only]
@@ -64,7 +64,8 @@ def run(setting: Setting, seconds: float, only: list[str]) -> int:
         print(f"no such step: {', '.join(sorted(strange))}", file=sys.stderr)
         return 2
     known = results(setting.out)
-    for step in sorted(chosen, key=lambda step: step.name in known):
+    needed = {name for step in chosen for name in step.needs}
+    for step in sorted(chosen, key=lambda step: step.name in known and step.name not in needed):
         if known.get(step.name, {}).get("outcome") == "done":
             continue
         left = until - time.monotonic()

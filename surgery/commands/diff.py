@@ -23,8 +23,8 @@ def diff(
     after: Annotated[str, typer.Argument(metavar="AFTER", help="What to compare it with: any of the three.")],
     precision: Precision = None,
     form: Annotated[
-        Literal["terminal", "md", "json", "html"],
-        typer.Option("--format", help="md is for pull requests, html is one page."),
+        Literal["terminal", "md", "json", "html", "svg"],
+        typer.Option("--format", help="md is for pull requests, html is one page, svg one picture."),
     ] = "terminal",
     output: Annotated[
         list[Path] | None,

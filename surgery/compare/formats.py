@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from surgery.compare.change_picture import change_picture
 from surgery.compare.comparison import Comparison
 from surgery.compare.html import html
 from surgery.compare.markdown import to_markdown
@@ -15,7 +16,12 @@ from surgery.files.safe_reading import read_regular
 MOST_BYTES = 2**30
 """A report that is longer is none."""
 
-FORMATS: dict[str, Callable[[Comparison], str]] = {"md": to_markdown, "json": to_json, "html": html}
+FORMATS: dict[str, Callable[[Comparison], str]] = {
+    "md": to_markdown,
+    "json": to_json,
+    "html": html,
+    "svg": change_picture,
+}
 
 
 SUFFIXES = {f".{name}": name for name in FORMATS}

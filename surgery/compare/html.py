@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import TYPE_CHECKING, TypeVar
 
+from surgery.compare.change_picture import change_picture
 from surgery.compare.comparison import (
     VERBS,
     Comparison,
@@ -27,6 +28,7 @@ from surgery.compare.comparison import (
     Reason,
     tally,
 )
+from surgery.compare.impact import COST_HEADS, TITLES, cost_cells, impact_of, speed_notes
 from surgery.compare.layer_picture import layer_picture
 from surgery.compare.sections import ranges, signed
 from surgery.errors import printable
@@ -60,6 +62,11 @@ def html(found: Comparison) -> str:
     page = _environment().get_template("page.html")
     return page.render(
         found=found,
+        impact=impact_of(found),
+        meaning=TITLES[impact_of(found).level],
+        costs=[(head, text) for head, text in zip(COST_HEADS, cost_cells(found), strict=True) if text],
+        speed=speed_notes(found),
+        change=Markup(change_picture(found)),  # its texts are escaped
         titles=_TITLES,
         badges=_badges(found),
         interface=_interface(found.interface),

@@ -16,6 +16,7 @@ from places import ROOT, TINY
 
 from passes.presets import fast
 from surgery.compare import Comparison, compare, open_subject
+from surgery.compare.change_picture import change_picture
 from surgery.compare.commits import Reviewed, review_markdown
 from surgery.compare.comparison import FieldChange, FileChange, Numbers
 from surgery.compare.impact import Impact, cost_cells, impact_of, speed_notes
@@ -190,5 +191,25 @@ def test_review_writes_files_and_exits_by_policy(repository: Path) -> None:
 def test_a_suffix_that_is_none() -> None:
     from surgery.compare.formats import SUFFIXES, known_suffix
 
-    with pytest.raises(RequestError, match=r"\.md, \.json, \.html"):
+    with pytest.raises(RequestError, match=r"\.md, \.json, \.html, \.svg"):
         known_suffix(Path("x.txt"), SUFFIXES)
+
+
+def test_the_picture_fits_a_phone_and_is_plain_svg(to_fast: Comparison) -> None:
+    hostile = "</text><script>alert(1)</script>\x1b" * 9
+    groups = to_fast.nodes.groups
+    odd = replace(groups[0], by=(hostile,), changes=tuple(replace(one, operator=hostile) for one in groups[0].changes))
+    many = replace(to_fast, nodes=replace(to_fast.nodes, groups=(odd, *groups * 4)))
+    for found in (to_fast, many, replace(to_fast, layers=to_fast.layers * 6)):
+        text = change_picture(found)
+        root = ElementTree.fromstring(text)
+        assert root.get("width") == "360" and "<script" not in text and "href" not in text and "\x1b" not in text
+        words = [one for one in root.iter() if one.tag.endswith("}text")]
+        assert all(int(one.get("font-size", 0)) >= 12 for one in words)
+        ends = [float(one.get("x", 0)) + 7.3 * len(one.text or "") for one in words]
+        assert max(ends) <= 360 + 7, "each text ends where the picture does"
+        bottoms = [float(one.get("y", 0)) + float(one.get("height", 0)) for one in root.iter() if one.get("y")]
+        assert max(bottoms) <= float(root.get("height", 0))
+    told = [one.text or "" for one in ElementTree.fromstring(change_picture(to_fast)).iter()]
+    assert {"Breaking", "Layers: 6 of 10 changed", "+ 4 GroupQueryAttenti…", "12.6 MB", "6.29 MB"} <= {*told}
+    assert change_picture(to_fast) == change_picture(to_fast)

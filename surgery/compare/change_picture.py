@@ -21,11 +21,11 @@ from surgery.compare.sections import ranges
 from surgery.errors import printable
 from surgery.printing import size
 
-WIDTH, MARGIN, LINE = 360, 12, 17
-"""Pixels: of a phone in upright position, beside what is drawn, from line to line."""
+WIDTH, MARGIN, LINE = 328, 12, 17
+"""Pixels: of a page on a phone of 360 in upright position, beside what is drawn, from line to line."""
 
 _INNER = WIDTH - 2 * MARGIN
-_LETTER = 6.8
+_LETTER = 7.3
 """Pixels of a letter, of the fixed width that the font has."""
 
 _CELL, _MOST_REGIONS, _MOST_OPERATORS = 28, 12, 4
@@ -124,9 +124,9 @@ def _layers(drawing: _Drawing, layers: Sequence[LayerChange]) -> None:
     legend = ((_KINDS["sliding"], _KINDS["sliding"], "sliding"), (_KINDS["full"], _KINDS["full"], "full"),
               (_PAPER, _KINDS["sliding"], "shared"), (_PAPER, _CHANGED[1], "changed"))  # fmt: skip
     for number, (fill, stroke, word) in enumerate(legend):
-        x = MARGIN + number * 84
+        x = MARGIN + number * 74
         drawing.rect(x, drawing.y + 2, 11, 11, fill, rx=2, stroke=stroke, stroke_width=2)
-        drawing.text(x + 17, drawing.y + 12, word, 66, fill=_DIM)
+        drawing.text(x + 17, drawing.y + 12, word, 56, fill=_DIM)
     drawing.y += LINE
     for text, count in _operators(layers):
         drawing.lines(f"{count} × {text}", most=2)

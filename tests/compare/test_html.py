@@ -272,12 +272,18 @@ const behind = (element) => {
   return over(getComputedStyle(element).backgroundColor, behind(element.parentElement));
 };
 const bars = (element) => element.matches("text.bar") ? element.parentElement.querySelector("rect.bar") : null;
+const drawnOn = (svg, text) => [...svg.querySelectorAll("rect")].filter((rect) => {
+  const at = (name, from) => Number(from.getAttribute(name) || 0), x = at("x", text), y = at("y", text) - 4;
+  const inside = (low, size, value) => low <= value && value <= low + size;
+  return rect.compareDocumentPosition(text) & Node.DOCUMENT_POSITION_FOLLOWING &&
+    inside(at("x", rect), at("width", rect), x) && inside(at("y", rect), at("height", rect), y);
+}).pop();
 const found = [];
 for (const element of document.querySelectorAll("body *")) {
   if (element.closest("script, title, desc, option, .skip") || !element.checkVisibility()) continue;
   if (![...element.childNodes].some((n) => n.nodeType === 3 && n.data.trim())) continue;
   const svg = element.closest("svg"), style = getComputedStyle(element);
-  const bar = svg && bars(element);
+  const bar = svg && (svg.matches("[role=img]") ? drawnOn(svg, element) : bars(element));
   const below = bar ? over(getComputedStyle(bar).fill, behind(svg)) : behind(element);
   const [a, b] = [light(over(svg ? style.fill : style.color, below)), light(below)];
   const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);

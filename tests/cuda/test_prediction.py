@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 import pytest
 from folders import planned
-from onnx import ModelProto, NodeProto, TensorProto
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto
 from onnx.helper import (
     make_function,
     make_graph,
@@ -240,6 +240,14 @@ def test_types_that_nothing_declares_are_said_to_be_unknown() -> None:
     assert found.reason == "the types of this Relu are not declared: T"
 
 
+def test_what_is_not_known_is_not_captured() -> None:
+    model = graph([make_node("Relu", ["x"], ["y"], name="n")], {}, {})
+    model.graph.output.add().name = "y"
+    assert not predict(model).can_be_captured
+    known = graph([make_node("Relu", ["x"], ["y"], name="n")], {"x": HALF}, {"y": HALF})
+    assert predict(known).can_be_captured
+
+
 def test_types_follow_from_schemas_where_they_are_not_declared() -> None:
     nodes = [
         make_node("Cast", ["x"], ["a"], name="cast", to=HALF),
@@ -406,6 +414,14 @@ def test_bodies_of_control_flow_are_placed_too() -> None:
     node = make_node("If", ["c"], ["y"], name="if", then_branch=body, else_branch=body)
     found = predict(graph([node], {"x": INT64, "c": BOOL}, {"y": INT64}))
     assert Counter(each.node for each in found.faults) == {"inner": 2}
+
+
+def test_a_body_sees_the_types_around_it() -> None:
+    body = make_graph([make_node("Relu", ["h"], ["z"], name="inner")], "body", [], [ValueInfoProto(name="z")])
+    nodes = [make_node("Cast", ["x"], ["h"], name="cast", to=HALF),
+             make_node("If", ["c"], ["y"], name="if", then_branch=body, else_branch=body)]  # fmt: skip
+    found = predict(graph(nodes, {"x": FLOAT, "c": BOOL}, {"y": HALF}))
+    assert {each.provider for each in found.assignments if each.node == "inner"} == {"cuda"}
 
 
 # --- hostile graphs ------------------------------------------------------------------------------------------------------

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, load
-from onnx.helper import make_node, make_tensor_value_info
+from onnx.helper import make_model, make_node, make_operatorsetid, make_tensor_value_info
+from onnx.numpy_helper import from_array
 from places import TINY
-from small import Array, refused, run
+from small import Array, graph_of, refused, run
 
 from passes import FitEncoder
 from passes.base import Outcome, apply
@@ -130,6 +131,40 @@ def test_a_fixed_number_of_patches_is_filled_up(tmp_path: Path) -> None:
         features, expected = (run(model, given)["image_features"] for model in (found, encoder("vision")))
         assert features.shape == expected.shape
         np.testing.assert_allclose(features, expected, atol=1e-6)  # products of more rows add in another order
+
+
+def test_what_fills_up_is_zeros_at_places_that_are_none(tmp_path: Path) -> None:
+    """An encoder that gives back what it is fed: patches and their places, side by side, behind the others."""
+    nodes = [
+        make_node("Cast", ["pixel_position_ids"], ["places"], to=FLOAT),
+        make_node("Concat", ["pixel_values", "places"], ["whole"], axis=2),
+        make_node("Reshape", ["whole", "rows"], ["image_features"]),
+    ]
+    shapes = {"pixel_values": (FLOAT, ["n", 4, 2]), "pixel_position_ids": (INT64, ["n", 4, 2])}
+    proto = make_model(graph_of(*nodes, inputs=shapes, outputs={"image_features": (FLOAT, ["m", 4])}), ir_version=10,
+                       opset_imports=[make_operatorsetid("", 21)])  # fmt: skip
+    proto.graph.initializer.append(from_array(np.array([-1, 4]), "rows"))
+    found, _ = fitted(tmp_path, proto, FitEncoder("image", 4, 4))
+    values, places = np.array([[[1, 2], [3, 4]]], np.float32), np.array([[[5, 6], [7, 8]]])
+    given = run(found, {"pixel_values": values, "pixel_position_ids": places})["image_features"]
+    np.testing.assert_array_equal(given, [[1, 2, 5, 6], [3, 4, 7, 8], [0, 0, -1, -1], [0, 0, -1, -1]])
+
+
+def test_features_of_sound_may_have_three_axes(tmp_path: Path) -> None:
+    proto = encoder("audio")
+    rename(proto.graph, {"audio_features": "flat"})
+    proto.graph.node.append(make_node("Unsqueeze", ["flat", "first"], ["audio_features"]))
+    proto.graph.initializer.append(from_array(np.array([0]), "first"))
+    proto.graph.output[0].CopyFrom(make_tensor_value_info("audio_features", FLOAT, [1, "tokens", 64]))
+    found, outcome = fitted(tmp_path, proto, AUDIO)
+    assert not outcome.changed and interface(found)["audio_features"] == (FLOAT, [1, "tokens", 64])
+
+
+def test_a_name_that_an_inner_value_has_is_refused(tmp_path: Path) -> None:
+    proto = encoder("vision")
+    rename(proto.graph, {"pixel_values": "pixels"})
+    rename(proto.graph, {proto.graph.node[0].output[0]: "pixel_values"})
+    refused(tmp_path, proto, IMAGE, "a value inside the graph is named 'pixel_values', which the interface needs")
 
 
 def test_a_mask_of_numbers_becomes_one_of_truth_values(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import small
 from onnx.helper import make_tensor_value_info
 from small import FLOAT, LAYERS, PER_LAYER, applied, decoder, embed_tokens, feeds, refused, run, run_pair
 
@@ -27,6 +28,16 @@ def test_the_pair_computes_what_it_did(batch: int, total: int, past: int, tmp_pa
     assert between.tobytes() == run(embed_tokens(), given)["per_layer_inputs"].tobytes()
     for name, values in truth.items():
         np.testing.assert_array_equal(found[name], values, strict=True, err_msg=name)
+
+
+def test_layers_and_size_keep_their_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(small, "PER_LAYER", 6)  # not as many as layers
+    decode = applied(tmp_path, decoder(), FlattenPerLayerInputs())[0].proto
+    given = feeds(np.ones((1, 5), np.int64))
+    embedded = run(embed_tokens(), given)
+    flat = {**embedded, "per_layer_inputs": embedded["per_layer_inputs"].reshape(1, 5, -1)}
+    expected = run(decoder(), given | embedded)["logits"]
+    np.testing.assert_array_equal(run(decode, given | flat)["logits"], expected, strict=True)
 
 
 def test_both_interfaces_declare_it_with_a_number_last_and_in_its_place(tmp_path: Path) -> None:

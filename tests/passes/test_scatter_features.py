@@ -40,8 +40,9 @@ def by_numpy(proto: ModelProto, ids: Array, images: Array, sounds: Array) -> Arr
         [[IMAGE, 1, 2, AUDIO], [3, IMAGE, AUDIO, AUDIO]],
         [[4, 5, 6]],
         [[9]],
+        [[IMAGE]],
     ],
-    ids=["runs", "mixed", "batch", "text", "decode"],
+    ids=["runs", "mixed", "batch", "text", "decode", "an image and no word"],
 )
 def test_features_stand_where_numpy_puts_them(ids: list[list[int]], tmp_path: Path) -> None:
     tokens = np.array(ids, np.int64)

@@ -1,7 +1,7 @@
 """Inject each fault, one at a time, into a copy of the project, and run the tests that should tell.
 
     python -m validation.mutants WORK                     every fault; verdicts that still hold are not made again
-    python -m validation.mutants WORK --only rename_io    those whose name has this
+    python -m validation.mutants WORK --only rename_io    those whose name this regular expression finds
     python -m validation.mutants WORK --check             only whether each fault's text is there, once
 
 Prints what survived. Ends with 1 where something did without a written reason, where a fault is stale, or where a reason is
@@ -14,6 +14,7 @@ import argparse
 import compileall
 import json
 import os
+import re
 import shutil
 import sys
 from collections import Counter
@@ -127,10 +128,10 @@ def main() -> int:
         prog="python -m validation.mutants", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("work", type=Path)
-    parser.add_argument("--only", default="", metavar="TEXT", help="faults whose name has this")
+    parser.add_argument("--only", default="", metavar="REGEX", help="faults whose name it finds")
     parser.add_argument("--check", action="store_true", help="run nothing; tell which faults are stale")
     options = parser.parse_args()
-    faults = [fault for fault in all_faults() if options.only in fault.name]
+    faults = [fault for fault in all_faults() if re.search(options.only, fault.name)]
     if stale := [reason for fault in faults if (reason := fault.stale(ROOT))]:
         print("\n".join(f"stale: {reason}" for reason in stale))
         return 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import filecmp
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -259,8 +259,29 @@ def logits_faults(folder: OpenedFolder, source: SourceFiles) -> Iterator[str]:
 
 def file_faults(folder: OpenedFolder, source: SourceFiles) -> Iterator[str]:
     """Files that go along as they are, tokenizer_config.json and config.json."""
-    for name in (*_FILES, *(_MEDIA_FILES if folder.others else ())):
-        ours, theirs = folder.root / name, source.root / name
+    yield from _along(folder.root, source, (*_FILES, *(_MEDIA_FILES if folder.others else ())))
+    yield from differences(read_config(folder.root / "config.json"), _model_config(folder, source), "config.json: ")
+
+
+def two_graph_faults(root: Path, source: SourceFiles) -> Iterator[str]:
+    """The same of a folder of two graphs: config.json has the text model one level up, and in its own place too."""
+    yield from _along(root, source, _FILES)
+    text, config = ({key: part[key] for key in part if key not in _TOWERS} for part in (source.text, source.config))
+    wanted: dict[str, Any] = {**text, **config}
+    for part in (text, wanted):
+        if source.family != "gemma3n" and part.get("num_kv_shared_layers") == 0:
+            del part["num_kv_shared_layers"]  # readers cut `layer_types[:-0]`
+    if source.text is source.config:  # a text model's own, under the names of the class of two graphs
+        wanted |= {"architectures": ..., "model_type": source.family}
+        text["model_type"] = f"{source.family}_text"
+    wanted |= {"text_config": text, "transformers.js_config": ...}  # its graphs are loaded by the names in there
+    yield from differences(read_config(root / "config.json"), wanted, "config.json: ")
+
+
+def _along(root: Path, source: SourceFiles, names: Iterable[str]) -> Iterator[str]:
+    """Files that go along as they are, and tokenizer_config.json."""
+    for name in names:
+        ours, theirs = root / name, source.root / name
         if name == "chat_template.jinja" and ours.is_file() and not theirs.is_file():
             inline = read_config(source.root / "tokenizer_config.json").get("chat_template")
             if ours.read_text(encoding="utf-8") != inline:
@@ -276,11 +297,10 @@ def file_faults(folder: OpenedFolder, source: SourceFiles) -> Iterator[str]:
     tokenizer = read_config(source.root / "tokenizer_config.json")
     tokenizer.pop("processor_class", None)  # it names a processor of transformers, which the runtime does not have
     tokenizer["tokenizer_class"] = "GemmaTokenizer"  # the one that all versions of the runtime know
-    ours = read_config(folder.root / "tokenizer_config.json")
-    if "tool.function" in str(ours.get("chat_template")):
+    found = read_config(root / "tokenizer_config.json")
+    if "tool.function" in str(found.get("chat_template")):
         tokenizer["chat_template"] = ...  # in the runtime's dialect: a gate renders it beside the published one
-    yield from differences(ours, tokenizer, "tokenizer_config.json: ")
-    yield from differences(read_config(folder.root / "config.json"), _model_config(folder, source), "config.json: ")
+    yield from differences(found, tokenizer, "tokenizer_config.json: ")
 
 
 def _model_config(folder: OpenedFolder, source: SourceFiles) -> Mapping[str, Any]:

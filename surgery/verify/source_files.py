@@ -14,7 +14,14 @@ from surgery.choices import Provider
 from surgery.errors import ArchitectureError, SurgeryError
 from surgery.folder.opened import OpenedFolder
 from surgery.source.export import GraphPair
-from surgery.verify.configuration import SourceFiles, file_faults, logits_faults, processor_faults, setting_faults
+from surgery.verify.configuration import (
+    SourceFiles,
+    file_faults,
+    logits_faults,
+    processor_faults,
+    setting_faults,
+    two_graph_faults,
+)
 from surgery.verify.report import Gate
 
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -44,14 +51,20 @@ def source_file_gates(
     }
     if folder.media:
         rules["processors are the source's"] = processor_faults
-    gates = []
-    for name, rule in rules.items():
-        try:
-            faults = list(rule(folder, files))
-            gates.append(Gate("structure", name, not faults, 0, len(faults), "; ".join(faults[:3])))
-        except SurgeryError as error:
-            gates.append(Gate("structure", name, False, detail=str(error)))
-    return gates
+    return [_gate(name, lambda rule=rule: rule(folder, files)) for name, rule in rules.items()]  # type: ignore[misc]
+
+
+def two_graph_file_gate(folder: Path, source: GraphPair, root: Path) -> Gate:
+    """The gate of the files that a folder of two graphs has from its source, whose files lie in `root`."""
+    return _gate("files are the source's", lambda: two_graph_faults(folder, SourceFiles.read(root, source)))
+
+
+def _gate(name: str, rule: Callable[[], Iterator[str]]) -> Gate:
+    try:
+        faults = list(rule())
+    except SurgeryError as error:
+        return Gate("structure", name, False, detail=str(error))
+    return Gate("structure", name, not faults, 0, len(faults), "; ".join(faults[:3]))
 
 
 def files_beside(source: GraphPair) -> Path | None:

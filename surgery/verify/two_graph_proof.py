@@ -27,7 +27,7 @@ from surgery.verify.prompt_file import cases_of, shipped
 from surgery.verify.prompts import Case, Coverage, Skipped, Vocabulary, admissible, of_ids, within
 from surgery.verify.recording import Recording, record
 from surgery.verify.report import Gate, Report
-from surgery.verify.source_files import files_beside
+from surgery.verify.source_files import files_beside, two_graph_file_gate
 from surgery.verify.thresholds import default_thresholds
 from surgery.verify.validation import TOKENS, manifest_gate
 from surgery.verify.vocabulary_proof import inside_gate, vocabulary_gates
@@ -64,8 +64,9 @@ def validate_two_graphs(
         told(TOKENIZER)
         cases, skipped = _cases(export, scope, TOKENS[scope])
         gates.append(Gate("structure", "prompts can be made", bool(cases), 1, len(cases), f"{len(cases)} cases"))
-        if source.kept is not None and (root := files or files_beside(source)) is not None:
-            gates += vocabulary_gates(folder, root, source.kept, corpus)
+        if (root := files or files_beside(source)) is not None:
+            gates.append(two_graph_file_gate(folder, source, root))
+            gates += vocabulary_gates(folder, root, source.kept, corpus) if source.kept is not None else []
         told("source")
         pair, steps = next(iter(export.pairs.values())), TOKENS[scope] - 1
         level = SetAccuracyLevel("4", "slow")

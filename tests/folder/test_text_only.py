@@ -23,6 +23,7 @@ from surgery.folder.text_only import Stripped, build_text_only
 from surgery.runtime.sampling import Sampling
 from surgery.runtime.two_graphs import open_two_graphs
 from surgery.source.export import open_export
+from surgery.verify.source_files import two_graph_file_gate
 from surgery.verify.two_graph_proof import validate_two_graphs
 
 PRECISIONS = ("fp32", "fp16", "q4", "q4f16", "quantized")
@@ -148,6 +149,27 @@ def test_the_proof_sees_a_graph_that_is_not_the_source_s(tmp_path: Path) -> None
     assert failed == ["files are what was written", "folder answers"], "nothing runs"
     failed = [gate.name for gate in validate_two_graphs(sign(tmp_path / "out"), pair, scope="light").failed]
     assert "logits" in failed
+
+
+def test_the_proof_sees_files_that_are_not_the_source_s(tmp_path: Path) -> None:
+    run(tmp_path / "out")
+    pair = open_export(TINY).pair("q4")
+    assert two_graph_file_gate(tmp_path / "out", pair, TINY).passed
+    for name, key, value in (
+        ("config", "bos_token_id", 3),
+        ("generation_config", "top_k", 1),
+        ("tokenizer_config", "bos_token", "x"),
+    ):
+        path = tmp_path / "out" / f"{name}.json"
+        before = path.read_text()
+        path.write_text(json.dumps({**json.loads(before), key: value}))
+        gate = two_graph_file_gate(tmp_path / "out", pair, TINY)
+        assert not gate.passed and name in gate.detail
+        path.write_text(before)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    config["text_config"]["sliding_window"] = 9
+    (tmp_path / "out" / "config.json").write_text(json.dumps(config))
+    assert "text_config.sliding_window is 9; 8 is expected" in two_graph_file_gate(tmp_path / "out", pair, TINY).detail
 
 
 def test_a_check_that_fails_keeps_the_folder_from_appearing(tmp_path: Path) -> None:

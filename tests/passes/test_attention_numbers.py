@@ -30,61 +30,6 @@ from surgery.verify.prompts import Case, Vocabulary, of_ids
 from surgery.verify.recording import Recording, record
 from surgery.verify.thresholds import default_thresholds
 
-MODELS = [("tiny-e2b", "fp32"), ("tiny-31b", "fp32"), ("tiny-e4b", "q4f16")]
-NAMES = {"one-token", "chunks-of-7", "batch", "ragged-batch", "cached-past-the-window", "cached-padded-batch"}
-CASES = [
-    case
-    for case in of_ids(Vocabulary(size=100, context=256, bos=2, pad=0, window=8))
-    if isinstance(case, Case) and case.name in NAMES
-]
-STAGES: dict[type[Pass], list[type[Pass]]] = {
-    FuseAttention: [DropAttentionBias, SliceCaches],
-    DropAttentionBias: [SliceCaches],
-    SliceCaches: [],
-}
-"""A pass -> those behind it, which are left out."""
-
-
-@dataclass
-class Subject:
-    """A decoder of an export, the recipe that makes it fast, and what the export answers to the cases."""
-
-    decoder: Model
-    recipe: Sequence[Pass]
-    source: Recording
-
-    def made(self, without: Sequence[type[Pass]]) -> tuple[Model, list[Outcome]]:
-        return apply(self.decoder, [step for step in self.recipe if not isinstance(step, tuple(without))])
-
-
-@pytest.fixture(scope="module", params=MODELS, ids="-".join)
-def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
-    name, precision = request.param
-    root = tmp_path_factory.mktemp("attention")
-    fixtures.build(name, precision, root)
-    export = open_export(root)
-    pair = export.pair(precision)
-    source = record(TwoGraphModel.open(pair, Settings()), CASES, steps=2, padding="none")
-    return Subject(Model.open(pair.decoder, export.architecture), fast(pair.embed), source)
-
-
-@pytest.mark.parametrize("last", STAGES)
-def test_each_pass_leaves_the_source_s_numbers(last: type[Pass], subject: Subject) -> None:
-    model, outcomes = subject.made(STAGES[last])
-    assert last.name in {outcome.name for outcome in outcomes if outcome.changed}
-    counted = last is not FuseAttention
-    assert has_shared_buffer(model) is (last is SliceCaches)
-    assert {core.node.op_type for core in attention_nodes(model.graph)} == {"GroupQueryAttention"}
-    cases = [case for case in CASES if counted or not case.ragged]  # without counted lengths padding is in the way
-    theirs = Recording(tuple(answer for answer in subject.source.answers if answer.case in cases))
-    ours = record(MergedModel(model, Settings()), cases, steps=2, follow=theirs, padding=padding_of(model.graph))
-    layers = model.require_architecture().layers
-    limits = default_thresholds(coarsest(theirs, ours), [REORDERED])
-    found = agreement_of(theirs, ours, {layer.index: layer.kv_source for layer in layers}, limits.logits)
-    failed = [gate for gate in number_gates(found, limits) if not gate.passed]
-    assert not failed, failed
-
-
 # One fused attention by itself: 2 heads of 16 that the operator rotates, behind a bias that hides padding
 
 HEAD = 16
@@ -177,3 +122,60 @@ def test_what_is_no_padding_alone_stays(changed: dict[str, str], reason: str, tm
     model, outcome = applied(tmp_path, rotating(**changed), DropAttentionBias())
     assert not outcome.changed and reason in "\n".join(map(str, outcome.findings))
     assert attention_nodes(model.graph)[0].node.input[10] == "bias"
+
+
+# Each pass of the preset
+
+MODELS = [("tiny-e2b", "fp32"), ("tiny-31b", "fp32"), ("tiny-e4b", "q4f16")]
+NAMES = {"one-token", "chunks-of-7", "batch", "ragged-batch", "cached-past-the-window", "cached-padded-batch"}
+CASES = [
+    case
+    for case in of_ids(Vocabulary(size=100, context=256, bos=2, pad=0, window=8))
+    if isinstance(case, Case) and case.name in NAMES
+]
+STAGES: dict[type[Pass], list[type[Pass]]] = {
+    FuseAttention: [DropAttentionBias, SliceCaches],
+    DropAttentionBias: [SliceCaches],
+    SliceCaches: [],
+}
+"""A pass -> those behind it, which are left out."""
+
+
+@dataclass
+class Subject:
+    """A decoder of an export, the recipe that makes it fast, and what the export answers to the cases."""
+
+    decoder: Model
+    recipe: Sequence[Pass]
+    source: Recording
+
+    def made(self, without: Sequence[type[Pass]]) -> tuple[Model, list[Outcome]]:
+        return apply(self.decoder, [step for step in self.recipe if not isinstance(step, tuple(without))])
+
+
+@pytest.fixture(scope="module", params=MODELS, ids="-".join)
+def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    name, precision = request.param
+    root = tmp_path_factory.mktemp("attention")
+    fixtures.build(name, precision, root)
+    export = open_export(root)
+    pair = export.pair(precision)
+    source = record(TwoGraphModel.open(pair, Settings()), CASES, steps=2, padding="none")
+    return Subject(Model.open(pair.decoder, export.architecture), fast(pair.embed), source)
+
+
+@pytest.mark.parametrize("last", STAGES)
+def test_each_pass_leaves_the_source_s_numbers(last: type[Pass], subject: Subject) -> None:
+    model, outcomes = subject.made(STAGES[last])
+    assert last.name in {outcome.name for outcome in outcomes if outcome.changed}
+    counted = last is not FuseAttention
+    assert has_shared_buffer(model) is (last is SliceCaches)
+    assert {core.node.op_type for core in attention_nodes(model.graph)} == {"GroupQueryAttention"}
+    cases = [case for case in CASES if counted or not case.ragged]  # without counted lengths padding is in the way
+    theirs = Recording(tuple(answer for answer in subject.source.answers if answer.case in cases))
+    ours = record(MergedModel(model, Settings()), cases, steps=2, follow=theirs, padding=padding_of(model.graph))
+    layers = model.require_architecture().layers
+    limits = default_thresholds(coarsest(theirs, ours), [REORDERED])
+    found = agreement_of(theirs, ours, {layer.index: layer.kv_source for layer in layers}, limits.logits)
+    failed = [gate for gate in number_gates(found, limits) if not gate.passed]
+    assert not failed, failed

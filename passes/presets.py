@@ -65,16 +65,18 @@ def fast(
     onnxruntime: OnnxRuntime = "1.31",
     *,
     half: bool = False,
+    every_token: bool = False,
 ) -> Recipe:
     """The recipe for speed: all attention in GroupQueryAttention, the source layers' caches alone, updated in place.
 
     The arithmetic is the source's in another order. On the CPU attention reads no more of a cache than is in view.
-    `onnxruntime` is the oldest ONNX Runtime that must run it. `embed` and `half` as in `compatible`.
+    `onnxruntime` is the oldest ONNX Runtime that must run it. `embed` and `half` as in `compatible`;
+    `every_token` gives logits for each token of a run, which speculation compares.
     """
     return (
         MergeEmbeddings(embed),
         TieLmHead(),
-        FoldLogitsToKeep(),
+        FoldLogitsToKeep("all" if every_token else "last"),
         RenameIO(),
         FuseAttention(onnxruntime),
         DropAttentionBias(),

@@ -54,6 +54,13 @@ def repack(
     ] = None,
     weights: Place = "copy",
     ep: Ep = "auto",
+    speculative: Annotated[
+        bool,
+        typer.Option(
+            "--speculative",
+            help="Guess tokens from what was said before, and check many at once: for GenAI 0.18, with --preset fast.",
+        ),
+    ] = False,
     target_runtime: Annotated[
         Target,
         typer.Option(
@@ -124,6 +131,7 @@ def repack(
         weights=weights,
         provider=ep,
         target=target_runtime,
+        speculative=speculative,
         onnxruntime=onnxruntime,
         to_fp16=to_fp16,
         accuracy_level=accuracy_level,

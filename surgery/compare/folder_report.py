@@ -38,6 +38,7 @@ def planned_report(
     provider: str = "cpu",
     runtime: Target = "genai-0.15",
     media: Sequence[GraphPlan] = (),
+    speculative: bool = False,
 ) -> Comparison:
     """What a repack would change. Nothing is written, and no data file need be there.
 
@@ -45,7 +46,7 @@ def planned_report(
     """
     model, outcomes = apply(Model.open(pair.decoder, export.architecture), recipe)
     if not media:
-        after = subject_of_plan(model, genai_config(model, export, provider, runtime), export.root)
+        after = subject_of_plan(model, genai_config(model, export, provider, runtime, speculative), export.root)
         return compare(subject_of_pair(export, pair), after, provenance=witnessed(outcomes))
     modalities = [modality for modality, role in ENCODERS.items() if any(part.role == role for part in media)]
     others = {}

@@ -118,6 +118,10 @@ _SETTINGS = {
         "vision": _ENCODER,
         "speech": _ENCODER,
     },
+    "speculative": {
+        **dict.fromkeys(("max_draft_tokens", "ngram_size", "min_adaptive_k"), _number),
+        **dict.fromkeys(("ngram_chained_lookup", "cooldown"), _one_of(True, False)),
+    },
     "search": dict.fromkeys(
         (
             "batch_size", "chunk_size", "diversity_penalty", "do_sample", "early_stopping", "length_penalty",

@@ -95,6 +95,7 @@ def build_folder(
     recipe_text: str | Mapping[str, str] = "",
     provider: str = "cpu",
     runtime: Target = "genai-0.15",
+    speculative: bool = False,
     weights: WeightMode = "copy",
     force: bool = False,
     observe: Callable[[Outcome], None] | None = None,
@@ -106,7 +107,8 @@ def build_folder(
     """Write `target`: it appears complete and checked, or not at all.
 
     `media` are the graphs of a folder that takes images or sound too: its embeddings and its encoders. `recipe` is
-    then the decoder's alone. `runtime` is the oldest GenAI that must load it; the recipe has to suit it.
+    then the decoder's alone. `runtime` is the oldest GenAI that must load it, and `speculative` is whether it is to guess
+    tokens; the recipe has to suit both.
     `recipe_text` is the recipe as the manifest is to record it, with paths relative to the export.
     `started` is told the number of weight bytes, `progress` each portion placed. `check` is called with the staged
     folder; what it raises keeps the target from appearing. `describe` is called last, with the staged folder, the
@@ -130,7 +132,7 @@ def build_folder(
         config = (
             media_config(model, export, modalities, provider, runtime)
             if media
-            else genai_config(model, export, provider, runtime)
+            else genai_config(model, export, provider, runtime, speculative)
         )
         data_files = [file for one in models.values() for file in one.source_files()]
         refuse_holding(target, data_files)
@@ -150,7 +152,7 @@ def build_folder(
         card = model_card(
             export, pair, "genai", placed,
             recipe=recipe_text, rewritten=rewritten, modalities=modalities,
-            needs=f"{minimum_versions(model, runtime, multimodal=bool(media), marks='bot_token_id' in config['model'])} "
+            needs=f"{minimum_versions(model, runtime, multimodal=bool(media), marks='bot_token_id' in config['model'], speculative=speculative)} "
             f"{on_batches(model.graph)}{on_capture(config)}",
             tools=takes_tools(stage),
         )  # fmt: skip

@@ -55,6 +55,7 @@ class RepackOptions:
                       CPU, for all of them with `fast`, else for those of 2 and 8 bits, which are unusable there without
     host_embeddings   keep the embedding tables in host memory, with provider cuda (the command's --embed-device cpu)
     modalities        what the folder takes beside text
+    speculative       guess tokens from what was said before, and check many in one run: GenAI 0.18, --preset fast, CPU
     per_layer_table   the table of per-layer inputs: as it is, split, or fused
     vocabulary        a list of the tokens that stay (surgery.vocabulary proposes one); None: all
     corpus            text files that such a vocabulary is proven with: their held-out part
@@ -79,6 +80,7 @@ class RepackOptions:
     accuracy_level: AccuracyChoice = "auto"
     host_embeddings: bool = False
     modalities: Sequence[Modality] = ()
+    speculative: bool = False
     per_layer_table: PerLayerTable = "keep"
     vocabulary: Path | None = None
     corpus: Sequence[Path] = ()
@@ -93,6 +95,7 @@ class RepackOptions:
     def __post_init__(self) -> None:
         _refuse_fast(self)
         _refuse_modalities(self)
+        _refuse_speculation(self)
         if self.recipe is not None and self.modalities:
             raise RequestError("--recipe and --modalities do not go together: a recipe is for one graph")
         if self.provider == "cpu" and self.host_embeddings:
@@ -119,6 +122,20 @@ def _refuse_fast(options: RepackOptions) -> None:
             f"--preset fast has caches of two sizes, which {options.target} cannot allocate",
             hint="use --preset compatible with that target",
         )
+
+
+def _refuse_speculation(options: RepackOptions) -> None:
+    if not options.speculative:
+        return
+    if options.preset != "fast" or options.recipe is not None:
+        raise RequestError(
+            "--speculative takes back tokens that were wrong, so its caches have to be cut",
+            hint="use --preset fast, whose caches are one buffer",
+        )
+    if options.modalities:
+        raise RequestError("--speculative and --modalities do not go together: GenAI speculates on text alone")
+    if options.provider == "cuda":
+        raise RequestError("--speculative is for the CPU: captured CUDA graphs run one token at a time")
 
 
 def _refuse_modalities(options: RepackOptions) -> None:
@@ -217,7 +234,7 @@ def _proven(
         return build(
             export, pair, work.recipe, target,
             media=work.parts, recipe_text=work.texts, runtime=options.target, provider=provider,
-            weights=options.weights, force=options.force,
+            speculative=options.speculative, weights=options.weights, force=options.force,
             check=closing_proof(pair, export.root, provider, listener.stage, corpus) if options.validate else None,
             describe=lambda *made: folder_reports(made[0], export, pair, *made[1:]),
             started=listener.started, progress=listener.advanced,
@@ -246,7 +263,9 @@ def plan_repack(source: str | Path, options: RepackOptions | None = None, *, lis
         work = _Work.of(found, options, provider, _onnxruntime(replace(options, validate=False)))
         files = planned_files(found.export, found.pair, work.recipe, work.parts, options.weights)
         files = {**files, **dict.fromkeys((JSON_FILE, MARKDOWN_FILE))}
-        report = planned_report(found.export, found.pair, work.recipe, provider, options.target, work.parts)
+        report = planned_report(
+            found.export, found.pair, work.recipe, provider, options.target, work.parts, options.speculative
+        )
     sized = opened.download.sized(files) if opened.download else files
     return RepackPlan(sized, report, opened.download, destination_of(options.push_to, options.private))
 
@@ -309,7 +328,7 @@ def _recipe(embed: Path, options: RepackOptions, provider: Provider, runtime: On
     if options.recipe is not None:
         return MergeEmbeddings(embed), *parse(options.recipe)
     if options.preset == "fast":
-        steps = fast(embed, provider, runtime, half=options.to_fp16)
+        steps = fast(embed, provider, runtime, half=options.to_fp16, every_token=options.speculative)
     else:
         steps = compatible(embed, options.layout, options.target, half=options.to_fp16)
     return *steps, *level, *per_layer_tables(options.per_layer_table), *kept_in_host_memory(options.host_embeddings)

@@ -69,8 +69,10 @@ class GenAI:
     def __init__(self, folder: Path, provider: Provider) -> None:
         self._og = load_genai(provider)
         self._folder, self._provider = folder, provider
-        decoder = admit(folder).get("model", {}).get("decoder", {})
+        config = admit(folder)
+        decoder = config.get("model", {}).get("decoder", {})
         options = [entry.get("cuda", {}) for entry in decoder.get("session_options", {}).get("provider_options", [])]
+        self._speculates = "speculative" in config
         self._captures = provider == "cuda" and any(each.get(CAPTURE) == "1" for each in options)
         self._model = self._opened()
         self._processor: Any = None
@@ -109,18 +111,18 @@ class GenAI:
             return Prepared(inputs, {name: inputs[name].as_numpy() for name in held})
 
     def generator(self, **search: Any) -> Any:
-        """A generator of one row, with the folder's search options but for those given."""
+        """A generator, of one row unless `batch_size` says more, with the folder's search options but for those given."""
         parameters = self._og.GeneratorParams(self._model)
         parameters.set_search_options(**search)
+        if self._speculates and search.get("batch_size", 1) > 1:  # the runtime speculates on one row alone
+            parameters.set_speculative_options(ngram_size=0, ngram_chained_lookup=False)
         return self._og.Generator(self._model, parameters)
 
     def continued(self, prepared: Prepared, steps: int, **options: Any) -> tuple[Array, list[int]]:
         """Logits of the prompt's last token, float32 [V], and at most `steps` greedy tokens after it."""
         length = prepared.arrays["input_ids"].shape[1]
         with _own_words("og.Generator"):
-            parameters = self._og.GeneratorParams(self._model)
-            parameters.set_search_options(**{**_GREEDY, "batch_size": 1, "max_length": length + steps, **options})
-            generator = self._og.Generator(self._model, parameters)
+            generator = self.generator(**{**_GREEDY, "batch_size": 1, "max_length": length + steps, **options})
             generator.set_inputs(prepared.inputs)
             logits = np.array(generator.get_logits(), np.float32)[0, -1]
             while not generator.is_done():
@@ -131,9 +133,7 @@ class GenAI:
         """Whether a generation that begins with `first` is over once the model says `token`, which it is made to
         say."""
         with _own_words("og.Generator"):
-            parameters = self._og.GeneratorParams(self._model)
-            parameters.set_search_options(**{**_GREEDY, "batch_size": 1, "max_length": 4})
-            generator = self._og.Generator(self._model, parameters)
+            generator = self.generator(**{**_GREEDY, "batch_size": 1, "max_length": 4})
             generator.append_tokens(np.array([[first]], np.int32))
             forced = np.zeros_like(generator.get_logits())
             forced[..., token] = 1
@@ -153,10 +153,8 @@ class GenAI:
         length = max(len(row) for row in rows)
         padded = [[*row, *[pad] * (length - len(row))] for row in rows]
         with _own_words("og.Generator"):
-            parameters = self._og.GeneratorParams(self._model)
             search = {**_GREEDY, "batch_size": len(rows), "max_length": length + steps, **options}
-            parameters.set_search_options(**search)
-            generator = self._og.Generator(self._model, parameters)
+            generator = self.generator(**search)
             generator.append_tokens(np.array(padded, np.int32))
             while not generator.is_done():
                 generator.generate_next_token()

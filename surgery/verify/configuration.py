@@ -37,6 +37,10 @@ _MARKS = {
     "bor_token_id": "<|channel>", "eor_token_id": "<channel|>",
 }  # fmt: skip
 """Where a call of a tool and a thought begin and end, as the chat template writes them."""
+_GUESSES = {
+    "ngram_size": 4, "max_draft_tokens": 8, "ngram_chained_lookup": True, "min_adaptive_k": 2, "cooldown": True,
+}  # fmt: skip
+"""How the runtime speculates: as it was measured, and never other than the target's own tokens."""
 _TOWERS = ("vision_config", "audio_config", "text_config", "transformers.js_config")
 _NAMES = {
     "gemma4": ("gemma4_text", "gemma4_text", "Gemma4ForCausalLM"),
@@ -123,6 +127,8 @@ def setting_faults(folder: OpenedFolder, source: SourceFiles, provider: Provider
     context = text.get("max_position_embeddings", 32768 if source.family == "gemma3n" else 131072)
     kinds = (_NAMES[source.family][0], *(["gemma3_text"] if uniform else []))  # all that 0.12 knows, for one size
     ids = [f"{name}_token_id" for name in ("bos", "eos", "pad", *folder.media)]  # held as sets, by another gate
+    rows = _rows_of_logits(folder.model.graph)
+    guesses = "speculative" in folder.config and rows != 1 and not folder.others  # it compares logits of many tokens
     wanted = {
         "model": {
             "type": "gemma4" if folder.others else kinds,
@@ -154,9 +160,17 @@ def setting_faults(folder: OpenedFolder, source: SourceFiles, provider: Provider
             "num_beams": 1,
             "num_return_sequences": 1,
             "past_present_share_buffer": ...,  # held by a gate that reads the graph
+            **({"chunk_size": 256} if guesses else {}),  # every token has logits, a quarter of a gigabyte of them
         },
+        **({"speculative": _GUESSES} if guesses else {}),
     }
     yield from differences(folder.config, wanted)
+
+
+def _rows_of_logits(graph: GraphProto) -> int | None:
+    """How many tokens of a run have logits; None for all."""
+    found = [value.type.tensor_type.shape.dim[1] for value in graph.output if value.name == "logits"]
+    return found[0].dim_value or None if found else None
 
 
 def _token_id(folder: OpenedFolder, text: str) -> int | None:

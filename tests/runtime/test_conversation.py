@@ -21,6 +21,7 @@ TURNS = ("hello the world", "the other world, er", "привет", "a wor in the
 LAYOUTS = {
     "compatible": RepackOptions(validate=False, precision="fp32"),
     "fast": RepackOptions(validate=False, precision="fp32", preset="fast"),
+    "speculative": RepackOptions(validate=False, precision="fp32", preset="fast", speculative=True),
     "multimodal": RepackOptions(validate=False, precision="fp32", modalities=("image", "audio")),
 }
 
@@ -58,7 +59,7 @@ def test_a_later_turn_says_what_a_fresh_run_says(name: str, template: bool, fold
         assert said(going, text) == anew(folders[name], settings, before, text)
         kept.append(going.counts.kept)
     assert kept[0] == 0
-    if name == "fast":
+    if name in ("fast", "speculative"):
         assert all(kept[1:]), "one buffer is cut where the turns part"
 
 
@@ -85,7 +86,7 @@ def test_an_answer_that_ended_is_gone_on_from(name: str, folders: dict[str, Path
     assert going.counts.kept == held
 
 
-@pytest.mark.parametrize("name", ["compatible", "fast"])
+@pytest.mark.parametrize("name", ["compatible", "fast", "speculative"])
 def test_an_answer_that_was_left_is_gone_on_from(name: str, folders: dict[str, Path]) -> None:
     settings = ChatSettings(new_tokens=9, lasting=True)
     going = open_conversation(folders[name], settings)

@@ -6,15 +6,19 @@ trouble. Imports that cost time stay inside the commands: `--help` must be quick
 
 from __future__ import annotations
 
+import functools
+import inspect as inspection
 import os
 import sys
-from typing import Annotated, NoReturn
+import typing
+from collections.abc import Callable
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from surgery.commands.apply import apply
 from surgery.commands.bench import bench
-from surgery.commands.console import data, guard_runners_log
+from surgery.commands.console import be_quiet, data, guard_runners_log
 from surgery.commands.diff import diff
 from surgery.commands.doctor import doctor
 from surgery.commands.generate import generate
@@ -30,7 +34,7 @@ from surgery.errors import GateFailed, SurgeryError, printable, unforeseen
 from surgery.version import VERSION
 
 app = typer.Typer(
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -38,11 +42,36 @@ app = typer.Typer(
     epilog="Exit codes: 0 done; 1 a gate failed or a difference was found; 2 trouble. docs/commands.md lists the "
     "environment variables.",
 )
+_Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="No talk and no progress on stderr; what goes wrong is said.")
+]
+
+
+def _with_quiet(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with one option more, which each of them has."""
+
+    @functools.wraps(command)
+    def asked(*arguments: Any, quiet: bool = False, **options: Any) -> None:
+        if quiet:
+            be_quiet()
+        command(*arguments, **options)
+
+    hints = {**typing.get_type_hints(command, include_extras=True), "quiet": _Quiet}
+    known = inspection.signature(command).parameters.values()
+    parameters = [one.replace(annotation=hints[one.name]) for one in known]
+    parameters.append(
+        inspection.Parameter("quiet", inspection.Parameter.KEYWORD_ONLY, default=False, annotation=_Quiet)
+    )
+    asked.__signature__ = inspection.Signature(parameters)  # type: ignore[attr-defined]
+    asked.__annotations__ = hints
+    return asked
+
+
 COMMANDS = (
     repack, strip, vocabulary, inspect, validate, diff, passes, apply, generate, bench, doctor, git_setup, review, comment,
 )  # fmt: skip
 for command in COMMANDS:
-    app.command()(command)
+    app.command()(_with_quiet(command))
 app.command(hidden=True)(git_textconv)
 app.command(hidden=True)(git_diff)
 

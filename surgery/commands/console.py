@@ -49,11 +49,24 @@ def guard_runners_log() -> None:
                 setattr(sys, name, _RunnersLog(stream))
 
 
+_quiet = False
+
+
+def be_quiet() -> None:
+    """From here on, no talk."""
+    global _quiet
+    _quiet = True
+
+
 def data() -> Console:
     """Stdout; 120 columns where it is not a terminal, so that redirected tables do not depend on one."""
     from rich.console import Console
 
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    class Stdout(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # rich's own way out has the exit code of a gate that failed
+
+    return Stdout(highlight=False, width=None if sys.stdout.isatty() else 120)
 
 
 def talk() -> Console:
@@ -65,6 +78,8 @@ def talk() -> Console:
 
 def say(text: str) -> None:
     """A line of talk, never broken: a log is not a terminal."""
+    if _quiet:
+        return
     talk().print(printable(text), markup=False, soft_wrap=True)
 
 
@@ -92,7 +107,7 @@ class JobProgress(Listener):
         from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
         console = talk()
-        self._live = console.is_terminal
+        self._live = console.is_terminal and not _quiet
         columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
         self._progress = Progress(*columns, console=console, transient=True, disable=not self._live)
         self._task = self._progress.add_task("", total=None, visible=False)

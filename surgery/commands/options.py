@@ -10,11 +10,17 @@ import typer
 from surgery.choices import Policy, ProviderChoice, WeightMode
 
 Source = Annotated[
-    str, typer.Argument(metavar="SRC", help="A Hub repository (owner/name), or the folder of an export.")
+    str,
+    typer.Argument(
+        metavar="SRC", help="A Hub repository (owner/name, owner/name@revision), or the folder of an export."
+    ),
 ]
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; it must not exist.")]
 FolderArgument = Annotated[Path, typer.Argument(metavar="FOLDER", help="A GenAI folder, as repack writes it.")]
-Against = Annotated[str | None, typer.Option("--against", metavar="SRC", help="The export it was made from.")]
+Against = Annotated[
+    str | None,
+    typer.Option("--against", metavar="SRC", help="The export it was made from: a folder, or a Hub repository."),
+]
 Precision = Annotated[
     str | None,
     typer.Option("--precision", help="fp32, fp16, q4, q4f16, quantized or q2f16; default: the best for the provider."),

@@ -36,7 +36,7 @@ def validate(
         typer.Option("--threshold", metavar="NAME=VALUE", help="Another threshold, e.g. kl=0.01; repeatable."),
     ] = None,
     golden: Annotated[
-        Path | None, typer.Option("--golden", help="Compare with a recording in place of a source.")
+        Path | None, typer.Option("--golden", help="Compare with a recording, on its prompts, in place of a source.")
     ] = None,
     save_golden: Annotated[
         Path | None,

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from command_line import run
 from onnx import ModelProto, helper
-from places import TINY
+from places import ROOT, TINY
 
 from surgery.errors import ExportError, printable
 from surgery.printing import json_text, plain
@@ -49,3 +52,28 @@ def test_nothing_in_the_log_of_a_job_is_a_command(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     done = run(*words, fresh=True)  # into a pipe, as the log of a job is
     assert done.returncode == 1 and "stop-commands" in done.stdout and not begins.search(done.stdout + done.stderr)
+
+
+def test_every_command_can_be_quiet(tmp_path: Path) -> None:
+    words = ("repack", str(TINY), "out", "--no-validate", "--ep", "cpu", "--json")
+    assert "source     " in run(*words, cwd=tmp_path).stderr
+    done = run(*words, "--force", "-q", cwd=tmp_path)
+    assert done.returncode == 0 and done.stderr == "" and json.loads(done.stdout)["folder"] == "out"
+    refused = run("repack", "nowhere", "out2", "-q", cwd=tmp_path)
+    assert refused.returncode == 2 and "nowhere does not exist" in refused.stderr
+
+
+def test_a_full_disk_and_a_cut_pipe_are_trouble_and_no_result() -> None:
+    command = shlex.join([sys.executable, str(ROOT / "cli.py"), "inspect", str(TINY)])
+    full = subprocess.run(["bash", "-c", f"{command} > /dev/full"], capture_output=True, text=True, check=False)
+    assert full.returncode == 2 and full.stderr == "error: No space left on device\n"
+    script = f"{command} | head -1 > /dev/null; exit ${{PIPESTATUS[0]}}"
+    cut = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+    assert cut.returncode in (0, 2) and cut.stderr == ""
+
+
+@pytest.mark.parametrize(("columns", "widest"), [(60, 60), (400, 120)])
+def test_help_uses_the_width_of_the_terminal(columns: int, widest: int) -> None:
+    shown = run("repack", "--help", COLUMNS=str(columns)).stdout
+    longest = max(map(len, shown.splitlines()))
+    assert widest - 20 < longest <= widest and "-q, --quiet" in shown

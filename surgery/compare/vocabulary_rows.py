@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from onnx import TensorProto
 
 
+_MOST_ELEMENTS = 2**24
+"""Of a tensor of elements of less than a byte: rows that do not begin at a byte are compared element by element."""
+
+
 class RowsOfTokens:
     """The tokens that stay of BEFORE's, and whether a tensor has their rows."""
 
@@ -48,7 +52,7 @@ class RowsOfTokens:
         """None where AFTER is no folder of fewer tokens, or BEFORE is one too."""
         found = (after.manifest or {}).get("vocabulary")
         size = found.get("source") if isinstance(found, Mapping) else None
-        if not isinstance(size, int) or (before.manifest or {}).get("vocabulary"):
+        if not isinstance(size, int) or size < 1 or (before.manifest or {}).get("vocabulary"):
             return None
         kept = _list(after.root)
         return cls(kept, size) if kept is not None and kept.ids[-1] < size else None
@@ -60,9 +64,12 @@ class RowsOfTokens:
         if len(one.dims) != len(other.dims) or one.data_type != other.data_type:
             return False
         axes = [axis for axis, sizes in enumerate(zip(one.dims, other.dims, strict=True)) if sizes[0] != sizes[1]]
-        if len(axes) != 1 or axes[0] not in (0, len(one.dims) - 1):
+        bits = BITS.get(initializer_type(one).dtype, 0)
+        if len(axes) != 1 or axes[0] not in (0, len(one.dims) - 1) or not bits or not math.prod(one.dims):
             return False
-        with contextlib.suppress(SurgeryError, OSError):
+        if bits < 8 and math.prod(one.dims) > _MOST_ELEMENTS:
+            return False
+        with contextlib.suppress(SurgeryError, OSError, ValueError):
             return self._staying(model, one, axes[0]) == _digest(other_model, other)
         return False
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from surgery.jobs.listener import Listener
 
 if TYPE_CHECKING:
-    from surgery.source.export import GraphPair
+    from surgery.source.export import Export, GraphPair
     from surgery.source.opening import OpenedSource
 
 
@@ -21,7 +21,6 @@ def source_pair(folder: Path, source: str | Path | None, precision: str | None, 
 
     Raises ExportError where there is none, and where the source is not the folder's, before its weights are fetched.
     """
-    from surgery.folder.manifest import recorded_tokens
     from surgery.folder.multimodal import media_of
     from surgery.source.opening import SourceRequest, fetched, look_up
 
@@ -31,14 +30,14 @@ def source_pair(folder: Path, source: str | Path | None, precision: str | None, 
     choice = SourceRequest(str(source), "cpu", precision, pick=_pick(folder, str(source)), modalities=media)
     found = look_up(choice, listener.said)
     _refuse_other(folder, str(source), found)
-    return replace(fetched(found, listener).pair, kept=recorded_tokens(folder))
+    return _of_tokens(fetched(found, listener).pair, folder, found.export)
 
 
 def pair_by_manifest(folder: Path, listener: Listener) -> GraphPair | None:
     """The pair that the folder's manifest names, where the cache of the Hub holds all of it; else None, and what would
     compare the numbers is told."""
     from surgery.errors import SurgeryError
-    from surgery.folder.manifest import recorded_source, recorded_tokens
+    from surgery.folder.manifest import recorded_source
     from surgery.graph.model import Model
     from surgery.source.export import open_export
     from surgery.source.hub import HubSource, cached_folder
@@ -53,15 +52,26 @@ def pair_by_manifest(folder: Path, listener: Listener) -> GraphPair | None:
     try:
         root = cached_folder(HubSource(recorded.repo, recorded.revision))
         if root is not None and recorded.precision is not None:
-            pair = open_export(root).pair(recorded.precision)
+            export = open_export(root)
+            pair = export.pair(recorded.precision)
             for graph in (pair.embed, pair.decoder):
                 Model.open(graph).check_weights()
             listener.said(f"source     {name}, as manifest.json says, from the cache")
-            return replace(pair, kept=recorded_tokens(folder))
+            return _of_tokens(pair, folder, export)
     except SurgeryError:
         pass  # not all of it is there
     listener.said(f"numbers    not compared: pass --against {name}")
     return None
+
+
+def _of_tokens(pair: GraphPair, folder: Path, export: Export) -> GraphPair:
+    """The pair with the tokens that the folder has of it. Raises RequestError for a list that names others."""
+    from surgery.folder.manifest import recorded_tokens
+
+    kept = recorded_tokens(folder)
+    if kept is not None:
+        kept.check_size(export.architecture.vocab_size, str(export.root))
+    return replace(pair, kept=kept)
 
 
 def _pick(folder: Path, source: str):  # type: ignore[no-untyped-def]

@@ -103,6 +103,21 @@ def test_diff_says_that_the_rows_are_equal(folder: Path, words: Path, tmp_path: 
     assert [change.verb for change in found.weights.changes if change.verb == "changed"] == ["changed"]
 
 
+def test_a_list_of_other_tokens_is_refused_by_validate_and_not_believed_by_diff(
+    folder: Path, words: Path, tmp_path: Path
+) -> None:
+    bad = Path(shutil.copytree(folder, tmp_path / "bad"))
+    found = recorded_tokens(folder)
+    assert found is not None
+    written(KeptTokens.of([*found.ids[:-1], 2_600]), bad / VOCABULARY_FILE)
+    with pytest.raises(RequestError, match=r"keeps token 2600, and .* ends at token 2499"):
+        surgery.validate(bad, words)
+    assert surgery.diff(words, bad).weights.vocabulary is None
+    gone = max(token for token in range(1500) if token not in found)
+    written(KeptTokens.of([gone, *found.ids[:-1]]), bad / VOCABULARY_FILE)
+    assert surgery.diff(words, bad).weights.vocabulary is None, "rows are others"
+
+
 def test_a_bisection_reads_the_source_with_its_own_ids(folder: Path, words: Path) -> None:
     pair = open_export(words).pair("q4")
     case = Case("one", "", ((2, 300, 50, 700, 31),))

@@ -87,6 +87,7 @@ class BpeTokenizer:
 
     @cached_property
     def _ranks(self) -> dict[Merge, int]:
+        """Of a merge that is there twice, the last one's, as `tokenizers` has it."""
         return {merge: rank for rank, merge in enumerate(self.merges)}
 
     @property
@@ -112,11 +113,11 @@ class BpeTokenizer:
     def made_of(self, text: str) -> list[str]:
         """The tokens that letters are merged to on the way to a token, itself left out. Empty for one that no merge
         gives."""
-        ranks, parts, found = self._ranks, list(text), []
+        ranks, none, parts, found = self._ranks, len(self.merges), list(text), []
         while len(parts) > 1:
-            pairs = [ranks.get(pair, len(ranks)) for pair in pairwise(parts)]
+            pairs = [ranks.get(pair, none) for pair in pairwise(parts)]
             best = min(range(len(pairs)), key=pairs.__getitem__)
-            if pairs[best] == len(ranks):
+            if pairs[best] == none:
                 return []  # no text ends in this token
             found += parts[best : best + 2]
             parts[best : best + 2] = [parts[best] + parts[best + 1]]

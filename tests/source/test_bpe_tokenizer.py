@@ -71,6 +71,20 @@ def test_without_the_pieces_a_text_of_kept_tokens_becomes_others(
     assert encoded(pruned(tokenizer, closed), longest) == [closed.new(token)]
 
 
+@pytest.mark.parametrize("twice", [0, 300])
+def test_a_token_is_made_of_pieces_where_a_text_becomes_it(tokenizer: BpeTokenizer, tmp_path: Path, twice: int) -> None:
+    """Merges that stand in the file twice have the rank of the last."""
+    found = changed(
+        tokenizer, tmp_path, lambda c: c["model"].update(merges=c["model"]["merges"][:twice] + c["model"]["merges"])
+    )
+    encoder = tokenizers.Tokenizer.from_file(str(found.path))
+    added = {entry["content"] for entry in found.added}
+    texts = [text for text in found.vocab if len(text) > 1 and text not in added and text not in BYTES]
+    single = [encoded(encoder, text.replace("▁", " ")) == [found.vocab[text]] for text in texts]
+    assert sum(single) > 1000
+    assert [bool(found.made_of(text)) for text in texts] == single
+
+
 def test_other_texts_fall_back_to_bytes_and_come_back(tokenizer: BpeTokenizer, source: tokenizers.Tokenizer) -> None:
     kept = KeptTokens.of(tokenizer.closed(tokenizer.special | tokenizer.last_resort))
     ours = pruned(tokenizer, kept)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from places import TINY
 
@@ -57,3 +58,12 @@ def test_columns_are_put_side_by_side_in_portions_too(tmp_path: Path, monkeypatc
     whole = written(fused, tmp_path / "whole")
     monkeypatch.setattr(weight_conversion, "CHUNK", 1291)
     assert written(fused, tmp_path / "portions") == whole
+
+
+def test_numbers_are_rounded_to_the_nearest_of_float16_and_of_two_to_the_even_one() -> None:
+    step = 2.0**-10
+    given = np.array(
+        [1 + 0.4 * step, 1 + 0.6 * step, 1 + 0.5 * step, 1 + 1.5 * step, -1 - 0.6 * step, 4e-8], np.float32
+    )
+    wanted = [1, 1 + step, 1, 1 + 2 * step, -1 - step, 2.0**-24]
+    assert weight_conversion.halved(given, "w", clip=False).tolist() == wanted

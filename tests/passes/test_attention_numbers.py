@@ -11,7 +11,7 @@ import pytest
 from onnx import ModelProto, TensorProto
 from onnx.helper import make_model, make_node, make_operatorsetid
 from onnx.numpy_helper import from_array
-from small import applied, graph_of, run
+from small import applied, graph_of, refused, run
 
 import fixtures
 from passes import DropAttentionBias, FuseAttention, SliceCaches
@@ -122,6 +122,12 @@ def test_what_is_no_padding_alone_stays(changed: dict[str, str], reason: str, tm
     model, outcome = applied(tmp_path, rotating(**changed), DropAttentionBias())
     assert not outcome.changed and reason in "\n".join(map(str, outcome.findings))
     assert attention_nodes(model.graph)[0].node.input[10] == "bias"
+
+
+def test_a_mask_of_another_rank_is_refused(tmp_path: Path) -> None:
+    proto = rotating()
+    proto.graph.input[0].type.tensor_type.shape.dim.add().dim_value = 1
+    refused(tmp_path, proto, DropAttentionBias(), r"attention_mask is INT64 \[b, t, 1\]; \[batch, tokens\] is expected")
 
 
 # Each pass of the preset

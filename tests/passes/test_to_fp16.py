@@ -13,10 +13,10 @@ import onnxruntime_genai as og
 import pytest
 from folders import repack
 from onnx import ModelProto, TensorProto, load
-from onnx.helper import make_graph, make_node, make_tensor_value_info
+from onnx.helper import make_graph, make_model, make_node, make_operatorsetid, make_tensor_value_info
 from onnx.numpy_helper import from_array, to_array
 from places import DATA, ROOT, TINY
-from small import FLOAT, applied, decoder, embed_tokens, feeds, opened, refused, run
+from small import FLOAT, applied, decoder, embed_tokens, feeds, graph_of, opened, refused, run
 
 import fixtures
 from fixtures.precision import Reading
@@ -136,6 +136,27 @@ def test_caches_and_logits_change_their_dtype_and_no_other_input_does(tmp_path: 
     assert outcome.operators == {"Cast": 2}
     assert "added 2 Cast nodes: between float16 and what stays float32" in map(str, outcome.findings)
     assert "changed present.1.value: float32 is now float16" in map(str, outcome.findings)
+
+
+@pytest.mark.parametrize(("step", "dtype"), [(ToFp16(), FLOAT), (ToFp16(norms="float16"), TensorProto.FLOAT16)])
+def test_norms_and_their_scales_stay_in_float32_unless_it_is_asked_for(
+    step: ToFp16, dtype: int, tmp_path: Path
+) -> None:
+    """A hidden state of 300 has a square that float16 does not hold."""
+    nodes = [
+        make_node("SimplifiedLayerNormalization", ["inputs_embeds", "scale"], ["normal"], axis=-1, epsilon=1e-6),
+        make_node("MatMul", ["normal", "matrix"], ["logits"]),
+    ]
+    shape = (FLOAT, ["b", "s", 4])
+    proto = make_model(graph_of(*nodes, inputs={"inputs_embeds": shape}, outputs={"logits": shape}), ir_version=10,
+                       opset_imports=[make_operatorsetid("", 21)])  # fmt: skip
+    proto.graph.initializer.append(from_array(np.ones(4, np.float32), "scale"))
+    proto.graph.initializer.append(from_array(np.eye(4, dtype=np.float32), "matrix"))
+    model, _ = applied(tmp_path, proto, step)
+    norm = next(node for node in model.graph.node if node.op_type == "SimplifiedLayerNormalization")
+    kinds = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    assert kinds == {"scale": dtype, "matrix": TensorProto.FLOAT16}
+    assert (norm.input[0] == "inputs_embeds") is (dtype == FLOAT)
 
 
 def test_embedding_graph_keeps_its_interface(tmp_path: Path) -> None:

@@ -18,11 +18,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import surgery
 from benchmarks.measure import run
 from benchmarks.scale import CLI, source_of
 from fixtures.gemma_tokenizer import SIZE, gemma_tokenizer, public_text
+from passes.base import apply
+from passes.presets import compatible, pruned
+from surgery.graph.model import Model
 from surgery.source.bpe_tokenizer import BpeTokenizer
+from surgery.source.export import open_export
 from surgery.source.kept_tokens import KeptTokens
 from surgery.source.proposed_tokens import propose
 
@@ -72,8 +75,12 @@ def list_of(work: Path, size: int) -> Path | None:
 
 def planned(work: Path, source: Path, size: int) -> str:
     """The weights that a repack would write."""
-    plan = surgery.plan_repack(source, surgery.RepackOptions(provider="cpu", vocabulary=list_of(work, size)))
-    count = sum(held or 0 for name, held in plan.files.items() if "_data" in name)
+    export = open_export(source)
+    (pair,) = export.pairs.values()
+    found = list_of(work, size)
+    recipe = pruned(compatible(pair.embed), KeptTokens.read(found) if found else None)
+    model, _ = apply(Model.open(pair.decoder, export.architecture), recipe)
+    count = sum(model.data_ends().values()) + sum(model.converted_files().values())
     return f"| {source.name} | {size:,} | {count / 1e9:.3f} GB |"
 
 
@@ -114,7 +121,7 @@ def main() -> None:
     for wanted in arguments[1:] or (EXPORTS if alone else TIMED):
         name, precision, *sizes = wanted.split(":")
         source = source_of(work, name, precision)
-        if BpeTokenizer.read(source / "tokenizer.json").vocab.keys() != tokenizer_of(work).vocab.keys():
+        if not alone and BpeTokenizer.read(source / "tokenizer.json").vocab.keys() != tokenizer_of(work).vocab.keys():
             shutil.copyfile(work / "tokenizer.json", source / "tokenizer.json")
         for size in map(int, sizes or SIZES):
             print((planned if alone else measured)(work, source, size), flush=True)

@@ -20,7 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -29,8 +29,8 @@ import numpy as np
 
 SEED = 20261121
 NEW_TOKENS = 16
-_CHUNK = 512
-"""Tokens that llama.cpp takes at once, its own default."""
+CHUNK = 512
+"""Tokens of a prompt that llama.cpp takes at once, its own default; GenAI takes all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ def _sides(options: Options) -> list[Side]:
             how = surgery.RepackOptions(preset="fast", accuracy_level=level, weights="link", validate=False)
             surgery.repack(export, folder, how)
         sides.append(Side(name, folder, "genai"))
-    return sides
+    return [sides[0], Side(f"{sides[1].name}, {CHUNK} tokens at once", sides[1].path, "genai_in_chunks"), *sides[1:]]
 
 
 def _vocab_size(export: Path) -> int:
@@ -122,7 +122,9 @@ def _run(side: Side, what: str, contexts: Sequence[int], vocab_size: int, thread
 def _answer(arguments: Sequence[str]) -> None:
     runner, what, path, contexts, vocab_size, threads = arguments
     prompts = [_prompt(int(context), int(vocab_size)) for context in contexts.split(",")]
-    sides: dict[str, Callable[[Path, int, int], Runner]] = {"llama_cpp": LlamaCpp, "genai": GenAi}
+    sides: dict[str, Callable[[Path, int, int], Runner]] = {
+        "llama_cpp": LlamaCpp, "genai": GenAi, "genai_in_chunks": GenAiInChunks,
+    }  # fmt: skip
     started = time.perf_counter()
     opened = sides[runner](Path(path), max(map(len, prompts)) + NEW_TOKENS, int(threads))
     loaded = time.perf_counter() - started
@@ -181,15 +183,15 @@ class LlamaCpp(Runner):
             raise SystemExit(f"llama.cpp does not load {path}")
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = length
-        params.n_batch = params.n_ubatch = _CHUNK
+        params.n_batch = params.n_ubatch = CHUNK
         params.n_threads = params.n_threads_batch = threads
         self._context = llama_cpp.llama_init_from_model(self._model, params)
         self._size = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self._model))
 
     def prefill(self, prompt: Sequence[int]) -> np.ndarray:
         self._api.llama_memory_clear(self._api.llama_get_memory(self._context), True)
-        for start in range(0, len(prompt), _CHUNK):
-            self._decode(prompt[start : start + _CHUNK])
+        for start in range(0, len(prompt), CHUNK):
+            self._decode(prompt[start : start + CHUNK])
         return self._logits()
 
     def step(self) -> None:
@@ -211,12 +213,15 @@ class LlamaCpp(Runner):
 class GenAi(Runner):
     """A folder in onnxruntime-genai, on the CPU."""
 
+    search: Mapping[str, int] = {}
+
     def __init__(self, path: Path, length: int, threads: int) -> None:
         import onnxruntime_genai as og
 
         self._api = og
         config = og.Config(str(path))
-        config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": threads}}}}))
+        session = {"decoder": {"session_options": {"intra_op_num_threads": threads}}}
+        config.overlay(json.dumps({"model": session, "search": self.search}))
         self._model = og.Model(config)
         self._length = length
 
@@ -256,6 +261,12 @@ def _beside_transformers(options: Options) -> str:
         f"tiny-e2b in llama.cpp, float16 caches: {equal} of {total} tokens are those of Hugging Face transformers, "
         f"max |difference| of logits {off:.2g}\n"
     )
+
+
+class GenAiInChunks(GenAi):
+    """The same, a prompt in chunks: it fits where memory is short, for a batch of one row."""
+
+    search: Mapping[str, int] = {"chunk_size": CHUNK}
 
 
 def _differences(sides: Sequence[Side], vocab_size: int, threads: int) -> str:

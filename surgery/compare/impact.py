@@ -46,7 +46,8 @@ def impact_of(found: Comparison) -> Impact:
     if found.same:
         return Impact("same")
     if broken := tuple(_broken(found)):
-        return Impact("breaking", broken)
+        numbers = (f"numbers: {_measured(found, ())}",) if found.numbers is not None else ()
+        return Impact("breaking", (*broken, *numbers))
     answers: list[str] = [aspect for aspect in ("nodes", "weights", "config") if aspect in found.differing]
     if "files" in found.differing and any(
         file.kind == "side" and not file.name.endswith(_PAPERS) for file in found.weights.files
@@ -66,6 +67,8 @@ def _measured(found: Comparison, answers: Sequence[str]) -> str:
 
 
 def _broken(found: Comparison) -> Iterator[str]:
+    if found.before.kind == "pair" and found.after.kind != "pair" and "interface" in found.differing:
+        yield "one graph with the inputs and outputs of onnxruntime-genai where there were two of another interface"
     if "interface" in found.differing:
         changes = [change for change in found.interface if change.kind != "dimension"]
         counts = Counter(

@@ -320,7 +320,7 @@ def between(proto: ModelProto, reader: str, index: int, *nodes: NodeProto, **con
 
 
 def test_a_cache_of_other_rows_that_attend_to_the_same_stays(exports: dict[str, Export]) -> None:
-    """Keys twice as large, and queries half: the same attention, and another present."""
+    """New keys twice as large, and queries half: what is past has other keys then."""
     model, root = decoder(exports, "tiny-e2b"), "/model/layers.4/attn/manual"
     between(model.proto, f"{root}/k_concat/Concat", 1, make_node("Mul", ["X", "two"], ["more"]), two=np.float32(2))
     between(model.proto, f"{root}/MatMul", 0, make_node("Mul", ["X", "half"], ["less"]), half=np.float32(0.5))

@@ -15,6 +15,7 @@ from passes.fold_logits_to_keep import FoldLogitsToKeep
 from passes.fuse_attention import FuseAttention
 from passes.fuse_per_layer_table import FusePerLayerTable
 from passes.host_embeddings import HostEmbeddings
+from passes.int8_prefill import Int8Prefill
 from passes.mask_media_ids import MaskMediaIds
 from passes.merge_embeddings import MergeEmbeddings
 from passes.move_padding import MovePadding
@@ -28,7 +29,17 @@ from passes.split_per_layer_table import SplitPerLayerTable
 from passes.tie_lm_head import TieLmHead
 from passes.to_fp16 import ToFp16
 from passes.uniform_heads import UniformHeads
-from surgery.choices import AccuracyChoice, KVLayout, Modality, OnnxRuntime, PerLayerTable, Preset, Provider, Target
+from surgery.choices import (
+    AccuracyChoice,
+    KVLayout,
+    Modality,
+    OnnxRuntime,
+    PerLayerTable,
+    PrefillChoice,
+    Preset,
+    Provider,
+    Target,
+)
 from surgery.graph.model import Model
 from surgery.source.export import ENCODERS
 from surgery.source.kept_tokens import KeptTokens
@@ -109,6 +120,11 @@ def accuracy(
         return (SetAccuracyLevel(choice),)
     step = SetAccuracyLevel("4", "all" if preset == "fast" else "slow", " ".join(costly))
     return _where(provider == "cpu" and bool(step.concerns(decoder)), step)
+
+
+def prefill(choice: PrefillChoice) -> Recipe:
+    """What follows a recipe for runs of many tokens; behind what changes weights."""
+    return _where(choice == "int8", Int8Prefill())
 
 
 def per_layer_tables(choice: PerLayerTable) -> Recipe:

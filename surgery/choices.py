@@ -37,6 +37,9 @@ AccuracyChoice = Literal["auto", "keep", "1", "4"]
 """keep: as published. auto: on the CPU 4 for the products that are slow without a level, with `fast` for all; but not
 for kinds that, by the proof, cost too much."""
 
+PrefillChoice = Literal["keep", "int8"]
+"""keep: long prompts as they are. int8: on the CPU they multiply in int8, by weights beside the codes."""
+
 Modality = Literal["image", "audio"]
 """What a model takes beside text."""
 

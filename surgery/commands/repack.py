@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from surgery.choices import AccuracyChoice, KVLayout, OnnxRuntime, PerLayerTable, Preset, Target
+from surgery.choices import AccuracyChoice, KVLayout, OnnxRuntime, PerLayerTable, PrefillChoice, Preset, Target
 from surgery.commands.console import JobProgress, data, print_json
 from surgery.commands.options import (
     Corpus,
@@ -85,6 +85,13 @@ def repack(
             "auto: on the CPU 4 with --preset fast, and for 2 and 8 bits.",
         ),
     ] = "auto",
+    prefill: Annotated[
+        PrefillChoice,
+        typer.Option(
+            "--prefill",
+            help="int8: on the CPU long prompts multiply in int8: faster, larger, and every number changes.",
+        ),
+    ] = "keep",
     embed_device: Annotated[
         Literal["cpu"] | None,
         typer.Option("--embed-device", help="cpu: the embedding tables stay in host memory; with --ep cuda."),
@@ -135,6 +142,7 @@ def repack(
         onnxruntime=onnxruntime,
         to_fp16=to_fp16,
         accuracy_level=accuracy_level,
+        prefill=prefill,
         host_embeddings=embed_device is not None,
         modalities=read_modalities(modalities),
         per_layer_table=per_layer_table,

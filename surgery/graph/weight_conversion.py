@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from surgery.errors import WeightError
 from surgery.graph.external_data import WeightReference, external_field, is_external, set_extent, tensors
+from surgery.graph.int8_weights import ChannelWeights
 from surgery.graph.renaming import fresh
 
 if TYPE_CHECKING:
@@ -119,6 +120,9 @@ class Conversion:
     Parts have equally many rows, and elements of one size. `taken` are the rows that are written, `picked` the elements
     of the row that they make; None for all. `half` rounds float32 to float16, and `clip` then keeps what float16 does
     not hold at its end of the range.
+
+    With `channels`, the parts are a product's codes, their scales and perhaps their zero points, a row for each output
+    channel; weights of 8 bits, or their scales, are made from all rows at once.
     """
 
     parts: tuple[SourcePart, ...]
@@ -126,6 +130,7 @@ class Conversion:
     clip: bool = False
     taken: Selection | None = None
     picked: Selection | None = None
+    channels: ChannelWeights | None = None
 
     @property
     def rows(self) -> int:
@@ -135,6 +140,8 @@ class Conversion:
     @property
     def row_bytes(self) -> int:
         """Bytes of a row as it is written."""
+        if self.channels is not None:
+            return self.channels.row_bytes
         bits = sum(part.columns.count * part.columns.bits for part in self.parts)
         if self.picked is not None:
             bits = len(self.picked) * self.parts[0].columns.bits
@@ -148,18 +155,23 @@ class Conversion:
     @property
     def reading(self) -> tuple[object, ...]:
         """What is read, and in rows of which form: weights that have this in common are written together."""
-        return self.taken, *((part.extent, part.columns.stored, part.columns.bits) for part in self.parts)
+        return (
+            self.taken,
+            self.channels is None,
+            *((part.extent, part.columns.stored, part.columns.bits) for part in self.parts),
+        )
 
     @property
     def content(self) -> tuple[object, ...]:
         """Equal for two weights of the same bytes."""
-        return tuple((part.extent, part.columns) for part in self.parts), self.half, self.clip, self.taken, self.picked
+        parts = tuple((part.extent, part.columns) for part in self.parts)
+        return parts, self.half, self.clip, self.taken, self.picked, self.channels
 
     @property
     def unchanged(self) -> WeightReference | None:
         """The weight whose bytes are written as they are, or None."""
         whole = len(self.parts) == 1 and self.parts[0].columns.is_whole
-        whole = whole and not self.half and self.taken is None and self.picked is None
+        whole = whole and not self.half and self.taken is None and self.picked is None and self.channels is None
         return self.parts[0].source if whole else None
 
     def rounded(self, *, clip: bool = False) -> Conversion:
@@ -297,6 +309,7 @@ def made_portions(made: Sequence[Conversion], opened: Opener) -> Iterator[tuple[
     first = made[0]
     parts = {part.extent: part for part in first.parts}
     step = max(1, CHUNK // sum(part.columns.row_bytes for part in parts.values()))
+    step = step if first.channels is None else first.rows
     with ExitStack() as stack:
         files = {extent: stack.enter_context(opened(part.source.file)) for extent, part in parts.items()}
         for row, count in _portions(first, step):
@@ -349,6 +362,9 @@ def _read(file: BinaryIO, part: SourcePart, row: int, count: int) -> bytes:
 def _portion(conversion: Conversion, held: Mapping[Extent, NDArray[Any]]) -> memoryview:
     import numpy as np
 
+    if conversion.channels is not None:
+        made = conversion.channels.made([held[part.extent] for part in conversion.parts])
+        return memoryview(made.view(np.uint8).reshape(-1).data)
     rows = side_by_side([(held[part.extent], part.columns) for part in conversion.parts])
     if conversion.picked is not None:
         rows = picked_elements(rows, conversion.picked.numbers, conversion.parts[0].columns.bits)

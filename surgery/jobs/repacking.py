@@ -13,6 +13,7 @@ from surgery.choices import (
     Modality,
     OnnxRuntime,
     PerLayerTable,
+    PrefillChoice,
     Preset,
     Provider,
     ProviderChoice,
@@ -53,6 +54,7 @@ class RepackOptions:
     to_fp16           make float16 of a float32 precision, which CUDA needs
     accuracy_level    of quantized MatMuls: 4 multiplies in int8, 1 in float32, `keep` leaves the source's; `auto` is 4 on the
                       CPU, for all of them with `fast`, else for those of 2 and 8 bits, which are unusable there without
+    prefill           int8: on the CPU, long prompts multiply in int8, by weights beside the codes: faster, larger, lossy
     host_embeddings   keep the embedding tables in host memory, with provider cuda (the command's --embed-device cpu)
     modalities        what the folder takes beside text
     speculative       guess tokens from what was said before, and check many in one run: GenAI 0.18, --preset fast, CPU
@@ -78,6 +80,7 @@ class RepackOptions:
     onnxruntime: OnnxRuntime | None = None
     to_fp16: bool = False
     accuracy_level: AccuracyChoice = "auto"
+    prefill: PrefillChoice = "keep"
     host_embeddings: bool = False
     modalities: Sequence[Modality] = ()
     speculative: bool = False
@@ -96,6 +99,7 @@ class RepackOptions:
         _refuse_fast(self)
         _refuse_modalities(self)
         _refuse_speculation(self)
+        _refuse_prefill(self)
         if self.recipe is not None and self.modalities:
             raise RequestError("--recipe and --modalities do not go together: a recipe is for one graph")
         if self.provider == "cpu" and self.host_embeddings:
@@ -136,6 +140,25 @@ def _refuse_speculation(options: RepackOptions) -> None:
         raise RequestError("--speculative and --modalities do not go together: GenAI speculates on text alone")
     if options.provider == "cuda":
         raise RequestError("--speculative is for the CPU: captured CUDA graphs run one token at a time")
+
+
+def _refuse_prefill(options: RepackOptions) -> None:
+    if options.prefill == "keep":
+        return
+    if options.provider == "cuda":
+        raise RequestError(_PREFILL_ON_CUDA)
+    if options.to_fp16:
+        raise RequestError(
+            "--prefill int8 and --to-fp16 do not go together: int8 weights are made from stored ones",
+            hint="take the precision q4f16",
+        )
+    if options.recipe is not None:
+        raise RequestError(
+            "--prefill int8 and --recipe do not go together", hint="write int8-prefill at the end of the recipe"
+        )
+
+
+_PREFILL_ON_CUDA = "--prefill int8 and --ep cuda do not go together: products in int8 are for the CPU"
 
 
 def _refuse_modalities(options: RepackOptions) -> None:
@@ -322,7 +345,7 @@ def _level_in_words(decoder: Model, level: Recipe) -> str:
 
 def _recipe(embed: Path, options: RepackOptions, provider: Provider, runtime: OnnxRuntime, level: Recipe) -> Recipe:
     from passes import MergeEmbeddings
-    from passes.presets import compatible, fast, kept_in_host_memory, per_layer_tables
+    from passes.presets import compatible, fast, kept_in_host_memory, per_layer_tables, prefill
     from passes.recipe import parse
 
     if options.recipe is not None:
@@ -331,7 +354,8 @@ def _recipe(embed: Path, options: RepackOptions, provider: Provider, runtime: On
         steps = fast(embed, provider, runtime, half=options.to_fp16, every_token=options.speculative)
     else:
         steps = compatible(embed, options.layout, options.target, half=options.to_fp16)
-    return *steps, *level, *per_layer_tables(options.per_layer_table), *kept_in_host_memory(options.host_embeddings)
+    tables, kept = per_layer_tables(options.per_layer_table), kept_in_host_memory(options.host_embeddings)
+    return *steps, *level, *tables, *prefill(options.prefill), *kept
 
 
 def _with_media(export: Export, pair: GraphPair, recipe: Recipe, media: Sequence[Modality]) -> _Work:
@@ -370,6 +394,8 @@ def _provider(options: RepackOptions) -> Provider:
     from surgery.runtime.sessions import provider_of
 
     provider = provider_of(options.provider)
+    if provider == "cuda" and options.prefill == "int8":
+        raise RequestError(_PREFILL_ON_CUDA, hint="add --ep cpu")
     if provider != "cuda" and options.host_embeddings:
         raise RequestError("--embed-device cpu and --ep cpu do not go together: on the CPU all is in host memory")
     return provider

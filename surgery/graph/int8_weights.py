@@ -1,0 +1,82 @@
+"""Weights of 8 bits, one scale for each output channel, made from MatMulNBits' codes in blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+
+MOST = 127
+"""The largest of the whole numbers: they are symmetric around 0."""
+
+_AT_A_TIME = 2**22
+"""Values that are float32 at one time."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelWeights:
+    """How a product's codes are stored, and which of the two results is meant.
+
+    `depth` is K, of which `block` values share a scale; codes have `bits` and scales are float16 where `half` is set.
+    `values` are int8 [K, N], w = value * scale; `scales` are float32 [N]. `inline` are the bytes of codes, scales and
+    zero points that the graph itself holds: None for those in a data file, nothing for zero points that there are not.
+    """
+
+    depth: int
+    block: int
+    bits: int
+    half: bool
+    result: Literal["values", "scales"]
+    inline: tuple[bytes | None, bytes | None, bytes | None] = field(default=(None, None, None), repr=False)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes that one output channel has in the result."""
+        return self.depth if self.result == "values" else 4
+
+    def made(self, read: Sequence[Array]) -> Array:
+        """The result for all N channels. `read` are those that are in data files, uint8 [N, bytes of a row] each."""
+        import numpy as np
+
+        left = list(read)
+        given = [left.pop(0) if one is None else np.frombuffer(one, np.uint8) for one in self.inline]
+        codes = given[0].reshape(-1, -(-self.depth // self.block) * self.block * self.bits // 8)
+        scales, points = (one.reshape(len(codes), -1) for one in given[1:])
+        step = max(1, _AT_A_TIME // self.depth)
+        values = np.empty((self.depth, len(codes)), np.int8) if self.result == "values" else None
+        channel = np.empty(len(codes), np.float32)
+        for row in range(0, len(codes), step):
+            part = slice(row, row + step)
+            real = self.real(codes[part], scales[part], points[part])
+            largest = np.abs(real).max(axis=1)
+            channel[part] = np.where(largest > 0, largest / np.float32(MOST), np.float32(1))
+            if values is not None:
+                values[:, part] = np.rint(real / channel[part, None]).T
+        return channel if values is None else values
+
+    def real(self, codes: Array, scales: Array, points: Array) -> Array:
+        """What the codes of some channels mean, float32 [n, K]; without zero points, 0 is in the middle."""
+        import numpy as np
+
+        blocks = -(-self.depth // self.block)
+        size = (
+            np.ascontiguousarray(scales).view("<f2" if self.half else "<f4").astype(np.float32).reshape(-1, blocks, 1)
+        )
+        whole = self._codes(codes).reshape(len(codes), blocks, self.block).astype(np.float32)
+        middle = np.full((len(codes), blocks), 2 ** (self.bits - 1), np.uint8)
+        zero = self._codes(points)[:, :blocks] if points.size else middle
+        found: Array = ((whole - zero[:, :, None].astype(np.float32)) * size).reshape(len(codes), -1)[:, : self.depth]
+        return found
+
+    def _codes(self, packed: Array) -> Array:
+        """Codes of less than a byte, one a byte."""
+        import numpy as np
+
+        shifts = np.arange(0, 8, self.bits, dtype=np.uint8)
+        codes: Array = (packed[:, :, None] >> shifts) & np.uint8(2**self.bits - 1)
+        return codes.reshape(len(packed), -1)

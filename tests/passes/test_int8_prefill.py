@@ -1,0 +1,270 @@
+"""int8-prefill: what is computed, exactly; a run of a few tokens bit by bit; folders made, proven and run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from onnx import NodeProto, TensorProto
+from onnx.helper import make_graph, make_model, make_node, make_operatorsetid, make_tensor_value_info
+from onnx.numpy_helper import from_array, to_array
+from places import TINY
+from signing import sign
+from typer.testing import CliRunner
+
+from passes import Int8Prefill, SetAccuracyLevel
+from passes.base import apply
+from passes.presets import compatible
+from passes.recipe import parse, recipe_text
+from passes.set_accuracy_level import INT8
+from surgery.commands.app import app
+from surgery.errors import PassError, RequestError
+from surgery.graph.model import Model
+from surgery.jobs.repacking import RepackOptions
+from surgery.source.export import open_export
+from surgery.verify import Request, prove_folder
+from surgery.verify.prompts import Case
+from surgery.verify.thresholds import default_thresholds
+
+Array = NDArray[Any]
+
+WORDS = Case("words", "", (tuple(range(5, 45)),))
+BLOCK, DEPTH, COUNT = 32, 80, 48
+"""The last block of a row is half full."""
+NAME = "/model/layers.0/mlp/up_proj/MatMul_Quant"
+
+
+def product(bits: int = 4, *, half: bool = False, points: bool = True, op: str = NAME) -> Model:
+    """y [B,S,48] of inputs_embeds [B,S,80] and random codes of so many bits."""
+    rng, blocks = np.random.default_rng(bits), -(-DEPTH // BLOCK)
+    dtype = np.float16 if half else np.float32
+    stored = {
+        "codes": rng.integers(0, 256, (COUNT, blocks, BLOCK * bits // 8), dtype=np.uint8),
+        "scales": (rng.random((COUNT, blocks)) * 0.02 + 0.001).astype(dtype),
+    }
+    if points:
+        stored["points"] = rng.integers(0, 256, (COUNT, -(-blocks * bits // 8)), dtype=np.uint8)
+    sizes: Any = {"K": DEPTH, "N": COUNT, "bits": bits, "block_size": BLOCK}
+    node = make_node("MatMulNBits", ["inputs_embeds", *stored], ["y"], op, domain="com.microsoft", **sizes)
+    kind = TensorProto.FLOAT16 if half else TensorProto.FLOAT
+    graph = make_graph(
+        [node],
+        "product",
+        [make_tensor_value_info("inputs_embeds", kind, ["batch", "tokens", DEPTH])],
+        [make_tensor_value_info("y", kind, ["batch", "tokens", COUNT])],
+        [from_array(values, name) for name, values in stored.items()],
+    )
+    opsets = [make_operatorsetid("", 21), make_operatorsetid("com.microsoft", 1)]
+    return Model.from_proto(make_model(graph, opset_imports=opsets, ir_version=10))
+
+
+def external(model: Model, folder: Path, but: str = "") -> Model:
+    """The same with its weights in a data file, `but` one."""
+    data = b""
+    for tensor in model.graph.initializer:
+        if tensor.name != but:
+            values = to_array(tensor).tobytes()
+            tensor.ClearField("raw_data")
+            tensor.data_location = TensorProto.EXTERNAL
+            for key, value in (("location", "w.onnx_data"), ("offset", len(data)), ("length", len(values))):
+                tensor.external_data.add(key=key, value=str(value))
+            data += values
+    (folder / "w.onnx_data").write_bytes(data)
+    (folder / "w.onnx").write_bytes(model.to_bytes())
+    return Model.open(folder / "w.onnx")
+
+
+def run(model: Model, x: Array, folder: Path, weights: Any = "copy") -> Array:
+    import onnxruntime as ort
+
+    path = folder / "run.onnx"
+    model.save(path, weights=weights, force=True)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    found: Array = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"]).run(
+        None, {"inputs_embeds": x}
+    )[0]
+    return found
+
+
+def real_weights(model: Model) -> Array:
+    """float64 [N, K], by the words of MatMulNBits' specification."""
+    stored = {tensor.name: to_array(tensor) for tensor in model.graph.initializer}
+    bits = next(a.i for a in model.graph.node[0].attribute if a.name == "bits")
+
+    def unpacked(row: Array) -> list[int]:
+        whole = int.from_bytes(row.tobytes(), "little")
+        return [(whole >> (bits * n)) % 2**bits for n in range(row.size * 8 // bits)]
+
+    found = np.zeros((COUNT, DEPTH))
+    for channel in range(COUNT):
+        codes = unpacked(stored["codes"][channel])
+        points = unpacked(stored["points"][channel]) if "points" in stored else [2 ** (bits - 1)] * 8
+        for k in range(DEPTH):
+            block = k // BLOCK
+            found[channel, k] = (codes[k] - points[block]) * float(stored["scales"][channel, block])
+    return found
+
+
+def expected(x: Array, weights: Array) -> Array:
+    """The two roundings in float32, as they are at their ties, and the product of whole numbers, exactly."""
+    single = weights.astype(np.float32)
+    channel = np.abs(single).max(axis=1) / np.float32(127)
+    whole = np.rint(single / channel[:, None]).astype(np.int64)
+    x = x.astype(np.float32)
+    row = np.maximum(np.abs(x).max(axis=-1, keepdims=True) * np.float32(1 / 127), np.float32(1e-30))
+    found: Array = np.rint(x / row).astype(np.int64) @ whole.T * channel.astype(np.float64) * row
+    return found
+
+
+def activations(*shape: int, half: bool = False) -> Array:
+    rng = np.random.default_rng(len(shape))
+    sizes = 10.0 ** rng.integers(-3, 3, (*shape, 1))
+    return (rng.standard_normal((*shape, DEPTH)) * sizes).astype(np.float16 if half else np.float32)
+
+
+@pytest.mark.parametrize(
+    ("bits", "half", "points"),
+    [(2, False, True), (4, False, True), (8, False, True), (4, True, True), (8, False, False)],
+)
+def test_result_is_that_of_whole_numbers(bits: int, half: bool, points: bool, tmp_path: Path) -> None:
+    source = product(bits, half=half, points=points)
+    x = activations(2, 16, half=half)
+    x[1, 3] = 0  # a token that is padding
+    exact = expected(x, real_weights(source))
+    found = run(apply(source, [Int8Prefill()])[0], x, tmp_path)
+    assert found.dtype == x.dtype and not found[1, 3].any()
+    largest = np.abs(exact).max(axis=-1, keepdims=True) + 1e-30
+    assert (np.abs(found - exact) / largest).max() < (1e-3 if half else 1e-6)
+    distance = np.abs(exact - x.astype(np.float64) @ real_weights(source).T) / largest
+    assert 1e-3 < distance.max() < 0.1, "the rounding itself is seen, and is small"
+
+
+def test_zero_point_of_one_less_is_told(tmp_path: Path) -> None:
+    """The gates of a folder allow for it: here is where it is held."""
+    made, _ = apply(product(), [Int8Prefill()])
+    x = activations(1, 16)
+    right = run(made, x, tmp_path)
+    made.graph.initializer.append(from_array(np.array(127, np.uint8), "other"))
+    next(node for node in made.graph.node if node.op_type == "MatMulIntegerToFloat").input[4] = "other"
+    assert np.abs(run(made, x, tmp_path) - right).max() > 1e-3 * np.abs(right).max()
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_few_tokens_are_bit_by_bit_the_sources(half: bool, tmp_path: Path) -> None:
+    source = product(half=half)
+    made, _ = apply(source, [Int8Prefill(tokens=5)])
+    for tokens in (1, 4, 5):
+        x = activations(3, tokens, half=half)
+        assert np.array_equal(run(made, x, tmp_path), run(source, x, tmp_path)) == (tokens < 5)
+
+
+def test_rows_do_not_depend_on_each_other(tmp_path: Path) -> None:
+    made, _ = apply(product(), [Int8Prefill()])
+    x = activations(2, 20)
+    alone = run(made, x[1:, 2:], tmp_path)
+    assert np.array_equal(run(made, x, tmp_path)[1:, 2:], alone)
+
+
+@pytest.mark.parametrize("but", ["", "points", "scales"])
+@pytest.mark.parametrize("weights", ["copy", "link", "consolidate"])
+def test_weights_in_data_files_give_the_same(but: str, weights: str, tmp_path: Path) -> None:
+    """Whether all weights are in the graph, some, or none."""
+    x = activations(1, 20)
+    inline = run(apply(product(), [Int8Prefill()])[0], x, tmp_path)
+    source = external(product(), tmp_path, but)
+    made, (outcome,) = apply(source, [Int8Prefill()])
+    assert len(made.converted) == 2 and sum(made.converted_files().values()) == COUNT * (DEPTH + 4)
+    assert np.array_equal(run(made, x, tmp_path, weights), inline)
+    finding = "changed 1 MatMulNBits: int8 in runs of 16 tokens and more: up_proj; 3,840 bytes of weights in int8"
+    assert [str(one) for one in outcome.findings] == [finding]
+
+
+def test_second_run_finds_nothing_to_do() -> None:
+    _, (_, again) = apply(product(), [Int8Prefill(), Int8Prefill()])
+    assert not again.changed and "each that is meant has a side in int8" in str(again.findings[0])
+
+
+def test_which_products_are_meant() -> None:
+    decoder = Model.open(open_export(TINY).pair("q4").decoder)
+
+    def kinds(step: Int8Prefill) -> set[str]:
+        return {node.name.split("/")[-2] for node in step.concerns(decoder)}
+
+    assert kinds(Int8Prefill("mlp")) == {"gate_up_proj", "down_proj"}
+    assert kinds(Int8Prefill()) == {"gate_up_proj", "down_proj", "q_proj", "k_proj", "v_proj", "o_proj"}
+    made, _ = apply(decoder, [Int8Prefill()])
+    made_for_x = [node for node in made.graph.node if node.op_type == "QuantizeLinear"]
+    assert len(made_for_x) == 40, "once for all products of a layer that read the same: q, k, v; o; gate and up; down"
+
+
+def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PassError, match=r"has no MatMulNBits in a layer") as raised:
+        apply(Model.open(open_export(TINY).pair("fp32").decoder), [Int8Prefill()])
+    assert raised.value.hint == "take a quantised precision: q4, q4f16 or quantized"
+    with pytest.raises(PassError, match="has no MatMulNBits in a layer"):
+        apply(product(op="/lm_head/MatMul_Quant"), [Int8Prefill()])
+    with pytest.raises(PassError, match="tokens is 0; the fewest"):
+        apply(product(), [Int8Prefill(tokens=0)])
+    renamed = product()
+    renamed.graph.input[0].name = renamed.graph.node[0].input[0] = "x"
+    with pytest.raises(PassError, match="has no input input_ids or inputs_embeds"):
+        apply(renamed, [Int8Prefill()])
+    computed = product()
+    del computed.graph.initializer[0]
+    computed.graph.input.append(make_tensor_value_info("codes", TensorProto.UINT8, [COUNT, 3, 16]))
+    with pytest.raises(PassError, match="'codes' is no stored weight"):
+        apply(computed, [Int8Prefill()])
+    old = product()
+    old.proto.opset_import[0].version = 17
+    with pytest.raises(PassError, match="is of opset 17; 18 or newer is expected"):
+        apply(old, [Int8Prefill()])
+    together: Any = ({"provider": "cuda"}, {"to_fp16": True}, {"recipe": "rename-io"})
+    for options in together:
+        with pytest.raises(RequestError, match=r"--prefill int8 and --.* do not go together"):
+            RepackOptions(prefill="int8", **options)
+
+
+def side(model: Model, kind: str) -> NodeProto:
+    found: NodeProto = next(
+        n for n in model.graph.node if n.op_type == "MatMulIntegerToFloat" and f"layers.3/{kind}" in n.name
+    )
+    return found
+
+
+def wrong_scale(model: Model, path: Path) -> None:
+    """The scales of a quarter of one product's columns are ten times too large."""
+    scales = next(t for t in model.graph.initializer if t.name == side(model, "mlp/down_proj").input[3])
+    values = to_array(scales, str(path.parent)).copy()
+    values[: len(values) // 4] *= 10
+    scales.CopyFrom(from_array(values, scales.name))
+
+
+def test_folder_is_proven_runs_and_a_fault_fails(tmp_path: Path) -> None:
+    """By the command's option; the proof, of a prompt that multiplies in int8, runs GenAI too. A fault is told from int8."""
+    arguments = ["--precision", "q4", "--prefill", "int8", "--ep", "cpu", "--no-validate"]
+    result = CliRunner().invoke(app, ["repack", str(TINY), str(tmp_path / "out"), *arguments])
+    assert result.exit_code == 0, result.output
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["recipe"].endswith(",int8-prefill")
+    pair, path = open_export(TINY).pair("q4"), tmp_path / "out" / "model.onnx"
+    request = Request(cases=[WORDS])
+    report = prove_folder(tmp_path / "out", pair, request=request)
+    assert not report.failed and report.parity is not None and report.parity.max_abs > 0.05
+    model = Model.open(path)
+    wrong_scale(model, path)
+    path.write_bytes(model.to_bytes())
+    failed = {gate.name for gate in prove_folder(sign(tmp_path / "out"), pair, request=request).failed}
+    assert {"divergence", "direction"} <= failed
+
+
+def test_recipe_parses_back_and_goes_with_a_level() -> None:
+    recipe = (*compatible(Path("e.onnx")), SetAccuracyLevel(), Int8Prefill("mlp", 32))
+    assert parse(recipe_text(recipe)) == recipe and recipe_text(recipe).endswith(
+        ",int8-prefill{products=mlp,tokens=32}"
+    )
+    assert default_thresholds("float32", [Int8Prefill.numerics]).to_dict() == {**INT8.bound, "headroom": 1.0}

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from passes.base import Finding, Numerics, Pass
 from passes.set_accuracy_level import INT8, kind_of, quantised_products
 from surgery.errors import PassError
-from surgery.graph.external_data import WeightReference, is_external, reference
+from surgery.graph.external_data import WeightReference, byte_size, is_external, reference
 from surgery.graph.int8_weights import ChannelWeights
 from surgery.graph.model import Model
 from surgery.graph.node_builder import FLOAT, FLOAT16
 from surgery.graph.nodes import copied, int_attribute, node_in_words
+from surgery.graph.quantised_weights import check_quantised
 from surgery.graph.renaming import fresh
 from surgery.graph.scopes import all_names
 from surgery.graph.tensor_types import initializer_type
@@ -88,6 +89,9 @@ class Int8Prefill(Pass):
                 f"{model.path} has no MatMulNBits in a layer, which could multiply in int8",
                 hint="take a quantised precision: q4, q4f16 or quantized",
             )
+        check_quantised(model)
+        if strange := [node for node in self.concerns(model) if int_attribute(node, "bits", 4) not in (2, 4, 8)]:
+            raise PassError(f"{node_in_words(strange[0])} is not of 2, 4 or 8 bits; int8 weights are made from those")
         if _counted(model) is None:
             raise PassError(f"{model.path} has no input {' or '.join(_TOKENS)}, which says how many tokens a run has")
         if (opset := model.opset()) < _OPSET:
@@ -233,6 +237,11 @@ class _Rewriting:
         parts: list[SourcePart] = []
         for place, index in enumerate(index for index in range(1, len(node.input)) if node.input[index]):
             tensor = self._stored_tensor(node, index)
+            found = initializer_type(tensor)
+            if byte_size(found.dtype, tensor.dims) != count * widths[place]:
+                raise PassError(
+                    f"{node_in_words(node)}: {tensor.name!r} is {found}; {count * widths[place]} bytes are expected"
+                )
             if is_external(tensor):
                 inline[place] = None
                 parts.append(SourcePart(self._source(node, tensor), Columns(widths[place], 0, widths[place], 8)))

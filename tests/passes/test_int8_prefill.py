@@ -219,6 +219,14 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
     computed.graph.input.append(make_tensor_value_info("codes", TensorProto.UINT8, [COUNT, 3, 16]))
     with pytest.raises(PassError, match="'codes' is no stored weight"):
         apply(computed, [Int8Prefill()])
+    short = product()
+    short.graph.initializer[2].CopyFrom(from_array(np.zeros((COUNT, 1), np.uint8), "points"))
+    with pytest.raises(PassError, match=r"'points' is UINT8 \[48, 1\]; 96 bytes are expected"):
+        apply(short, [Int8Prefill()])
+    strange = product()
+    next(each for each in strange.graph.node[0].attribute if each.name == "block_size").i = 0
+    with pytest.raises(PassError, match="block_size, K and N are"):
+        apply(strange, [Int8Prefill()])
     old = product()
     old.proto.opset_import[0].version = 17
     with pytest.raises(PassError, match="is of opset 17; 18 or newer is expected"):

@@ -50,8 +50,8 @@ class Int8Prefill(Pass):
 
     Each token has a scale of its own, so that a row of a batch does not depend on the others. The weights are rounded
     once more, to 8 bits with one scale for each output channel, K x N bytes beside the codes; they are made when the
-    model is saved. One of the two sides of the Concat is empty. Graphs without branches stay so: the same in an If
-    costs more in each step of decoding, and saves little of a prompt.
+    model is saved. One of the two sides of the Concat is empty. Graphs without branches stay so, and other passes
+    and checks see the products: an If takes as long in a step of decoding, and 5% less of a prompt.
 
     `products` is which: those of the layers' MLPs, or all of the layers but those of per-layer inputs. lm_head stays.
 

@@ -560,22 +560,17 @@ class _Run:
             self._media(folder, genai, vocabulary, 0.0)
             return
         answers = [answer for answer in reference.answers if self._generates(answer.case)]
-        tolerance, padded = self._tolerances()
+        held, found = self._runtime_bounds()
+        tolerance, padded = _tolerances(held, found)
         told = self.told("generation", sum(comparable(answer.case) for answer in answers))
         self.gates.extend(check_generation(genai, answers, vocabulary.eos, tolerance, padded, told))
-        self._media(folder, genai, vocabulary, tolerance)
+        self._media(folder, genai, vocabulary, held.logits if held is not None else 0.0)
 
-    def _tolerances(self) -> tuple[float, float]:
-        """By how much the source may prefer its own token to the runtime's, halved: alone, and in a padded batch. Where
-        activations are rounded, as far as the same prompts have come in the numbers, which is less than what they may."""
-        alone = self.level is not None and not self.level.slow
-        held, found = (self.accuracy, self.level_parity) if alone else (self.thresholds, self.parity)
-        if held is None or found is None:
-            return 0.0, 0.0
-        if not held.near:
-            return held.logits, held.regrouped
-        together = max(found.max_abs, found.regrouped_max_abs)
-        return min(held.logits, found.max_abs), min(held.regrouped, together)
+    def _runtime_bounds(self) -> tuple[Thresholds | None, Parity | None]:
+        """What the runtime is held to, and what the numbers of the same comparison came to."""
+        if self.level is not None and not self.level.slow:
+            return self.accuracy, self.level_parity
+        return self.thresholds, self.parity
 
     def _media(self, folder: OpenedFolder, genai: GenAI, vocabulary: Vocabulary, tolerance: float) -> None:
         """Images and sound, where the folder takes them."""
@@ -589,6 +584,17 @@ class _Run:
             told, decoder = self.told("media"), None if kept else self._slow_decoder()
             self.gates.extend(proof.prove(genai, self.source, self.request.scope, tolerance, told, decoder))
         self.skipped.extend(proof.skipped)
+
+
+def _tolerances(held: Thresholds | None, found: Parity | None) -> tuple[float, float]:
+    """By how much the source may prefer its own token to the runtime's, halved: alone, and in a padded batch. Where
+    activations are rounded, as far as the same prompts have come in the numbers, which is less than what they may."""
+    if held is None or found is None:
+        return 0.0, 0.0
+    if not held.near:
+        return held.logits, held.regrouped
+    together = max(found.max_abs, found.regrouped_max_abs)
+    return min(held.logits, found.max_abs), min(held.regrouped, together)
 
 
 _NOT_RUN = "nothing was run: a file is not what was written, or the structure is at fault"

@@ -157,7 +157,7 @@ def test_no_library_is_loaded(folder: Path, tmp_path: Path) -> None:
         ("search/unknown", 1),
         ("search/top_k", "9"),
         ("engine/dynamic_batching", {}),
-        ("speculative", {}),
+        ("speculative/draft", "x.onnx"),
     ],
 )
 def test_what_is_not_known_is_refused(place: str, value: object, folder: Path) -> None:

@@ -437,8 +437,9 @@ def test_save_refuses_to_overwrite_a_data_file_with_the_graph(tmp_path: Path) ->
 
 def test_a_file_that_is_named_in_two_ways_is_placed_once(tmp_path: Path) -> None:
     opened = pair(tmp_path)
+    first = opened.graph.initializer[0]
     twin = opened.graph.initializer.add()
-    twin.CopyFrom(fields(external("w2", [4]), location="./torture.data"))
+    twin.CopyFrom(fields(external("w2", list(first.dims)), location="./torture.data"))
     opened.weight_files["./torture.data"] = tmp_path / "in" / "." / "torture.data"
     placed = opened.save(tmp_path / "out" / "b.onnx")
     assert [entry.location for entry in placed] == ["b.onnx_data"]

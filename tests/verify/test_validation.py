@@ -100,7 +100,8 @@ def test_a_repacked_folder_is_its_source_bit_by_bit(export: Export, precision: s
     assert not full or len(even) == len(report.cases) - 4, "four are padded batches"
     wanted = {"conversation", "latin", "scripts", "past-the-window" if full else "cached-past-the-window"}
     assert wanted <= {case.name for case in report.cases}
-    assert len(report.section("runtime")) == 8
+    # of 8 bits, as published, the runtime runs two prompts: each token multiplies by a whole weight made anew
+    assert len(report.section("runtime")) == (5 if precision == "quantized" else 8)
     assert "source" in told and any(text.startswith("source runs: ") and "ragged-batch" in text for text in told)
     json.dumps(report.to_dict(), allow_nan=False)
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from surgery.architecture import MAX_JSON_BYTES
 from surgery.choices import Provider
-from surgery.errors import ModelError, RuntimeMissing
+from surgery.errors import ModelError, RuntimeMissing, SurgeryError
 from surgery.files.safe_reading import read_regular
 from surgery.folder.admission import admit
 from surgery.folder.genai_config import CAPTURE
@@ -51,6 +51,8 @@ def load_genai(provider: Provider) -> Any:
 def _own_words(what: str) -> Iterator[None]:
     try:
         yield
+    except SurgeryError:
+        raise
     except Exception as error:  # the runtime raises plain RuntimeError and pybind11's kinds
         raise ModelError(f"{what}: {one_line(error)}") from None
 
@@ -94,7 +96,9 @@ class GenAI:
         return str(self._og.__version__)
 
     def tokenizer(self) -> Any:
-        return self._og.Tokenizer(self._model)
+        """The folder's own. Raises ModelError with the runtime's words."""
+        with _own_words("og.Tokenizer"):
+            return self._og.Tokenizer(self._model)
 
     def prepare(self, text: str, images: Sequence[Path], sounds: Sequence[Path]) -> Prepared:
         """What the folder's own processor makes of a text with files. Raises ModelError with the runtime's words."""
@@ -218,10 +222,16 @@ def has_chat_template(folder: Path) -> bool:
 
 
 def template_of(folder: Path) -> str | None:
-    """The chat template that GenAI takes first: tokenizer_config.json's, or else chat_template.jinja."""
+    """The chat template that GenAI takes first: tokenizer_config.json's, or else chat_template.jinja.
+
+    Raises ModelError for one that is not UTF-8.
+    """
     with contextlib.suppress(OSError, ValueError, AttributeError):
         config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
         if isinstance(inline := config.get("chat_template"), str) and inline:
             return inline
     path = folder / "chat_template.jinja"
-    return read_regular(path, MAX_JSON_BYTES).decode("utf-8") if path.is_file() else None
+    try:
+        return read_regular(path, MAX_JSON_BYTES).decode("utf-8") if path.is_file() else None
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{path} is not UTF-8: {error.reason} at byte {error.start}") from None

@@ -6,10 +6,11 @@ other. The prompts are random ids of given lengths, the same for both; decoding 
 
 from __future__ import annotations
 
+import json
 import random
 import resource
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -98,19 +99,11 @@ def _measure_folder(_: Tell, folder: Path, prompts: list[list[int]], new_tokens:
     open_genai_folder(folder).check_weights()
     started = time.perf_counter()
     try:
-        config = og.Config(str(folder))
-        config.clear_providers()
-        if provider != "cpu":
-            config.append_provider(provider)
-        model = og.Model(config)
+        model = load_folder(og, folder, provider)
         loaded = time.perf_counter() - started
         timings = []
         for prompt in prompts:
-            params = og.GeneratorParams(model)
-            # min_length keeps an eos from ending the run early
-            length = len(prompt) + new_tokens
-            params.set_search_options(do_sample=False, min_length=length, max_length=length)
-            generator = og.Generator(model, params)
+            generator = greedy_generator(og, model, len(prompt) + new_tokens)
             ids = np.array(prompt, np.int32)
 
             def first(generator: Any = generator, ids: Any = ids) -> None:
@@ -121,6 +114,24 @@ def _measure_folder(_: Tell, folder: Path, prompts: list[list[int]], new_tokens:
     except RuntimeError as error:
         raise FolderError(f"{folder}: the runtime says: {error}") from None
     return Benchmark("folder", loaded, tuple(timings), _peak_rss())
+
+
+def load_folder(og: Any, folder: Path, provider: Provider, session: Mapping[str, str] | None = None) -> Any:
+    """An og.Model that runs on `provider`, with these entries among the decoder's session options."""
+    config = og.Config(str(folder))
+    if session:
+        config.overlay(json.dumps({"model": {"decoder": {"session_options": session}}}))
+    config.clear_providers()
+    if provider != "cpu":
+        config.append_provider(provider)
+    return og.Model(config)
+
+
+def greedy_generator(og: Any, model: Any, length: int) -> Any:
+    """An og.Generator that makes a sequence of `length` tokens: min_length keeps an eos from ending the run early."""
+    params = og.GeneratorParams(model)
+    params.set_search_options(do_sample=False, min_length=length, max_length=length)
+    return og.Generator(model, params)
 
 
 def _measure_source(

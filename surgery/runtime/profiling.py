@@ -27,13 +27,14 @@ from surgery.files.safe_reading import read_regular
 from surgery.graph.external_data import byte_size
 from surgery.graph.model import Model
 from surgery.graph.tensor_types import initializer_type
-from surgery.runtime.benchmark import random_prompt
+from surgery.runtime.benchmark import greedy_generator, load_folder, random_prompt
 from surgery.runtime.genai import load_genai
 from surgery.runtime.own_process import Limits, Tell, run
 
 MAX_BYTES = 2**30
 """The largest profile that is read."""
-_RUN = "_kernel_time"
+KERNEL_TIME = "_kernel_time"
+"""How the name of an event ends that is one run of a node."""
 _LAYER = re.compile(r"layers\.(\d+)[./]")
 _READ = 2**28
 """Bytes that each thread reads to measure the memory."""
@@ -116,7 +117,7 @@ class ModelRun:
 def model_runs(events: Sequence[Mapping[str, Any]]) -> list[ModelRun]:
     """The runs that a profile holds, in order; a node belongs to the run in whose time it began."""
     whole = sorted((each for each in events if each.get("name") == "model_run"), key=lambda each: each["ts"])
-    nodes = [each for each in events if each.get("cat") == "Node" and str(each.get("name")).endswith(_RUN)]
+    nodes = [each for each in events if each.get("cat") == "Node" and str(each.get("name")).endswith(KERNEL_TIME)]
     starts = [each["ts"] for each in whole]
     inside: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
     for node in nodes:
@@ -130,7 +131,7 @@ def time_shares(runs: Sequence[ModelRun], weights: Mapping[str, int], arch: Arch
     moved: dict[tuple[str, str], int] = defaultdict(int)
     count: dict[tuple[str, str], int] = defaultdict(int)
     for node in (node for one in runs for node in one.nodes):
-        name, arguments = node["name"].removesuffix(_RUN), node["args"]
+        name, arguments = node["name"].removesuffix(KERNEL_TIME), node["args"]
         key = arguments["op_name"], _kind_of_layer(name, arch)
         micros[key] += node["dur"]
         count[key] += 1
@@ -187,25 +188,25 @@ def _events_of(folder: Path, prompt: Sequence[int], new_tokens: int, provider: P
     with tempfile.TemporaryDirectory(prefix="gemma4-surgery-") as there:
         written = {"enable_profiling": str(Path(there) / "profile")}
         try:
-            config = og.Config(str(folder))
-            config.overlay(json.dumps({"model": {"decoder": {"session_options": written}}}))
-            config.clear_providers()
-            if provider != "cpu":
-                config.append_provider(provider)
-            model = og.Model(config)
-            params = og.GeneratorParams(model)
-            length = len(prompt) + new_tokens
-            params.set_search_options(do_sample=False, min_length=length, max_length=length)
-            generator = og.Generator(model, params)
+            model = load_folder(og, folder, provider, written)
+            generator = greedy_generator(og, model, len(prompt) + new_tokens)
             generator.append_tokens(np.array(prompt, np.int32))
             for _ in range(new_tokens):
                 generator.generate_next_token()
         except RuntimeError as error:
             raise FolderError(f"{folder}: the runtime says: {error}") from None
-        del generator, params, model, config
+        del generator, model
         gc.collect()
         files = sorted(Path(there).iterdir(), key=lambda file: -file.stat().st_size)
         if not files:
             raise ModelError(f"{folder}: onnxruntime-genai wrote no profile")
-        events: list[Mapping[str, Any]] = json.loads(read_regular(files[0], MAX_BYTES))
-        return events
+        return read_events(files[0])
+
+
+def read_events(path: Path) -> list[Mapping[str, Any]]:
+    """The events of a profile. Raises ModelError where the file is not one."""
+    try:
+        events = json.loads(read_regular(path, MAX_BYTES))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path} is not a profile of ONNX Runtime: {error}") from None
+    return [event for event in events if isinstance(event, dict)] if isinstance(events, list) else []

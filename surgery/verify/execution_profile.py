@@ -7,10 +7,9 @@ the memories are nodes as well: MemcpyFromHost and MemcpyToHost. (Format of onnx
 
 from __future__ import annotations
 
-import json
 import math
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,16 +20,13 @@ from surgery.choices import Provider
 from surgery.cuda.layering import OPTION, SETTING
 from surgery.cuda.prediction import SMALL, Prediction
 from surgery.errors import ModelError, RuntimeMissing, SurgeryError
-from surgery.files.safe_reading import read_regular
+from surgery.runtime.profiling import KERNEL_TIME, read_events
 from surgery.runtime.sessions import Array, load_onnxruntime, one_line
 from surgery.verify.report import Gate
 
 TOKENS = 4
 """Tokens of the prompt that `trace` runs."""
-MAX_BYTES = 2**30
-"""The largest profile that is read."""
 
-_RUN = "_kernel_time"
 _PROVIDERS: Mapping[str, Provider] = {"CPUExecutionProvider": "cpu", "CUDAExecutionProvider": "cuda"}
 _EXACT = ("int64", "int32", "bool", "int8", "uint8", "int16", "uint16", "uint32", "uint64")
 """Types that shape arithmetic is done in; hidden states and caches are of other types."""
@@ -90,13 +86,9 @@ class ExecutionProfile:
 
 def read_profile(path: Path) -> ExecutionProfile:
     """Raises ModelError where the file is not a profile, or holds no run of a node."""
-    try:
-        events = json.loads(read_regular(path, MAX_BYTES))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path} is not a profile of ONNX Runtime: {error}") from None
     found: dict[tuple[str, str], Ran] = {}
     times: dict[tuple[str, str], int] = {}
-    for ran in _runs(events if isinstance(events, list) else []):
+    for ran in _runs(read_events(path)):
         key = (ran.node, ran.provider)
         found.setdefault(key, ran)
         times[key] = times.get(key, 0) + 1
@@ -107,15 +99,15 @@ def read_profile(path: Path) -> ExecutionProfile:
     )
 
 
-def _runs(events: list[Any]) -> Iterator[Ran]:
+def _runs(events: Sequence[Mapping[str, Any]]) -> Iterator[Ran]:
     for event in events:
-        if not isinstance(event, dict) or event.get("cat") != "Node":
+        if event.get("cat") != "Node":
             continue
         name, arguments = event.get("name"), event.get("args")
-        if isinstance(name, str) and name.endswith(_RUN) and isinstance(arguments, dict):
+        if isinstance(name, str) and name.endswith(KERNEL_TIME) and isinstance(arguments, dict):
             provider = str(arguments.get("provider"))
             yield Ran(
-                node=name.removesuffix(_RUN),
+                node=name.removesuffix(KERNEL_TIME),
                 operator=str(arguments.get("op_name")),
                 provider=_PROVIDERS.get(provider, provider),
                 operands=tuple(_operands(arguments)),

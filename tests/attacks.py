@@ -102,6 +102,8 @@ class Ground:
         self.root = root
         self.scratch = root.with_name(f"{root.name}.scratch")
         self._kept = root.with_name(f"{root.name}.kept")
+        for left in (root, self.scratch, self._kept):  # by an earlier run
+            shutil.rmtree(left, ignore_errors=True)
         for part in ("source", "plain"):
             small.write_export(self._kept / part)
         _copy_tiny(self._kept / "tiny")

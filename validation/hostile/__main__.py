@@ -8,7 +8,6 @@ Without either, both. Exit code 1 where a row grows faster, or a count is not 0.
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,7 +49,7 @@ def _words(text: str, known: Sequence[str]) -> list[str]:
 
 def _costs(given: argparse.Namespace) -> bool:
     commands, forms = _words(given.commands, list(costs.COMMANDS)), _words(given.forms, list(FORMS))
-    ground = _ground(given.work / "costs")
+    ground = Ground(given.work / "costs")
     ground.rehearse()
     print(costs.HEAD)
     passed = True
@@ -73,12 +72,6 @@ def _inputs(given: argparse.Namespace) -> bool:
             print(one, file=sys.stderr, flush=True)
     print(f"\n{inputs.summary(found)}")
     return not any(one.faults for one in found)
-
-
-def _ground(root: Path) -> Ground:
-    for name in (root.name, f"{root.name}.scratch", f"{root.name}.kept"):
-        shutil.rmtree(root.with_name(name), ignore_errors=True)
-    return Ground(root)
 
 
 PARTS = {"costs": _costs, "inputs": _inputs}

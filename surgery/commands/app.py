@@ -23,6 +23,7 @@ from surgery.commands.diff import diff
 from surgery.commands.doctor import doctor
 from surgery.commands.generate import generate
 from surgery.commands.git import git_diff, git_setup, git_textconv
+from surgery.commands.help import GENERAL, WIDEST, Command, Group, examples
 from surgery.commands.inspect import inspect
 from surgery.commands.list_passes import passes
 from surgery.commands.repack import repack
@@ -34,16 +35,25 @@ from surgery.errors import GateFailed, SurgeryError, printable, unforeseen
 from surgery.version import VERSION
 
 app = typer.Typer(
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+    cls=Group,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": WIDEST},
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="Repack community ONNX exports of Gemma 4 for ONNX Runtime GenAI: bit-exact, without torch or re-export.",
     epilog="Exit codes: 0 done; 1 a gate failed or a difference was found; 2 trouble. docs/commands.md lists the "
-    "environment variables.",
+    "environment variables.\n\n"
+    + examples(
+        "repack onnx-community/gemma-4-E2B-it-ONNX out/",
+        'generate out/ "Why is the sky blue?"',
+        "repack -h",
+    ),
 )
 _Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", help="No talk and no progress on stderr; what goes wrong is said.")
+    bool,
+    typer.Option(
+        "--quiet", "-q", rich_help_panel=GENERAL, help="No talk and no progress on stderr; what goes wrong is said."
+    ),
 ]
 
 
@@ -67,11 +77,75 @@ def _with_quiet(command: Callable[..., None]) -> Callable[..., None]:
     return asked
 
 
-COMMANDS = (
-    repack, strip, vocabulary, inspect, validate, diff, passes, apply, generate, bench, doctor, git_setup, review, comment,
+_HUB = "onnx-community/gemma-4-E2B-it-ONNX"
+_MAKE, _USE, _LOOK, _CHANGES, _HERE = (
+    "Make a folder", "Use it", "Look into models", "See what changed", "This computer",
 )  # fmt: skip
-for command in COMMANDS:
-    app.command()(_with_quiet(command))
+COMMANDS: tuple[tuple[Callable[..., None], str, str, str], ...] = (
+    (repack, _MAKE, "Turn an export into a folder that ONNX Runtime GenAI loads.", examples(
+        f"repack {_HUB} out/",
+        f"repack {_HUB} out/ --preset fast --precision q4",
+        f"repack {_HUB} out/ --modalities text,image,audio",
+        f"repack {_HUB} out/ --dry-run",
+    )),
+    (strip, _MAKE, "Take the two graphs for text out of an export.", examples(
+        f"strip {_HUB} out/",
+        f"strip {_HUB} out/ --precision q4f16 --push-to you/gemma-4-text",
+    )),
+    (vocabulary, _MAKE, "Propose the tokens that stay.", examples(
+        f"vocabulary {_HUB} --corpus texts.txt -o kept.txt",
+        f"vocabulary {_HUB} --corpus texts.txt --keep-scripts latin --size 65536 -o kept.txt",
+        f"repack {_HUB} out/ --vocabulary kept.txt --corpus texts.txt",
+    )),
+    (apply, _MAKE, "Apply passes to any ONNX file.", examples(
+        "apply fold-logits-to-keep in.onnx out.onnx",
+        "apply 'rename-io,fold-logits-to-keep{keep=all}' in.onnx out.onnx",
+        "passes",
+    )),
+    (generate, _USE, "Chat with a folder, or ask it once.", examples(
+        "generate out/",
+        'generate out/ "Why is the sky blue?"',
+        "generate out/ - --system 'Summarise.' < text.txt",
+        "generate out/ 'What is this?' --image photo.jpg",
+        "generate out/ --tools tools.json",
+    )),
+    (validate, _USE, "Prove a folder: structure, numbers, runtime.", examples(
+        "validate out/",
+        f"validate out/ --against {_HUB} --quick",
+        "validate out/ --threshold kl=0.01 --prompts mine.txt",
+        "validate out/ --save-golden recorded.safetensors",
+    )),
+    (bench, _USE, "Measure speed and memory.", examples(
+        "bench out/",
+        f"bench out/ --against {_HUB} --contexts 128,2048",
+        "bench out/ --profile",
+    )),
+    (inspect, _LOOK, "Show interface, layers, KV caches, bytes.", examples(
+        f"inspect {_HUB}",
+        "inspect out/model.onnx",
+        "inspect out/ --ep cuda",
+    )),
+    (passes, _LOOK, "List the passes and their options.", examples("passes", "passes --json")),
+    (diff, _CHANGES, "Report what differs between two models.", examples(
+        "diff before.onnx after.onnx",
+        "diff owner/name@v1 owner/name@v2",
+        "diff old/ new/ --policy numerics",
+        "diff old/ new/ --output report.html --output report.md",
+    )),
+    (review, _CHANGES, "Compare the models of two commits.", examples(
+        "review main",
+        "review main HEAD --policy breaking",
+        "review main HEAD --output report.md --output report.svg",
+    )),
+    (comment, _CHANGES, "Put a report on a pull request.", examples("comment OWNER/REPO#7 report.md")),
+    (git_setup, _CHANGES, "Let git diff show what changed in .onnx files.", examples(
+        "git-setup", "git-setup --global", "git-setup --unset",
+    )),
+    (doctor, _HERE, "Show what is installed, and what is wrong.", examples("doctor", "doctor --json")),
+)  # fmt: skip
+"""Each command, what it is for, its line among the others, and how it is used."""
+for _command, _panel, _line, _examples in COMMANDS:
+    app.command(cls=Command, rich_help_panel=_panel, short_help=_line, epilog=_examples)(_with_quiet(_command))
 app.command(hidden=True)(git_textconv)
 app.command(hidden=True)(git_diff)
 

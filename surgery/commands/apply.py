@@ -7,16 +7,22 @@ from typing import Annotated
 
 import typer
 
-from surgery.commands.console import JobProgress, data, print_json
+from surgery.commands.console import JobProgress, data, print_json, say
 from surgery.commands.options import Force, Json, Place
 
 
 def apply(
     recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="For example rename-io,fold-logits-to-keep{keep=all}.")
+        str,
+        typer.Argument(
+            metavar="RECIPE",
+            help="Passes, separated by commas, with their options: rename-io,fold-logits-to-keep{keep=all}.",
+        ),
     ],
-    source: Annotated[Path, typer.Argument(metavar="IN.onnx")],
-    target: Annotated[Path, typer.Argument(metavar="OUT.onnx")],
+    source: Annotated[Path, typer.Argument(metavar="IN.onnx", help="The graph to read; its data files lie beside it.")],
+    target: Annotated[
+        Path, typer.Argument(metavar="OUT.onnx", help="The graph to write; its data files are put beside it.")
+    ],
     config: Annotated[
         Path | None, typer.Option("--config", help="config.json of the architecture, where none is near.")
     ] = None,
@@ -36,7 +42,9 @@ def apply(
     arch = architecture(read_config(config)) if config else nearby_architecture(source)
     model, outcomes = run(Model.open(source, arch), steps)
     with JobProgress() as progress:
-        model.save(target, weights=weights, force=force, progress=progress.advanced)
+        placed = model.save(target, weights=weights, force=force, progress=progress.advanced)
+    for name in (target.name, *(file.location for file in placed)):
+        say(f"wrote      {target.with_name(name)}")
     if as_json:
         print_json({"target": str(target), "passes": [outcome.to_dict() for outcome in outcomes]})
     else:

@@ -9,8 +9,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from surgery.commands.console import data, say
-from surgery.commands.options import EVERY_ASPECT, FailOn, Ignore, PolicyOption, Precision
+from surgery.commands.console import data, say, say_commands
+from surgery.commands.help import COUNTS, WRITTEN
+from surgery.commands.options import EVERY_ASPECT, FailOn, Ignore, Json, PolicyOption, Precision
 
 
 def diff(
@@ -23,43 +24,70 @@ def diff(
     after: Annotated[str, typer.Argument(metavar="AFTER", help="What to compare it with: any of the three.")],
     precision: Precision = None,
     form: Annotated[
-        Literal["terminal", "md", "json", "html", "svg"],
-        typer.Option("--format", help="md is for pull requests, html is one page, svg one picture."),
+        Literal["terminal", "md", "json", "html", "svg", "junit", "github"],
+        typer.Option(
+            "--format",
+            rich_help_panel=WRITTEN,
+            help="md is for pull requests, html is one page, svg one picture, junit for CI, github for annotations in its log.",
+        ),
     ] = "terminal",
     output: Annotated[
         list[Path] | None,
-        typer.Option("--output", help="Write the report to this file, in the format of its suffix; repeatable."),
+        typer.Option(
+            "--output",
+            rich_help_panel=WRITTEN,
+            help="Write .md, .json, .html, .svg or .xml (JUnit) to this file; repeatable.",
+        ),
     ] = None,
     full: Annotated[
-        bool, typer.Option("--full", help="On a terminal: every change, not the first of each kind.")
+        bool,
+        typer.Option(
+            "--full", rich_help_panel=WRITTEN, help="On a terminal: every change, not the first of each kind."
+        ),
     ] = False,
     weights: Annotated[
         Literal["auto", "reference", "digest"],
         typer.Option(
-            "--weights", help="reference: by file digest, offset and length; digest: read them; auto: read small ones."
+            "--weights",
+            rich_help_panel=COUNTS,
+            help="reference: by file digest, offset and length; digest: read them; auto: read small ones.",
         ),
     ] = "auto",
     numbers: Annotated[
         Path | None,
-        typer.Option("--numbers", help="What validate --json printed of AFTER; default: what repack recorded."),
+        typer.Option(
+            "--numbers",
+            rich_help_panel=COUNTS,
+            help="What validate --json printed of AFTER; default: what repack recorded.",
+        ),
     ] = None,
     policy: PolicyOption = None,
     fail_on: FailOn = EVERY_ASPECT,
     ignore: Ignore = "none",
+    as_json: Json = False,
     check: Annotated[
         Path | None,
-        typer.Option("--check", metavar="REPORT", help="Exit with 1 if this report is not the one of these two."),
+        typer.Option(
+            "--check",
+            rich_help_panel=COUNTS,
+            metavar="REPORT",
+            help="Exit with 1 if this report is not the one of these two.",
+        ),
     ] = None,
 ) -> None:
     """Report what differs between two models. Exit code 0: nothing; 1: something; 2: trouble."""
     from surgery.compare.comparison import read_aspects
-    from surgery.compare.formats import FORMATS, SUFFIXES, is_current, known_suffix
+    from surgery.compare.formats import FORMATS, is_current, known_suffix
     from surgery.compare.impact import impact_of
+    from surgery.compare.review_formats import FORMATS as JUDGED
+    from surgery.compare.review_formats import SUFFIXES as WRITTEN_TO
+    from surgery.compare.review_formats import Judged
     from surgery.compare.terminal import show_comparison
     from surgery.files.atomic import write_file
     from surgery.jobs.diffing import diff as run
 
-    formats = {path: known_suffix(path, SUFFIXES) if form == "terminal" else form for path in output or ()}
+    form = "json" if as_json else form
+    formats = {path: known_suffix(path, WRITTEN_TO) if form == "terminal" else form for path in output or ()}
     failing = read_aspects(fail_on)
     compared = functools.partial(
         run, before, after, precision=precision, weights=weights, ignore=read_aspects(ignore), numbers=numbers
@@ -72,12 +100,18 @@ def diff(
             raise typer.Exit(1)
         say(f"{check} is the report of these two")
         return
+    fails = found.fails(failing) if policy is None else impact_of(found).fails(policy)
+
+    def text_in(wanted: str) -> str:
+        return FORMATS[wanted](found) if wanted in FORMATS else JUDGED[wanted](Judged.one(before, after, found, fails))
+
     for path, written in formats.items():
-        write_file(path, FORMATS[written](found).encode())
+        write_file(path, text_in(written).encode())
         say(f"wrote      {path}")
     if not formats and form == "terminal":
         show_comparison(data(), found, full=full)
+    elif not formats and form == "github":
+        say_commands(text_in(form))
     elif not formats:
-        sys.stdout.write(FORMATS[form](found))
-    fails = found.fails(failing) if policy is None else impact_of(found).fails(policy)
+        sys.stdout.write(text_in(form))
     raise typer.Exit(1 if fails else 0)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from surgery.commands.console import JobProgress, say, talk
+from surgery.commands.help import ANSWER, ASKED, SOURCE
 from surgery.commands.options import Ep
 from surgery.errors import RequestError
 from surgery.files.safe_reading import read_regular
@@ -30,46 +31,84 @@ _WORDS = "/clear begins anew, /bye or Ctrl-D ends; Ctrl-C ends an answer"
 def generate(
     folder: Annotated[
         Path,
-        typer.Argument(metavar="FOLDER", help="A GenAI folder, or one with two graphs: an export, or a stripped one."),
+        typer.Argument(
+            metavar="FOLDER",
+            help="A GenAI folder, or one with two graphs (an export, a stripped one); or such a Hub repository.",
+        ),
     ],
     prompt: Annotated[
         str | None,
         typer.Argument(
-            metavar="[PROMPT]", help="What to answer; - reads it from stdin; without it, a chat.", show_default=False
+            metavar="PROMPT", help="What to answer; - reads it from stdin; without it, a chat.", show_default=False
         ),
     ] = None,
     system: Annotated[
-        str | None, typer.Option("--system", metavar="TEXT", help="What the model is told before the first turn.")
+        str | None,
+        typer.Option(
+            "--system", rich_help_panel=ASKED, metavar="TEXT", help="What the model is told before the first turn."
+        ),
     ] = None,
     image: Annotated[
         list[Path] | None,
-        typer.Option("--image", help="A PNG or JPEG; repeatable. It stands where PROMPT says <|image|>."),
+        typer.Option(
+            "--image", rich_help_panel=ASKED, help="A PNG or JPEG; repeatable. It stands where PROMPT says <|image|>."
+        ),
     ] = None,
     audio: Annotated[
-        list[Path] | None, typer.Option("--audio", help="A WAV, FLAC or MP3. It stands where PROMPT says <|audio|>.")
+        list[Path] | None,
+        typer.Option(
+            "--audio", rich_help_panel=ASKED, help="A WAV, FLAC or MP3. It stands where PROMPT says <|audio|>."
+        ),
     ] = None,
     new_tokens: Annotated[
         int | None,
-        typer.Option("--new-tokens", min=1, help="The most tokens of an answer; default: 128, in a chat 1024."),
+        typer.Option(
+            "--new-tokens",
+            rich_help_panel=ANSWER,
+            min=1,
+            help="The most tokens of an answer; default: 128, in a chat 1024.",
+        ),
     ] = None,
     thinking: Annotated[
-        bool, typer.Option("--thinking/--no-thinking", help="Let the model think first; the thoughts go to stderr.")
+        bool,
+        typer.Option(
+            "--thinking/--no-thinking",
+            show_default=False,
+            rich_help_panel=ASKED,
+            help="Let the model think first; the thoughts go to stderr.",
+        ),
     ] = False,
     tools: Annotated[
-        Path | None, typer.Option("--tools", metavar="FILE", help="Tools that the model may call: a list in JSON.")
+        Path | None,
+        typer.Option(
+            "--tools", rich_help_panel=ASKED, metavar="FILE", help="Tools that the model may call: a list in JSON."
+        ),
     ] = None,
     sample: Annotated[
-        bool, typer.Option("--sample", help="Use the folder's sampling values instead of greedy.")
+        bool,
+        typer.Option("--sample", rich_help_panel=ANSWER, help="Use the folder's sampling values instead of greedy."),
     ] = False,
     temperature: Annotated[
-        float | None, typer.Option("--temperature", help="Sample with this temperature, above 0.")
+        float | None,
+        typer.Option("--temperature", rich_help_panel=ANSWER, help="Sample with this temperature, above 0."),
     ] = None,
-    top_k: Annotated[int | None, typer.Option("--top-k", help="Sample among the k likeliest; 0: among all.")] = None,
-    top_p: Annotated[float | None, typer.Option("--top-p", help="Sample among the likeliest of this share.")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Sample the same answer every time.")] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="Give the prompt as it is, without the chat template.")] = False,
+    top_k: Annotated[
+        int | None, typer.Option("--top-k", rich_help_panel=ANSWER, help="Sample among the k likeliest; 0: among all.")
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option("--top-p", rich_help_panel=ANSWER, help="Sample among the likeliest of this share.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", rich_help_panel=ANSWER, min=0, help="Sample the same answer every time.")
+    ] = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", rich_help_panel=ASKED, help="Give the prompt as it is, without the chat template.")
+    ] = False,
     precision: Annotated[
-        str | None, typer.Option("--precision", help="Of two graphs: which ones; default: the best for the provider.")
+        str | None,
+        typer.Option(
+            "--precision", rich_help_panel=SOURCE, help="Of two graphs: which ones; default: the best for the provider."
+        ),
     ] = None,
     ep: Ep = "auto",
 ) -> None:

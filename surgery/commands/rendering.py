@@ -65,7 +65,7 @@ def show_vocabulary(console: Console, found: Vocabulary) -> None:
     whole, left = (sum(both[n] for both in found.bytes.values()) for n in (0, 1))
     rows.append(("all", size(whole), size(left), size(whole - left)))
     show_rows(console, "Bytes", ("table", "before", "after", "saved"), rows, right="before,after,saved")
-    console.print(plain(f"{found.path} is for repack and strip --vocabulary"))
+    console.print(plain(f"{'try it':<11}gemma4-surgery repack SRC out/ --vocabulary {found.path}"))
 
 
 def show_outcome(console: Console, outcome: Outcome) -> None:
@@ -394,18 +394,19 @@ def _show_passes_of(console: Console, result: Repacked[Report]) -> None:
     console.print()
 
 
-def show_stripped(console: Console, result: Stripped[Report]) -> None:
-    """The proof, the weight files, and what was left out."""
-    _show_proof(console, result.proof)
+def show_stripped(console: Console, result: Stripped[Report], *, verbose: bool = False) -> None:
+    """The proof, the weight files, and what was left out; `verbose` gives every gate."""
+    _show_proof(console, result.proof, brief=not verbose)
     _show_placed(console, result.placed)
     if result.left_out:
         console.print(plain(f"left out: {len(result.left_out)} files, {size(sum(result.left_out.values()))}"))
-    console.print(plain(f"{result.folder} is ready", "bold green"))
+    console.print(plain(f"{'ready':<11}{result.folder}", "bold green"))
+    console.print(plain(f'{"try it":<11}gemma4-surgery generate {result.folder} "Hello"'))
 
 
-def _show_proof(console: Console, proof: Report | None) -> None:
+def _show_proof(console: Console, proof: Report | None, *, brief: bool = True) -> None:
     if proof is not None:
-        show_report(console, proof, brief=True)
+        show_report(console, proof, brief=brief)
         console.print()
 
 

@@ -9,6 +9,7 @@ import typer
 
 from surgery.choices import AccuracyChoice, KVLayout, OnnxRuntime, PerLayerTable, PrefillChoice, Preset, Target
 from surgery.commands.console import JobProgress, data, print_json
+from surgery.commands.help import MADE, RUNTIME, SOURCE, WRITTEN
 from surgery.commands.options import (
     Corpus,
     Ep,
@@ -37,17 +38,24 @@ def repack(
     preset: Annotated[
         Preset,
         typer.Option(
-            "--preset", help="compatible: bit by bit the source; fast: attention fused, caches updated in place."
+            "--preset",
+            rich_help_panel=MADE,
+            help="compatible: bit by bit the source; fast: attention fused, caches updated in place.",
         ),
     ] = "compatible",
     recipe: Annotated[
         str | None,
-        typer.Option("--recipe", help="Passes of your own after merge-embeddings, in place of the preset's."),
+        typer.Option(
+            "--recipe",
+            rich_help_panel=MADE,
+            help="Passes of your own after merge-embeddings, in place of the preset's.",
+        ),
     ] = None,
     kv_layout: Annotated[
         KVLayout | None,
         typer.Option(
             "--kv-layout",
+            rich_help_panel=MADE,
             help="aliased: a pair of caches for every layer; unique: the KV source layers' pairs. "
             "Default: aliased; fast: unique.",
         ),
@@ -58,6 +66,7 @@ def repack(
         bool,
         typer.Option(
             "--speculative",
+            rich_help_panel=MADE,
             help="Guess tokens from what was said before, and check many at once: for GenAI 0.18, with --preset fast.",
         ),
     ] = False,
@@ -65,22 +74,29 @@ def repack(
         Target,
         typer.Option(
             "--target",
+            rich_help_panel=RUNTIME,
             help="Oldest GenAI that must load it; genai-0.12 pads all caches to one size, 0.14 has no ids of tool calls.",
         ),
     ] = "genai-0.15",
     onnxruntime: Annotated[
         OnnxRuntime | None,
         typer.Option(
-            "--onnxruntime", help="Oldest ONNX Runtime that must run --preset fast; default: as new as the one here."
+            "--onnxruntime",
+            rich_help_panel=RUNTIME,
+            help="Oldest ONNX Runtime that must run --preset fast; default: as new as the one here.",
         ),
     ] = None,
     to_fp16: Annotated[
-        bool, typer.Option("--to-fp16", help="Make float16 of a float32 precision, so that it runs on CUDA.")
+        bool,
+        typer.Option(
+            "--to-fp16", rich_help_panel=MADE, help="Make float16 of a float32 precision, so that it runs on CUDA."
+        ),
     ] = False,
     accuracy_level: Annotated[
         AccuracyChoice,
         typer.Option(
             "--accuracy-level",
+            rich_help_panel=MADE,
             help="4: quantised products multiply in int8 on the CPU, faster, and every number changes; keep: as published; "
             "auto: on the CPU 4 with --preset fast, and for 2 and 8 bits.",
         ),
@@ -89,35 +105,53 @@ def repack(
         PrefillChoice,
         typer.Option(
             "--prefill",
+            rich_help_panel=MADE,
             help="int8: on the CPU long prompts multiply in int8: faster, larger, and every number changes.",
         ),
     ] = "keep",
     embed_device: Annotated[
         Literal["cpu"] | None,
-        typer.Option("--embed-device", help="cpu: the embedding tables stay in host memory; with --ep cuda."),
+        typer.Option(
+            "--embed-device",
+            rich_help_panel=RUNTIME,
+            help="cpu: the embedding tables stay in host memory; with --ep cuda.",
+        ),
     ] = None,
     modalities: Annotated[
         str,
         typer.Option(
-            "--modalities", help="text; or text,image or text,image,audio: four graphs, for GenAI 0.15 and later."
+            "--modalities",
+            rich_help_panel=MADE,
+            help="text; or text,image or text,image,audio: four graphs, for GenAI 0.15 and later.",
         ),
     ] = "text",
     per_layer_table: Annotated[
         PerLayerTable,
-        typer.Option("--per-layer-table", help="split: one a layer, for small buffers; fused: one for all layers."),
+        typer.Option(
+            "--per-layer-table",
+            rich_help_panel=MADE,
+            help="split: one a layer, for small buffers; fused: one for all layers.",
+        ),
     ] = "keep",
     vocabulary: Vocabulary = None,
     corpus: Corpus = None,
     embed: Annotated[
-        Path | None, typer.Option("--embed", help="The embedding graph, if it is not in SRC's layout.")
+        Path | None,
+        typer.Option("--embed", rich_help_panel=SOURCE, help="The embedding graph, if it is not in SRC's layout."),
     ] = None,
-    decoder: Annotated[Path | None, typer.Option("--decoder", help="The decoder graph, together with --embed.")] = None,
+    decoder: Annotated[
+        Path | None, typer.Option("--decoder", rich_help_panel=SOURCE, help="The decoder graph, together with --embed.")
+    ] = None,
     validate: Prove = True,
     force: Force = False,
     revision: Revision = None,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Print what would change, and what the Hub would be asked for; write nothing."),
+        typer.Option(
+            "--dry-run",
+            rich_help_panel=WRITTEN,
+            help="Print what would change, and what the Hub would be asked for; write nothing.",
+        ),
     ] = False,
     push_to: PushTo = None,
     private: Private = False,

@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 import typer
 
 from surgery.commands.console import data, say, say_commands, say_data
-from surgery.commands.options import EVERY_ASPECT, FailOn, Ignore, PolicyOption
+from surgery.commands.help import WRITTEN
+from surgery.commands.options import EVERY_ASPECT, FailOn, Ignore, Json, PolicyOption
 from surgery.errors import FolderError
 from surgery.files.safe_reading import read_regular
 
@@ -18,16 +19,25 @@ def review(
     base: Annotated[str, typer.Argument(metavar="BASE", help="A commit: what was there before.")],
     head: Annotated[str, typer.Argument(metavar="HEAD", help="A commit: what is there now.")] = "HEAD",
     form: Annotated[
-        Literal["terminal", "md", "json", "html", "junit", "github"],
-        typer.Option("--format", help="md is for pull requests, github for annotations in the log of a workflow."),
+        Literal["terminal", "md", "json", "html", "svg", "junit", "github"],
+        typer.Option(
+            "--format",
+            rich_help_panel=WRITTEN,
+            help="md is for pull requests, html is one page, svg one picture, junit for CI, github for annotations in its log.",
+        ),
     ] = "terminal",
     output: Annotated[
         list[Path] | None,
-        typer.Option("--output", help="Write .md, .json, .html or .xml (JUnit) to this file; repeatable."),
+        typer.Option(
+            "--output",
+            rich_help_panel=WRITTEN,
+            help="Write .md, .json, .html, .svg or .xml (JUnit) to this file; repeatable.",
+        ),
     ] = None,
     policy: PolicyOption = None,
     fail_on: FailOn = EVERY_ASPECT,
     ignore: Ignore = "none",
+    as_json: Json = False,
 ) -> None:
     """Compare every model of a git repository that differs between two commits. Exit codes are those of diff."""
     from surgery.compare.commits import Reviewed
@@ -38,6 +48,7 @@ def review(
     from surgery.compare.terminal import show_review
     from surgery.files.atomic import write_file
 
+    form = "json" if as_json else form
     failing = read_aspects(fail_on)
     formats = {path: known_suffix(path, SUFFIXES) for path in output or ()}
 
@@ -61,7 +72,7 @@ def review(
 
 def comment(
     target: Annotated[str, typer.Argument(metavar="OWNER/REPO#NUMBER", help="The pull request.")],
-    file: Annotated[Path, typer.Argument(metavar="REPORT.md")],
+    file: Annotated[Path, typer.Argument(metavar="REPORT.md", help="What review or diff wrote.")],
     marker: Annotated[str, typer.Option("--marker", help="Tells apart several comments of ours.")] = "report",
     update_only: Annotated[
         bool, typer.Option("--update-only", help="Do nothing where there is no comment of ours yet.")

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from surgery.commands.console import JobProgress, data, print_json
+from surgery.commands.help import WRITTEN
 from surgery.commands.options import (
     Corpus,
     Ep,
@@ -19,6 +20,7 @@ from surgery.commands.options import (
     PushTo,
     Revision,
     Source,
+    Verbose,
     Vocabulary,
 )
 
@@ -29,7 +31,11 @@ def strip(
     precision: Precision = None,
     weights: Annotated[
         Literal["copy", "link"],
-        typer.Option("--weights", help="copy the weight files, or link them (shares the source's bytes)."),
+        typer.Option(
+            "--weights",
+            rich_help_panel=WRITTEN,
+            help="copy the weight files, or link them (shares the source's bytes).",
+        ),
     ] = "copy",
     vocabulary: Vocabulary = None,
     corpus: Corpus = None,
@@ -38,10 +44,16 @@ def strip(
     force: Force = False,
     revision: Revision = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="List what would be written, and what the Hub would be asked for.")
+        bool,
+        typer.Option(
+            "--dry-run",
+            rich_help_panel=WRITTEN,
+            help="List what would be written, and what the Hub would be asked for.",
+        ),
     ] = False,
     push_to: PushTo = None,
     private: Private = False,
+    verbose: Verbose = False,
     as_json: Json = False,
 ) -> None:
     """Make a text-only export: the two graphs of one precision, for two-session loops and transformers.js."""
@@ -69,7 +81,7 @@ def strip(
     if as_json:
         print_json(plan.to_dict() if dry_run else result.to_dict())
     elif not dry_run:
-        show_stripped(data(), result)
+        show_stripped(data(), result, verbose=verbose)
     else:
         if plan.download is not None:
             show_download(data(), plan.download)

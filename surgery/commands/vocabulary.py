@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from surgery.commands.console import JobProgress, data, print_json
+from surgery.commands.console import JobProgress, data, print_json, say
 from surgery.commands.options import Json, Precision, Revision, Source
 
 
@@ -42,6 +42,7 @@ def vocabulary(
     with JobProgress() as progress:
         options = VocabularyOptions(corpus, scripts, size, precision, revision)
         found = propose(source, target, options, listener=progress)
+    say(f"wrote      {found.path}")
     if as_json:
         print_json(found.to_dict())
     else:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from xml.etree.ElementTree import Element, SubElement, tostring
 
 from surgery.compare.comparison import Comparison, LayerChange, NodeGroup
-from surgery.compare.impact import TITLES, impact_of
+from surgery.compare.impact import TITLES, Impact, impact_of
 from surgery.compare.sections import ranges
 from surgery.errors import printable
 from surgery.printing import size
@@ -28,7 +28,7 @@ _INNER = WIDTH - 2 * MARGIN
 _LETTER = 7.3
 """Pixels of a letter, of the fixed width that the font has."""
 
-_CELL, _MOST_REGIONS, _MOST_OPERATORS = 28, 12, 4
+_CELL, _MOST_REGIONS, _MOST_OPERATORS, _MOST_MODELS = 28, 12, 4, 20
 _INK, _DIM, _PAPER = "#1b1f26", "#5b6472", "#ffffff"
 _MEANING = {"same": "#116b33", "compatible": "#116b33", "numerics": "#8a5300", "breaking": "#b3261e"}
 _KINDS = {"sliding": "#2563c9", "full": "#a84a08", None: "#6b7280"}
@@ -37,13 +37,34 @@ _GONE, _NEW, _CHANGED = ("#fbe7e5", "#b3261e"), ("#e2f4e7", "#116b33"), ("#fcefd
 
 def change_picture(found: Comparison) -> str:
     """The picture as SVG text, ending in a newline; the same bytes for the same comparison."""
+    name, impact = f"{found.before.label} → {found.after.label}", impact_of(found)
     drawing = _Drawing()
-    _verdict(drawing, found)
+    _draw(drawing, name, impact, found)
+    return drawing.svg(f"{name}: {impact}")
+
+
+def pictures(found: Sequence[tuple[str, Impact, Comparison | None]], title: str) -> str:
+    """One picture of several models below one another: each by its name, what it means, and, of one that both sides
+    have, what differs."""
+    drawing = _Drawing()
+    for name, impact, comparison in found[:_MOST_MODELS]:
+        _draw(drawing, name, impact, comparison)
+        drawing.y += MARGIN
+    if len(found) > _MOST_MODELS:
+        drawing.lines(f"and {len(found) - _MOST_MODELS} more models", fill=_DIM)
+    if not found:
+        drawing.lines(title)
+    return drawing.svg(title)
+
+
+def _draw(drawing: _Drawing, name: str, impact: Impact, found: Comparison | None) -> None:
+    _verdict(drawing, name, impact)
+    if found is None:
+        return
     if found.layers:
         _layers(drawing, found.layers)
     _costs(drawing, found)
     _regions(drawing, found.nodes.groups)
-    return drawing.svg(f"{found.before.label} to {found.after.label}: {impact_of(found)}")
 
 
 @dataclass
@@ -98,12 +119,12 @@ def _wrapped(text: str, most: int) -> list[str]:
     return lines
 
 
-def _verdict(drawing: _Drawing, found: Comparison) -> None:
-    impact = impact_of(found)
-    drawing.rect(0, 0, WIDTH, 34, _MEANING[impact.level])
-    drawing.text(MARGIN, 22, TITLES[impact.level], _INNER, fill=_PAPER, bold=True)
-    drawing.y = 42
-    drawing.lines(f"{found.before.label} → {found.after.label}", fill=_DIM)
+def _verdict(drawing: _Drawing, name: str, impact: Impact) -> None:
+    top = drawing.y if drawing.shapes else 0
+    drawing.rect(0, top, WIDTH, 34, _MEANING[impact.level])
+    drawing.text(MARGIN, top + 22, TITLES[impact.level], _INNER, fill=_PAPER, bold=True)
+    drawing.y = top + 42
+    drawing.lines(name, fill=_DIM)
     for why in impact.why[:5]:
         drawing.lines(f"• {why}", most=3)
 

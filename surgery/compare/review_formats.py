@@ -2,7 +2,7 @@
 
 md       for a comment on a pull request          json     docs/diff-report.md
 html     one page, a report for each model        junit    a test for each model, which fails where the policy does
-github   annotations in the log of a workflow
+github   annotations in the log of a workflow        svg      one picture, the models below one another
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 from xml.etree.ElementTree import Element, SubElement, tostring
 
+from surgery.compare.change_picture import pictures
 from surgery.compare.commits import Reviewed, review_markdown, summary, worst
 from surgery.compare.comparison import Comparison
 from surgery.compare.html import html
@@ -28,6 +29,11 @@ class Judged:
 
     found: Sequence[Reviewed]
     fails: Callable[[Reviewed], bool]
+
+    @classmethod
+    def one(cls, before: str, after: str, comparison: Comparison, fails: bool) -> Judged:
+        """Two models that were compared, as a review of one."""
+        return cls([Reviewed(before, after, comparison)], lambda _: fails)
 
 
 def review_dict(found: Sequence[Reviewed]) -> dict[str, Any]:
@@ -76,6 +82,11 @@ def _page(comparison: Comparison | None) -> str:
         return ""
     frame = "sandbox='allow-scripts' style='width:100%;height:90vh;border:1px solid #888'"
     return f"<iframe {frame} title='report' srcdoc=\"{_text(html(comparison))}\"></iframe>"
+
+
+def review_svg(found: Sequence[Reviewed]) -> str:
+    """One picture of a phone's width."""
+    return pictures([(one.name, one.impact, one.comparison) for one in found], summary(found))
 
 
 def _text(text: str) -> str:
@@ -130,6 +141,7 @@ FORMATS: dict[str, Callable[[Judged], str]] = {
     "html": lambda judged: review_html(judged.found),
     "junit": junit,
     "github": github,
+    "svg": lambda judged: review_svg(judged.found),
 }
-SUFFIXES = {".md": "md", ".json": "json", ".html": "html", ".xml": "junit"}
+SUFFIXES = {".md": "md", ".json": "json", ".html": "html", ".xml": "junit", ".svg": "svg"}
 """Suffix of a file -> its format."""

@@ -214,16 +214,21 @@ class FolderInspection:
         }
 
 
-def inspect(path: Path, precision: str | None = None) -> Inspection | ExportInspection | FolderInspection:
-    """Look into an ONNX file, an export or a GenAI folder. Raises ExportError for anything else."""
+def inspect(
+    path: Path, precision: str | None = None, sizes: Mapping[str, int | None] | None = None
+) -> Inspection | ExportInspection | FolderInspection:
+    """Look into an ONNX file, an export or a GenAI folder, of which `sizes` are those of files that are not here. Raises
+    ExportError for anything else."""
     if path.is_file():
         return inspect_model(path)
     if (path / CONFIG_FILE).is_file():
         config = read_config(path / CONFIG_FILE)
         names = _graph_files(config)
-        decoder = inspect_model(path / names.pop("decoder", MODEL_FILE))
-        others = {section: inspect_model(path / name) for section, name in names.items()}
-        return FolderInspection(path, config, decoder, others)
+        graphs = {
+            section: _sized(inspect_model(path / name), path / name, path, sizes or {})
+            for section, name in {"decoder": MODEL_FILE, **names}.items()
+        }
+        return FolderInspection(path, config, graphs.pop("decoder"), graphs)
     if not path.is_dir():
         raise ExportError(f"{path} does not exist", hint="an .onnx file, an export or a GenAI folder can be inspected")
     export = open_export(path)

@@ -227,7 +227,10 @@ def repack(
     if options.validate:
         require_runtimes(provider)
     announce(destination, listener)
-    opened = open_source(_choice(source, options, provider), listener)
+    whole = options.vocabulary is None and not options.to_fp16  # otherwise the folder has fewer bytes
+    opened = open_source(
+        _choice(source, options, provider), listener, target=target if whole else None, linked=options.weights == "link"
+    )
     listener.said(f"source     {opened.export.root}")
     listener.said(f"precision  {opened.reason}")
     with of_fewer_tokens(opened, options.vocabulary, listener) as found:

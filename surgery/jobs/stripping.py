@@ -78,7 +78,10 @@ def strip(
     if options.validate:
         require_runtimes(provider, genai=False)
     announce(destination, listener)
-    opened = open_source(_choice(source, options), listener)
+    whole = options.vocabulary is None
+    opened = open_source(
+        _choice(source, options), listener, target=target if whole else None, linked=options.weights == "link"
+    )
     listener.said(f"source     {opened.export.root}")
     listener.said(f"precision  {opened.reason}")
     with of_fewer_tokens(opened, options.vocabulary, listener) as found:

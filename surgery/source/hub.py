@@ -26,6 +26,8 @@ from urllib.parse import unquote, urlsplit
 
 from surgery.choices import Modality
 from surgery.errors import ExportError, SurgeryError, nearest
+from surgery.files.atomic import existing
+from surgery.files.atomic import require_space as require_free
 from surgery.files.safe_reading import sha256
 from surgery.source.export import (
     DECODER,
@@ -108,6 +110,11 @@ class Listing:
     files: Mapping[str, HubFile]
     unreachable: HubUnreachable | None = None
 
+    @property
+    def holds_folder(self) -> bool:
+        """Whether it is a folder for ONNX Runtime GenAI, as a repack writes it."""
+        return GENAI_CONFIG in self.files and not named_graphs(_graphs(self.files)[1], {})
+
     @cached_property
     def graphs(self) -> dict[str, dict[str, str]]:
         """Precision -> role -> name of its graph, in the order of PRECISIONS. Raises ExportError without a pair."""
@@ -137,6 +144,11 @@ class Listing:
                 wanted = described_graph(role, precision, other_precisions(precision, self._declared)).rstrip(",")
                 raise self.lacks(f"{wanted}; it holds {', '.join(held) or 'none'}")
         return [found[role] for role in (EMBED, DECODER, *(ENCODERS[modality] for modality in modalities))]
+
+    def modalities(self, precision: str) -> list[Modality]:
+        """Those whose encoders a precision has."""
+        found = self.graphs.get(precision, {})
+        return [modality for modality, role in ENCODERS.items() if role in found]
 
     def repacked(self) -> ExportError:
         """The error for a folder of GenAI's where an export is expected."""
@@ -178,6 +190,12 @@ class Download:
     def missing_bytes(self) -> int:
         """Bytes that are still to be fetched."""
         return sum(planned.file.size or 0 for planned in self.files if not planned.cached)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the data files, as far as their sizes are listed."""
+        data = (one.file for one in self.files if one.file.name not in (*SIDE_FILES, *MEDIA_FILES))
+        return sum(file.size or 0 for file in data if not file.name.endswith(".onnx"))
 
     def sized(self, files: Mapping[str, int | None]) -> dict[str, int | None]:
         """`files` with the listed sizes of those whose own is None, because they are not here yet."""
@@ -265,6 +283,15 @@ def plan_download(listing: Listing, precision: str, modalities: Sequence[Modalit
     return Download(listing, precision, tuple(PlannedFile(file, _is_cached(listing, file)) for file in files))
 
 
+def plan_folder(listing: Listing) -> Download:
+    """The files of a folder of GenAI's, which `listing.holds_folder`: the graphs, which are fetched, with their data
+    files, and what lies beside them."""
+    names = [name for name in listing.files if "/" not in name and name.endswith((".onnx", ".json", ".jinja"))]
+    data = [at for name in names if name.endswith(".onnx") for at in _data_files(listing, name)]
+    files = [listing.files[name] for name in dict.fromkeys((*names, *data))]
+    return Download(listing, "", tuple(PlannedFile(file, _is_cached(listing, file)) for file in files))
+
+
 def fetch(download: Download, started: Callable[[int], None] | None = None, progress: Count | None = None) -> Path:
     """Fetch what is missing. Returns the folder for surgery.source.export.open_export; it may hold other precisions.
 
@@ -272,10 +299,9 @@ def fetch(download: Download, started: Callable[[int], None] | None = None, prog
     its own. A large file goes on where an earlier run stopped. Raises ExportError at the first fault: files not begun
     are not fetched, and what is there stays.
     """
-    _require_space(download)
-    missing = [planned.file for planned in download.files if not planned.cached]
-    if started is not None and missing:
-        started(sum((file.size or 0) - _there(download.listing, file) for file in missing))
+    require_space(download)
+    if started is not None and not all(planned.cached for planned in download.files):
+        started(_to_come(download))
     pool = ThreadPoolExecutor(PARALLEL)
     count = progress or (lambda _: None)
     try:
@@ -519,13 +545,28 @@ def _is_complete(path: Path, file: HubFile) -> bool:
     return path.is_file() and file.size in (None, path.stat().st_size)
 
 
-def _require_space(download: Download) -> None:
-    root, missing = download.listing.root, download.missing_bytes
-    free = shutil.disk_usage(root).free
-    if missing > free:
+def _to_come(download: Download) -> int:
+    missing = (planned.file for planned in download.files if not planned.cached)
+    return sum((file.size or 0) - _there(download.listing, file) for file in missing)
+
+
+def require_space(download: Download, target: Path | None = None, *, linked: bool = False) -> None:
+    """Raise SurgeryError where the disk has no room for what is to be fetched; and, if there is a `target`, for its copy
+    of the weights, which are no bytes more where they are `linked` on one disk."""
+    root, needed = download.listing.root, _to_come(download)
+    weights = 0 if target is None else download.weight_bytes
+    told = f"{download.listing.source} needs {needed:,} more bytes"
+    if target is not None and existing(target).stat().st_dev != existing(root).stat().st_dev:
+        require_free(target.absolute().parent, weights)
+    elif weights and not linked:
+        needed += weights
+        told += f", its copy in {target} {weights:,}"
+    free = shutil.disk_usage(existing(root)).free
+    if needed > free:
         raise ExportError(
-            f"{download.listing.source} needs {missing:,} more bytes, and the disk of {root} has {free:,}",
-            hint="free some space, or set HF_HOME to a folder on another disk",
+            f"{told}, and the disk of {root} has {free:,}",
+            hint="free some space, or set HF_HOME to a folder on another disk"
+            + ("; --weights link needs no copy" if weights and not linked else ""),
         )
 
 

@@ -14,7 +14,17 @@ from typing import Protocol
 from surgery.choices import Modality
 from surgery.errors import ExportError
 from surgery.source.export import Export, GraphPair, best_precision, open_export
-from surgery.source.hub import Download, HubSource, fetch, hub_source, list_files, plan_download
+from surgery.source.hub import (
+    Download,
+    HubSource,
+    Listing,
+    fetch,
+    hub_source,
+    list_files,
+    plan_download,
+    plan_folder,
+    require_space,
+)
 
 Say = Callable[[str], None]
 """Is told, in a sentence, what a person should know while it goes on."""
@@ -36,7 +46,7 @@ class SourceRequest:
     provider    chooses the precision where none is named and `pick` is not given
     revision    branch, tag or commit of a repository
     given       the two graphs, where they do not lie in the community's layout
-    modalities  those whose encoders are needed too
+    modalities  those whose encoders are needed too; None: those that are there
     pick        chooses the precision out of those that are held
     """
 
@@ -45,7 +55,7 @@ class SourceRequest:
     precision: str | None = None
     revision: str | None = None
     given: GraphPair | None = None
-    modalities: Sequence[Modality] = ()
+    modalities: Sequence[Modality] | None = ()
     pick: Callable[[Sequence[str]], str] | None = None
 
     @property
@@ -64,19 +74,29 @@ class OpenedSource:
     download: Download | None = None
 
 
-def open_source(choice: SourceRequest, hears: Hears) -> OpenedSource:
+def open_source(
+    choice: SourceRequest, hears: Hears, *, target: Path | None = None, linked: bool = False
+) -> OpenedSource:
     """Fetch what is missing, and open it. `hears` is told where the Hub cannot be reached and its cache is used.
 
-    Raises ExportError for what is not an export, or lacks what was asked for; see also surgery.source.hub.
+    Where the weights are to be copied to a `target`, or `linked`, there is room for that too before anything is
+    fetched. Raises ExportError for what is not an export, or lacks what was asked for; see also surgery.source.hub.
     """
-    return fetched(look_up(choice, hears.said), hears)
+    found = look_up(choice, hears.said)
+    if found.download is not None:
+        require_space(found.download, target, linked=linked)
+    return fetched(found, hears)
 
 
 def fetched(found: OpenedSource, hears: Hears) -> OpenedSource:
     """What look_up found, with its weights: of a repository they are fetched."""
     if found.download is not None:
-        fetch(found.download, lambda total: hears.started(total, "fetching"), hears.advanced)
+        _fetched(found.download, hears)
     return found
+
+
+def _fetched(download: Download, hears: Hears) -> Path:
+    return fetch(download, lambda total: hears.started(total, "fetching"), hears.advanced)
 
 
 def look_up(choice: SourceRequest, say: Say) -> OpenedSource:
@@ -91,10 +111,25 @@ def look_up(choice: SourceRequest, say: Say) -> OpenedSource:
 def local_folder(source: str, precision: str | None, provider: str, hears: Hears) -> tuple[Path, str | None]:
     """The folder that `source` names and the precision to take from it; of a repository, what that needs is fetched."""
     choice = SourceRequest(source, provider, precision)
-    if choice.hub is None:
-        return Path(source), precision
+    folder = genai_folder(source, hears)
+    if folder is not None:
+        return folder, precision
     found = open_source(choice, hears)
     return found.export.root, found.pair.precision
+
+
+def genai_folder(source: str, hears: Hears) -> Path | None:
+    """The folder itself, or of a repository that holds one for ONNX Runtime GenAI what was fetched of it; None of an
+    export."""
+    hub = hub_source(source)
+    if hub is None:
+        return Path(source)
+    listing = _listing(hub, hears.said)
+    if not listing.holds_folder:
+        return None
+    planned = plan_folder(listing)
+    require_space(planned)
+    return _fetched(planned, hears)
 
 
 def given_pair(embed: Path | None, decoder: Path | None) -> GraphPair | None:
@@ -119,11 +154,17 @@ def _opened(planned: Download, root: Path, reason: str) -> OpenedSource:
 
 def _planned(hub: HubSource, choice: SourceRequest, say: Say) -> tuple[Download, str]:
     """The download of the asked or the best precision, and the reason for it in words."""
+    listing = _listing(hub, say)
+    precision, reason = _precision(list(listing.graphs), choice, str(listing.source))
+    modalities = listing.modalities(precision) if choice.modalities is None else choice.modalities
+    return plan_download(listing, precision, modalities), reason
+
+
+def _listing(hub: HubSource, say: Say) -> Listing:
     listing = list_files(hub)
     if listing.unreachable is not None:
         say(f"{listing.unreachable}: using the cache")
-    precision, reason = _precision(list(listing.graphs), choice, str(listing.source))
-    return plan_download(listing, precision, choice.modalities), reason
+    return listing
 
 
 def _precision(held: Sequence[str], choice: SourceRequest, where: str) -> tuple[str, str]:

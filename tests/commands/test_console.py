@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import os
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
+import typer
 from command_line import run
 from onnx import ModelProto, helper
 from places import ROOT, TINY
 
+from surgery.commands.app import app
+from surgery.commands.help import FEW
 from surgery.errors import ExportError, printable
 from surgery.printing import json_text, plain
 
@@ -72,8 +79,72 @@ def test_a_full_disk_and_a_cut_pipe_are_trouble_and_no_result() -> None:
     assert cut.returncode in (0, 2) and cut.stderr == ""
 
 
-@pytest.mark.parametrize(("columns", "widest"), [(60, 60), (400, 120)])
-def test_help_uses_the_width_of_the_terminal(columns: int, widest: int) -> None:
-    shown = run("repack", "--help", COLUMNS=str(columns)).stdout
-    longest = max(map(len, shown.splitlines()))
-    assert widest - 20 < longest <= widest and "-q, --quiet" in shown
+def helped(*words: str, columns: int = 80) -> str:
+    shown = io.StringIO()
+    with mock.patch.dict(os.environ, COLUMNS=str(columns)), contextlib.redirect_stdout(shown):
+        app([*words, "--help"], prog_name="gemma4-surgery", standalone_mode=False)
+    return shown.getvalue()
+
+
+SHOWN = [command.name for command in typer.main.get_command(app).commands.values() if not command.hidden]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("columns", [60, 80, 400])
+def test_every_command_has_help_that_reads(columns: int) -> None:
+    """Lines that fit, but for examples, which are copied; each option with a sentence, and examples that are commands."""
+    for name in SHOWN:
+        shown = helped(name, columns=columns)
+        text, found, examples = shown.partition("\nExamples:\n")
+        assert found and text.startswith(f"Usage: gemma4-surgery {name} "), shown
+        assert max(map(len, text.splitlines())) <= min(columns, 120)
+        assert name != "repack" or max(map(len, text.splitlines())) > min(columns, 120) - 20
+        assert not re.search(r"^Usage.*[{}]|<(str|path|list|int)|^  [A-Z][\w.]* *$", text, re.MULTILINE), text
+        for line in examples.splitlines():
+            words = shlex.split(line.partition(" < ")[0])
+            assert words[0] == "gemma4-surgery" and words[1] in SHOWN
+            options = typer.main.get_command(app).commands[words[1]]  # type: ignore[attr-defined]
+            options.make_parser(options.context_class(options)).parse_args(words[2:])
+
+
+def test_options_stand_in_groups_where_there_are_many() -> None:
+    shown = helped("repack")
+    heads = re.findall(r"^(\w[\w ]*):$", shown, re.MULTILINE)
+    assert heads == ["Arguments", "Source", "What is made", "What is written", "Where it runs", "General", "Examples"]
+    assert re.findall(r"^(\w+):$", helped("passes"), re.MULTILINE) == ["Options", "Examples"]
+    shown = helped(columns=60)
+    assert all(re.search(rf"^  {name} +\w", shown, re.MULTILINE) for name in SHOWN)
+
+
+def test_an_option_of_a_command_with_many_has_a_group() -> None:
+    for command in typer.main.get_command(app).commands.values():  # type: ignore[attr-defined]
+        if len(command.params) > FEW:
+            loose = [one.name for one in command.params if one.param_type_name == "option" and not one.rich_help_panel]
+            assert loose == [], command.name
+
+
+def test_what_is_written_is_named(tmp_path: Path) -> None:
+    decoder = str(TINY / "onnx" / "decoder_model_merged_q4.onnx")
+    applied = run("apply", "annotate-head-sizes", decoder, "deep.onnx", cwd=tmp_path)
+    assert applied.stderr.splitlines() == ["wrote      deep.onnx", "wrote      deep.onnx_data"]
+    stripped = run("strip", str(TINY), "two", "--no-validate", "--ep", "cpu", cwd=tmp_path)
+    assert "ready      two\n" in stripped.stdout
+    (tmp_path / "texts.txt").write_text("Tides and boats.\n" * 20)
+    listed = run("vocabulary", str(TINY), "--corpus", "texts.txt", "-o", "kept.txt", cwd=tmp_path)
+    assert "wrote      kept.txt\n" in listed.stderr, listed.stderr
+    made = run("repack", str(TINY), "out", "--no-validate", "--ep", "cpu", cwd=tmp_path)
+    assert "ready      out (report.md" in made.stdout
+    words = ("validate", "out", "--quick", "--tokens", "1", "--save-golden", "kept.safetensors", "--ep", "cpu")
+    assert "wrote      kept.safetensors\n" in run(*words, cwd=tmp_path).stderr
+
+
+def test_one_spelling_of_json(tmp_path: Path) -> None:
+    """Every command that prints data prints it as JSON where --json is given."""
+    talk = {"comment", "git-setup", "generate"}
+    lacking = [
+        command.name
+        for command in typer.main.get_command(app).commands.values()  # type: ignore[attr-defined]
+        if not command.hidden and not any("--json" in one.opts for one in command.params)
+    ]
+    assert set(lacking) == talk
+    graph = TINY / "onnx" / "embed_tokens_q4.onnx"
+    assert run("diff", graph, graph, "--json").stdout == run("diff", graph, graph, "--format", "json").stdout

@@ -7,6 +7,7 @@ import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import command_line
 import onnx
@@ -93,6 +94,14 @@ def test_the_verdict_comes_first(renamed: Path, tmp_path: Path) -> None:
     first, second = run("diff", DECODER, renamed, cwd=tmp_path).stdout.splitlines()[:2]
     assert first == "decoder_model_merged_q4.onnx -> renamed.onnx: compatible"
     assert second.startswith("interface: unchanged · nodes: 1 renamed · weights: 0 changed")
+
+
+def test_formats_of_continuous_integration(renamed: Path, tmp_path: Path) -> None:
+    done = run("diff", DECODER, renamed, "--format", "github", "--policy", "any", GITHUB_ACTIONS="true")
+    assert done.returncode == 1 and done.stdout.startswith(f"::error file={renamed},title=ONNX model::"), done.stdout
+    done = run("diff", DECODER, renamed, "--fail-on", "none", "--output", str(tmp_path / "r.xml"))
+    (test,) = ElementTree.parse(tmp_path / "r.xml").getroot()
+    assert done.returncode == 0 and test.get("name") == f"{DECODER} → {renamed}" and test[0].tag == "system-out"
 
 
 def test_a_pair_against_its_folder_has_the_passes_as_reasons(folder: Path, tmp_path: Path) -> None:

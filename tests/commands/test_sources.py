@@ -16,8 +16,8 @@ from surgery.commands import app as commands
 from surgery.commands import console
 from surgery.errors import ExportError, FolderError, RequestError, RuntimeMissing
 from surgery.files.atomic import staged_folder
-from surgery.folder.inspection import ExportInspection
-from surgery.source.hub import HubSource, hub_source
+from surgery.folder.inspection import ExportInspection, FolderInspection
+from surgery.source.hub import HubSource, hub_source, list_files, plan_download
 from surgery.verify.prompts import Case
 
 REPO = "onnx-community/tiny-gemma-4"
@@ -114,7 +114,8 @@ def test_inspect_fetches_graphs_and_tells_the_sizes_that_are_listed(hub: Hub) ->
     local = surgery.inspect(TINY)
     assert isinstance(found, ExportInspection) and isinstance(local, ExportInspection)
     assert weights(hub) == [] and found.sizes == local.sizes
-    for role in ("embed_tokens", "decoder_model_merged"):
+    assert set(found.roles) == {"embed_tokens", "decoder_model_merged", "vision_encoder", "audio_encoder"}
+    for role in found.roles:
         told = [(file.location, file.size, file.here) for file in found.roles[role].weight_files]
         assert told == [(file.location, file.size, False) for file in local.roles[role].weight_files]
     assert all(graph.problem is None for graph in found.graphs) and found.export.name == f"{REPO}@{COMMIT}"
@@ -183,6 +184,28 @@ def test_generate_fetches_an_export(hub: Hub) -> None:
     assert len(weights(hub)) == 2
 
 
+@pytest.fixture(scope="module")
+def of_media(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    options = surgery.RepackOptions(validate=False, provider="cpu", modalities=("image", "audio"))
+    return surgery.repack(TINY, tmp_path_factory.mktemp("media") / "out", options).folder
+
+
+def test_a_repacked_repository_is_inspected_and_answers(hub: Hub, of_media: Path) -> None:
+    hub.files = {path.name: path.read_bytes() for path in of_media.iterdir()} | {"other/weights.onnx_data": b"not ours"}
+    found, local = surgery.inspect(REPO), surgery.inspect(of_media)
+    assert isinstance(found, FolderInspection) and isinstance(local, FolderInspection) and weights(hub) == []
+    assert set(found.others) == {"embedding", "vision", "speech"}
+    for one, other in zip(found.graphs, local.graphs, strict=True):
+        assert [(file.size, file.here) for file in one.weight_files] == [
+            (file.size, False) for file in other.weight_files
+        ]
+        assert one.problem is None and one.layers == other.layers
+    assert "".join(surgery.generate(REPO, "hello", new_tokens=3)) == "".join(
+        surgery.generate(of_media, "hello", new_tokens=3)
+    )
+    assert len(weights(hub)) == 4 and "report.md" not in hub.fetched()
+
+
 def test_a_recording_brings_its_prompts_along(repacked: Path, tmp_path: Path) -> None:
     """The source's config.json names placeholders, which a folder for text does not: recorded with the one, and read
     without it, the prompts are the same."""
@@ -240,6 +263,24 @@ def test_what_would_fail_in_the_end_is_refused_before_anything_is_asked(
         with pytest.raises(RuntimeMissing):
             job(repacked, REPO, provider="cpu")
     assert hub.log == []
+
+
+def test_there_is_room_for_what_is_fetched_and_for_its_copy(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache and the folder are on one disk here: with room for one of the two, nothing is fetched."""
+    planned = plan_download(list_files(HubSource(REPO)), "q4")
+    hub.log.clear()
+    free = planned.missing_bytes + planned.weight_bytes - 1
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(2 * free, free, free))  # type: ignore[attr-defined]
+    told = rf"{REPO} needs {planned.missing_bytes:,} more bytes, its copy in .*out {planned.weight_bytes:,}, .* has {free:,}"
+    for job in (
+        lambda: surgery.repack(REPO, "out", REPACK),
+        lambda: surgery.strip(REPO, "out", surgery.StripOptions(validate=False, provider="cpu", precision="q4")),
+    ):
+        with pytest.raises(ExportError, match=told) as found:
+            job()
+        assert "--weights link" in str(found.value.hint)
+    assert weights(hub) == [] and not Path("out").exists()
+    surgery.repack(REPO, "out", surgery.RepackOptions(validate=False, provider="cpu", weights="link"))
 
 
 def test_what_is_fetched_and_proven_is_told_with_counts(hub: Hub, tmp_path: Path) -> None:

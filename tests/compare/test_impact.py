@@ -178,14 +178,16 @@ def test_review_writes_files_and_exits_by_policy(repository: Path) -> None:
         here = {**os.environ, "GITHUB_ACTIONS": "true"}
         return subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False, env=here)
 
-    done = run("--output", "r.md", "--output", "r.xml", "--output", "r.json", "--policy", "breaking")
+    names = ("r.md", "r.xml", "r.json", "r.svg")
+    done = run(*(f"--output={name}" for name in names), "--policy", "breaking")
     assert done.returncode == 0 and done.stdout == "", done.stderr
-    assert done.stderr.splitlines() == ["wrote      r.md", "wrote      r.xml", "wrote      r.json"]
+    assert done.stderr.splitlines() == [f"wrote      {name}" for name in names]
+    assert ElementTree.parse(repository / "r.svg").getroot().get("width") == "328"
     assert json.loads((repository / "r.json").read_text())["impact"] == "numerics"
     done = run("--format", "github", "--policy", "numerics")
     assert done.returncode == 1 and done.stdout.startswith("::error file=models/"), "commands, where they are asked for"
     done = run("--output", "r.pdf")
-    assert done.returncode == 2 and "'.pdf'; .md, .json, .html, .xml is expected" in done.stderr
+    assert done.returncode == 2 and "'.pdf'; .md, .json, .html, .xml, .svg is expected" in done.stderr
 
 
 def test_a_suffix_that_is_none() -> None:
@@ -195,13 +197,14 @@ def test_a_suffix_that_is_none() -> None:
         known_suffix(Path("x.txt"), SUFFIXES)
 
 
-def test_the_picture_fits_a_phone_and_is_plain_svg(to_fast: Comparison) -> None:
+def test_the_picture_fits_a_phone_and_is_plain_svg(to_fast: Comparison, found: list[Reviewed]) -> None:
     hostile = "</text><script>alert(1)</script>\x1b" * 9
     groups = to_fast.nodes.groups
     odd = replace(groups[0], by=(hostile,), changes=tuple(replace(one, operator=hostile) for one in groups[0].changes))
     many = replace(to_fast, nodes=replace(to_fast.nodes, groups=(odd, *groups * 4)))
-    for found in (to_fast, many, replace(to_fast, layers=to_fast.layers * 6)):
-        text = change_picture(found)
+    one = [change_picture(each) for each in (to_fast, many, replace(to_fast, layers=to_fast.layers * 6))]
+    several = [FORMATS["svg"](Judged(models, lambda _: True)) for models in (found, found * 9, [])]
+    for text in one + several:
         root = ElementTree.fromstring(text)
         assert root.get("width") == "328" and "<script" not in text and "href" not in text and "\x1b" not in text
         words = [one for one in root.iter() if one.tag.endswith("}text")]
@@ -210,6 +213,9 @@ def test_the_picture_fits_a_phone_and_is_plain_svg(to_fast: Comparison) -> None:
         assert max(ends) <= 328, "each text ends where the picture does"
         bottoms = [float(one.get("y", 0)) + float(one.get("height", 0)) for one in root.iter() if one.get("y")]
         assert max(bottoms) <= float(root.get("height", 0))
-    told = [one.text or "" for one in ElementTree.fromstring(change_picture(to_fast)).iter()]
+    told = [one.text or "" for one in ElementTree.fromstring(one[0]).iter()]
     assert {"Breaking", "Layers: 6 of 10 changed", "+ 4 GroupQueryAtt…", "12.6 MB", "6.29 MB"} <= {*told}
-    assert change_picture(to_fast) == change_picture(to_fast)
+    assert change_picture(to_fast) == one[0]
+    told = [one.text or "" for one in ElementTree.fromstring(several[0]).iter()]
+    assert {"m", "new.onnx", "x.onnx"} <= {*told} and told.count("Breaking") == 3
+    assert "and 25 more models" in several[1] and "no model differs" in several[2]

@@ -16,7 +16,7 @@ import typer
 from surgery.commands.console import JobProgress, say, talk
 from surgery.commands.help import ANSWER, ASKED, SOURCE
 from surgery.commands.options import Ep
-from surgery.errors import RequestError
+from surgery.errors import RequestError, printable
 from surgery.files.safe_reading import read_regular
 from surgery.printing import spoken
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _MOST = 16 * 2**20
 """Characters of a prompt from stdin."""
 _WORDS = "/clear begins anew, /bye or Ctrl-D ends; Ctrl-C ends an answer"
+_TOOLS = "where it calls a tool, type what that returns, JSON or text; an empty line leaves it unanswered"
 
 
 def generate(
@@ -133,24 +134,40 @@ def generate(
             _answer(chat, prompt, *files)
             return
         say(f"chat       {_WORDS}")
+        if tools:
+            say(f"tools      {_TOOLS}")
         for turn in _turns(chat):
             heard: list[int] = []
             with _interrupts(heard):
-                _answer(chat, turn, *files, heard)
+                answer = _answer(chat, turn, *files, heard)
             files = ((), ())
+            while tools and not heard and (results := _results(answer)):
+                with _interrupts(heard):
+                    answer = _answer(chat, results, told=heard)
 
 
 def _answer(
-    chat: Chat, text: str, images: Sequence[Path] = (), sounds: Sequence[Path] = (), told: Sequence[int] = ()
-) -> None:
-    """Write the answer as it comes, until one is `told` to stop, and then what it took."""
+    chat: Chat,
+    asked: str | list[Any],
+    images: Sequence[Path] = (),
+    sounds: Sequence[Path] = (),
+    told: Sequence[int] = (),
+) -> str:
+    """Write the answer to a text, or to what tools returned, as it comes, until one is `told` to stop, and then what it
+    took."""
     thoughts = talk()
 
     def think(piece: str) -> None:
         thoughts.print(spoken(piece), end="", style="dim", markup=False, soft_wrap=True)
 
-    with contextlib.closing(chat.say(text, images=images, sounds=sounds, thought=think)) as pieces:
+    answer: list[str] = []
+    if isinstance(asked, str):
+        said = chat.say(asked, images=images, sounds=sounds, thought=think)
+    else:
+        said = chat.say_results(asked, thought=think)
+    with contextlib.closing(said) as pieces:
         for piece in pieces:
+            answer.append(piece)
             sys.stdout.write(spoken(piece))
             sys.stdout.flush()
             if told:
@@ -159,6 +176,34 @@ def _answer(
     sys.stdout.flush()
     if chat.answered is not None:
         say(_took(chat.answered))
+    return "".join(answer)
+
+
+def _results(answer: str) -> list[Any]:
+    """What is typed for each tool that an answer calls: JSON, or text as it is; nothing where a line is left empty."""
+    from surgery.runtime.tool_calls import tool_calls
+
+    results: list[Any] = []
+    try:
+        calls = tool_calls(answer)
+    except RequestError as error:
+        say(f"tools      {error}")
+        return []
+    for call in calls:
+        arguments = ", ".join(
+            f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in call.arguments.items()
+        )
+        try:
+            line = _typed(printable(f"{call.name}({arguments}) = "))
+        except (EOFError, KeyboardInterrupt):
+            line = ""
+        if not line:
+            return []
+        try:
+            results.append(json.loads(line))
+        except ValueError:
+            results.append(line)
+    return results
 
 
 def _took(answered: Answered) -> str:
@@ -173,8 +218,7 @@ def _turns(chat: Chat) -> Iterator[str]:
         import readline  # noqa: F401  # arrows and history in `input`
     while True:
         try:
-            with _interrupted_typing():
-                line = input("> ").strip() if sys.stdout.isatty() else _asked_beside("> ")
+            line = _typed("> ")
         except EOFError:
             sys.stderr.write("\n")
             return
@@ -187,6 +231,12 @@ def _turns(chat: Chat) -> Iterator[str]:
             chat.clear()
         elif line:
             yield line
+
+
+def _typed(prompt: str) -> str:
+    """A line from the terminal. Raises EOFError and KeyboardInterrupt."""
+    with _interrupted_typing():
+        return input(prompt).strip() if sys.stdout.isatty() else _asked_beside(prompt)
 
 
 def _asked_beside(prompt: str) -> str:

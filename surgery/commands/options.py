@@ -94,7 +94,7 @@ FailOn = Annotated[
         "--fail-on",
         rich_help_panel=COUNTS,
         metavar="ASPECTS",
-        show_default="all of them",
+        show_default="all",
         help="Exit with 1 only if one of these differs; none: never.",
     ),
 ]

@@ -8,10 +8,13 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from surgery.choices import ProviderChoice
 from surgery.jobs.listener import SILENT, Listener
+
+if TYPE_CHECKING:
+    from surgery.runtime.conversation import Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,9 +129,28 @@ class Chat:
 
         Files stand where the text says `<|image|>` and `<|audio|>`; `thought` is told pieces of what the model thinks.
         """
-        from surgery.runtime.conversation import Counts, Turn
+        from surgery.runtime.conversation import Turn
 
-        turn = Turn(text, *(tuple(str(file) for file in files) for files in (images, sounds)))
+        files = [tuple(str(file) for file in given) for given in (images, sounds)]
+        return self._answer(Turn(text, files[0], files[1]), thought)
+
+    def say_results(
+        self, results: Sequence[Any], *, thought: Callable[[str], object] | None = None
+    ) -> Generator[str, None, None]:
+        """The answer to what tools returned, texts or plain values, in the order of the calls of the last answer.
+
+            while calls := surgery.tool_calls(answer):
+                answer = "".join(chat.say_results([run(call.name, call.arguments) for call in calls]))
+
+        Raises RequestError where the last answer has another number of calls.
+        """
+        from surgery.runtime.conversation import Turn
+
+        return self._answer(Turn("", results=json.dumps(list(results))), thought)
+
+    def _answer(self, turn: Turn, thought: Callable[[str], object] | None) -> Generator[str, None, None]:
+        from surgery.runtime.conversation import Counts
+
         started, first = time.monotonic(), None
         word = self._words.send(asdict(turn))
         try:

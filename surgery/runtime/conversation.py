@@ -31,6 +31,7 @@ from surgery.runtime.genai import GenAI, encode, render_listed, template_of
 from surgery.runtime.own_process import STRICT, Limits, Tell, ask
 from surgery.runtime.sampling import Sampling
 from surgery.runtime.sessions import Settings, one_line
+from surgery.runtime.tool_calls import tool_calls
 from surgery.source.export import holds_pair
 
 Progress = Callable[[str], None]
@@ -85,11 +86,12 @@ class ChatSettings:
 @dataclass(frozen=True, slots=True)
 class Turn:
     """What is said, with paths of files that stand where it says `<|image|>` and `<|audio|>`; in front where it says
-    neither."""
+    neither. Or in place of that, a list in JSON of what tools returned, for each call of the last answer."""
 
     text: str
     images: tuple[str, ...] = ()
     sounds: tuple[str, ...] = ()
+    results: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,16 +187,32 @@ class _Said:
     """The turns so far, and the files of them."""
 
     def __init__(self, settings: ChatSettings) -> None:
-        self.messages: list[dict[str, str]] = []
+        self.messages: list[dict[str, Any]] = []
         self.images: tuple[Path, ...] = ()
         self.sounds: tuple[Path, ...] = ()
         if settings.system is not None:
             self.messages.append({"role": "system", "content": settings.system})
 
-    def asked(self, text: str, images: Sequence[str] = (), sounds: Sequence[str] = ()) -> None:
+    def asked(self, turn: Turn, text: str) -> None:
+        """A turn, whose `text` has its files marked. Raises RequestError for results that answer no calls."""
+        if turn.results:
+            self._returned(json.loads(turn.results))
+            return
         self.messages.append({"role": "user", "content": text})
-        self.images += tuple(map(Path, images))
-        self.sounds += tuple(map(Path, sounds))
+        self.images += tuple(map(Path, turn.images))
+        self.sounds += tuple(map(Path, turn.sounds))
+
+    def _returned(self, results: Sequence[Any]) -> None:
+        """The last answer becomes calls, as chat templates take them, and behind it stands what each returned."""
+        last = self.messages[-1] if self.messages else {"role": "user", "content": ""}
+        calls = tool_calls(last["content"]) if last["role"] == "assistant" else []
+        if len(calls) != len(results):
+            raise RequestError(f"the last answer calls {len(calls)} tools, and there are results of {len(results)}")
+        made = [{"type": "function", "function": {"name": c.name, "arguments": dict(c.arguments)}} for c in calls]
+        text = last["content"].partition(_OF_CALLS[0])[0]
+        self.messages[-1] = {"role": "assistant", "content": text, "tool_calls": made}
+        for call, result in zip(calls, results, strict=True):
+            self.messages.append({"role": "tool", "name": call.name, "content": result})
 
     def raw(self) -> str:
         return "".join(message["content"] for message in self.messages)
@@ -240,7 +258,7 @@ class _ByGenAI:
 
     def answer(self, turn: Turn) -> Iterator[Piece]:
         text = self._check_files(turn)
-        self._said.asked(text, turn.images, turn.sounds)
+        self._said.asked(turn, text)
         try:
             yield from self._answered()
         except (FolderError, RequestError):
@@ -368,7 +386,7 @@ class _ByPair:
                 hint="repack SRC OUT --modalities text,image,audio",
             )
         self._progress("tokenizer")
-        self._said.asked(turn.text)
+        self._said.asked(turn, turn.text)
         tokenizer = self._opened.tokenizer
         told: dict[str, Any] = {"enable_thinking": True} if self._settings.thinking else {}
         if self._settings.tools is not None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from places import ROOT, TINY
 from surgery import RepackOptions, repack
 from surgery.commands.generate import _answer, _interrupts
 from surgery.jobs.generating import Answered
+
+command = import_module("surgery.commands.generate")  # the name in its package is the function
 
 TOOK = r"took       \d+\.\d\d s to the first token of 5, \d+\.\d a second; prompt 17"
 
@@ -120,6 +123,41 @@ def test_a_second_ctrl_c_ends_the_session(capsys: pytest.CaptureFixture[str]) ->
     with pytest.raises(KeyboardInterrupt), _interrupts([]):
         _answer(chat, "a")
     assert chat.closed
+
+
+class Calling:
+    """A chat that calls a tool twice, and then answers."""
+
+    answered = None
+
+    def __init__(self) -> None:
+        self.given: list[Any] = []
+
+    def say(self, text: str, **_: object) -> Iterator[str]:
+        yield f'{text} <|tool_call>call:tide{{place:<|"|>Brest<|"|>}}<tool_call|>'
+        yield "<|tool_call>call:moon{}<tool_call|>"
+
+    def say_results(self, results: list[Any], **_: object) -> Iterator[str]:
+        self.given.append(results)
+        yield "high water at six"
+
+
+@pytest.mark.parametrize(
+    ("typed", "given"),
+    [(['{"metres": 4.5}', "full"], [[{"metres": 4.5}, "full"]]), ([""], []), (["4", ""], [])],
+    ids=["answered", "unanswered", "one unanswered"],
+)
+def test_what_a_tool_returns_is_typed(
+    typed: list[str], given: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chat: Any = Calling()
+    asked, lines = [], iter(typed)
+    monkeypatch.setattr(command, "_typed", lambda prompt: (asked.append(prompt), next(lines))[1])
+    answer = _answer(chat, "when?")
+    while results := command._results(answer):
+        answer = _answer(chat, results)
+    assert chat.given == given and asked[0] == 'tide(place="Brest") = ' and asked[1:] == ["moon() = "][: len(typed) - 1]
+    assert ("high water" in capsys.readouterr().out) == bool(given)
 
 
 def test_a_prompt_comes_from_stdin(folder: Path) -> None:

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from places import ROOT, TINY
@@ -15,7 +16,10 @@ from signing import sign
 from surgery import Chat, RepackOptions, repack, tool_calls, tool_grammar, validate
 from surgery.errors import RequestError
 from surgery.folder.chat_template import genai_template
+from surgery.runtime.conversation import ChatSettings, Turn, open_conversation
+from surgery.runtime.tokenizer import Tokenizer
 from surgery.runtime.tool_calls import ToolCall
+from surgery.source.export import open_export
 from surgery.verify.genai_proof import TOOLS
 from validation.chat_templates import Conversation, conversations, published_text, renderer
 
@@ -200,6 +204,27 @@ def test_a_chat_tells_of_tools(folder: Path) -> None:
             list(chat.say("hello"))
             prompts.append(chat.answered.prompt if chat.answered else 0)
     assert prompts[0] < prompts[1]
+
+
+def test_what_tools_returned_is_rendered_as_a_template_has_it(folder: Path, source: Path) -> None:
+    """The conversation after a call, which this model of random weights does not make by itself."""
+    tools = [{"type": "function", "function": {"name": "tide", "description": ""}}]
+    call = '<|tool_call>call:tide{n:2,place:<|"|>Brest<|"|>}<tool_call|>'
+    asked = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": f"er {call}{call}"}]
+    settings, results = ChatSettings(new_tokens=3, tools=json.dumps(tools)), [{"metres": 4.5}, "low"]
+    made = [{"type": "function", "function": {"name": "tide", "arguments": {"n": 2, "place": "Brest"}}}] * 2
+    messages = [asked[0], {"role": "assistant", "content": "er ", "tool_calls": made}]
+    messages += [{"role": "tool", "name": "tide", "content": result} for result in results]
+    for place in (folder, source):
+        going: Any = open_conversation(place, settings, precision=None if place == folder else "fp32")
+        going._said.messages = [dict(message) for message in asked]
+        assert list(going.answer(Turn("", results=json.dumps(results))))
+        assert going._said.messages[:-1] == messages
+        with pytest.raises(RequestError, match="the last answer calls 0 tools, and there are results of 1"):
+            list(going.answer(Turn("", results="[1]")))
+    going = open_conversation(folder, settings)
+    going._said.messages = messages
+    assert going._rendered() == Tokenizer(open_export(source)).render(messages, tools=tools)
 
 
 @pytest.mark.parametrize("tools", [{"name": "a"}, [], [{"function": {}}], ["a"]])

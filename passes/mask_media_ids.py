@@ -55,6 +55,7 @@ class MaskMediaIds(Pass):
 
     @property
     def tokens(self) -> tuple[int, ...]:
+        """The placeholder ids that are given."""
         return tuple(token for token in (self.image, self.audio) if token is not None)
 
     def requires(self, model: Model) -> None:

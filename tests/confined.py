@@ -258,7 +258,7 @@ def _become_own_process(ends: Sequence[int], others: Sequence[int], place: str) 
         sys.stdin = os.fdopen(0)
         sys.stderr = os.fdopen(2, "w", errors="backslashreplace", closefd=False)
         os.environ["TMPDIR"] = tempfile.tempdir = place
-        own_process.main()
+        own_process.serve()
     finally:
         os._exit(1)
 

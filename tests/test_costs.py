@@ -15,7 +15,7 @@ from surgery.attention.unfused import UnfusedSearch
 from surgery.compare import compare, open_subject
 from surgery.compare.formats import FORMATS
 from surgery.errors import ModelError, WeightError
-from surgery.folder.inspection import inspect
+from surgery.folder.inspection import inspect_path
 from surgery.graph.model import Model
 from surgery.graph.wire import HIGHEST_RANK, LONGEST_NAME, MOST_ENTRIES
 
@@ -37,7 +37,7 @@ def test_a_form_that_took_the_square_of_its_size(form: str, tmp_path: Path) -> N
     path = adversarial.write(tmp_path, form, QUADRATIC[form])
     (tmp_path / "plain.onnx").write_bytes(small.decoder().SerializeToString())
     with cpu_limit(SECONDS):
-        inspect(path).to_dict()
+        inspect_path(path).to_dict()
         found = compare(open_subject(tmp_path / "plain.onnx"), open_subject(path))
         for write in FORMATS.values():
             write(found)
@@ -49,7 +49,7 @@ def test_every_form_is_looked_at_or_refused_in_a_second_or_two(form: str, tmp_pa
     (tmp_path / "plain.onnx").write_bytes(small.decoder().SerializeToString())
     with cpu_limit(5):
         try:
-            inspect(path).to_dict()
+            inspect_path(path).to_dict()
             found = compare(open_subject(tmp_path / "plain.onnx"), open_subject(path), weights_by="digest")
         except (ModelError, WeightError) as error:
             assert str(path) in str(error) and ("at most" in str(error) or "overlaps" in str(error))

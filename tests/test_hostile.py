@@ -30,7 +30,7 @@ from passes.presets import compatible
 from surgery.commands.app import app
 from surgery.errors import ArchitectureError, ExportError, ModelError, SurgeryError, WeightError, unforeseen
 from surgery.folder.building import plan
-from surgery.folder.inspection import inspect
+from surgery.folder.inspection import inspect_path
 from surgery.folder.text_only import build_text_only
 from surgery.graph.model import Model
 from surgery.source.export import Export, open_export
@@ -152,8 +152,8 @@ def test_what_mutations_have_found(damage: Callable[[ModelProto], None], export:
     before = digests(export)
     with cpu_limit(SECONDS), memory_limit(MEMORY):
         for way in (
-            lambda: inspect(export, "q4"),
-            lambda: inspect(export / GRAPH),
+            lambda: inspect_path(export, "q4"),
+            lambda: inspect_path(export / GRAPH),
             lambda: repack(export, export.parent / "out"),
         ):
             with one_line():
@@ -327,7 +327,7 @@ def test_a_file_that_is_no_regular_file_is_refused_and_never_opened(
     KINDS[kind](export / name)
     refused(export, error, "regular file|is a folder|Is a directory|has no tokenizer")
     with contextlib.suppress(SurgeryError):
-        inspect(export)
+        inspect_path(export)
 
 
 @pytest.mark.parametrize("name", ["generation_config.json", "chat_template.jinja"])
@@ -439,7 +439,7 @@ def test_a_data_file_larger_than_the_memory_is_not_read(size: int, export: Path,
     opened = open_export(export)
     with memory_limit(MEMORY):
         plan(opened.pair("q4"), opened, compatible(opened.pair("q4").embed))
-        inspect(export)
+        inspect_path(export)
 
 
 @pytest.mark.parametrize("depth", [101, 1000, 1_000_000])
@@ -511,7 +511,7 @@ def test_names_with_terminal_escapes_are_shown_escaped(export: Path, capsys: pyt
     proto.graph.output[0].type.tensor_type.shape.dim[0].dim_param = ESCAPE
     proto.metadata_props.add(key=ESCAPE, value=ESCAPE)
     (export / GRAPH).write_bytes(proto.SerializeToString())
-    show_inspection(Console(), inspect(export / GRAPH))
+    show_inspection(Console(), inspect_path(export / GRAPH))
     shown = capsys.readouterr().out
     assert shown.count("x1b[2J") >= 4
     assert all(c.isprintable() or c == "\n" for c in shown)

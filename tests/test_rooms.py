@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import inspect
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,6 +53,36 @@ def test_imports_point_down(module: str) -> None:
 def test_no_two_modules_share_a_name() -> None:
     names = [path.stem for path in FILES.values() if path.stem != "__init__"]
     assert sorted(names) == sorted(set(names))
+
+
+def test_no_public_name_means_two_things() -> None:
+    """But that a command is named as the function of the front door that it calls."""
+    meanings = defaultdict(list)
+    for module, path in FILES.items():
+        for item in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(item, ast.ClassDef | ast.FunctionDef) and not item.name.startswith("_"):
+                meanings[item.name] += [] if room(module) == "surgery.commands" else [module]
+    assert {name: modules for name, modules in meanings.items() if len(modules) > 1} == {}
+
+
+def public(module: str) -> Iterator[tuple[str, object]]:
+    """The functions and classes of a module, and the methods and properties of its classes, that are no one's own."""
+    for name, thing in vars(importlib.import_module(module)).items():
+        if not name.startswith("_") and getattr(thing, "__module__", None) == module:
+            yield name, thing
+            for inner in vars(thing) if inspect.isclass(thing) else ():
+                member = getattr(thing, inner)
+                if not inner.startswith("_") and (inspect.isroutine(member) or isinstance(member, property)):
+                    yield f"{name}.{inner}", member
+
+
+def test_what_is_public_is_described() -> None:
+    """By a docstring of its own, or by that of the method which it fills in: a pass's `run` is told by Pass."""
+    named = [(module, *found) for module in sorted(FILES.keys() - {"surgery.__main__"}) for found in public(module)]
+    assert len(named) > 1000
+    made = {name for _, name, thing in named if (inspect.getdoc(thing) or "").startswith(f"{name}(")}  # dataclass's own
+    without = [(module, name) for module, name, thing in named if not inspect.getdoc(thing) or name in made]
+    assert without == []
 
 
 def test_no_module_hides_a_name_of_the_front_door() -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks.vocabulary import tokenizer_of
 from fixtures.gemma_tokenizer import public_text
-from surgery.runtime.token_counts import counted
+from surgery.runtime.token_counts import count_tokens
 from surgery.source.bpe_tokenizer import BpeTokenizer
 from surgery.source.corpus import held_out_lines
 from surgery.source.kept_tokens import VOCABULARY_FILE
@@ -41,7 +41,7 @@ def main(work: Path, *, write: bool) -> int:
     """0 where every gate passes."""
     work.mkdir(parents=True, exist_ok=True)
     tokenizer, corpus = tokenizer_of(work), _corpus(work / "corpus.txt")
-    counts = dict(counted(work / "tokenizer.json", [corpus]).counts)
+    counts = dict(count_tokens(work / "tokenizer.json", [corpus]).counts)
     lines = held_out_lines([corpus], HELD_OUT)
     passed, rows = True, [HEAD]
     for size, scripts in CASES:

@@ -187,7 +187,7 @@ def beside_git() -> Console:
     from surgery.compare import git_objects as git
 
     shown = sys.stdout.isatty() or "GIT_PAGER_IN_USE" in os.environ
-    colour = git.run(Path(), "config", "--get-colorbool", "color.diff", str(shown).lower()).stdout.strip() == "true"
+    colour = git.run_git(Path(), "config", "--get-colorbool", "color.diff", str(shown).lower()).stdout.strip() == "true"
     columns = os.environ.get("COLUMNS", "")
     width = int(columns) if columns.isdecimal() else None if sys.stdout.isatty() else 120
     return Console(highlight=False, force_terminal=colour, width=width)

@@ -33,7 +33,7 @@ from surgery.compare.side_files import side_file_changes
 from surgery.compare.subjects import Subject
 from surgery.compare.tensor_contents import Contents, Manifests, WeightsBy
 from surgery.compare.vocabulary_rows import RowsOfTokens
-from surgery.compare.weight_changes import weight_bytes, weights
+from surgery.compare.weight_changes import bytes_of_tensors, weights
 from surgery.graph.changes import ModelThing, ThingKind
 
 
@@ -58,7 +58,7 @@ def compare(
     compared.bodies += _functions(before, after, contents)
     main = before.main.role, after.main.role
     dims = renamed_dimensions(compared)
-    sizes = weight_bytes(compared)
+    sizes = bytes_of_tensors(compared)
     summaries = _summary(before, sizes[0], contents.digests(0)), _summary(after, sizes[1], contents.digests(1))
     known = provenance or recorded(after, *summaries)
     blamed = _Blamed(known.blame)

@@ -173,7 +173,9 @@ def is_plain(path: str) -> bool:
     return not any(name.casefold() in odd or set(name) & set("\\:\0") for name in path.split("/"))
 
 
-def run(folder: Path, *words: str, environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def run_git(
+    folder: Path, *words: str, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run git. Raises RepositoryError where there is no git, or no answer; its exit code is the caller's to read."""
     try:
         return subprocess.run(
@@ -189,7 +191,7 @@ def run(folder: Path, *words: str, environment: Mapping[str, str] | None = None)
 def _in_place(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """Run git in a repository that may be anybody's: nothing that its configuration names is run."""
     nothing = ("-c", "core.fsmonitor=false", "-c", f"core.hooksPath={os.devnull}")
-    return run(folder, *nothing, *words, environment={**os.environ, **_NO_TRANSPORT})
+    return run_git(folder, *nothing, *words, environment={**os.environ, **_NO_TRANSPORT})
 
 
 def _copy(git: subprocess.Popen[bytes], blob: str, writer: IO[bytes], most: int) -> None:

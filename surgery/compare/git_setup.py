@@ -85,7 +85,7 @@ def take_away(scope: ConfigScope, folder: Path) -> Setup:
 
 
 def _set(scope: ConfigScope, folder: Path, key: str, value: str) -> Setting:
-    current = git.run(folder, "config", f"--{scope}", "--get-all", key).stdout.splitlines()
+    current = git.run_git(folder, "config", f"--{scope}", "--get-all", key).stdout.splitlines()
     if current != [value]:
         _ask(folder, "config", f"--{scope}", "--replace-all", key, value)
     return Setting(_origin(scope, folder, key), f"{key} = {value}", current != [value])
@@ -93,21 +93,21 @@ def _set(scope: ConfigScope, folder: Path, key: str, value: str) -> Setting:
 
 def _origin(scope: ConfigScope, folder: Path, key: str) -> str:
     """The file that holds a setting; empty where none does."""
-    found = git.run(folder, "config", f"--{scope}", "--show-origin", "--get-all", key).stdout
+    found = git.run_git(folder, "config", f"--{scope}", "--show-origin", "--get-all", key).stdout
     return found.partition("\t")[0].removeprefix("file:")
 
 
 def _attributes_file(scope: ConfigScope, folder: Path) -> Path:
     """info/attributes of the repository, or the user's. Raises RepositoryError where there is no repository."""
     if scope == "local":
-        found = git.run(folder, "rev-parse", "--git-path", "info/attributes")
+        found = git.run_git(folder, "rev-parse", "--git-path", "info/attributes")
         if found.returncode:
             raise RepositoryError(
                 f"{folder.absolute()} is in no git repository",
                 hint="run git-setup inside of the repository, or with --global for all repositories of yours",
             )
         return folder / found.stdout.removesuffix("\n")
-    named = git.run(folder, "config", "--global", "--type=path", "--get", "core.attributesFile").stdout.strip()
+    named = git.run_git(folder, "config", "--global", "--type=path", "--get", "core.attributesFile").stdout.strip()
     base = os.environ.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
     return Path(named) if named else Path(base) / "git" / "attributes"
 
@@ -115,7 +115,7 @@ def _attributes_file(scope: ConfigScope, folder: Path) -> Path:
 def _overruled(folder: Path) -> str | None:
     """The driver that *.onnx files of this repository have in place of ours; None where it is ours, or no
     repository."""
-    found = git.run(folder, "check-attr", "-z", "diff", "--", f"any{PATTERN.removeprefix('*')}")
+    found = git.run_git(folder, "check-attr", "-z", "diff", "--", f"any{PATTERN.removeprefix('*')}")
     words = found.stdout.split("\0")
     return words[2] if found.returncode == 0 and len(words) > 2 and words[2] != DRIVER else None
 
@@ -134,6 +134,6 @@ def _write(file: Path, text: str) -> None:
 
 
 def _ask(folder: Path, *words: str) -> None:
-    done = git.run(folder, *words)
+    done = git.run_git(folder, *words)
     if done.returncode:
         raise RepositoryError(f"git {' '.join(words)} failed: {done.stderr.strip() or f'exit code {done.returncode}'}")

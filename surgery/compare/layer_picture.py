@@ -39,6 +39,7 @@ class Bar:
 
     @property
     def style(self) -> str:
+        """The classes of the style sheet."""
         return f"bar {_kind(self.cache)} {'kv-source' if self.own else 'kv-shared'}"
 
 

@@ -71,6 +71,7 @@ class NoPasses:
     """No pass is known."""
 
     def reasons(self, section: str, key: Key, things: Sequence[ModelThing]) -> tuple[Reason, ...]:
+        """None, whatever changed."""
         return ()
 
 

@@ -77,6 +77,7 @@ class Contents:
 
     @property
     def labels(self) -> tuple[Label, Label]:
+        """What BEFORE and AFTER hold of a tensor, each as a function of it."""
         return (lambda stored: self.held(0, stored)), (lambda stored: self.held(1, stored))
 
     def held(self, side: int, stored: Stored) -> Held:

@@ -108,7 +108,7 @@ def _bytes(stored: Stored) -> int:
     return len(inline_content(stored.tensor))
 
 
-def weight_bytes(scopes: Compared) -> tuple[int, int]:
+def bytes_of_tensors(scopes: Compared) -> tuple[int, int]:
     """Bytes of the main graph's tensors, on each side."""
     return sum(map(_bytes, scopes.before.stored)), sum(map(_bytes, scopes.after.stored))
 

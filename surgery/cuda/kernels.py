@@ -163,6 +163,7 @@ def cuda_kernels() -> KernelTable:
 
 
 def read_table(data: Mapping[str, Any]) -> KernelTable:
+    """Read kernels.json, as `python -m validation.cuda.kernels` writes it."""
     kernels: dict[Operator, list[Kernel]] = {}
     for domain, name, first, last, types in data["kernels"]:
         allowed = {constraint: frozenset(each.split()) for constraint, each in types.items()}

@@ -29,6 +29,7 @@ class Limit:
     applies: Callable[[NodeProto, Mapping[str, TensorType]], bool]
 
     def holds(self, runtime: str) -> bool:
+        """Whether a runtime, by its version, has the limit."""
         return self.since is None or release(runtime) < release(self.since)
 
 

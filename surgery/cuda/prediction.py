@@ -93,6 +93,7 @@ class Group:
     is_fault: bool
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, keys in a fixed order."""
         return {**asdict(self), "nodes": list(self.nodes)}
 
 
@@ -172,6 +173,7 @@ class Prediction:
         return "run it with --ep cpu"
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, keys in a fixed order."""
         return {
             "runtime": self.runtime,
             "on_cuda": len(self.on("cuda")),

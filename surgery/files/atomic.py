@@ -42,7 +42,8 @@ _OPEN_FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFO
 class ToDict(Protocol):
     """What the check of a staged folder returns where it is to be told in JSON, such as surgery.verify's Report."""
 
-    def to_dict(self) -> dict[str, Any]: ...
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, keys in a fixed order."""
 
 
 @contextlib.contextmanager

@@ -63,6 +63,7 @@ class Inspection:
     problem: str | None
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, keys in a fixed order."""
         return {
             "path": str(self.path),
             "ir_version": self.ir_version,
@@ -174,9 +175,11 @@ class ExportInspection:
 
     @property
     def graphs(self) -> tuple[Inspection, ...]:
+        """The graphs, in the order of their roles."""
         return tuple(self.roles.values())
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, keys in a fixed order."""
         encoders = {role: graph.to_dict() for role, graph in self.roles.items() if role in ENCODERS.values()}
         return {
             "folder": str(self.export.root),
@@ -203,9 +206,11 @@ class FolderInspection:
 
     @property
     def graphs(self) -> tuple[Inspection, ...]:
+        """The decoder, then the others in the order of genai_config.json."""
         return (self.graph, *self.others.values())
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, keys in a fixed order."""
         return {
             "folder": str(self.folder),
             "genai_config": dict(self.config),
@@ -214,7 +219,7 @@ class FolderInspection:
         }
 
 
-def inspect(
+def inspect_path(
     path: Path, precision: str | None = None, sizes: Mapping[str, int | None] | None = None
 ) -> Inspection | ExportInspection | FolderInspection:
     """Look into an ONNX file, an export or a GenAI folder, of which `sizes` are those of files that are not here. Raises

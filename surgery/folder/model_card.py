@@ -55,6 +55,7 @@ class CardFacts:
 
     @property
     def licence(self) -> str | None:
+        """What the source's card names, None where it names none."""
         value = self.metadata.get("license")
         return value if isinstance(value, str) else None
 

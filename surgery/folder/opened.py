@@ -44,6 +44,7 @@ class OpenedFolder:
 
     @property
     def decoder(self) -> Mapping[str, Any]:
+        """genai_config.json's `model.decoder`. Raises FolderError where it is no object."""
         return json_object(json_object(self.config, "model"), "decoder")
 
     @property

@@ -13,7 +13,8 @@ class Described(Protocol):
     """A ModelProto, GraphProto or NodeProto."""
 
     @property
-    def metadata_props(self) -> MutableSequence[StringStringEntryProto]: ...
+    def metadata_props(self) -> MutableSequence[StringStringEntryProto]:
+        """The entries, as onnx.proto has them."""
 
 
 def properties(holder: Described) -> dict[str, str]:

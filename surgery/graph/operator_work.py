@@ -53,6 +53,7 @@ def operator_work(node: NodeProto, given: Sequence[Array | None]) -> tuple[int, 
 
 
 def reading_work(arrays: Iterable[Array]) -> int:
+    """The work of reading each element once, in the unit of this module."""
     return _ELEMENT * sum(array.size for array in arrays)
 
 

@@ -86,6 +86,7 @@ class Selection:
 
     @classmethod
     def of(cls, numbers: Iterable[int]) -> Selection:
+        """The selection of rows, columns or elements by their numbers."""
         import numpy as np
 
         found = np.fromiter(numbers, np.int64)

@@ -52,8 +52,11 @@ class Weighted(Protocol):
     weight_files: dict[str, Path]
     converted: dict[str, Conversion]
 
-    def conversion(self, tensor: TensorProto) -> Conversion | None: ...
-    def open_data(self, file: Path) -> BinaryIO: ...
+    def conversion(self, tensor: TensorProto) -> Conversion | None:
+        """How a tensor's bytes are made, None where they are those of its file."""
+
+    def open_data(self, file: Path) -> BinaryIO:
+        """Open a data file for reading. Raises OSError where it cannot be."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,11 +57,11 @@ def profile(
     """
     from surgery.folder.genai_config import require_folder
     from surgery.runtime.genai import load_genai
-    from surgery.runtime.profiling import profile as run
+    from surgery.runtime.profiling import profile_folder
     from surgery.runtime.sessions import load_onnxruntime, provider_of
 
     require_folder(folder := Path(folder))
     load_onnxruntime(runs_on := provider_of(provider))
     load_genai(runs_on)
     listener.said("profiling the folder")
-    return run(folder, contexts, new_tokens, runs_on)
+    return profile_folder(folder, contexts, new_tokens, runs_on)

@@ -21,21 +21,20 @@ def inspect(
 
         print(surgery.inspect("model.onnx").to_dict()["operators"])
     """
-    from surgery.folder.inspection import inspect as look
-    from surgery.folder.inspection import inspect_export
+    from surgery.folder.inspection import inspect_export, inspect_path
     from surgery.source.hub import get, list_files, plan_folder
     from surgery.source.opening import SourceRequest, look_up
 
     choice = SourceRequest(str(source), "cpu", precision, modalities=None)
     if choice.hub is None:
-        return look(Path(source), precision)
+        return inspect_path(Path(source), precision)
     listing = list_files(choice.hub)
     sizes = {name: file.size for name, file in listing.files.items()}
     if listing.holds_folder:
         for one in plan_folder(listing).files:
             if one.file.name.endswith(".json"):
                 get(listing, one.file)
-        return look(listing.root, precision, sizes)
+        return inspect_path(listing.root, precision, sizes)
     found = look_up(choice, listener.said)
     assert found.download is not None  # it is a repository
     return inspect_export(found.export, found.pair, found.download.listing.graphs, sizes)

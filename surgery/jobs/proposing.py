@@ -54,6 +54,7 @@ class Coverage:
 
     @property
     def share(self) -> float:
+        """Kept of all, 0 to 1."""
         return self.kept / self.tokens if self.tokens else 1.0
 
 
@@ -133,9 +134,9 @@ def _fetch_side_files(found: OpenedSource) -> None:
 
 def _counts(tokenizer: Path, corpus: Sequence[Path]) -> dict[int, int]:
     """How often each token occurs in the counted part of a corpus."""
-    from surgery.runtime.token_counts import TokenCounts, counted
+    from surgery.runtime.token_counts import TokenCounts, count_tokens
 
-    found: TokenCounts = counted(tokenizer, corpus)
+    found: TokenCounts = count_tokens(tokenizer, corpus)
     return dict(found.counts)
 
 

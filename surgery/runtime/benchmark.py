@@ -49,6 +49,7 @@ class Benchmark:
     peak_rss: int
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, keys in a fixed order."""
         return asdict(self)
 
 

@@ -153,7 +153,7 @@ def ask(function: Callable[..., T], *arguments: Any, answer: Any, limits: Limits
 
 @contextlib.contextmanager
 def _started(limits: Limits) -> Iterator[subprocess.Popen[bytes]]:
-    code = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import main; main()"
+    code = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import serve; serve()"
     environment = {name: value for name, value in os.environ.items() if name not in _KEPT_OUT}
     loud = bool(os.environ.get("GEMMA4_SURGERY_TRACEBACK"))
     # A process that is killed cannot remove its temporary files.
@@ -214,7 +214,7 @@ def _error(name: str, message: str, hint: str | None) -> Exception:
     return RuntimeError(f"{name}: {message}")
 
 
-def main() -> None:
+def serve() -> None:
     """The other process: read what to do, do it, and end at once, without the farewells of native libraries."""
     words = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what native code prints is no word

@@ -73,10 +73,11 @@ class Profile:
     shares: tuple[TimeShare, ...]
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, keys in a fixed order."""
         return asdict(self)
 
 
-def profile(folder: Path, contexts: Sequence[int], new_tokens: int, provider: Provider) -> tuple[Profile, ...]:
+def profile_folder(folder: Path, contexts: Sequence[int], new_tokens: int, provider: Provider) -> tuple[Profile, ...]:
     """Prefill and decode of a folder at prompts of `contexts` tokens, in a process of its own.
 
     Raises FolderError with the runtime's words where it refuses the folder, ProcessEnded where it crashes on it.

@@ -55,6 +55,7 @@ class Settings:
     optimized: bool = True
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, keys in a fixed order."""
         return asdict(self)
 
 
@@ -260,9 +261,11 @@ class MergedModel:
         self._graph = OpenGraph(graph, settings)
 
     def start(self, batch: int) -> KVCaches:
+        """Empty caches for a batch of so many rows."""
         return self._graph.empty_cache(batch)
 
     def step(self, feed: Feed, cache: KVCaches, keep: int) -> tuple[Array, KVCaches]:
+        """One run: logits of the last `keep` positions, float32 [B, keep, V] (0: of all), and the caches after it."""
         outputs, presents = self._graph.run({"input_ids": feed.ids, **self._graph.steering(feed, keep)}, cache)
         return self._graph.logits(outputs), presents
 

@@ -26,7 +26,7 @@ class TokenCounts:
     counts: tuple[tuple[int, int], ...]
 
 
-def counted(tokenizer: Path, corpus: Sequence[Path]) -> TokenCounts:
+def count_tokens(tokenizer: Path, corpus: Sequence[Path]) -> TokenCounts:
     """The tokens of the part of a corpus that is not held out. Raises ProcessEnded, and what reading the files raises."""
     return run(_counted, tokenizer, list(corpus), answer=TokenCounts, limits=Limits.of("cpu"))
 

@@ -77,9 +77,11 @@ class TwoGraphModel:
         return TwoGraphModel(self._embed, self._decoder, change, self._also, self._kept)
 
     def start(self, batch: int) -> KVCaches:
+        """Empty caches for a batch of so many rows."""
         return self._decoder.empty_cache(batch)
 
     def step(self, feed: Feed, cache: KVCaches, keep: int) -> tuple[Array, KVCaches]:
+        """One run of both graphs: logits of the last `keep` positions, [B, keep, V] (0: of all), and the caches after it."""
         embedded = self.embed(feed.ids)
         return self.decode(embedded if self._change is None else self._change(feed, embedded), feed, cache, keep)
 

@@ -59,6 +59,7 @@ class BpeTokenizer:
 
     @property
     def vocab(self) -> Mapping[str, int]:
+        """Token -> id, without the added tokens."""
         found: Mapping[str, int] = self.content["model"]["vocab"]
         return found
 

@@ -38,6 +38,7 @@ class KeptTokens:
 
     @classmethod
     def of(cls, ids: Iterable[int]) -> KeptTokens:
+        """The list of these ids, each once, in order."""
         return cls(tuple(sorted(set(ids))))
 
     @classmethod

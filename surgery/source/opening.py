@@ -33,9 +33,14 @@ Say = Callable[[str], None]
 class Hears(Protocol):
     """Is told sentences, and how many bytes are to come and came: a Listener."""
 
-    def said(self, text: str) -> None: ...
-    def started(self, total: int, doing: str = ...) -> None: ...
-    def advanced(self, count: int) -> None: ...
+    def said(self, text: str) -> None:
+        """One sentence."""
+
+    def started(self, total: int, doing: str = ...) -> None:
+        """`total` bytes are to come, for what `doing` says."""
+
+    def advanced(self, count: int) -> None:
+        """So many bytes more have come."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,6 +101,7 @@ class LevelOfFolder:
         return replace(case, rows=(case.rows[0][:LONGEST],))
 
     def opened(self, decoder: Model | None = None) -> Runner:
+        """The source's two graphs as one model; `decoder` in the place of the source's, where given."""
         return TwoGraphModel.open(self.pair, self.settings, decoder)
 
     def sample(self, cases: Sequence[Case]) -> Sample:

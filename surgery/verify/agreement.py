@@ -112,6 +112,7 @@ class CaseResult:
     positions: tuple[Position, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, keys in a fixed order."""
         return asdict(self)
 
 

@@ -61,6 +61,7 @@ class Divergence:
     cause: str
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, keys in a fixed order."""
         return asdict(self)
 
     def __str__(self) -> str:

@@ -19,7 +19,7 @@ TOKENIZER = "tokenizer"
 """The stage that takes seconds: texts are tokenized, and the chat template renders."""
 
 
-def counted(progress: Progress, stage: str, total: int = 0) -> Progress:
+def numbered(progress: Progress, stage: str, total: int = 0) -> Progress:
     """Tells `progress` of each of `total` cases, `stage: 3 of 33, case`; of what is not counted, where that is 0."""
     numbers = itertools.count(1)
     return lambda case: progress(f"{stage}: {next(numbers)} of {total}, {case}" if total else f"{stage}: {case}")

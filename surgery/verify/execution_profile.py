@@ -81,6 +81,7 @@ class ExecutionProfile:
         return tuple(ran for ran in self.on("cpu") if ran.node not in meant and not ran.is_small)
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, keys in a fixed order."""
         return {"nodes": [asdict(ran) for ran in self.nodes], "copies": len(self.copies)}
 
 

@@ -47,6 +47,7 @@ class LayerPeak:
         return LIMIT / self.max_abs if self.max_abs else float("inf")
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, keys in a fixed order."""
         return {**asdict(self), "headroom": self.headroom}
 
 

@@ -48,6 +48,7 @@ class Parity:
         return self.first / self.continuations if self.continuations else 0.0
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, keys in a fixed order."""
         return asdict(self)
 
     def __str__(self) -> str:

@@ -28,7 +28,7 @@ from typing import Any, Literal
 from surgery.errors import RequestError, nearest
 from surgery.files.safe_reading import read_regular
 from surgery.runtime.genai import Message
-from surgery.verify.prompts import Case, Skipped, TokenRow, Vocabulary
+from surgery.verify.prompts import Case, ModelTokens, Skipped, TokenRow
 
 SHIPPED = Path(__file__).with_name("prompts.jsonl")
 HEAVY = 256
@@ -171,7 +171,7 @@ def _short(value: object) -> str:
 
 
 def cases_of(
-    prompts: Sequence[Prompt], vocabulary: Vocabulary, encode: Encode | None, converse: Converse | None
+    prompts: Sequence[Prompt], vocabulary: ModelTokens, encode: Encode | None, converse: Converse | None
 ) -> Iterator[Case | Skipped]:
     """Each prompt as a case, or the reason why it is none.
 
@@ -196,7 +196,7 @@ def cases_of(
         yield Case(prompt.name, prompt.covers, rows, prompt.chunk, vocabulary.pad or 0, heavy)
 
 
-def _reader_of_text(vocabulary: Vocabulary, encode: Encode | None) -> Callable[[str], TokenRow] | None:
+def _reader_of_text(vocabulary: ModelTokens, encode: Encode | None) -> Callable[[str], TokenRow] | None:
     if encode is None:
         return None
     first: TokenRow = (vocabulary.bos,) if vocabulary.bos is not None else ()

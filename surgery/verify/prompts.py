@@ -91,7 +91,7 @@ class Skipped:
 
 
 @dataclass(frozen=True, slots=True)
-class Vocabulary:
+class ModelTokens:
     """Ids that a model gives a meaning, and its sizes. `size` is in ids, `window` and `context` in tokens."""
 
     size: int
@@ -124,7 +124,9 @@ def without_heavy(cases: Iterable[Case | Skipped]) -> list[Case | Skipped]:
     return [Skipped(case.name, reason) if isinstance(case, Case) and case.heavy else case for case in cases]
 
 
-def admissible(found: Sequence[Case | Skipped], vocabulary: Vocabulary, steps: int) -> tuple[list[Case], list[Skipped]]:
+def admissible(
+    found: Sequence[Case | Skipped], vocabulary: ModelTokens, steps: int
+) -> tuple[list[Case], list[Skipped]]:
     """Cases that the model can take, and the rest with the reason. A case needs room for `steps` more tokens."""
     cases: list[Case] = []
     skipped: list[Skipped] = []
@@ -138,7 +140,7 @@ def admissible(found: Sequence[Case | Skipped], vocabulary: Vocabulary, steps: i
     return cases, skipped
 
 
-def _fault(case: Case, vocabulary: Vocabulary, steps: int) -> str | None:
+def _fault(case: Case, vocabulary: ModelTokens, steps: int) -> str | None:
     if not case.rows or not all(case.rows):
         return "a row has no tokens"
     if case.ragged and case.chunk is not None:
@@ -154,7 +156,7 @@ def _fault(case: Case, vocabulary: Vocabulary, steps: int) -> str | None:
     return None
 
 
-def of_ids(vocabulary: Vocabulary) -> Iterator[Case | Skipped]:
+def of_ids(vocabulary: ModelTokens) -> Iterator[Case | Skipped]:
     """Cases made of ids: they need no tokenizer, and reach what no text reaches."""
     ordinary = _ordinary(vocabulary)
     first: TokenRow = (vocabulary.bos,) if vocabulary.bos is not None else ()
@@ -184,7 +186,7 @@ def of_ids(vocabulary: Vocabulary) -> Iterator[Case | Skipped]:
 
 
 def _past_the_window(
-    vocabulary: Vocabulary, first: TokenRow, ordinary: Callable[[int], TokenRow]
+    vocabulary: ModelTokens, first: TokenRow, ordinary: Callable[[int], TokenRow]
 ) -> Iterator[Case | Skipped]:
     window, pad = vocabulary.window, vocabulary.pad or 0
     if window is None:
@@ -202,7 +204,7 @@ def _past_the_window(
     yield Case(pieces, "a window that reaches back into a chunk", (row,), chunk=max(2, window * 3 // 8), heavy=True)
 
 
-def _ordinary(vocabulary: Vocabulary) -> Callable[[int], TokenRow]:
+def _ordinary(vocabulary: ModelTokens) -> Callable[[int], TokenRow]:
     """Ids without meaning, other ones at each call and the same ones in each run."""
     special = {vocabulary.bos, vocabulary.pad, vocabulary.image, vocabulary.audio, *vocabulary.eos, 0}
     numbers = random.Random(vocabulary.size)

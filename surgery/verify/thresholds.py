@@ -64,6 +64,7 @@ class Thresholds:
         return replace(self, **given)
 
     def to_dict(self) -> dict[str, float]:
+        """Plain values for JSON, keys in a fixed order."""
         return asdict(self)
 
 

@@ -20,11 +20,11 @@ from surgery.runtime.tokenizer import Tokenizer
 from surgery.runtime.two_graphs import TwoGraphModel
 from surgery.source.export import Export, GraphPair, open_export
 from surgery.verify.agreement import agreement_of, coarsest
-from surgery.verify.contained import TOKENIZER, counted
+from surgery.verify.contained import TOKENIZER, numbered
 from surgery.verify.gates import number_gates
 from surgery.verify.parity import parity
 from surgery.verify.prompt_file import cases_of, shipped
-from surgery.verify.prompts import Case, Coverage, Skipped, Vocabulary, admissible, of_ids, within
+from surgery.verify.prompts import Case, Coverage, ModelTokens, Skipped, admissible, of_ids, within
 from surgery.verify.recording import Recording, record
 from surgery.verify.report import Gate, Report
 from surgery.verify.source_files import files_beside, two_graph_file_gate
@@ -71,10 +71,10 @@ def validate_two_graphs(
         pair, steps = next(iter(export.pairs.values())), TOKENS[scope] - 1
         level = SetAccuracyLevel("4", "slow")
         quick = [level] if provider == "cpu" and level.concerns(Model.open(source.decoder)) else []
-        theirs, inside = _record(source, settings, cases, None, steps, quick, counted(told, "source", len(cases)))
+        theirs, inside = _record(source, settings, cases, None, steps, quick, numbered(told, "source", len(cases)))
         gates += [inside_gate(source.kept, inside)] if source.kept is not None else []
         told("folder")
-        ours, _ = _record(pair, settings, cases, theirs, steps, quick, counted(told, "folder", len(cases)))
+        ours, _ = _record(pair, settings, cases, theirs, steps, quick, numbered(told, "folder", len(cases)))
         if quick:
             gates.append(Gate("numbers", "accuracy level 4 on both sides", True, detail=_SLOW))
         found = agreement_of(theirs, ours, {layer.index: layer.kv_source for layer in export.architecture.layers})
@@ -99,7 +99,7 @@ def _one_pair(export: Export) -> Gate:
 
 def _cases(export: Export, scope: Coverage, tokens: int) -> tuple[list[Case], list[Skipped]]:
     tokenizer, ids, arch = Tokenizer(export), token_ids(export), export.architecture
-    vocabulary = Vocabulary(
+    vocabulary = ModelTokens(
         size=arch.vocab_size,
         context=arch.context_length,
         bos=next(iter(ids.get("bos_token_id", ())), None),

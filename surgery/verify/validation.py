@@ -33,7 +33,7 @@ from surgery.source.kept_tokens import KeptTokens
 from surgery.verify.accuracy import LevelOfFolder
 from surgery.verify.agreement import CaseResult, agreement_of, coarsest
 from surgery.verify.bisect import find_divergence
-from surgery.verify.contained import TOKENIZER, counted
+from surgery.verify.contained import TOKENIZER, numbered
 from surgery.verify.execution_profile import profile_gates, profile_run
 from surgery.verify.fp16_headroom import LayerPeak, measure_headroom
 from surgery.verify.gates import accuracy_gates, activation_gates, number_gates, parity_gates
@@ -47,8 +47,8 @@ from surgery.verify.prompts import (
     GENERATED,
     Case,
     Coverage,
+    ModelTokens,
     Skipped,
-    Vocabulary,
     admissible,
     of_ids,
     within,
@@ -137,11 +137,12 @@ class Request:
         return replace(self, tokens=self.tokens or golden.tokens, cases=self.cases if asked else recorded)
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, keys in a fixed order."""
         return {"scope": self.scope, "tokens": self.length}
 
 
 def _names_of_ids() -> set[str]:
-    return {case.name for case in of_ids(Vocabulary(size=16, context=16, window=8))}
+    return {case.name for case in of_ids(ModelTokens(size=16, context=16, window=8))}
 
 
 def prove_folder(
@@ -226,7 +227,7 @@ class _Run:
             self.seconds[name] = time.perf_counter() - started
 
     def told(self, stage: str, total: int = 0) -> Progress:
-        return counted(self.progress, stage, total)
+        return numbered(self.progress, stage, total)
 
     def structure(self) -> OpenedFolder | None:
         """The structure's gates; None where the folder cannot be read at all."""
@@ -280,7 +281,7 @@ class _Run:
         except ModelError as error:
             self.gates.append(Gate("runtime", "nodes run on CUDA", False, detail=str(error)))
 
-    def _cases(self, folder: OpenedFolder, vocabulary: Vocabulary) -> list[Case]:
+    def _cases(self, folder: OpenedFolder, vocabulary: ModelTokens) -> list[Case]:
         tokenizer = self._tokenizer(vocabulary)
         found: list[Case | Skipped]
         if self.request.cases is not None:
@@ -296,7 +297,7 @@ class _Run:
         self.skipped.extend(skipped)
         return cases
 
-    def _asked_for(self, vocabulary: Vocabulary, tokenizer: object | None, template: bool) -> list[Case | Skipped]:
+    def _asked_for(self, vocabulary: ModelTokens, tokenizer: object | None, template: bool) -> list[Case | Skipped]:
         def encoded(text: str) -> list[int]:
             return encode(tokenizer, text)
 
@@ -315,7 +316,7 @@ class _Run:
         given = without_heavy(prompts) if self.request.scope == "light" else [*prompts]
         return [*within(self.request.scope, [*of_ids(vocabulary)]), *given]
 
-    def _tokenizer(self, vocabulary: Vocabulary) -> object | None:
+    def _tokenizer(self, vocabulary: ModelTokens) -> object | None:
         """The folder's tokenizer where its gates pass."""
         try:
             tokenizer: object = open_tokenizer(self.folder, self.settings.provider)
@@ -545,7 +546,7 @@ class _Run:
         return case.name in GENERATED or (case.name not in CLOSING and not case.heavy)
 
     def _generation(
-        self, folder: OpenedFolder, vocabulary: Vocabulary, cases: Sequence[Case], reference: Recording | None
+        self, folder: OpenedFolder, vocabulary: ModelTokens, cases: Sequence[Case], reference: Recording | None
     ) -> None:
         name = "og.Model loads the folder"
         try:
@@ -572,7 +573,7 @@ class _Run:
             return self.accuracy, self.level_parity
         return self.thresholds, self.parity
 
-    def _media(self, folder: OpenedFolder, genai: GenAI, vocabulary: Vocabulary, tolerance: float) -> None:
+    def _media(self, folder: OpenedFolder, genai: GenAI, vocabulary: ModelTokens, tolerance: float) -> None:
         """Images and sound, where the folder takes them."""
         if not folder.others:
             return
@@ -631,7 +632,7 @@ def manifest_gate(folder: Path) -> Gate:
     return Gate("manifest", name, not found, 0, len(found), detail)
 
 
-def _vocabulary(folder: OpenedFolder, source: GraphPair | None) -> Vocabulary:
+def _vocabulary(folder: OpenedFolder, source: GraphPair | None) -> ModelTokens:
     """Sizes and ids from the folder; placeholder ids, which a text config lacks, from the source's."""
     placeholders: dict[str, int] = {}
     for config, kept in _configs(folder, source):
@@ -639,7 +640,7 @@ def _vocabulary(folder: OpenedFolder, source: GraphPair | None) -> Vocabulary:
             value = config.get(key)
             if isinstance(value, int) and not isinstance(value, bool) and (kept is None or value in kept):
                 placeholders.setdefault(key, value if kept is None else kept.ids.index(value))
-    return Vocabulary(
+    return ModelTokens(
         size=folder.vocab_size,
         context=folder.context_length,
         bos=next(iter(folder.token_ids("bos_token_id")), None),

@@ -24,7 +24,7 @@ from surgery.compare import compare, open_subjects
 from surgery.compare.folder_report import planned_report
 from surgery.errors import ExportError, FolderError, RequestError, SurgeryError
 from surgery.folder.building import Repacked, build_folder
-from surgery.folder.inspection import FolderInspection, inspect
+from surgery.folder.inspection import FolderInspection, inspect_path
 from surgery.folder.multimodal import GraphPlan, check_export, most_patches, read_modalities
 from surgery.runtime.conversation import ChatSettings, Turn, open_conversation
 from surgery.runtime.genai import GenAI
@@ -187,7 +187,7 @@ def test_encoders_that_fit_are_as_they_were(folder: Path) -> None:
 
 
 def test_inspect_shows_all_graphs(folder: Path) -> None:
-    found = inspect(folder)
+    found = inspect_path(folder)
     assert isinstance(found, FolderInspection)
     assert [graph.path.name for graph in found.graphs] == [
         "model.onnx", "embed_tokens.onnx", "audio_encoder.onnx", "vision_encoder.onnx",

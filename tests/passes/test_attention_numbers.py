@@ -26,7 +26,7 @@ from surgery.runtime.two_graphs import TwoGraphModel
 from surgery.source.export import open_export
 from surgery.verify.agreement import agreement_of, coarsest
 from surgery.verify.gates import number_gates
-from surgery.verify.prompts import Case, Vocabulary, of_ids
+from surgery.verify.prompts import Case, ModelTokens, of_ids
 from surgery.verify.recording import Recording, record
 from surgery.verify.thresholds import default_thresholds
 
@@ -136,7 +136,7 @@ MODELS = [("tiny-e2b", "fp32"), ("tiny-31b", "fp32"), ("tiny-e4b", "q4f16")]
 NAMES = {"one-token", "chunks-of-7", "batch", "ragged-batch", "cached-past-the-window", "cached-padded-batch"}
 CASES = [
     case
-    for case in of_ids(Vocabulary(size=100, context=256, bos=2, pad=0, window=8))
+    for case in of_ids(ModelTokens(size=100, context=256, bos=2, pad=0, window=8))
     if isinstance(case, Case) and case.name in NAMES
 ]
 STAGES: dict[type[Pass], list[type[Pass]]] = {

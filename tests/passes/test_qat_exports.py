@@ -16,14 +16,14 @@ from passes.base import apply
 from surgery.commands.app import app
 from surgery.source.export import open_export
 from surgery.verify import Request, prove_folder
-from surgery.verify.prompts import Case, Vocabulary, of_ids
+from surgery.verify.prompts import Case, ModelTokens, of_ids
 from surgery.verify.report import Report
 
 READINGS = ("no-spread-scales", "quantized-activations", "rounded-activations")
 NAMES = {"one-token", "highest-ids", "chunks-of-7", "ragged-batch", "cached-past-the-window"}
 CASES = [
     case
-    for case in of_ids(Vocabulary(size=100, context=256, bos=2, pad=0, window=8))
+    for case in of_ids(ModelTokens(size=100, context=256, bos=2, pad=0, window=8))
     if isinstance(case, Case) and case.name in NAMES
 ]
 """Products of 2 and of 8 bits take as long for one token as for a prompt: a few cases, of one way through the graphs each."""

@@ -16,7 +16,7 @@ from hub_server import Hub, reach_nobody_by_default, serve
 import fixtures
 from surgery.compare.subjects import open_subjects
 from surgery.errors import ExportError
-from surgery.folder.inspection import ExportInspection, inspect
+from surgery.folder.inspection import ExportInspection, inspect_path
 from surgery.folder.text_only import build_text_only
 from surgery.source.export import open_export
 from surgery.source.hub import HubSource, fetch, list_files, plan_download
@@ -108,7 +108,7 @@ def test_a_precision_that_only_some_graphs_have(folder: Path) -> None:
 
 
 def test_inspect_shows_the_graphs_of_all_precisions(folder: Path) -> None:
-    found = inspect(folder)
+    found = inspect_path(folder)
     assert isinstance(found, ExportInspection)
     shown = found.to_dict()
     assert shown["other_precisions"] == {"vision_encoder": "fp16"}

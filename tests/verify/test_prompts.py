@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from surgery.verify.prompts import CLOSING, Case, Skipped, Vocabulary, admissible, of_ids, within
+from surgery.verify.prompts import CLOSING, Case, ModelTokens, Skipped, admissible, of_ids, within
 
-SMALL = Vocabulary(size=128, context=256, bos=2, pad=0, eos=(1,), image=113, audio=114, window=8)
-PUBLISHED = Vocabulary(size=128, context=4096, bos=2, pad=0, eos=(1,), image=113, audio=114, window=512)
+SMALL = ModelTokens(size=128, context=256, bos=2, pad=0, eos=(1,), image=113, audio=114, window=8)
+PUBLISHED = ModelTokens(size=128, context=4096, bos=2, pad=0, eos=(1,), image=113, audio=114, window=512)
 
 
-def cases(vocabulary: Vocabulary) -> dict[str, Case]:
+def cases(vocabulary: ModelTokens) -> dict[str, Case]:
     return {case.name: case for case in of_ids(vocabulary) if isinstance(case, Case)}
 
 
 @pytest.mark.parametrize("vocabulary", [SMALL, PUBLISHED], ids=["8", "512"])
-def test_windows_are_crossed_by_what_is_cached_and_by_what_is_fed(vocabulary: Vocabulary) -> None:
+def test_windows_are_crossed_by_what_is_cached_and_by_what_is_fed(vocabulary: ModelTokens) -> None:
     found, window = cases(vocabulary), vocabulary.window or 0
     alone, together = found["cached-past-the-window"], found["cached-padded-batch"]
     assert alone.past[0] > window and alone.window == window

@@ -33,7 +33,7 @@ from surgery.verify import Request, prove_folder, structure
 from surgery.verify.agreement import agreement_of
 from surgery.verify.gates import number_gates
 from surgery.verify.prompt_file import cases_of, shipped
-from surgery.verify.prompts import Case, Skipped, Vocabulary, admissible, of_ids
+from surgery.verify.prompts import Case, ModelTokens, Skipped, admissible, of_ids
 from surgery.verify.recording import Answer, Recording, record
 from surgery.verify.report import Report
 from surgery.verify.thresholds import default_thresholds
@@ -373,13 +373,13 @@ def test_caches_beyond_the_budget_are_compared_by_digest(export: Export) -> None
     assert agreement_of(one, relabelled, OWNERS).cache_max_abs == np.inf
 
 
-def every_case(vocabulary: Vocabulary, encode: Any, converse: Any) -> tuple[list[Case], list[Skipped]]:
+def every_case(vocabulary: ModelTokens, encode: Any, converse: Any) -> tuple[list[Case], list[Skipped]]:
     found = [*of_ids(vocabulary), *cases_of(shipped(), vocabulary, encode, converse)]
     return admissible(found, vocabulary, steps=8)
 
 
 def test_prompts_that_do_not_fit_are_skipped_with_the_reason() -> None:
-    cases, skipped = every_case(Vocabulary(size=10, context=12, window=4096), None, None)
+    cases, skipped = every_case(ModelTokens(size=10, context=12, window=4096), None, None)
     reasons = {case.name: case.reason for case in skipped}
     assert reasons["bos-only"] == "no bos_token_id is given"
     assert reasons["past-the-window"] == "4160 tokens and 8 more do not fit the context of 12"
@@ -387,13 +387,13 @@ def test_prompts_that_do_not_fit_are_skipped_with_the_reason() -> None:
     assert reasons["repeated"] == "12 tokens and 8 more do not fit the context of 12"
     assert reasons["latin"] == "the folder has no tokenizer that works"
     assert all(token < 10 for case in cases for row in case.rows for token in row)
-    cases, skipped = every_case(Vocabulary(size=10, context=99, image=11), lambda text: [3, 12], None)
+    cases, skipped = every_case(ModelTokens(size=10, context=99, image=11), lambda text: [3, 12], None)
     assert Skipped("latin", "token id 12 is outside of the vocabulary of 10") in skipped
     assert "image-placeholder" in {case.name for case in skipped}
 
 
 def test_prompts_are_the_same_in_every_run() -> None:
-    vocabulary = Vocabulary(
+    vocabulary = ModelTokens(
         size=262144, context=131072, bos=2, pad=0, eos=(1, 106), image=258880, audio=258881, window=512
     )
 

@@ -21,7 +21,7 @@ from surgery.runtime.two_graphs import TwoGraphModel
 from surgery.source.export import Export
 from surgery.verify.agreement import agreement_of, coarsest
 from surgery.verify.gates import number_gates
-from surgery.verify.prompts import Case, Vocabulary, of_ids, within
+from surgery.verify.prompts import Case, ModelTokens, of_ids, within
 from surgery.verify.recording import Recording, record
 from surgery.verify.thresholds import default_thresholds
 
@@ -35,7 +35,7 @@ MODELS = [
 
 def cases(window: int) -> list[Case]:
     """What a light check has of ids alone, where it has to do with the window."""
-    found = within("light", list(of_ids(Vocabulary(size=128, context=4 * window, bos=2, pad=0, window=window))))
+    found = within("light", list(of_ids(ModelTokens(size=128, context=4 * window, bos=2, pad=0, window=window))))
     return [case for case in found if isinstance(case, Case) and case.past]
 
 

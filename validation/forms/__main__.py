@@ -34,7 +34,7 @@ from surgery.runtime.two_graphs import TwoGraphModel
 from surgery.source.export import Export, GraphPair, open_export
 from surgery.verify.agreement import Agreement, agreement_of
 from surgery.verify.gates import number_gates
-from surgery.verify.prompts import Case, Vocabulary, of_ids
+from surgery.verify.prompts import Case, ModelTokens, of_ids
 from surgery.verify.recording import Recording, record
 from surgery.verify.thresholds import default_thresholds
 from validation.forms import rewrites
@@ -106,7 +106,7 @@ class Row:
 
 
 def cases(window: int) -> list[Case]:
-    vocabulary = Vocabulary(size=100, context=4 * max(window, 64), bos=2, pad=0, window=window)
+    vocabulary = ModelTokens(size=100, context=4 * max(window, 64), bos=2, pad=0, window=window)
     return [case for case in of_ids(vocabulary) if isinstance(case, Case) and case.name in NAMES]
 
 

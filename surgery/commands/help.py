@@ -26,9 +26,11 @@ class Command(TyperCommand):
     """A command whose options stand in groups, where there are many."""
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """Choices without the braces."""
         return [re.sub(r"^\{(.*)\}$", r"\1", piece) for piece in super().collect_usage_pieces(ctx)]
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Arguments, then the options group by group."""
         shown = [(param, record) for param in self.get_params(ctx) if (record := param.get_help_record(ctx))]
         arguments = [_argument(*record) for param, record in shown if param.param_type_name == "argument"]
         groups: dict[str, list[tuple[str, str]]] = {group: [] for group in _GROUPS}
@@ -43,6 +45,7 @@ class Command(TyperCommand):
             _listed(formatter, title, rows, widest)
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """The examples, line by line as they are."""
         _as_it_is(formatter, self.epilog)
 
 
@@ -50,9 +53,11 @@ class Group(TyperGroup):
     """The commands, by what they are for."""
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """The same with any command."""
         return ["COMMAND", "..."]
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """The commands, by their panels."""
         panels: dict[str, list[tuple[str, str]]] = {}
         for name in self.list_commands(ctx):
             command = self.get_command(ctx, name)
@@ -64,11 +69,13 @@ class Group(TyperGroup):
             _listed(formatter, title, rows, widest)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
+        """The commands, then the options that all of them have."""
         self.format_commands(ctx, formatter)
         rows = [_option(*record) for param in self.get_params(ctx) if (record := param.get_help_record(ctx))]
         _listed(formatter, "Options", rows, _column(formatter, rows))
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """The examples, line by line as they are."""
         _as_it_is(formatter, self.epilog)
 
 

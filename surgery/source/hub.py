@@ -27,7 +27,7 @@ from urllib.parse import unquote, urlsplit
 from surgery.choices import Modality
 from surgery.errors import ExportError, SurgeryError, nearest
 from surgery.files.atomic import existing
-from surgery.files.atomic import require_space as require_free
+from surgery.files.atomic import require_space
 from surgery.files.safe_reading import sha256
 from surgery.source.export import (
     DECODER,
@@ -299,7 +299,7 @@ def fetch(download: Download, started: Callable[[int], None] | None = None, prog
     its own. A large file goes on where an earlier run stopped. Raises ExportError at the first fault: files not begun
     are not fetched, and what is there stays.
     """
-    require_space(download)
+    require_space_for(download)
     if started is not None and not all(planned.cached for planned in download.files):
         started(_to_come(download))
     pool = ThreadPoolExecutor(PARALLEL)
@@ -550,14 +550,14 @@ def _to_come(download: Download) -> int:
     return sum((file.size or 0) - _there(download.listing, file) for file in missing)
 
 
-def require_space(download: Download, target: Path | None = None, *, linked: bool = False) -> None:
+def require_space_for(download: Download, target: Path | None = None, *, linked: bool = False) -> None:
     """Raise SurgeryError where the disk has no room for what is to be fetched; and, if there is a `target`, for its copy
     of the weights, which are no bytes more where they are `linked` on one disk."""
     root, needed = download.listing.root, _to_come(download)
     weights = 0 if target is None else download.weight_bytes
     told = f"{download.listing.source} needs {needed:,} more bytes"
     if target is not None and existing(target).stat().st_dev != existing(root).stat().st_dev:
-        require_free(target.absolute().parent, weights)
+        require_space(target.absolute().parent, weights)
     elif weights and not linked:
         needed += weights
         told += f", its copy in {target} {weights:,}"

@@ -23,7 +23,7 @@ from surgery.source.hub import (
     list_files,
     plan_download,
     plan_folder,
-    require_space,
+    require_space_for,
 )
 
 Say = Callable[[str], None]
@@ -89,7 +89,7 @@ def open_source(
     """
     found = look_up(choice, hears.said)
     if found.download is not None:
-        require_space(found.download, target, linked=linked)
+        require_space_for(found.download, target, linked=linked)
     return fetched(found, hears)
 
 
@@ -133,7 +133,7 @@ def genai_folder(source: str, hears: Hears) -> Path | None:
     if not listing.holds_folder:
         return None
     planned = plan_folder(listing)
-    require_space(planned)
+    require_space_for(planned)
     return _fetched(planned, hears)
 
 

@@ -26,8 +26,7 @@ from urllib.parse import unquote, urlsplit
 
 from surgery.choices import Modality
 from surgery.errors import ExportError, SurgeryError, nearest
-from surgery.files.atomic import existing
-from surgery.files.atomic import require_space
+from surgery.files.atomic import existing, require_space
 from surgery.files.safe_reading import sha256
 from surgery.source.export import (
     DECODER,

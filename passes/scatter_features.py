@@ -43,9 +43,9 @@ class ScatterFeatures(Pass):
         row by row in the order of the placeholders (transformers does the same). No feature and no placeholder is a
         prompt of text, or a step of decoding: [0,H]. A number of features other than that of the placeholders fails in
         ScatterND, `updates tensor should have shape equal to indices.shape[:-1] + data.shape[...]`; forms that gather
-        features by position write zeros there, or drop features, without a word. Only a placeholder that a model generates, which
-    comes alone in its step and has no feature, keeps the embedding of its own: generation goes on, as it does in a loop
-    around the two graphs.
+        features by position write zeros there, or drop features, without a word. Only a placeholder that a model generates,
+    which comes alone in its step and has no feature, keeps the embedding of its own: generation goes on, as it does in
+    a loop around the two graphs.
 
         Requires: input_ids integer [B,S]; inputs_embeds floating-point [B,S,H], H a number, made by a node; opset 16.
         Ensures: image_features and audio_features, as asked for, are inputs [n,H] of the dtype of inputs_embeds.

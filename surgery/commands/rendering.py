@@ -287,8 +287,8 @@ def show_profiles(console: Console, found: Sequence[Profile]) -> None:
     """A table for each phase and context: the operators that take a hundredth of the time or more, and the rest."""
     for one in found:
         unit = "ms a token" if one.phase == "decode" else "ms"
-        head = f"{one.phase} at {one.context:,} tokens: {one.milliseconds:.1f} {unit}; memory gives {one.bandwidth / 1e9:.1f} GB/s"
-        console.print(plain(head, "bold"))
+        head = f"{one.phase} at {one.context:,} tokens: {one.milliseconds:.1f} {unit}"
+        console.print(plain(f"{head}; memory gives {one.bandwidth / 1e9:.1f} GB/s", "bold"))
         rows = [
             (each.operator, each.layers, each.nodes, f"{each.milliseconds:.2f}", f"{each.share:.1%}", size(each.bytes),
              f"{each.rate / 1e9:.1f}")

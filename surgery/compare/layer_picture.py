@@ -2,7 +2,8 @@
 
     index        0   1   2   3   4   5   6   7   8   9
     interface   v^  v^  v^  v^  v^   ^   ^   ^   ^   ^        a past goes in, a present comes out: names of its own
-    bar         |#| |#| |#| |#| |#| |-| |-| |-| |-| |-|       filled: a cache of its own; outlined: reads another's; height: head size; operator's initial
+    bar         |#| |#| |#| |#| |#| |-| |-| |-| |-| |-|       filled: a cache of its own; outlined: reads another's;
+                                                              height: head size; letter: the operator's initial
     rails                    o---|'--|'--|'--|'   |           one for each layer whose cache others read
                                  o----------------'
 

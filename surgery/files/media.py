@@ -68,8 +68,9 @@ def _bytes(path: Path, wanted: str) -> bytes:
 def _kind(data: bytes) -> str:
     """What a file may be, by its first bytes."""
     known = {b"RIFF": "RIFF, as a sound or a WebP picture does", b"fLaC": "fLaC, as a sound does",
-             b"ID3": "ID3, as a sound does", b"\x89PNG": "PNG, as a picture does", b"\xff\xd8\xff": "a JPEG picture's bytes",
-             b"GIF8": "GIF, which the runtime does not read", b"BM": "BM, as a BMP picture does, which the runtime does not read",
+             b"ID3": "ID3, as a sound does", b"\x89PNG": "PNG, as a picture does",
+             b"\xff\xd8\xff": "a JPEG picture's bytes", b"GIF8": "GIF, which the runtime does not read",
+             b"BM": "BM, as a BMP picture does, which the runtime does not read",
              b"OggS": "OggS, which the runtime does not read"}  # fmt: skip
     return next((words for start, words in known.items() if data.startswith(start)), f"{data[:8].hex(' ')} (hex)")
 

@@ -103,11 +103,12 @@ _CACHES = dict.fromkeys(("past_key_names", "past_value_names", "present_key_name
 _GRAPH = {"filename": _file(".onnx"), "session_options": _SESSION, "inputs": _NAMES, "outputs": _NAMES}
 _ENCODER = {**_GRAPH, "config_filename": lambda value: value == "" or _file(".json")(value)}
 _SIZES = ("head_size", "hidden_size", "num_attention_heads", "num_key_value_heads", "num_hidden_layers")
+_MEANINGS = ("bos", "eos", "pad", "sep", "bot", "eot", "bor", "eor", "image", "audio", "video")
 _SETTINGS = {
     "model": {
         "type": _name,
         **dict.fromkeys(("vocab_size", "context_length"), _number),
-        **dict.fromkeys((f"{what}_token_id" for what in ("bos", "eos", "pad", "sep", "bot", "eot", "bor", "eor", "image", "audio", "video")), _ids),
+        **dict.fromkeys((f"{what}_token_id" for what in _MEANINGS), _ids),
         "decoder": {
             **_GRAPH,
             **dict.fromkeys(_SIZES, _number),

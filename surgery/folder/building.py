@@ -149,11 +149,12 @@ def build_folder(
             copy_side_files(export, stage, [VOCABULARY_FILE])
         if media:
             write_media_files(export, stage, modalities)
+        marks = "bot_token_id" in config["model"]
+        needs = minimum_versions(model, runtime, multimodal=bool(media), marks=marks, speculative=speculative)
         card = model_card(
             export, pair, "genai", placed,
             recipe=recipe_text, rewritten=rewritten, modalities=modalities,
-            needs=f"{minimum_versions(model, runtime, multimodal=bool(media), marks='bot_token_id' in config['model'], speculative=speculative)} "
-            f"{on_batches(model.graph)}{on_capture(config)}",
+            needs=f"{needs} {on_batches(model.graph)}{on_capture(config)}",
             tools=takes_tools(stage),
         )  # fmt: skip
         write_text(stage / CARD_FILE, card)

@@ -25,10 +25,14 @@ class MinimumVersions:
 def minimum_versions(
     model: Model, target: Target, *, multimodal: bool, marks: bool = False, speculative: bool = False
 ) -> MinimumVersions:
-    """What `model`, made for `target`, can run on, and whether its configuration has `marks` of tool calls, and has it `speculative`; `docs/validation/runtimes.md` has every cell behind it.
+    """What `model`, made for `target`, can run on; `docs/validation/runtimes.md` has every cell behind it.
+
+    `multimodal` is whether images or sound go in, `marks` whether the configuration has ids of tool calls, and
+    `speculative` whether it has speculation.
 
     GenAI reads the head size of each cache from 0.14 on, the number of KV heads from 0.15 on, which also has the
-    multimodal class, and ids of tool calls. A KV-shared layer without present outputs needs ONNX Runtime 1.31: 1.27 to 1.30 die of it.
+    multimodal class, and ids of tool calls. A KV-shared layer without present outputs needs ONNX Runtime 1.31: 1.27 to
+    1.30 die of it.
     """
     kv_heads = {layer.kv_heads for layer in model.require_architecture().kv_sources}
     reading = "0.15" if multimodal or marks or len(kv_heads) > 1 else "0.14"

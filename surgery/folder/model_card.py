@@ -75,8 +75,8 @@ def model_card(
     """The text of README.md, for a folder of which everything else is known; card.md is its form.
 
     `recipe` is the manifest's, of one graph or by role; `rewritten` is whether it changed weights; `modalities` is what
-    the folder takes beside text; `needs` says which runtimes can run it, and how; `tools` is whether it can be told of tools. Raises nothing for a source whose own
-    card is missing or damaged: it then says less.
+    the folder takes beside text; `needs` says which runtimes can run it, and how; `tools` is whether it can be told of
+    tools. Raises nothing for a source whose own card is missing or damaged: it then says less.
     """
     from jinja2 import Environment, StrictUndefined
 

@@ -51,7 +51,8 @@ class ChatSettings:
     `new_tokens` is the most of an answer; `sample` uses the folder's sampling values, otherwise decoding is greedy.
     `temperature`, `top_k` and `top_p` take the place of the folder's, and `seed` makes answers the same in every run
     of one runtime; each of them samples. `template` puts the chat template around the turns, `thinking` has it ask for
-    thoughts, `tools`, a list in JSON, has it tell of tools, `system` is what it says first. `lasting` is whether later turns are likely.
+    thoughts, `tools`, a list in JSON, has it tell of tools, `system` is what it says first.
+    `lasting` is whether later turns are likely.
     """
 
     new_tokens: int = 128

@@ -180,7 +180,7 @@ def _costs(drawing: _Drawing, found: Comparison) -> None:
         assert old is not None and new is not None
         drawing.text(MARGIN, drawing.y + 12, name, _INNER, fill=_DIM)
         drawing.y += LINE
-        for count, colour in ((old, "#9aa3b1"), (new, "#2563c9")):
+        for count, colour in ((old, "#9aa3b1"), (new, "#2563c9"))[old == new :]:
             drawing.rect(MARGIN, drawing.y + 2, 200 * count / max(old, new), 11, colour, rx=2)
             drawing.text(MARGIN + 208, drawing.y + 12, size(count), _INNER - 208)
             drawing.y += LINE

@@ -135,7 +135,7 @@ def _tone(part: str) -> str:
         return "bad"
     if part.startswith("numbers identical") or part.startswith("same"):
         return "good"
-    return "quiet" if part.endswith("unchanged") or part.startswith(("0 ", "numbers")) else "loud"
+    return "quiet" if part.endswith((": unchanged", ": 0 changed")) or part.startswith("numbers") else "loud"
 
 
 def _badges(found: Comparison) -> dict[str, str]:

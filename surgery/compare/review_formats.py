@@ -57,29 +57,30 @@ def review_dict(found: Sequence[Reviewed]) -> dict[str, Any]:
 
 
 def review_html(found: Sequence[Reviewed]) -> str:
-    """One page: a table of the models, and the page of each below."""
+    """One page: the meaning, a list of the models, and the page of each below."""
     style = (
-        "body{font:16px system-ui;margin:1rem}table{border-collapse:collapse}td,th{padding:.2rem .8rem;text-align:left}"
+        "body{font:16px/1.4 system-ui,sans-serif;margin:1rem;overflow-wrap:anywhere}h1{font-size:1.5rem}"
+        "h2{font-size:1.1rem}ul{padding-left:1.2rem}"
     )
     rows = "".join(
-        f"<tr><td><a href='#m{number}'>{_text(one.name)}</a></td><td><b>{TITLES[one.impact.level]}</b></td>"
-        f"<td>{_text('; '.join(one.impact.why))}</td></tr>"
+        f"<li><a href='#m{number}'>{_text(one.name)}</a>: <b>{TITLES[one.impact.level]}</b>"
+        f"{_text(': ' * bool(one.impact.why) + '; '.join(one.impact.why))}</li>"
         for number, one in enumerate(found)
     )
     pages = "".join(
-        f"<h2 id='m{number}'>{_text(one.name)}</h2>" + _page(one.comparison) for number, one in enumerate(found)
+        f"<h2 id='m{number}'>{_text(one.name)}</h2>{_page(one.comparison) if one.comparison else _text(one.state)}"
+        for number, one in enumerate(found)
     )
+    meaning = f"{TITLES[worst(found).level]}: {summary(found)}" if found else summary(found)
     head = "<!DOCTYPE html><html lang='en'><head><meta charset='utf-8'><title>ONNX models</title>"
     view = "<meta name='viewport' content='width=device-width, initial-scale=1'>"
     return (
-        f"{head}{view}<style>{style}</style></head><body><h1>ONNX models: {_text(summary(found))}</h1>"
-        f"<table>{rows}</table>{pages}</body></html>\n"
+        f"{head}{view}<style>{style}</style></head><body><h1>ONNX models: {_text(meaning)}</h1>"
+        f"<ul>{rows}</ul>{pages}</body></html>\n"
     )
 
 
-def _page(comparison: Comparison | None) -> str:
-    if comparison is None:
-        return ""
+def _page(comparison: Comparison) -> str:
     frame = "sandbox='allow-scripts' style='width:100%;height:90vh;border:1px solid #888'"
     return f"<iframe {frame} title='report' srcdoc=\"{_text(html(comparison))}\"></iframe>"
 

@@ -18,6 +18,8 @@ from github_server import GitHub, serve
 from places import ROOT, TINY
 from repositories import GRAPH, git
 
+from surgery.version import VERSION
+
 MARKER = "<!-- gemma4-surgery: report -->\n"
 
 
@@ -79,6 +81,8 @@ def test_the_action_is_a_composite_one_without_injection() -> None:
     for one in found["runs"]["steps"]:
         assert "${{" not in one.get("run", ""), "an expression in a script runs whatever a branch is called"
         assert "uses" in one or one["shell"] == "bash"
+    kept = step("Keep the page and the picture")
+    assert all(f"outputs.{name} " in kept["with"]["path"] for name in ("report", "html", "picture"))
     assert all(entry["description"] and "default" in entry for entry in found["inputs"].values())
     used = set(re.findall(r"inputs\.([\w-]+)", str(step("Compare and comment")["env"])))
     assert used == set(found["inputs"])
@@ -112,9 +116,10 @@ def test_one_comment_is_created_and_then_updated(repository: Path, runner: Path,
     assert github.bodies[0].startswith(f"{MARKER}## ONNX models: Numbers changed: 1 model differs\n")
     assert "nodes: 1 added, 1 changed" in github.bodies[0]
     assert (runner / "summary").read_text() == github.bodies[0].removeprefix(MARKER)
-    outputs = ["report=", "json=", "differs=true", "verdict=numerics"]
+    outputs = ["report=", "json=", "html=", "picture=", "differs=true", "verdict=numerics"]
     lines = (runner / "output").read_text().splitlines()
     assert [line.partition("/")[0] for line in lines] == outputs and str(runner) in lines[0]
+    assert all(Path(line.partition("=")[2]).stat().st_size for line in lines[:4])
     git(repository, "revert", "--no-edit", "HEAD")
     git(repository, "reset", "-q", "--soft", "HEAD~2")
     git(repository, "commit", "-q", "--allow-empty", "-m", "nothing in the end")
@@ -148,7 +153,7 @@ def test_two_models_that_are_the_same(repository: Path, runner: Path, github: Gi
     shutil.copytree(repository / "models", repository / "the models")
     done = report(repository, github, before=f"models/{GRAPH}", after=f"the models/{GRAPH}", policy="any")
     assert done.returncode == 0 and github.bodies == [], done.stderr
-    assert (runner / "output").read_text().splitlines()[2:] == ["differs=false", "verdict=same"]
+    assert (runner / "output").read_text().splitlines()[4:] == ["differs=false", "verdict=same"]
 
 
 def test_the_job_keeps_its_path(runner: Path) -> None:
@@ -214,3 +219,4 @@ def test_the_documented_workflow_is_one() -> None:
     assert job["permissions"]["pull-requests"] == "write"
     assert job["steps"][0]["with"]["fetch-depth"] == 2, "HEAD^1 is the target branch"
     assert set(job["steps"][1].get("with", {})) <= set(action()["inputs"])
+    assert job["steps"][1]["uses"].endswith(f"@v{VERSION}"), "a release to pin, which publish.yml holds to the version"

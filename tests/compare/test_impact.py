@@ -169,6 +169,8 @@ def test_a_review_as_json_junit_and_annotations(found: list[Reviewed]) -> None:
     assert lines[1].startswith("::notice file=n,") and lines[2].startswith("::error file=old%2Ca%3Ab.onnx,")
     assert len(lines) == len(found) and lines[4].endswith("::error::\\n%25")
     page = FORMATS["html"](judged)
+    assert "<h1>ONNX models: Breaking: 3 models differ, 1 is new, 1 is gone</h1>" in page
+    assert "<table" not in page.partition("<iframe")[0], "which a phone is too narrow for"
     assert page.count("<iframe sandbox='allow-scripts'") == 2 and "model::error" in page
 
 

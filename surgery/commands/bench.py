@@ -17,6 +17,9 @@ def bench(
     precision: Precision = None,
     contexts: Annotated[str, typer.Option("--contexts", help="Lengths of the prompts, in tokens.")] = "128,1024,4096",
     new_tokens: Annotated[int, typer.Option("--new-tokens", min=2, help="Tokens to generate after each.")] = 16,
+    chunk: Annotated[
+        int, typer.Option("--chunk", min=0, help="Tokens of a prompt in one run, as in generate; 0: all at once.")
+    ] = 512,
     profiled: Annotated[
         bool, typer.Option("--profile", help="Say where the folder's time goes, by operator and kind of layer.")
     ] = False,
@@ -34,7 +37,9 @@ def bench(
     if profiled and (against is not None or precision is not None):
         raise RequestError("--profile looks at the folder alone: leave out --against and --precision")
     if profiled:
-        profiles = profile(folder, provider=ep, contexts=lengths, new_tokens=new_tokens, listener=JobProgress())
+        profiles = profile(
+            folder, provider=ep, contexts=lengths, new_tokens=new_tokens, chunk=chunk, listener=JobProgress()
+        )
         if as_json:
             print_json([one.to_dict() for one in profiles])
         else:
@@ -42,7 +47,7 @@ def bench(
         return
     found = run(
         folder, against, precision=precision, provider=ep, contexts=lengths, new_tokens=new_tokens,
-        listener=JobProgress(),
+        chunk=chunk, listener=JobProgress(),
     )  # fmt: skip
     if as_json:
         print_json([one.to_dict() for one in found])

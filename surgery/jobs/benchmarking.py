@@ -23,10 +23,12 @@ def bench(
     provider: ProviderChoice = "auto",
     contexts: Sequence[int] = (128, 1024, 4096),
     new_tokens: int = 16,
+    chunk: int = 512,
     listener: Listener = SILENT,
 ) -> list[Benchmark]:
     """Time to first token, prefill and decode rates (tokens per second) and peak memory (bytes) at prompts of
-    `contexts` tokens; of the folder in GenAI, and of its source in a two-session loop where `against` is given.
+    `contexts` tokens; of the folder in GenAI, its prompts in pieces of `chunk` tokens, 0 for all at once, and of its source
+    in a two-session loop where `against` is given. The listener is told which contexts do not fit.
 
     Raises FolderError for what is no GenAI folder, ExportError, and RuntimeMissing.
     """
@@ -40,7 +42,9 @@ def bench(
     load_onnxruntime(runs_on := provider_of(provider))  # before gigabytes are fetched, not after
     load_genai(runs_on)
     pair = source_pair(folder, against, precision, listener)
-    return run(folder, pair, provider=runs_on, contexts=contexts, new_tokens=new_tokens, progress=listener.said)
+    return run(
+        folder, pair, provider=runs_on, contexts=contexts, new_tokens=new_tokens, chunk=chunk, progress=listener.said
+    )
 
 
 def profile(
@@ -49,9 +53,11 @@ def profile(
     provider: ProviderChoice = "auto",
     contexts: Sequence[int] = (128,),
     new_tokens: int = 16,
+    chunk: int = 512,
     listener: Listener = SILENT,
 ) -> tuple[Profile, ...]:
-    """Where the time of a folder goes, by operator and kind of layer: prefill and decode at prompts of `contexts` tokens.
+    """Where the time of a folder goes, by operator and kind of layer: prefill and decode at prompts of `contexts` tokens,
+    in pieces of `chunk` tokens, 0 for all at once. The listener is told which contexts do not fit.
 
     Raises FolderError for what is no GenAI folder, and RuntimeMissing.
     """
@@ -64,4 +70,4 @@ def profile(
     load_onnxruntime(runs_on := provider_of(provider))
     load_genai(runs_on)
     listener.said("profiling the folder")
-    return profile_folder(folder, contexts, new_tokens, runs_on)
+    return profile_folder(folder, contexts, new_tokens, runs_on, chunk, listener.said)

@@ -15,9 +15,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from surgery.architecture import architecture, read_config
+from surgery.architecture import Architecture, architecture, read_config
 from surgery.choices import Provider
 from surgery.errors import FolderError
+from surgery.runtime.genai import PROMPT_CHUNK, load_genai
 from surgery.runtime.own_process import Limits, Tell, run
 from surgery.source.export import GraphPair
 
@@ -61,27 +62,48 @@ def measure(
     contexts: Sequence[int] = CONTEXTS,
     new_tokens: int = NEW_TOKENS,
     sides: Collection[BenchmarkSide] = ("folder", "source"),
+    chunk: int = PROMPT_CHUNK,
     progress: Callable[[str], None] | None = None,
 ) -> list[Benchmark]:
-    """Measure a folder, and its source where one is given. Contexts that do not fit the model are left out.
+    """Measure a folder, its prompts in pieces of `chunk` tokens, 0 for all at once; and its source, where one is given.
 
-    Raises FolderError with the runtime's words where it refuses a side, ProcessEnded where it crashes on it.
+    Contexts that do not fit the model are left out, and `progress` is told so. Raises FolderError where none fits,
+    and with the runtime's words where it refuses a side, ProcessEnded where it crashes on it.
     """
-    config = read_config(folder / "config.json")
-    arch = architecture(config)
-    fitting = [context for context in contexts if context + new_tokens <= arch.context_length]
-    if not fitting:
-        raise FolderError(f"{folder} takes {arch.context_length} tokens: no context of {list(contexts)} fits")
+    arch = architecture(read_config(folder / "config.json"))
+    fitting = fitting_contexts(folder, arch, contexts, new_tokens, progress)
     prompts = [random_prompt(context, arch.vocab_size) for context in fitting]
-    found = []
+    found: list[Benchmark] = []
     for side, measure, what in (("folder", _measure_folder, folder), ("source", _measure_source, source)):
         if what is not None and side in sides:
             if progress is not None:
                 progress(f"measuring the {side}")
             places = (folder,) if isinstance(what, Path) else (folder, what.decoder.parent)
             limits = Limits.of(provider, *places)
-            found.append(run(measure, what, prompts, new_tokens, provider, answer=Benchmark, limits=limits))
+            found.append(run(measure, what, prompts, new_tokens, provider, chunk, answer=Benchmark, limits=limits))
     return found
+
+
+def fitting_contexts(
+    folder: Path,
+    arch: Architecture,
+    contexts: Sequence[int],
+    new_tokens: int,
+    progress: Callable[[str], None] | None = None,
+) -> list[int]:
+    """The contexts that fit a model with the tokens behind them; `progress` is told of the others.
+
+    Raises FolderError where none fits.
+    """
+    fitting = [context for context in contexts if context + new_tokens <= arch.context_length]
+    if not fitting:
+        raise FolderError(f"{folder} takes {arch.context_length} tokens: no context of {list(contexts)} fits")
+    if progress is not None and (skipped := [context for context in contexts if context not in fitting]):
+        lengths = ", ".join(map(str, skipped))
+        progress(
+            f"skipped: {lengths}; with {new_tokens} tokens behind it is more than the {arch.context_length} it takes"
+        )
+    return fitting
 
 
 def random_prompt(length: int, vocab_size: int) -> list[int]:
@@ -90,11 +112,12 @@ def random_prompt(length: int, vocab_size: int) -> list[int]:
     return [numbers.randrange(4, vocab_size) for _ in range(length)]
 
 
-def _measure_folder(_: Tell, folder: Path, prompts: list[list[int]], new_tokens: int, provider: Provider) -> Benchmark:
+def _measure_folder(
+    _: Tell, folder: Path, prompts: list[list[int]], new_tokens: int, provider: Provider, chunk: int
+) -> Benchmark:
     import numpy as np
 
     from surgery.folder.opened import open_genai_folder
-    from surgery.runtime.genai import load_genai
 
     og = load_genai(provider)
     open_genai_folder(folder).check_weights()
@@ -104,7 +127,7 @@ def _measure_folder(_: Tell, folder: Path, prompts: list[list[int]], new_tokens:
         loaded = time.perf_counter() - started
         timings = []
         for prompt in prompts:
-            generator = greedy_generator(og, model, len(prompt) + new_tokens)
+            generator = greedy_generator(og, model, len(prompt) + new_tokens, chunk)
             ids = np.array(prompt, np.int32)
 
             def first(generator: Any = generator, ids: Any = ids) -> None:
@@ -128,16 +151,18 @@ def load_folder(og: Any, folder: Path, provider: Provider, session: Mapping[str,
     return og.Model(config)
 
 
-def greedy_generator(og: Any, model: Any, length: int) -> Any:
-    """An og.Generator that makes a sequence of `length` tokens: min_length keeps an eos from ending the run early."""
+def greedy_generator(og: Any, model: Any, length: int, chunk: int) -> Any:
+    """An og.Generator that makes a sequence of `length` tokens, and takes `chunk` of the prompt in one run, 0 for all:
+    min_length keeps an eos from ending the run early."""
     params = og.GeneratorParams(model)
-    params.set_search_options(do_sample=False, min_length=length, max_length=length)
+    params.set_search_options(do_sample=False, min_length=length, max_length=length, chunk_size=chunk or length)
     return og.Generator(model, params)
 
 
 def _measure_source(
-    _: Tell, pair: GraphPair, prompts: list[list[int]], new_tokens: int, provider: Provider
+    _: Tell, pair: GraphPair, prompts: list[list[int]], new_tokens: int, provider: Provider, chunk: int
 ) -> Benchmark:
+    """The source takes a prompt in one piece, as a loop of one's own does."""
     from surgery.runtime.decoding import generate_tokens
     from surgery.runtime.sessions import Settings
     from surgery.runtime.two_graphs import TwoGraphModel

@@ -27,7 +27,7 @@ from surgery.files.media import check_image, check_sound
 from surgery.folder.genai_config import CONFIG_FILE
 from surgery.folder.multimodal import SECTIONS
 from surgery.folder.opened import OpenedFolder, open_genai_folder
-from surgery.runtime.genai import GenAI, encode, render_listed, template_of
+from surgery.runtime.genai import PROMPT_CHUNK, GenAI, encode, render_listed, template_of
 from surgery.runtime.own_process import STRICT, Limits, Tell, ask
 from surgery.runtime.sampling import Sampling
 from surgery.runtime.sessions import Settings, one_line
@@ -237,6 +237,8 @@ class _Said:
 class _ByGenAI:
     def __init__(self, folder: Path, settings: ChatSettings, provider: Provider, progress: Progress) -> None:
         self._folder, self._settings, self._progress = open_genai_folder(folder), settings, progress
+        own = "chunk_size" in self._folder.config.get("search", {})
+        self._chunks = {"chunk_size": PROMPT_CHUNK} if provider == "cpu" and not own else {}
         self._folder.check_weights()
         self.runs, self.counts = f"{folder} in onnxruntime-genai", Counts(0, 0, 0)
         self._genai = GenAI(folder, provider)
@@ -333,7 +335,9 @@ class _ByGenAI:
         sampling = sampling if sampling["do_sample"] else {"do_sample": False}
         if (seed := sampling.pop("seed", None)) is not None:
             sampling["random_seed"] = seed
-        self._generator = self._genai.generator(max_length=self._room, **sampling)
+        self._generator = self._genai.generator(
+            max_length=self._room, **(self._chunks if inputs is None else {}), **sampling
+        )
         if inputs is None:
             self._generator.append_tokens(ids)
         else:

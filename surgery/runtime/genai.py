@@ -31,6 +31,10 @@ _GREEDY = {
     "no_repeat_ngram_size": 0,
 }
 
+PROMPT_CHUNK = 512
+"""Tokens of a prompt that a generator of one row takes in one run on the CPU: what lies between the nodes stays as small
+as for 512. Of several rows GenAI counts the tokens together, and refuses them in chunks."""
+
 _QUIET = '{"model": {"decoder": {"session_options": {"log_severity_level": 4}}}}'
 """What fails becomes an exception with the same words; ONNX Runtime need not write them to stderr as well."""
 

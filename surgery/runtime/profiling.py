@@ -1,8 +1,8 @@
 """Where a folder's time goes: by operator and kind of layer, beside the bytes that are read and what memory gives.
 
 onnxruntime-genai runs the folder with ONNX Runtime's profile switched on. Its events name each node that ran, how long,
-and how large its activations were (format of onnxruntime 1.31.1); the sizes of weights come from the graph. The first run
-of the model is the prompt; every other one is a token.
+and how large its activations were (format of onnxruntime 1.31.1); the sizes of weights come from the graph. The last runs of
+the model are a token each; those before them are the prompt, in one piece or several.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import tempfile
 import time
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,8 +27,8 @@ from surgery.files.safe_reading import read_regular
 from surgery.graph.external_data import byte_size
 from surgery.graph.model import Model
 from surgery.graph.tensor_types import initializer_type
-from surgery.runtime.benchmark import greedy_generator, load_folder, random_prompt
-from surgery.runtime.genai import load_genai
+from surgery.runtime.benchmark import fitting_contexts, greedy_generator, load_folder, random_prompt
+from surgery.runtime.genai import PROMPT_CHUNK, load_genai
 from surgery.runtime.own_process import Limits, Tell, run
 
 MAX_BYTES = 2**30
@@ -77,17 +77,28 @@ class Profile:
         return asdict(self)
 
 
-def profile_folder(folder: Path, contexts: Sequence[int], new_tokens: int, provider: Provider) -> tuple[Profile, ...]:
-    """Prefill and decode of a folder at prompts of `contexts` tokens, in a process of its own.
+def profile_folder(
+    folder: Path,
+    contexts: Sequence[int],
+    new_tokens: int,
+    provider: Provider,
+    chunk: int = PROMPT_CHUNK,
+    progress: Callable[[str], None] | None = None,
+) -> tuple[Profile, ...]:
+    """Prefill, in pieces of `chunk` tokens or, with 0, at once, and decode of a folder at prompts of `contexts` tokens, in
+    a process of its own. `progress` is told which do not fit.
 
-    Raises FolderError with the runtime's words where it refuses the folder, ProcessEnded where it crashes on it.
+    Raises FolderError where none fits, and with the runtime's words where it refuses the folder, ProcessEnded where it
+    crashes on it.
     """
+    arch = architecture(read_config(folder / "config.json"))
+    fitting = fitting_contexts(folder, arch, contexts, new_tokens, progress)
     limits = Limits.of(provider, folder)
-    return run(_profile, folder, list(contexts), new_tokens, provider, answer=tuple[Profile, ...], limits=limits)
+    return run(_profile, folder, fitting, new_tokens, provider, chunk, answer=tuple[Profile, ...], limits=limits)
 
 
 def _profile(
-    _: Tell, folder: Path, contexts: Sequence[int], new_tokens: int, provider: Provider
+    _: Tell, folder: Path, contexts: Sequence[int], new_tokens: int, provider: Provider, chunk: int
 ) -> tuple[Profile, ...]:
     from surgery.folder.opened import open_genai_folder
 
@@ -97,11 +108,12 @@ def _profile(
     bandwidth = memory_bandwidth()
     found = []
     for context in contexts:
-        events = _events_of(folder, random_prompt(context, arch.vocab_size), new_tokens, provider)
+        events = _events_of(folder, random_prompt(context, arch.vocab_size), new_tokens, provider, chunk)
         runs = model_runs(events)
-        if len(runs) < 2:
-            raise ModelError(f"{folder}: its profile holds {len(runs)} runs; a prompt and a token are expected")
-        for phase, chosen in (("prefill", runs[:1]), ("decode", runs[1:])):
+        prompt = len(runs) - new_tokens + 1  # the first token is chosen from the prompt's logits
+        if prompt < 1:
+            raise ModelError(f"{folder}: its profile holds {len(runs)} runs; {new_tokens} and more are expected")
+        for phase, chosen in (("prefill", [_together(runs[:prompt])]), ("decode", runs[prompt:])):
             whole = sum(each.milliseconds for each in chosen) / len(chosen)
             found.append(Profile(phase, context, whole, bandwidth, time_shares(chosen, weights, arch)))
     return tuple(found)
@@ -113,6 +125,11 @@ class ModelRun:
 
     milliseconds: float
     nodes: tuple[Mapping[str, Any], ...]
+
+
+def _together(runs: Sequence[ModelRun]) -> ModelRun:
+    """The pieces of a prompt as one run."""
+    return ModelRun(sum(each.milliseconds for each in runs), tuple(node for each in runs for node in each.nodes))
 
 
 def model_runs(events: Sequence[Mapping[str, Any]]) -> list[ModelRun]:
@@ -179,7 +196,9 @@ def memory_bandwidth() -> float:
     return best
 
 
-def _events_of(folder: Path, prompt: Sequence[int], new_tokens: int, provider: Provider) -> list[Mapping[str, Any]]:
+def _events_of(
+    folder: Path, prompt: Sequence[int], new_tokens: int, provider: Provider, chunk: int
+) -> list[Mapping[str, Any]]:
     """The events of a prompt and the tokens behind it. The runtime writes them when the model goes."""
     import gc
 
@@ -190,7 +209,7 @@ def _events_of(folder: Path, prompt: Sequence[int], new_tokens: int, provider: P
         written = {"enable_profiling": str(Path(there) / "profile")}
         try:
             model = load_folder(og, folder, provider, written)
-            generator = greedy_generator(og, model, len(prompt) + new_tokens)
+            generator = greedy_generator(og, model, len(prompt) + new_tokens, chunk)
             generator.append_tokens(np.array(prompt, np.int32))
             for _ in range(new_tokens):
                 generator.generate_next_token()

@@ -21,9 +21,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_both_sides_are_measured_at_each_context_that_fits(folder: Path) -> None:
-    options = ["--against", str(TINY), "--ep", "cpu", "--contexts", "16,64,4096", "--new-tokens", "4", "--json"]
+    options = [
+        "--against",
+        str(TINY),
+        "--ep",
+        "cpu",
+        "--contexts",
+        "16,64,4096",
+        "--new-tokens",
+        "4",
+        "--json",
+        "--chunk",
+        "24",
+    ]
     done = run("bench", folder, *options)
     assert done.returncode == 0, done.stderr
+    assert "skipped: 4096; with 4 tokens behind it is more than the 256 it takes" in done.stderr
     found = json.loads(done.stdout)
     assert [one["side"] for one in found] == ["folder", "source"]
     for one in found:

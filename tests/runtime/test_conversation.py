@@ -50,9 +50,16 @@ def anew(folder: Path, settings: ChatSettings, messages: list[dict[str, str]], t
 
 @pytest.mark.parametrize("template", [True, False], ids=["template", "raw"])
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_a_later_turn_says_what_a_fresh_run_says(name: str, template: bool, folders: dict[str, Path]) -> None:
+def test_a_later_turn_says_what_a_fresh_run_says(
+    name: str, template: bool, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the later one takes its prompts in pieces, and the fresh one at once."""
     settings = ChatSettings(new_tokens=9, template=template, lasting=True)
-    going = open_conversation(folders[name], settings)
+    with monkeypatch.context() as smaller:
+        smaller.setattr("surgery.runtime.conversation.PROMPT_CHUNK", 5)
+        going = open_conversation(folders[name], settings)
+    chunks = going._chunks  # type: ignore[attr-defined]
+    assert chunks == ({} if name == "speculative" else {"chunk_size": 5}), "a folder's own stays"
     kept = []
     for text in TURNS:
         before = list(going._said.messages)  # type: ignore[attr-defined]

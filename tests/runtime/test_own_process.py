@@ -217,3 +217,21 @@ def test_limits_follow_the_model_and_the_user(tmp_path: Path, monkeypatch: pytes
         monkeypatch.setenv(SECONDS, wrong)
         with pytest.raises(RequestError, match=f"{SECONDS} is '{wrong}'; a number above 0 is expected"):
             Limits.of("cpu", tmp_path)
+
+
+def tunables(_: Tell) -> str:
+    return os.environ.get("GLIBC_TUNABLES", "")
+
+
+@linux
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ("", "glibc.malloc.hugetlb=1"),
+        ("glibc.malloc.check=0", "glibc.malloc.check=0:glibc.malloc.hugetlb=1"),
+        ("glibc.malloc.hugetlb=0", "glibc.malloc.hugetlb=0"),
+    ],
+)
+def test_large_memory_has_large_pages(given: str, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLIBC_TUNABLES", given)
+    assert run(tunables, answer=str, limits=LIMITS) == found

@@ -12,7 +12,7 @@ import surgery
 from surgery.architecture import architecture, read_config
 from surgery.graph.model import Model
 from surgery.jobs.benchmarking import profile
-from surgery.runtime.profiling import model_runs, time_shares, weight_bytes
+from surgery.runtime.profiling import model_runs, profile_folder, time_shares, weight_bytes
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +72,14 @@ def test_a_folder_is_profiled(folder: Path) -> None:
             "sliding": 4, "full": 1, "KV-shared sliding": 4, "KV-shared full": 1,
         }  # fmt: skip
         assert one.bandwidth > 1e8
+
+
+def test_a_prompt_in_pieces_is_one_prefill(folder: Path) -> None:
+    said: list[str] = []
+    prefill, decode = profile_folder(folder, [20, 4096], 4, "cpu", chunk=8, progress=said.append)
+    counts = {(each.operator, each.layers): each.nodes for each in decode.shares}
+    assert {(each.operator, each.layers): each.nodes / 3 for each in prefill.shares} == counts
+    assert said == ["skipped: 4096; with 4 tokens behind it is more than the 256 it takes"]
 
 
 def test_the_command_prints_a_table_for_each_phase(folder: Path) -> None:

@@ -37,8 +37,8 @@ def test_another_text_of_module_or_tests_is_another_digest(tmp_path: Path) -> No
     (tmp_path / "m.py").write_text("b = 1\n")
     (tmp_path / "t.py").write_text("")
     fault = Fault("m.py", "a fault", "b = 1", "b = 2", ("t.py",))
-    found = [fault.digest(tmp_path)]
+    found = [fault.digest(tmp_path, fault.tests)]
     for name in ("m.py", "t.py"):
         (tmp_path / name).write_text("c = 1\n")
-        found.append(fault.digest(tmp_path))
+        found.append(fault.digest(tmp_path, fault.tests))
     assert len(set(found)) == 3

@@ -53,7 +53,7 @@ def impact_of(found: Comparison) -> Impact:
         file.kind == "side" and not file.name.endswith(_PAPERS) for file in found.weights.files
     ):
         answers.append("files")
-    if not answers or (found.numbers is not None and found.numbers.exact):
+    if not answers or (found.numbers is not None and found.numbers.passed and found.numbers.exact):
         return Impact("compatible", (found.numbers.summary,) if found.numbers is not None else ())
     return Impact("numerics", (_measured(found, answers),))
 

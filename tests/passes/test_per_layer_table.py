@@ -5,13 +5,15 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 import pytest
-from onnx import ModelProto, TensorProto, load
+from onnx import GraphProto, ModelProto, TensorProto, load
 from onnx.helper import make_graph, make_model, make_node, make_operatorsetid, make_tensor_value_info
 from onnx.numpy_helper import from_array, to_array
 from places import ROOT, TINY
@@ -218,6 +220,119 @@ def test_lookups_that_are_not_alike_are_not_fused(tmp_path: Path) -> None:
     proto.graph.initializer[1].CopyFrom(from_array(np.ones((9, 16), np.float32), "b"))
     with pytest.raises(PassError, match=r"'b' is FLOAT \[9, 16\] and 'a' FLOAT \[8, 16\]; tables of one dtype"):
         apply(opened(tmp_path, proto), [FusePerLayerTable()])
+
+
+def joined(change: Callable[[GraphProto], object] = lambda graph: None) -> ModelProto:
+    """Two look-ups of the same ids, each times a factor, joined along the last axis; and what is changed in that."""
+    names = ("a", "b")
+    tensors = [from_array(np.full((8, 16), n + 1, np.float32), name) for n, name in enumerate(names)]
+    tensors += [from_array(np.array(n, np.float32), f"factor_{n}") for n in (2, 3)]
+    nodes = [make_node("Gather", [name, "input_ids"], [f"{name}_rows"], name=name) for name in names]
+    nodes += [make_node("Mul", [f"{name}_rows", "factor_2"], [f"{name}_scaled"]) for name in names]
+    nodes.append(make_node("Concat", [f"{name}_scaled" for name in names], ["y"], axis=-1))
+    inputs = [make_tensor_value_info(name, INT64, ["b", "s"]) for name in ("input_ids", "other_ids")]
+    graph = make_graph(nodes, "g", inputs, [make_tensor_value_info("y", FLOAT, None)], tensors)
+    change(graph)
+    return make_model(graph, ir_version=10, opset_imports=[make_operatorsetid("", 21)])
+
+
+def reads(name: str) -> Callable[[GraphProto], None]:
+    """Something else reads this value, too."""
+    return lambda graph: graph.node.append(make_node("Neg", [name], ["negative"]))
+
+
+def made_factor(graph: GraphProto) -> None:
+    graph.node[2].input[1] = graph.node[3].input[1] = "made"
+    graph.node.insert(0, make_node("Neg", ["factor_3"], ["made"]))
+
+
+LEFT: dict[str, Callable[[GraphProto], object]] = {
+    "a table is read elsewhere": reads("b"),
+    "rows are read elsewhere": reads("a_rows"),
+    "scaled rows are read elsewhere": reads("b_scaled"),
+    "along the tokens": lambda graph: setattr(graph.node[4].attribute[0], "i", 1),
+    "other ids": lambda graph: graph.node[1].input.__setitem__(1, "other_ids"),
+    "factors that differ": lambda graph: graph.node[3].input.__setitem__(1, "factor_3"),
+    "a factor that is computed": made_factor,
+}
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_what_one_look_up_cannot_do_stays(name: str, tmp_path: Path) -> None:
+    proto = joined(LEFT[name])
+    left, (outcome,) = apply(opened(tmp_path, proto), [FusePerLayerTable()])
+    assert left.proto == proto and "no Concat joins look-ups" in outcome.findings[0].reason
+    fused, _ = apply(opened(tmp_path, joined()), [FusePerLayerTable()])
+    assert [node.op_type for node in fused.graph.node] == ["Gather", "Mul"]
+
+
+@pytest.mark.parametrize("kind", ["GatherBlockQuantized", "axis"])
+def test_look_ups_of_two_kinds_are_refused(kind: str, tmp_path: Path) -> None:
+    def change(graph: GraphProto) -> None:
+        if kind == "axis":
+            graph.node[1].attribute.add(name="axis", type=2, i=0)
+            return
+        node = make_node(
+            "GatherBlockQuantized", ["q", "input_ids", "s"], ["b_rows"], "b", domain="com.microsoft", block_size=16
+        )
+        graph.node[1].CopyFrom(node)
+        graph.initializer[1].CopyFrom(from_array(np.full((8, 8), 1, np.uint8), "q"))
+        graph.initializer.append(from_array(np.ones((8, 1), np.float32), "s"))
+
+    with pytest.raises(PassError, match="is not like Gather node 'a': one look-up cannot do both"):
+        apply(opened(tmp_path, joined(change)), [FusePerLayerTable()])
+
+
+def split_of(table: np.ndarray, tmp_path: Path) -> Model:
+    """Its columns are cut in four, and nothing is written so far; another table of the same shape lies behind it."""
+    (tmp_path / "w").write_bytes(table.tobytes() + (-table).tobytes())
+    stored = TensorProto(name="b", data_type=FLOAT, dims=table.shape, data_location=1)
+    for key, value in (("location", "w"), ("offset", "0"), ("length", str(table.nbytes))):
+        stored.external_data.add(key=key, value=value)
+    ids = make_tensor_value_info("input_ids", INT64, ["b", "s"])
+    result = make_tensor_value_info("per_layer_inputs", FLOAT, ["b", "s", 16])
+    node = make_node("Gather", ["b", "input_ids"], ["per_layer_inputs"], "b")
+    graph = make_graph([node], "g", [ids], [result], [stored])
+    proto = make_model(graph, ir_version=10, opset_imports=[make_operatorsetid("", 21)])
+    model = opened(tmp_path, proto)
+    model.architecture = arch()
+    split, _ = apply(model, [SplitPerLayerTable()])
+    return split
+
+
+TABLE = np.arange(8 * 16, dtype=np.float32).reshape(8, 16)
+
+
+def test_parts_in_another_order_stay_in_it(tmp_path: Path) -> None:
+    split = split_of(TABLE, tmp_path)
+    concat = next(node for node in split.graph.node if node.op_type == "Concat")
+    concat.input[:] = [concat.input[n] for n in (2, 0, 3, 1)]
+    fused, _ = apply(split, [FusePerLayerTable()])
+    fused.save(tmp_path / "fused.onnx")
+    (whole,) = [
+        to_array(t, str(tmp_path)) for t in load(tmp_path / "fused.onnx").graph.initializer if t.dims == [8, 16]
+    ]
+    np.testing.assert_array_equal(whole, np.hstack([TABLE[:, 4 * n : 4 * n + 4] for n in (2, 0, 3, 1)]))
+
+
+def test_parts_of_two_tables_do_not_become_one_of_them(tmp_path: Path) -> None:
+    split = split_of(TABLE, tmp_path)
+    made = split.converted["b.layer_1"]
+    other = replace(made.parts[0].source, offset=TABLE.nbytes)
+    split.converted["b.layer_1"] = replace(made, parts=(replace(made.parts[0], source=other),))
+    fused, _ = apply(split, [FusePerLayerTable()])
+    fused.save(tmp_path / "fused.onnx")
+    (whole,) = [
+        to_array(t, str(tmp_path)) for t in load(tmp_path / "fused.onnx").graph.initializer if t.dims == [8, 16]
+    ]
+    np.testing.assert_array_equal(whole, np.hstack([TABLE[:, :4], -TABLE[:, 4:8], TABLE[:, 8:]]))
+
+
+def test_parts_that_are_rounded_and_parts_that_are_not_are_refused(tmp_path: Path) -> None:
+    split = split_of(TABLE, tmp_path)
+    split.converted["b.layer_1"] = split.converted["b.layer_1"].rounded()
+    with pytest.raises(PassError, match="are not all rounded to float16"):
+        apply(split, [FusePerLayerTable()])
 
 
 def test_recipes_know_them() -> None:

@@ -3,9 +3,11 @@
     python -m validation.mutants WORK                     every fault; verdicts that still hold are not made again
     python -m validation.mutants WORK --only rename_io    those whose name this regular expression finds
     python -m validation.mutants WORK --check             only whether each fault's text is there, once
+    python -m validation.mutants WORK --page              the same as without, and writes docs/validation/mutants.md
 
 Prints what survived. Ends with 1 where something did without a written reason, where a fault is stale, or where a reason is
-written for what a test tells. A verdict holds while the fault, its module and its tests are what they were.
+written for what a test tells. A verdict holds while the fault, its module and what is run are what they were. What
+the proofs of jobs say of a fault is counted beside the tests: a fault that they alone tell has survived.
 """
 
 from __future__ import annotations
@@ -16,9 +18,11 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -33,6 +37,7 @@ COPIED = (
 )  # fmt: skip
 LONGEST = 4
 """A run that takes this many times the CPU time of one without a fault has no end."""
+PAGE = ROOT / "docs/validation/mutants.md"
 LATER = 10.0
 """Seconds by which a changed module is younger: Python then does not take the compiled one."""
 
@@ -61,9 +66,9 @@ class Tree:
                 print(f"without a fault, {failed}:\n{self._log.read_text()[-2000:]}", flush=True)
         return self._sound[tests]
 
-    def run(self, fault: Fault) -> Outcome | None:
+    def run(self, fault: Fault, tests: tuple[str, ...]) -> Outcome | None:
         """The tests with the fault; None where they fail without it, so that nothing can be told."""
-        if (sound := self.sound(fault.tests)).failed:
+        if (sound := self.sound(tests)).failed:
             return None
         limit = int(LONGEST * sound.seconds) + 10
         path = self.root / fault.file
@@ -71,33 +76,77 @@ class Tree:
         path.write_text(fault.applied(text), encoding="utf-8")
         os.utime(path, (times.st_atime, times.st_mtime + LATER))
         try:
-            return run_tests(self.root, fault.tests, self._log, limit)
+            return run_tests(self.root, tests, self._log, limit)
         finally:
             path.write_text(text, encoding="utf-8")
             os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
-def verdicts(faults: Sequence[Fault], work: Path) -> list[tuple[Fault, Outcome]]:
-    """What became of each, from WORK/verdicts.json where that still holds."""
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a fault: what told it among its tests, and among the proofs of jobs; CPU seconds, and commits.
+
+    `tried` says whether any proof was run.
+    """
+
+    fault: Fault
+    told: str
+    proven: str
+    tried: bool
+    seconds: float
+    commits: tuple[str, ...]
+
+
+def verdicts(faults: Sequence[Fault], work: Path) -> list[Verdict]:
+    """What became of each, from WORK/verdicts.json where that still holds. What could not be run has no commit."""
     path = work / "verdicts.json"
-    known = _read(path)
-    digests = {fault: fault.digest(ROOT) for fault in faults}
-    missing = [fault for fault, digest in digests.items() if digest not in known]
+    runs = {
+        (fault, tests): fault.digest(ROOT, tests) for fault in faults for tests in (fault.tests, fault.proofs) if tests
+    }
+    missing = [run for run, digest in runs.items() if digest not in _read(path)]
     if missing:
         import_what_takes_long()
         with TemporaryDirectory(dir=work) as place:
             tree = Tree(Path(place))
-            for number, fault in enumerate(missing, 1):
-                outcome = tree.run(fault)
+            for number, (fault, tests) in enumerate(missing, 1):
+                outcome = _likeliest_first(tree, fault, tests, path)
                 if outcome is None:
                     continue
-                made = {"fault": fault.name, "failed": outcome.failed, "seconds": round(outcome.seconds, 2)}
-                known = {**_read(path), digests[fault]: made}  # another process may have written some, too
+                made = {
+                    "fault": fault.name, "tests": tests, "failed": outcome.failed,
+                    "seconds": round(outcome.seconds, 2), "commit": _commit(),
+                }  # fmt: skip
+                known = _read(path) | {runs[fault, tests]: made}  # another process may have written some, too
                 path.write_text(json.dumps(known, indent=1) + "\n")
-                told = outcome.failed.partition("\n")[0] or "SURVIVED"
+                told = outcome.failed.partition("\n")[0] or ("SURVIVED" if tests == fault.tests else "no proof tells")
                 print(f"{number}/{len(missing)} {outcome.seconds:.1f} s  {fault.name}  [{told}]", flush=True)
-    verdicts = ((fault, known.get(digest, {})) for fault, digest in digests.items())
-    return [(fault, Outcome(verdict.get("failed", ""), verdict.get("seconds", 0.0))) for fault, verdict in verdicts]
+    known = _read(path)
+    return [
+        _verdict(fault, known, [runs[fault, tests] for tests in (fault.tests, fault.proofs) if tests])
+        for fault in faults
+    ]
+
+
+def _likeliest_first(tree: Tree, fault: Fault, tests: tuple[str, ...], path: Path) -> Outcome | None:
+    """The tests with the fault; before the others the one that told it of an older module."""
+    before = [made["failed"].partition("\n")[0] for made in _read(path).values() if made["fault"] == fault.name]
+    names = {name.partition("::")[0] for name in tests}
+    likely = next((told for told in reversed(before) if told.partition("::")[0] in names and "::" in told), "")
+    first = tree.run(fault, (likely,)) if likely and len(tests) > 1 else None
+    return first if first is not None and first.failed else tree.run(fault, tests)
+
+
+def _verdict(fault: Fault, known: dict[str, Any], digests: Sequence[str]) -> Verdict:
+    made = [known.get(digest, {}) for digest in digests]
+    told, proven = ([one.get("failed", "") for one in made] + [""])[:2]
+    return Verdict(
+        fault,
+        told,
+        proven,
+        len(made) > 1,
+        sum(one.get("seconds", 0.0) for one in made),
+        tuple(one["commit"] for one in made if "commit" in one),
+    )
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -105,21 +154,75 @@ def _read(path: Path) -> dict[str, Any]:
     return found
 
 
-def summary(found: Sequence[tuple[Fault, Outcome]]) -> tuple[list[str], bool]:
+def _commit() -> str:
+    said = subprocess.run(["git", "rev-parse", "--short=9", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    return said.stdout.strip()
+
+
+def by_module(found: Iterable[Verdict]) -> Iterator[tuple[str, int, int, int, int, int, float]]:
+    """Of each module, and of all: faults, told by tests, told by proofs, tried with proofs, survivors with a reason, CPU
+    seconds."""
+    found = sorted(found, key=lambda verdict: verdict.fault.file)
+    groups = [(file, list(group)) for file, group in groupby(found, lambda verdict: verdict.fault.file)]
+    for file, group in (*groups, ("all", found)):
+        yield (
+            file,
+            len(group),
+            sum(bool(verdict.told) for verdict in group),
+            sum(bool(verdict.proven) for verdict in group),
+            sum(verdict.tried for verdict in group),
+            sum(not verdict.told and bool(verdict.fault.survives) for verdict in group),
+            sum(verdict.seconds for verdict in group),
+        )
+
+
+def summary(found: Sequence[Verdict]) -> tuple[list[str], bool]:
     """A table by module, what survived, and whether all is as it should be."""
-    injected = Counter(fault.file for fault, _ in found)
-    caught = Counter(fault.file for fault, outcome in found if outcome.failed)
-    width = max(map(len, injected), default=0)
-    lines = [f"{file:{width}}  {caught[file]:3} of {count:3} caught" for file, count in sorted(injected.items())]
-    seconds = sum(outcome.seconds for _, outcome in found)
-    lines.append(f"{'all':{width}}  {caught.total():3} of {injected.total():3} caught, {seconds:.0f} s of CPU time")
-    survived = [fault for fault, outcome in found if not outcome.failed]
-    unexplained = [fault for fault in survived if not fault.survives]
-    told = [(fault, outcome) for fault, outcome in found if outcome.failed and fault.survives]
-    lines += [f"survived, {fault.name}: {fault.survives}" for fault in survived if fault.survives]
-    lines += [f"SURVIVED {fault.name}" for fault in unexplained]
-    lines += [f"told, though a reason says it cannot be: {fault.name}, by {outcome.failed}" for fault, outcome in told]
-    return lines, not unexplained and not told
+    width = max((len(verdict.fault.file) for verdict in found), default=0)
+    lines = [
+        f"{file:{width}}  {told:3} of {count:3} caught by tests, {proven:3} of {tried:3} by proofs, {seconds:.0f} s of CPU time"
+        for file, count, told, proven, tried, _, seconds in by_module(found)
+    ]
+    missing = [verdict.fault.name for verdict in found if not verdict.commits]
+    survived = [verdict for verdict in found if not verdict.told and verdict.commits]
+    unexplained = [verdict for verdict in survived if not verdict.fault.survives]
+    told = [verdict for verdict in found if verdict.told and verdict.fault.survives]
+    lines += [
+        f"survived, {verdict.fault.name}: {verdict.fault.survives}" for verdict in survived if verdict.fault.survives
+    ]
+    lines += [f"SURVIVED {one.fault.name}{', told by ' + one.proven if one.proven else ''}" for one in unexplained]
+    lines += [f"told, though a reason says it cannot be: {one.fault.name}, by {one.told}" for one in told]
+    lines += [f"NOT RUN {name}: its tests fail without it" for name in missing]
+    return lines, not (unexplained or told or missing)
+
+
+def page(found: Sequence[Verdict]) -> str:
+    """docs/validation/mutants.md."""
+    *modules, whole = by_module(found)
+    commits = sorted({commit for verdict in found for commit in verdict.commits})
+    rows = [
+        f"| {file} | {count} | {told} | {f'{proven} of {tried}' if tried else ''} | {reasons or ''} | {seconds:.0f} |"
+        for file, count, told, proven, tried, reasons, seconds in (*modules, whole)
+    ]
+    reasons = [
+        f"- `{verdict.fault.file}`, {verdict.fault.what}: {verdict.fault.survives}."
+        for verdict in found
+        if verdict.fault.survives and not verdict.told
+    ]
+    return "\n".join([HEAD.format(commits=", ".join(commits)), *rows, "", REASONS, "", *reasons, ""])
+
+
+HEAD = """\
+# Faults injected
+
+What `python -m validation.mutants WORK --page` wrote. Each fault is a text of a module and what stands there instead
+([the catalogue](../../validation/mutants/faults)). One at a time goes into a copy of the project, and the tests of its
+module are run up to the first that fails; then, where the module has a part in making a folder, `repack` or `strip` of a small
+export with nothing but its own proof. Commits: {commits}.
+
+| module | faults | told by tests | told by the proof of a job alone | survive, with a reason | CPU seconds |
+| --- | --- | --- | --- | --- | --- |"""
+REASONS = "What survives the tests, and why it cannot matter:"
 
 
 def main() -> int:
@@ -130,6 +233,7 @@ def main() -> int:
     parser.add_argument("work", type=Path)
     parser.add_argument("--only", default="", metavar="REGEX", help="faults whose name it finds")
     parser.add_argument("--check", action="store_true", help="run nothing; tell which faults are stale")
+    parser.add_argument("--page", action="store_true", help=f"write {PAGE.relative_to(ROOT)}, where nothing is missing")
     options = parser.parse_args()
     faults = [fault for fault in all_faults() if re.search(options.only, fault.name)]
     if stale := [reason for fault in faults if (reason := fault.stale(ROOT))]:
@@ -140,8 +244,11 @@ def main() -> int:
         return 0
     work = options.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
-    lines, passed = summary(verdicts(faults, work))
+    found = verdicts(faults, work)
+    lines, passed = summary(found)
     print("\n".join(lines))
+    if options.page and passed and not options.only:
+        PAGE.write_text(page(found), encoding="utf-8")
     return 0 if passed else 1
 
 

@@ -4,6 +4,7 @@ faults/MODULE.toml has the faults of one module:
 
     file = "passes/rename_io.py"                   # the module
     tests = ["tests/passes/test_rename_io.py"]     # what pytest runs, the likeliest to tell first
+    proofs = ["repack[fast]"]                      # those of closing_proofs.py that the module has a part in
 
     [[fault]]
     what = "the present takes the name of the past"
@@ -22,11 +23,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FAULTS = Path(__file__).parent / "faults"
+PROOFS = "validation/mutants/closing_proofs.py"
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """`old` in `file` becomes `new`; `tests` should tell, unless `survives` says why they cannot."""
+    """`old` in `file` becomes `new`; `tests` should tell, unless `survives` says why they cannot.
+
+    `proofs` are those of jobs that the module has a part in: whether they tell it as well is counted beside.
+    """
 
     file: str
     what: str
@@ -34,6 +39,7 @@ class Fault:
     new: str
     tests: tuple[str, ...]
     survives: str = ""
+    proofs: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -53,13 +59,13 @@ class Fault:
             self.applied((root / self.file).read_text(encoding="utf-8"))
         except (ValueError, SyntaxError, OSError) as error:
             return f"{self.name}: {error}"
-        missing = [name for name in self.tests if not (root / name.partition("::")[0]).is_file()]
+        missing = [name for name in (*self.tests, *self.proofs) if not (root / name.partition("::")[0]).is_file()]
         return f"{self.name}: {missing[0]} is not there" if missing else ""
 
-    def digest(self, root: Path) -> str:
-        """Of the fault, the module and its tests: a verdict holds as long as these are the same."""
-        files = dict.fromkeys([self.file, *(name.partition("::")[0] for name in self.tests)])
-        parts = [self.old, self.new, *self.tests, *((root / name).read_text(encoding="utf-8") for name in files)]
+    def digest(self, root: Path, tests: tuple[str, ...]) -> str:
+        """Of the fault, the module and what is run: a verdict holds as long as these are the same."""
+        files = dict.fromkeys([self.file, *(name.partition("::")[0] for name in tests)])
+        parts = [self.old, self.new, *tests, *((root / name).read_text(encoding="utf-8") for name in files)]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
@@ -79,4 +85,5 @@ def _of_module(path: Path) -> Iterator[Fault]:
             entry["new"],
             tuple(entry.get("tests", content["tests"])),
             entry.get("survives", ""),
+            tuple(f"{PROOFS}::test_{name}" for name in content.get("proofs", ())),
         )

@@ -382,6 +382,19 @@ def test_shape_arithmetic_with_a_large_constant_or_an_omitted_operand_goes_to_cu
     assert found.copies == (Copy("s", "cuda"),)
 
 
+def test_a_node_that_reads_halves_is_not_left_on_the_cpu() -> None:
+    nodes = [
+        make_node("Shape", ["x"], ["s"], name="shape"),
+        make_node("Cast", ["s"], ["f"], name="cast", to=HALF),
+        make_node("Mul", ["f", "small"], ["y"], name="mul"),
+    ]
+    for kind, place in ((np.float32, "cpu"), (np.float16, "cuda")):
+        nodes[1].attribute[0].i = HALF if kind is np.float16 else FLOAT
+        found = predict(graph(nodes, {"x": HALF}, {}, constants={"small": np.ones(2, kind)}))
+        assert [each.provider for each in found.assignments] == ["cuda", "cpu", place]
+        assert found.copies == (() if place == "cpu" else (Copy("f", "cuda"),))
+
+
 def test_constant_nodes_are_constants_and_no_nodes_of_the_runtime() -> None:
     nodes = [
         make_node("Constant", [], ["one"], name="constant", value_int=1),

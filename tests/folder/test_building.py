@@ -11,10 +11,12 @@ import onnxruntime_genai as og
 import pytest
 from folders import digests, planned, repack
 from generating import before_end, generated
+from onnx.helper import make_node
 from places import DATA, ROOT, TINY
 
 import fixtures
 from passes.presets import compatible
+from surgery.attention.kv_rows import SCOPE as ROWS
 from surgery.choices import KVLayout
 from surgery.errors import ArchitectureError, ExportError, FolderError, ModelError, PassError, SurgeryError, WeightError
 from surgery.folder.building import plan
@@ -147,6 +149,13 @@ def test_buffer_is_shared_only_where_grouped_query_attention_touches_every_cache
         if node.op_type != "GroupQueryAttention":
             model.graph.node.remove(node)
     assert shares_buffer(model)
+    past, present = (value.name for value in (model.graph.input[3], model.graph.output[1]))
+    model.graph.node.append(make_node("Slice", [past, "from", "to"], ["some"]))
+    assert not shares_buffer(model), "it counts from the buffer's end"
+    model.graph.node[-1].CopyFrom(make_node("Slice", [past, "from", f"{ROWS}/rows"], ["some"]))
+    assert shares_buffer(model)
+    model.graph.node.append(make_node("Identity", ["some"], [present]))
+    assert not shares_buffer(model)
 
 
 def test_existing_folder_is_refused_and_replaced_with_force(tmp_path: Path) -> None:

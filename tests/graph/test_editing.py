@@ -92,6 +92,20 @@ def test_a_dropped_node_takes_its_value_info_and_initializer_along() -> None:
     assert proto.graph.value_info[0].doc_string == "doc of a"
 
 
+def test_pruning_takes_what_the_edit_left_unread_and_nothing_else() -> None:
+    """`idle` was read by nobody before, and reads `of_idle`; the bodies of an If capture `captured`."""
+    branches = [body([relu("captured", f"{word}_value")], f"{word}_value", word) for word in ("then", "else")]
+    nodes = [
+        relu("x", "of_idle"), relu("of_idle", "idle"), relu("x", "captured"), relu("x", "far_from"), relu("far_from", "lost"),
+        if_node(*branches, output="chosen"), make_node("Add", ["lost", "chosen"], ["y"], name="add"),
+    ]  # fmt: skip
+    proto = model(nodes, inputs=[CONDITION, X])
+    with edited(proto.graph, prune=True) as view:
+        shown(view, "add").inputs[0] = next(value for value in view.inputs if value.name == "x")
+    check_definitions(proto)
+    assert names(proto.graph.node) == ["relu_of_idle", "relu_idle", "relu_captured", "if", "add"]
+
+
 def test_an_initializer_goes_with_its_last_reader_only() -> None:
     nodes = [make_node("Add", ["x", "w"], ["a"], name="one"), make_node("Add", ["a", "w"], ["y"], name="two")]
     proto = model(nodes, initializers=[weight("w")])

@@ -24,6 +24,7 @@ from passes.base import Outcome, Pass, apply
 from passes.presets import fast
 from passes.recipe import parse, recipe_text
 from surgery.architecture import architecture
+from surgery.attention.gqa import BIAS
 from surgery.attention.kv_wiring import attentions
 from surgery.commands.app import app
 from surgery.errors import PassError, RequestError
@@ -277,6 +278,12 @@ def keys_swapped(proto: ModelProto) -> None:
     node.input[0], node.input[1] = node.input[1], node.input[0]
 
 
+def the_last_row_s_padding(proto: ModelProto) -> None:
+    """Every row of a batch takes the padding of its last one."""
+    node = make_node("Slice", ["X", "last", "end", "first"], ["last_row"])
+    between(proto, "/model/shared_donor.3/mask/pad_unsq", 0, node, last=[-1], end=[2**31], first=[0])
+
+
 def another_way(proto: ModelProto) -> None:
     node = find(proto, "/model/layers.7/attn/shared/q_reshape")
     node.op_type = "Softplus"
@@ -289,6 +296,11 @@ def another_way(proto: ModelProto) -> None:
         (another_window, (5, 6, 7, 8), "layer 5: it is not attention over 8 tokens, with one more token: up to"),
         (another_scale, (4, 9), "layer 4: it is not attention over all tokens, with a padded prompt: up to"),
         (no_padding, (4, 9), "layer 9: layer 4, which reads the same cache, stays unfused"),
+        (
+            the_last_row_s_padding,
+            (4, 5, 6, 7, 8, 9),
+            "layer 5: it is not attention over 8 tokens, with a padded prompt",
+        ),
         (keys_swapped, (4, 9), "a Concat of its past and the new rows is expected"),
         (another_way, (7,), r"Softplus node '.*' is met where a value \[batch, tokens, 64\] is expected"),
     ],
@@ -445,6 +457,18 @@ def test_a_window_that_lives_in_the_bias_stays(window: int, exports: dict[str, E
     assert "skipped 5 attention nodes: sliding is no mask of padding alone" in said(dropped), said(dropped)
     _, (sliced,) = apply(after, [SliceCaches()])
     assert not sliced.changed
+
+
+def test_each_node_is_told_by_its_own_bias(exports: dict[str, Export]) -> None:
+    """Two others: one is the same under another name, one hides a key that is no padding."""
+    model, _ = fused(decoder(exports, "tiny-e2b"), FuseAttention())
+    one, other = (f"/model/layers.{layer}/attn/GroupQueryAttention" for layer in (0, 1))
+    between(model.proto, one, BIAS, make_node("Identity", ["X"], ["twin"]))
+    between(model.proto, other, BIAS, make_node("Sub", ["X", "much"], ["less"]), much=np.float32(1e9))
+    after, (outcome,) = fused(model, DropAttentionBias())
+    assert "skipped 1 attention nodes: less is no mask of padding alone" in said(outcome), said(outcome)
+    nodes = [node for node in after.graph.node if node.op_type == "GroupQueryAttention"]
+    assert [node.name for node in nodes if len(node.input) > BIAS and node.input[BIAS]] == [other]
 
 
 def test_what_stays_unrolled_is_told_with_its_reason_and_not_sent_in_a_circle(exports: dict[str, Export]) -> None:

@@ -6,14 +6,14 @@ import os
 import platform
 import sys
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from surgery.runtime.installing import how_to_install, installed
 from surgery.version import VERSION
 
 PACKAGES = (
-    "onnx", "onnx-graphsurgeon", "numpy", "huggingface_hub", "tokenizers", "jinja2",
+    "onnx", "onnx-graphsurgeon", "numpy", "huggingface_hub", "tokenizers", "safetensors", "jinja2",
     "onnxruntime", "onnxruntime-gpu", "onnxruntime-genai", "onnxruntime-genai-cuda",
 )  # fmt: skip
 OWN = ("GEMMA4_SURGERY_TRACEBACK", "GEMMA4_SURGERY_SECONDS", "GEMMA4_SURGERY_MEMORY")
@@ -50,20 +50,13 @@ class Environment:
 
 def environment() -> Environment:
     """Look at this machine. Nothing is run but the import of onnxruntime."""
-    packages = {"gemma4-surgery": VERSION, **{name: _version(name) for name in PACKAGES}}
+    packages = {"gemma4-surgery": VERSION, **{name: installed(name) for name in PACKAGES}}
     gpu = Path("/dev/nvidiactl").exists()
     providers = _providers()
     return Environment(
         sys.version.split()[0], platform.platform(), os.cpu_count() or 1, packages, providers, gpu, _variables(),
         tuple(_problems(packages, providers, gpu)),
     )  # fmt: skip
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _providers() -> tuple[str, ...]:
@@ -82,14 +75,15 @@ def _variables() -> dict[str, str]:
 def _problems(packages: dict[str, str | None], providers: tuple[str, ...], gpu: bool) -> list[str]:
     found = []
     runtimes = [name for name in ("onnxruntime", "onnxruntime-gpu") if packages[name]]
-    if len(runtimes) == 2:
-        found.append("onnxruntime and onnxruntime-gpu share their files: uninstall both, then install one")
-    elif not runtimes:
-        found.append("no onnxruntime is installed, so nothing can be proven: pip install 'gemma4-surgery[cpu]'")
+    for both in (("onnxruntime", "onnxruntime-gpu"), ("onnxruntime-genai", "onnxruntime-genai-cuda")):
+        if all(packages[name] for name in both):
+            found.append(f"{' and '.join(both)} share their files: uninstall both, then {how_to_install()}")
+    if not runtimes:
+        found.append(f"no onnxruntime is installed, so nothing can be proven: {how_to_install()}")
     elif not providers:
         found.append(f"{runtimes[0]} is installed, but cannot be imported: reinstall it")
     if not any(packages[name] for name in ("onnxruntime-genai", "onnxruntime-genai-cuda")):
-        found.append("no onnxruntime-genai is installed: pip install 'gemma4-surgery[cpu]'")
+        found.append(f"no onnxruntime-genai is installed: {how_to_install()}")
     if gpu and "CUDAExecutionProvider" not in providers:
-        found.append("there is a GPU, but onnxruntime has no CUDA provider: pip install 'gemma4-surgery[cuda]'")
+        found.append(f"there is a GPU, but onnxruntime has no CUDA provider: {how_to_install('cuda')}")
     return found

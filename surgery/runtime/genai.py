@@ -17,6 +17,7 @@ from surgery.errors import ModelError, RuntimeMissing, SurgeryError
 from surgery.files.safe_reading import read_regular
 from surgery.folder.admission import admit
 from surgery.folder.genai_config import CAPTURE
+from surgery.runtime.installing import how_to_install, needs
 from surgery.runtime.sessions import Array, one_line
 
 Message = tuple[str, str]
@@ -41,13 +42,10 @@ _QUIET = '{"model": {"decoder": {"session_options": {"log_severity_level": 4}}}}
 
 def load_genai(provider: Provider) -> Any:
     """The onnxruntime_genai module. Raises RuntimeMissing where it is absent, or not built for `provider`."""
-    try:
+    with needs("onnxruntime-genai", provider):
         import onnxruntime_genai
-    except ImportError:
-        message = f"onnxruntime-genai is not installed: pip install 'gemma4-surgery[{provider}]'"
-        raise RuntimeMissing(message) from None
     if provider == "cuda" and not onnxruntime_genai.is_cuda_available():
-        raise RuntimeMissing("this onnxruntime-genai has no CUDA provider: pip install 'gemma4-surgery[cuda]'")
+        raise RuntimeMissing(f"this onnxruntime-genai has no CUDA provider: {how_to_install(provider)}")
     return onnxruntime_genai
 
 

@@ -8,7 +8,6 @@ what numpy arrays cost (370 and 373 ms a step, E2B q4f16 behind 4,096 tokens), o
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from surgery.cuda.layering import OPTION, SETTING
 from surgery.errors import ModelError, RuntimeMissing
 from surgery.graph.model import Model
 from surgery.graph.token_inputs import token_role
+from surgery.runtime.installing import how_to_install, installed, needs
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -43,7 +43,6 @@ _DTYPES: dict[str, type[np.generic]] = {
     "tensor(bool)": np.bool_,
 }
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
-_PACKAGES = {"cpu": "gemma4-surgery[cpu]", "cuda": "gemma4-surgery[cuda]"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +88,10 @@ def versions() -> dict[str, str]:
 
 def load_onnxruntime(provider: Provider) -> Any:
     """The onnxruntime module. Raises RuntimeMissing where it is absent or not built for `provider`."""
-    try:
+    with needs("onnxruntime", provider):
         import onnxruntime
-    except ImportError:
-        raise RuntimeMissing(f"onnxruntime is not installed: pip install '{_PACKAGES[provider]}'") from None
     if provider == "cuda" and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        raise RuntimeMissing(f"this onnxruntime has no CUDA provider: pip install '{_PACKAGES[provider]}'")
+        raise RuntimeMissing(f"this onnxruntime has no CUDA provider: {how_to_install(provider)}")
     if provider == "cuda" and hasattr(onnxruntime, "preload_dlls"):
         onnxruntime.preload_dlls()  # pip's CUDA libraries are found by no search path; GenAI does not load them itself
     return onnxruntime
@@ -117,12 +114,7 @@ def provider_of(choice: ProviderChoice) -> Provider:
 
 def installed_onnxruntime() -> str | None:
     """The version of the onnxruntime that is installed, without loading it; None where none is."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    for name in ("onnxruntime", "onnxruntime-gpu"):
-        with contextlib.suppress(PackageNotFoundError):
-            return version(name)
-    return None
+    return installed("onnxruntime") or installed("onnxruntime-gpu")
 
 
 def host(value: Array | OrtTensor) -> Array:

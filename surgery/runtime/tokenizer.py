@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from surgery.architecture import read_config
 from surgery.errors import ExportError, RuntimeMissing
+from surgery.runtime.installing import needs
 from surgery.source.export import Export
 
 
@@ -65,7 +66,7 @@ class Tokenizer:
 
 def open_tokenizers(path: Path) -> Any:
     """A tokenizers.Tokenizer of a tokenizer.json. Raises ExportError for one that is damaged, RuntimeMissing."""
-    with _needs("tokenizers"), _blamed(path):
+    with needs("tokenizers"), _blamed(path):
         import tokenizers
 
         return tokenizers.Tokenizer.from_file(str(path))
@@ -87,7 +88,7 @@ def render_template(
     of what a template reads beside the messages. Raises RuntimeMissing without jinja2, and whatever jinja2 and the
     template raise."""
     usual = {"add_generation_prompt": True, "tools": None, **_special_tokens(config)}
-    with _needs("jinja2"):
+    with needs("jinja2"):
         rendered: str = _compiled(template).render(messages=messages, **{**usual, **variables})
         return rendered
 
@@ -117,14 +118,6 @@ def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
         if name.endswith("_token") and isinstance(text, str):
             found[name] = text
     return found
-
-
-@contextlib.contextmanager
-def _needs(package: str) -> Iterator[None]:
-    try:
-        yield
-    except ImportError:
-        raise RuntimeMissing(f"{package} is not installed: pip install {package}") from None
 
 
 @contextlib.contextmanager

@@ -27,6 +27,7 @@ from surgery.errors import RequestError
 from surgery.files.atomic import staged_files
 from surgery.files.safe_reading import sha256
 from surgery.runtime.decoding import Step
+from surgery.runtime.installing import needs
 from surgery.runtime.sessions import Array
 from surgery.verify.prompts import Case
 from surgery.verify.recording import Answer, Recording, StoredCache
@@ -83,8 +84,8 @@ def graph_digests(paths: Sequence[Path]) -> dict[str, str]:
 def save_golden(golden: Golden, path: Path) -> None:
     """Write a new file; it appears whole or not at all. Raises RequestError where it exists, FolderError as writing
     fails."""
-    from safetensors.numpy import save_file
-
+    with needs("safetensors"):
+        from safetensors.numpy import save_file
     refuse_existing_recording(path)
     arrays: dict[str, Array] = {}
     for index, answer in enumerate(golden.recording.answers):
@@ -119,8 +120,8 @@ def load_golden(path: Path) -> Golden:
     """Read what `save_golden` wrote. Raises RequestError, one sentence, for anything else."""
     if not path.is_file():
         raise RequestError(f"{path} is no file; a golden recording is expected")
-    from safetensors import SafetensorError, safe_open
-
+    with needs("safetensors"):
+        from safetensors import SafetensorError, safe_open
     try:
         with safe_open(path, framework="numpy") as file:
             return _golden(_Arrays(file), path)

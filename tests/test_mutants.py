@@ -42,3 +42,6 @@ def test_another_text_of_module_or_tests_is_another_digest(tmp_path: Path) -> No
         (tmp_path / name).write_text("c = 1\n")
         found.append(fault.digest(tmp_path, fault.tests))
     assert len(set(found)) == 3
+    for text in ("# a comment\nc = 1\n", '"""A docstring."""\nc = (\n    1\n)\n'):
+        (tmp_path / "t.py").write_text(text)
+        assert fault.digest(tmp_path, fault.tests) == found[-1]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import small
 from onnx import TensorProto
-from onnx.helper import make_graph, make_node
+from onnx.helper import make_graph, make_node, make_tensor_value_info
 from onnx.numpy_helper import from_array
 
 from passes import FoldLogitsToKeep, MergeEmbeddings, MovePadding
@@ -138,6 +138,24 @@ def test_logits_of_every_token_come_in_the_order_of_the_tokens(model: Model) -> 
     }  # fmt: skip
     before, found = logits(model, RIGHT), logits(after, RIGHT)
     np.testing.assert_allclose(found[RIGHT == 1], before[RIGHT == 1], atol=1e-5)
+
+
+def test_several_tokens_behind_a_padded_past_keep_their_order(model: Model) -> None:
+    """GroupQueryAttention takes no batch of them; plain attention does. So the positions alone are computed."""
+    after, _ = apply(model, [MovePadding()])
+    graph = after.proto.graph
+    needed = {next(n.output[0] for n in graph.node if n.op_type == "GatherND" and "position_ids" in n.input)}
+    graph.output.append(make_tensor_value_info(*needed, TensorProto.INT64, None))
+    del graph.output[:-1]
+    for node in reversed(list(graph.node)):
+        if needed.isdisjoint(node.output):
+            graph.node.remove(node)
+        else:
+            needed.update(node.input)
+    mask = np.array([[1, 1, 0, 0, 1, 1, 1], [1, 1, 1, 1, 1, 1, 0], [1, 1, 0, 0, 1, 0, 1]])
+    given = small.feeds(mask, 4) | {"position_ids": np.array([[4, 5, 6]] * 3)}
+    (found,) = small.run(after.proto, given).values()
+    assert found.tolist() == [[4, 5, 6], [6, 4, 5], [5, 4, 6]]
 
 
 @pytest.mark.parametrize(

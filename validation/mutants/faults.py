@@ -16,6 +16,7 @@ faults/MODULE.toml has the faults of one module:
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import tomllib
 from collections.abc import Iterator, Sequence
@@ -63,10 +64,21 @@ class Fault:
         return f"{self.name}: {missing[0]} is not there" if missing else ""
 
     def digest(self, root: Path, tests: tuple[str, ...]) -> str:
-        """Of the fault, the module and what is run: a verdict holds as long as these are the same."""
+        """Of the fault, the module and what is run: a verdict holds as long as these compute the same."""
         files = dict.fromkeys([self.file, *(name.partition("::")[0] for name in tests)])
-        parts = [self.old, self.new, *tests, *((root / name).read_text(encoding="utf-8") for name in files)]
+        parts = [self.old, self.new, *tests, *(_code(root / name) for name in files)]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _code(path: Path) -> str:
+    """What a module computes: its text without comments, docstrings and the breaks of its lines."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        for place in range(len(body) - 1, -1, -1) if isinstance(body := getattr(node, "body", None), list) else ():
+            value = getattr(body[place], "value", None) if isinstance(body[place], ast.Expr) else None
+            if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                del body[place]
+    return ast.dump(tree)
 
 
 def all_faults(folder: Path = FAULTS) -> Sequence[Fault]:

@@ -16,6 +16,7 @@ from signing import sign
 from surgery import Chat, RepackOptions, repack, tool_calls, tool_grammar, validate
 from surgery.errors import RequestError
 from surgery.folder.chat_template import genai_template
+from surgery.folder.genai_config import mark_ids
 from surgery.runtime.conversation import ChatSettings, Turn, open_conversation
 from surgery.runtime.tokenizer import Tokenizer
 from surgery.runtime.tool_calls import ToolCall
@@ -114,6 +115,14 @@ def test_a_template_that_is_in_tokenizer_config_is_put_beside(source: Path, tmp_
     (moved / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": PUBLISHED}))
     repack(moved, tmp_path / "out", RepackOptions())
     assert (tmp_path / "out" / "chat_template.jinja").read_text(encoding="utf-8") == PUBLISHED
+
+
+def test_of_a_pair_of_marks_there_are_both_or_neither(source: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(source, tmp_path / "copy"))
+    text = (copied / "tokenizer.json").read_text(encoding="utf-8")
+    assert sorted(mark_ids(open_export(copied))) == ["bor_token_id", "bot_token_id", "eor_token_id", "eot_token_id"]
+    (copied / "tokenizer.json").write_text(text.replace("<tool_call|>", "<call|>"), encoding="utf-8")
+    assert sorted(mark_ids(open_export(copied))) == ["bor_token_id", "eor_token_id"]
 
 
 @pytest.mark.parametrize("part", ["trim(text)", "sort_pairs(mapping"])

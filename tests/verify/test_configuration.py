@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -200,6 +201,36 @@ def test_a_file_that_was_not_copied(name: str, text: Path, export: Export, tmp_p
     folder = Path(shutil.copytree(text, tmp_path / "out"))
     (folder / name).unlink()
     assert failed(sign(folder), export) == {FILES}
+
+
+@pytest.mark.parametrize(("place", "name"), [
+    ("inputs.input_ids", "ids"), ("inputs.past_key_names", "past.%d.key"), ("outputs.logits", "present.0.key"),
+])  # fmt: skip
+def test_names_of_the_graph_are_held_by_themselves(
+    place: str, name: str, text: Path, export: Export, tmp_path: Path
+) -> None:
+    folder = damaged(text, tmp_path / "out", "genai_config", {f"model.decoder.{place}": name})
+    gates = source_file_gates(open_genai_folder(folder), export.pair("q4"), export.root, "cpu")
+    assert [gate.name for gate in gates if not gate.passed] == [SETTINGS]
+
+
+def test_a_file_of_the_same_size_and_time_is_not_the_same(text: Path, export: Export, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(text, tmp_path / "out"))
+    path, theirs = (root / "tokenizer.json" for root in (folder, export.root))
+    path.write_bytes(path.read_bytes().replace(b"Hello", b"Jello").replace(b"the", b"teh"))
+    times = theirs.stat()
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert path.stat().st_size == times.st_size and path.read_bytes() != theirs.read_bytes()
+    gates = source_file_gates(open_genai_folder(folder), export.pair("q4"), export.root, "cpu")
+    assert [gate.detail for gate in gates if not gate.passed] == ["tokenizer.json is not the source's"]
+
+
+def test_the_text_model_s_name_is_written_where_the_source_has_none(source: Path, tmp_path: Path) -> None:
+    rewritten(source / "config.json", "text_config", model_type=DROPPED)
+    export = open_export(source)
+    folder = repack(export, tmp_path / "out").folder
+    assert held(folder, export) == []
+    assert json.loads((folder / "config.json").read_text())["model_type"] == "gemma4_text"
 
 
 def test_a_template_of_another_model(text: Path, export: Export, tmp_path: Path) -> None:

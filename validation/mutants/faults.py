@@ -74,11 +74,14 @@ def _code(path: Path) -> str:
     """What a module computes: its text without comments, docstrings and the breaks of its lines."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
-        for place in range(len(body) - 1, -1, -1) if isinstance(body := getattr(node, "body", None), list) else ():
-            value = getattr(body[place], "value", None) if isinstance(body[place], ast.Expr) else None
-            if isinstance(value, ast.Constant) and isinstance(value.value, str):
-                del body[place]
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            body[:] = [entry for entry in body if not _is_text(entry)]
     return ast.dump(tree)
+
+
+def _is_text(entry: ast.stmt) -> bool:
+    return isinstance(entry, ast.Expr) and isinstance(entry.value, ast.Constant) and isinstance(entry.value.value, str)
 
 
 def all_faults(folder: Path = FAULTS) -> Sequence[Fault]:

@@ -223,6 +223,18 @@ def test_another_vision_encoder_fails_the_prompts_with_images_alone(mine: Path) 
     assert isinstance(found["image"].found, float) and found["image"].found > 0
 
 
+def test_features_that_are_almost_the_same_fail_though_no_token_differs(mine: Path) -> None:
+    path = mine / "vision_encoder.onnx"
+    model = onnx.load(path, load_external_data=False)
+    (maker,) = [node for node in model.graph.node if "image_features" in node.output]
+    maker.output[list(maker.output).index("image_features")] = "image_features/own"
+    model.graph.initializer.append(from_array(np.float32(1.00001), "almost_one"))
+    model.graph.node.append(make_node("Mul", ["image_features/own", "almost_one"], ["image_features"]))
+    onnx.save(model, path)
+    gate = failed(mine)["image"]
+    assert isinstance(gate.found, float) and 0 < gate.found < 0.01 and "tokens after" in gate.detail
+
+
 def test_an_encoder_that_keeps_padding_fails(mine: Path) -> None:
     path = mine / "vision_encoder.onnx"
     model = onnx.load(path, load_external_data=False)

@@ -3,6 +3,7 @@
     python -m validation.mutants WORK                     every fault; verdicts that still hold are not made again
     python -m validation.mutants WORK --only rename_io    those whose name this regular expression finds
     python -m validation.mutants WORK --check             only whether each fault's text is there, once
+    python -m validation.mutants WORK --no-proofs         the tests alone
     python -m validation.mutants WORK --page              the same as without, and writes docs/validation/mutants.md
 
 Prints what survived. Ends with 1 where something did without a written reason, where a fault is stale, or where a reason is
@@ -20,7 +21,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -59,17 +60,15 @@ class Tree:
             compileall.compile_dir(self.root / name, quiet=2)
 
     def sound(self, tests: tuple[str, ...]) -> Outcome:
-        """The tests without a fault. Raises RuntimeError where they fail: then nothing can be told."""
+        """The tests without a fault, run once."""
         if tests not in self._sound:
             self._sound[tests] = run_tests(self.root, tests, self._log, 3600)
             if failed := self._sound[tests].failed:
                 print(f"without a fault, {failed}:\n{self._log.read_text()[-2000:]}", flush=True)
         return self._sound[tests]
 
-    def run(self, fault: Fault, tests: tuple[str, ...]) -> Outcome | None:
-        """The tests with the fault; None where they fail without it, so that nothing can be told."""
-        if (sound := self.sound(tests)).failed:
-            return None
+    def run(self, fault: Fault, tests: tuple[str, ...], sound: Outcome) -> Outcome:
+        """The tests with the fault; `sound` is what they took without."""
         limit = int(LONGEST * sound.seconds) + 10
         path = self.root / fault.file
         times, text = path.stat(), path.read_text(encoding="utf-8")
@@ -97,55 +96,81 @@ class Verdict:
     commits: tuple[str, ...]
 
 
-def verdicts(faults: Sequence[Fault], work: Path) -> list[Verdict]:
+@dataclass(frozen=True)
+class Run:
+    """A fault, and what is run with it: its tests, or the proofs of jobs."""
+
+    fault: Fault
+    tests: tuple[str, ...]
+    digest: str
+
+    @property
+    def is_proof(self) -> bool:
+        return self.tests == self.fault.proofs
+
+
+def verdicts(faults: Sequence[Fault], work: Path, *, proofs: bool = True) -> list[Verdict]:
     """What became of each, from WORK/verdicts.json where that still holds. What could not be run has no commit."""
     path = work / "verdicts.json"
-    runs = {
-        (fault, tests): fault.digest(ROOT, tests) for fault in faults for tests in (fault.tests, fault.proofs) if tests
-    }
-    missing = [run for run, digest in runs.items() if digest not in _read(path)]
-    if missing:
+    kinds = [fault.tests for fault in faults], [fault.proofs if proofs else () for fault in faults]
+    runs = [
+        Run(fault, tests, fault.digest(ROOT, tests))
+        for kind in kinds
+        for fault, tests in zip(faults, kind, strict=True)
+        if tests
+    ]
+    known = _read(path)
+    if missing := [run for run in runs if run.digest not in known]:
         import_what_takes_long()
         with TemporaryDirectory(dir=work) as place:
             tree = Tree(Path(place))
-            for number, (fault, tests) in enumerate(missing, 1):
-                outcome = _likeliest_first(tree, fault, tests, path)
+            likely = _likely(missing, known)
+            for number, run in enumerate(missing, 1):
+                outcome = _likely_first(tree, run, likely)
                 if outcome is None:
                     continue
                 made = {
-                    "fault": fault.name, "tests": tests, "failed": outcome.failed,
+                    "fault": run.fault.name, "tests": run.tests, "failed": outcome.failed,
                     "seconds": round(outcome.seconds, 2), "commit": _commit(),
                 }  # fmt: skip
-                known = _read(path) | {runs[fault, tests]: made}  # another process may have written some, too
-                path.write_text(json.dumps(known, indent=1) + "\n")
-                told = outcome.failed.partition("\n")[0] or ("SURVIVED" if tests == fault.tests else "no proof tells")
-                print(f"{number}/{len(missing)} {outcome.seconds:.1f} s  {fault.name}  [{told}]", flush=True)
+                path.write_text(json.dumps(_read(path) | {run.digest: made}, indent=1) + "\n")
+                told = outcome.failed.partition("\n")[0] or ("no proof tells" if run.is_proof else "SURVIVED")
+                print(f"{number}/{len(missing)} {outcome.seconds:.1f} s  {run.fault.name}  [{told}]", flush=True)
     known = _read(path)
-    return [
-        _verdict(fault, known, [runs[fault, tests] for tests in (fault.tests, fault.proofs) if tests])
-        for fault in faults
-    ]
+    made_of = {(run.fault, run.is_proof): known[run.digest] for run in runs if run.digest in known}
+    return [_verdict(fault, made_of.get((fault, False), {}), made_of.get((fault, True), {})) for fault in faults]
 
 
-def _likeliest_first(tree: Tree, fault: Fault, tests: tuple[str, ...], path: Path) -> Outcome | None:
-    """The tests with the fault; before the others the one that told it of an older module."""
-    before = [made["failed"].partition("\n")[0] for made in _read(path).values() if made["fault"] == fault.name]
-    names = {name.partition("::")[0] for name in tests}
-    likely = next((told for told in reversed(before) if told.partition("::")[0] in names and "::" in told), "")
-    first = tree.run(fault, (likely,)) if likely and len(tests) > 1 else None
-    return first if first is not None and first.failed else tree.run(fault, tests)
+def _likely(runs: Sequence[Run], known: Mapping[str, Any]) -> dict[Run, str]:
+    """The test that told a fault of an older module, or with other tests beside it."""
+    before = {made["fault"]: made["failed"].partition("\n")[0] for made in known.values() if "::" in made["failed"]}
+    found = {}
+    for run in runs:
+        told = before.get(run.fault.name, "")
+        if told.partition("::")[0] in {name.partition("::")[0] for name in run.tests} and not run.is_proof:
+            found[run] = told
+    return found
 
 
-def _verdict(fault: Fault, known: dict[str, Any], digests: Sequence[str]) -> Verdict:
-    made = [known.get(digest, {}) for digest in digests]
-    told, proven = ([one.get("failed", "") for one in made] + [""])[:2]
+def _likely_first(tree: Tree, run: Run, likely: Mapping[Run, str]) -> Outcome | None:
+    """What tells the fault: the likely test by itself, then all tests."""
+    if told := likely.get(run):
+        beside = sorted({one for other, one in likely.items() if other.tests == run.tests})
+        sound = tree.sound(tuple(beside))
+        if not sound.failed and (outcome := tree.run(run.fault, (told,), sound)).failed:
+            return outcome
+    sound = tree.sound(run.tests)
+    return None if sound.failed else tree.run(run.fault, run.tests, sound)
+
+
+def _verdict(fault: Fault, tests: Mapping[str, Any], proofs: Mapping[str, Any]) -> Verdict:
     return Verdict(
         fault,
-        told,
-        proven,
-        len(made) > 1,
-        sum(one.get("seconds", 0.0) for one in made),
-        tuple(one["commit"] for one in made if "commit" in one),
+        tests.get("failed", ""),
+        proofs.get("failed", ""),
+        bool(proofs),
+        tests.get("seconds", 0.0) + proofs.get("seconds", 0.0),
+        tuple(made["commit"] for made in (tests, proofs) if made),
     )
 
 
@@ -233,6 +258,7 @@ def main() -> int:
     parser.add_argument("work", type=Path)
     parser.add_argument("--only", default="", metavar="REGEX", help="faults whose name it finds")
     parser.add_argument("--check", action="store_true", help="run nothing; tell which faults are stale")
+    parser.add_argument("--no-proofs", action="store_true", help="run the tests, and not the proofs of jobs")
     parser.add_argument("--page", action="store_true", help=f"write {PAGE.relative_to(ROOT)}, where nothing is missing")
     options = parser.parse_args()
     faults = [fault for fault in all_faults() if re.search(options.only, fault.name)]
@@ -244,7 +270,7 @@ def main() -> int:
         return 0
     work = options.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
-    found = verdicts(faults, work)
+    found = verdicts(faults, work, proofs=not options.no_proofs)
     lines, passed = summary(found)
     print("\n".join(lines))
     if options.page and passed and not options.only:

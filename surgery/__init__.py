@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from surgery.jobs.validating import validate
     from surgery.runtime.tool_calls import tool_calls, tool_grammar
     from surgery.verify.report import Report
-    from surgery.verify.validation import Request
+    from surgery.verify.request import Request
 
 _HOMES = {
     "Chat": "surgery.jobs.generating",
@@ -53,7 +53,7 @@ _HOMES = {
     "Pass": "passes.base",
     "RepackOptions": "surgery.jobs.repacking",
     "Report": "surgery.verify.report",
-    "Request": "surgery.verify.validation",
+    "Request": "surgery.verify.request",
     "StripOptions": "surgery.jobs.stripping",
     "SurgeryError": "surgery.errors",
     "VocabularyOptions": "surgery.jobs.proposing",

@@ -89,8 +89,8 @@ def validate(
     from surgery.jobs.validating import validate as prove
     from surgery.runtime.sessions import provider_of
     from surgery.verify.prompt_file import read_prompts
+    from surgery.verify.request import Request
     from surgery.verify.thresholds import read_thresholds
-    from surgery.verify.validation import Request
 
     require_folder(folder)
     request = Request(

@@ -11,7 +11,7 @@ from surgery.jobs.source_of_folder import pair_by_manifest, source_pair
 
 if TYPE_CHECKING:
     from surgery.verify.report import Report
-    from surgery.verify.validation import Request
+    from surgery.verify.request import Request
 
 
 def validate(
@@ -37,7 +37,8 @@ def validate(
     from surgery.runtime.genai import load_genai
     from surgery.runtime.sessions import load_onnxruntime, provider_of
     from surgery.verify.contained import contained
-    from surgery.verify.validation import Request, prove_folder
+    from surgery.verify.request import Request
+    from surgery.verify.validation import prove_folder
 
     folder = Path(folder)
     require_folder(folder)

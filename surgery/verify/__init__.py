@@ -1,7 +1,9 @@
 """Proof that a folder is its source.
 
-validation            the stages, in order, and what they find
-closing_proof         the proof that repack and strip end with; contained runs it in a process of its own
+validation            the stages, in order, and what they find; request is what it is asked for
+number_proof          the numbers against the source's, or a recording's
+closing_proof         the proof that repack and strip end with; contained runs it in a process of its own, stages
+                      tells how far it is
 structure             the folder by itself: interface, caches, attention
 source_files          its ids and layers, held against the source's files; configuration: every key of its settings
 prompts               the cases; prompt_file reads them from JSON Lines, prompts.jsonl are the shipped ones
@@ -18,6 +20,7 @@ bisect                the first node where two graphs part
 report                what a validation came to
 """
 
-from surgery.verify.validation import TOKENS, Request, prove_folder
+from surgery.verify.request import TOKENS, Request
+from surgery.verify.validation import prove_folder
 
 __all__ = ["TOKENS", "Request", "prove_folder"]

@@ -12,8 +12,10 @@ from surgery.runtime.sessions import load_onnxruntime
 from surgery.source.export import GraphPair
 from surgery.verify.contained import contained
 from surgery.verify.report import Report
+from surgery.verify.request import Request
+from surgery.verify.stages import Progress
 from surgery.verify.two_graph_proof import validate_two_graphs
-from surgery.verify.validation import Progress, Request, prove_folder
+from surgery.verify.validation import prove_folder
 
 Check = Callable[[Path], Report]
 """Takes a staged folder. Raises GateFailed where a gate fails, RuntimeMissing where a runtime is not installed."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,17 +11,8 @@ from surgery.errors import ProcessEnded
 from surgery.runtime.own_process import STRICT, Limits, Tell, run
 from surgery.source.export import GraphPair
 from surgery.verify.report import Gate, Report
+from surgery.verify.stages import TOKENIZER, Progress
 from surgery.version import VERSION
-
-Progress = Callable[[str], None]
-TOKENIZER = "tokenizer"
-"""The stage that takes seconds: texts are tokenized, and the chat template renders."""
-
-
-def numbered(progress: Progress, stage: str, total: int = 0) -> Progress:
-    """Tells `progress` of each of `total` cases, `stage: 3 of 33, case`; of what is not counted, where that is 0."""
-    numbers = itertools.count(1)
-    return lambda case: progress(f"{stage}: {next(numbers)} of {total}, {case}" if total else f"{stage}: {case}")
 
 
 def contained(

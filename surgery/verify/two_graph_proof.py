@@ -6,7 +6,7 @@ from __future__ import annotations
 import gc
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from passes.base import Pass, apply
@@ -20,19 +20,18 @@ from surgery.runtime.tokenizer import Tokenizer
 from surgery.runtime.two_graphs import TwoGraphModel
 from surgery.source.export import Export, GraphPair, open_export
 from surgery.verify.agreement import agreement_of, coarsest
-from surgery.verify.contained import TOKENIZER, numbered
 from surgery.verify.gates import number_gates
 from surgery.verify.parity import parity
 from surgery.verify.prompt_file import cases_of, shipped
 from surgery.verify.prompts import Case, Coverage, ModelTokens, Skipped, admissible, of_ids, within
 from surgery.verify.recording import Recording, record
 from surgery.verify.report import Gate, Report
+from surgery.verify.request import TOKENS
 from surgery.verify.source_files import files_beside, two_graph_file_gate
+from surgery.verify.stages import TOKENIZER, Progress, numbered
 from surgery.verify.thresholds import default_thresholds
-from surgery.verify.validation import TOKENS, manifest_gate
+from surgery.verify.validation import manifest_gate
 from surgery.verify.vocabulary_proof import inside_gate, vocabulary_gates
-
-Progress = Callable[[str], None]
 
 
 def validate_two_graphs(

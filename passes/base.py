@@ -13,6 +13,7 @@ from surgery.errors import ModelError, PassError, SurgeryError
 from surgery.graph.changes import Finding, ModelThing, Snapshot, Verb, snapshot, touched
 from surgery.graph.definitions import check_definitions
 from surgery.graph.model import Model
+from surgery.graph.operands import check_graph
 
 __all__ = ["EXACT", "LOSSY", "REORDERED", "Finding", "Numerics", "Outcome", "Pass", "Verb", "apply"]
 
@@ -99,9 +100,11 @@ def apply(
 
     Returns the changed copy, and what each pass came to. `observe` is called with each outcome as it comes.
     Raises PassError with the names of the passes that went before: where a pass cannot be applied, where the graph
-    that it leaves is broken, and where what it says of its change is not what is measured.
+    that it leaves is broken, and where what it says of its change is not what is measured. Raises ModelError for a
+    graph that is broken before any pass: no pass need expect one.
     """
     _refuse_misuse(model, passes)
+    check_graph(model)
     current = model.copy()
     things = snapshot(current.proto)
     outcomes: list[Outcome] = []

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from passes.base import Finding
-from passes.kv_sources import AttentionPass
+from passes.kv_sources import AttentionPass, check_kv_sources
 from surgery.architecture import Architecture, Layer
 from surgery.attention.gqa import BIAS, DOMAIN, LAST, OPERATOR, NoRows
 from surgery.attention.kv_wiring import AttentionNodes, attention_nodes
@@ -81,8 +81,13 @@ class FuseAttention(AttentionPass):
 
 
 def unfused(model: Model) -> dict[int, str]:
-    """Why each layer that is unfused stays so, by number; those that can be fused are left out."""
-    return _matches(model, model.require_architecture(), attention_nodes(model.graph))[1]
+    """Why each layer that is unfused stays so, by number; those that can be fused are left out.
+
+    Raises PassError where the layers are not those of the architecture.
+    """
+    arch = model.require_architecture()
+    check_kv_sources(model.graph, arch)
+    return _matches(model, arch, attention_nodes(model.graph))[1]
 
 
 def _matches(

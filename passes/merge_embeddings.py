@@ -15,6 +15,7 @@ from surgery.graph.index import producers
 from surgery.graph.metadata_props import Described, properties, set_property
 from surgery.graph.model import Model
 from surgery.graph.nodes import copied, node_in_words
+from surgery.graph.operands import check_graph
 from surgery.graph.opsets import changed_operators, raise_opset
 from surgery.graph.renaming import fresh, rename, rename_dims, rename_in_every_scope
 from surgery.graph.scopes import all_names, reads
@@ -68,6 +69,7 @@ class MergeEmbeddings(Pass):
         if self._already_merged(model):
             return
         embed = self._opened()
+        check_graph(embed)
         for one in (embed, model):
             _refuse_defaults(one)
         _check_join(embed, model)

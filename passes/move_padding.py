@@ -87,6 +87,7 @@ class MovePadding(Pass):
         if _is_done(graph):
             return [Finding("skipped", MASK, "padding goes in front already")]
         every, embedding = not _one_token(graph), _behind(graph, _EMBEDDED)
+        _check_made(graph, every)
         with model.edited() as view:
             moved = _write(view, every, embedding)
         findings = [Finding("changed", name, "each row's padding goes in front of its tokens") for name in moved]
@@ -102,6 +103,18 @@ def _is_done(graph: GraphProto) -> bool:
     given = {value.name for value in graph.input} & {MASK, _POSITIONS}
     readers = [node for node in graph.node if given.intersection(node.input)]
     return bool(readers) and all(node.name.startswith(SCOPE) for node in readers)
+
+
+def _check_made(graph: GraphProto, every: bool) -> None:
+    """Raise PassError unless nodes make what is sorted on the way: embeddings that are no input, and `every` logits."""
+    made, given = producers(graph), {value.name for value in graph.input}
+    for tensor in graph.initializer:
+        if tensor.name in _EMBEDDED and tensor.name not in given:
+            raise PassError(f"{tensor.name} is an initializer; embeddings of tokens are expected")
+    if every and (_LOGITS not in made or all(value.name != _LOGITS for value in graph.output)):
+        raise PassError(
+            f"no node makes an output {_LOGITS}", hint="run rename-io first, which names the interface of a decoder"
+        )
 
 
 def _one_token(graph: GraphProto) -> bool:

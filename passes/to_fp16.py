@@ -200,6 +200,8 @@ def _is_halved(value: ValueInfoProto) -> bool:
 def _constant_type(node: NodeProto) -> int:
     for attribute in node.attribute:
         if attribute.name == "value":
+            if is_external(attribute.t):
+                raise PassError(f"{node_in_words(node)} has its number in a data file; an initializer is expected")
             return int(attribute.t.data_type)
         if attribute.name in ("value_float", "value_floats"):
             raise PassError(f"{node_in_words(node)} holds its number in {attribute.name}; an initializer is expected")

@@ -231,6 +231,7 @@ def test_a_sparse_initializer_and_annotations_come_along(tmp_path: Path) -> None
     embed = embed_tokens()
     sparse = embed.graph.sparse_initializer.add()
     sparse.values.CopyFrom(from_array(np.ones(1, np.float32), "lm_head.weight"))
+    sparse.indices.CopyFrom(from_array(np.zeros(1, np.int64)))
     embed.graph.quantization_annotation.add(tensor_name="lm_head.weight")
     model, _ = applied(tmp_path, decoder(), merging(tmp_path, embed))
     assert [entry.values.name for entry in model.graph.sparse_initializer] == ["embed_tokens/lm_head.weight"]

@@ -75,6 +75,7 @@ COMMANDS = (
     Command("inspect", "source", _one_of(f"inspect source/{DECODER} --ep cuda", "inspect source --ep cuda"), 2),
     Command("diff", "source", _one_of(*(f"diff plain source --format {form} --weights {by}" for form in ("md", "json", "html", "terminal") for by in ("auto", "digest")), "diff source source", f"diff plain/{DECODER} source/{DECODER}"), 8),
     Command("diff", "folder", _one_of("diff tiny folder --format md", "diff folder folder --format json", "diff pristine folder"), 2),
+    Command("git", "source", _one_of(f"git-textconv source/{DECODER}", f"git-diff {DECODER} plain/{DECODER} 00 100644 source/{DECODER} 11 100644", f"git-diff source/{DECODER} /dev/null . . source/{DECODER} 11 100644"), 3),
     Command("apply", "source", _apply("source"), 12),
     Command("apply", "tiny", _apply("tiny"), 3),
     Command("repack", "source", _one_of("repack source out --no-validate", "repack source out --no-validate --preset fast", "repack source out --no-validate --kv-layout unique --weights consolidate", "repack source out --no-validate --weights link --json", "repack source out --dry-run", "repack source out --target genai-0.12 --no-validate"), 8),

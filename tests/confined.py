@@ -74,6 +74,8 @@ class Ran:
         for text in (self.out, self.err):
             if odd := next((line for line in text.splitlines() if not line.isprintable()), None):
                 return f"printed {odd[:80]!a}"
+        if "a defect of gemma4-surgery" in self.out:  # where git shows it
+            return next(line for line in self.out.splitlines() if "a defect of" in line)[:200]
         if "a defect of gemma4-surgery" in self.err or "Traceback" in self.err:
             return self.err.splitlines()[-2 if "hint:" in self.err else -1][:200]
         lines = self.err.splitlines()

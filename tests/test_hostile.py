@@ -75,6 +75,7 @@ def test_damaged_inputs_of_every_command(tmp_path: Path, pytestconfig: pytest.Co
     for command in (
         "inspect",
         "diff",
+        "git",
         "apply",
         "repack",
         "strip",

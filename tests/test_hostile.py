@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import command_line
 import pytest
 import small
 from folders import digests, repack
@@ -499,6 +500,18 @@ def test_a_name_that_no_file_has_is_one_sentence_of_every_command(
 
 
 # Terminals
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["inspect --NAME", "passes NAME", "NAME", "diff a b --format NAME", "diff a b c NAME", "bench a --contexts NAME"],
+)
+def test_a_command_line_that_is_wrong_is_quoted_in_printable_letters(line: str) -> None:
+    for name in ("a\u202eb", "a\u2028::error::b", "a\n::error::b", "\u2066", "a\x9b2J"):
+        done = command_line.run(*(word.replace("NAME", name) for word in line.split()))
+        assert done.returncode == 2 and not done.stdout
+        assert all(text.isprintable() for text in done.stderr.split("\n")), ascii(done.stderr)
+        assert len(done.stderr.splitlines()) <= 4, done.stderr
 
 
 def test_names_with_terminal_escapes_are_shown_escaped(export: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect as inspection
+import io
 import os
 import sys
 import typing
@@ -174,7 +175,8 @@ def main() -> None:
     unwind_when_told_to_stop()
     guard_runners_log()
     try:
-        app()
+        code = app(standalone_mode=False)
+        raise SystemExit(code if isinstance(code, int) else 0)
     except SystemExit as stop:
         if isinstance(stop.code, int) and stop.code > 128:
             notes = getattr(stop, "__notes__", None) or ["nothing was written"]
@@ -194,8 +196,22 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         _leave(2)
     except Exception as error:
-        _complain(unforeseen(error))
+        if not _tell_usage(error):
+            _complain(unforeseen(error))
         _leave(2)
+
+
+def _tell_usage(error: Any) -> bool:
+    """Say what is wrong with the words of a command line, if that is what the error is about. The class of such errors
+    is click's, which typer may have a copy of."""
+    if not hasattr(error, "format_message"):
+        return False
+    if len(sys.argv) > 1:  # without words, it is the help
+        error.message = printable(error.message)
+    told = io.StringIO()
+    error.show(told)
+    sys.stderr.write("".join(f"{printable(line)}\n" for line in told.getvalue().splitlines()))
+    return True
 
 
 def _complain(error: SurgeryError) -> None:

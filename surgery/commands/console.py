@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import stat
 import sys
 import time
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+WIDEST = 160
+"""Columns of a terminal that are used: nobody reads a sentence of 400."""
 LOG_SECONDS = 30
 """Between two lines of one stage, where stderr is no terminal."""
 
@@ -59,14 +62,17 @@ def be_quiet() -> None:
 
 
 def data() -> Console:
-    """Stdout; 120 columns where it is not a terminal, so that redirected tables do not depend on one."""
+    """Stdout; 120 columns where it is not a terminal, so that redirected tables do not depend on one; and no more than
+    WIDEST."""
     from rich.console import Console
+
+    width = min(shutil.get_terminal_size().columns, WIDEST) if sys.stdout.isatty() else 120
 
     class Stdout(Console):
         def on_broken_pipe(self) -> None:
             raise BrokenPipeError  # rich's own way out has the exit code of a gate that failed
 
-    return Stdout(highlight=False, width=None if sys.stdout.isatty() else 120)
+    return Stdout(highlight=False, width=width)
 
 
 def talk() -> Console:

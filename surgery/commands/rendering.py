@@ -41,7 +41,9 @@ def show_rows(
     table = Table(title=plain(title), title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
     numbers = set(right.split(","))
     for head in heads:
-        table.add_column(plain(head), justify="right" if head in numbers else "left", header_style="dim")
+        table.add_column(
+            plain(head), justify="right" if head in numbers else "left", header_style="dim", overflow="fold"
+        )
     for row in rows:
         table.add_row(*(plain("" if cell is None else cell) for cell in row))
     console.print(table)

@@ -19,8 +19,11 @@ from command_line import run
 from onnx import ModelProto, helper
 from places import ROOT, TINY
 
+import surgery
 from surgery.commands.app import app
+from surgery.commands.console import data
 from surgery.commands.help import FEW
+from surgery.commands.rendering import show_inspection
 from surgery.errors import ExportError, printable
 from surgery.printing import json_text, plain
 
@@ -148,3 +151,21 @@ def test_one_spelling_of_json(tmp_path: Path) -> None:
     assert set(lacking) == talk
     graph = TINY / "onnx" / "embed_tokens_q4.onnx"
     assert run("diff", graph, graph, "--json").stdout == run("diff", graph, graph, "--format", "json").stdout
+
+
+class Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("columns", "widest"), [(60, 60), (400, 160)])
+def test_a_table_fits_the_terminal_and_nothing_is_cut(
+    columns: int, widest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = Screen()
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    show_inspection(data(), surgery.inspect(TINY))
+    data().print("a word and " * 99)
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", screen.getvalue())
+    assert max(map(len, shown.splitlines())) <= widest and "…" not in shown

@@ -6,7 +6,9 @@
 Builds the fixture in q4 with symmetric blocks of 32, writes the same values as GGUF Q4_0, and repacks it with `fast`
 (products in int8, as llama.cpp multiplies, and in float32). That llama.cpp gets the model right is shown first: the
 logits of tiny-e2b beside those of Hugging Face transformers, then those of all sides. Then each side runs in processes of its own, one after the other in every round, on the same processors: a prompt of each context, then
-16 tokens. The table is Markdown: medians, minima in brackets.
+16 tokens. The table is Markdown: medians, minima in brackets. With one thread the time is the processor's, which other
+work on the machine does not lengthen; with more it is the clock's. GLIBC_TUNABLES=glibc.malloc.hugetlb=1 gives all sides
+large pages.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -49,6 +51,7 @@ class Options:
     contexts: tuple[int, ...]
     rounds: int
     threads: int
+    sides: str
 
 
 def main() -> None:
@@ -64,6 +67,7 @@ def main() -> None:
     for _ in range(options.rounds):
         for side in sides:
             found[side.name].append(_run(side, "speed", options.contexts, vocab_size, options.threads))
+            print(side.name, json.dumps(found[side.name][-1]), file=sys.stderr, flush=True)
     print(_table(sides, found, options.contexts))
 
 
@@ -74,9 +78,10 @@ def _options() -> Options:
     parser.add_argument("--contexts", default="128,512,1024,2048,4096")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--sides", default="", help="only those whose names hold one of these, separated by commas")
     found = parser.parse_args()
     contexts = tuple(int(each) for each in found.contexts.split(","))
-    return Options(found.work, found.fixture, contexts, found.rounds, found.threads)
+    return Options(found.work, found.fixture, contexts, found.rounds, found.threads, found.sides)
 
 
 def _sides(options: Options) -> list[Side]:
@@ -92,14 +97,20 @@ def _sides(options: Options) -> list[Side]:
     if not gguf.exists():
         write_gguf(open_export(export).pair("q4"), export / "config.json", gguf)
     sides = [Side("llama.cpp, Q4_0", gguf, "llama_cpp")]
-    levels: tuple[tuple[str, Literal["auto", "keep"]], ...] = (("`fast`, int8", "auto"), ("`fast`, float32", "keep"))
-    for name, level in levels:
-        folder = options.work / f"fast-{level}"
-        if not folder.exists():
-            how = surgery.RepackOptions(preset="fast", accuracy_level=level, weights="link", validate=False)
-            surgery.repack(export, folder, how)
-        sides.append(Side(name, folder, "genai"))
-    return [sides[0], Side(f"{sides[1].name}, {CHUNK} tokens at once", sides[1].path, "genai_in_chunks"), *sides[1:]]
+    fast: Any = {"preset": "fast", "weights": "link", "validate": False}
+    made: tuple[tuple[str, str, Any], ...] = (
+        ("`fast`, `--prefill int8`", "fast-int8", {"prefill": "int8"}),
+        ("`fast`, int8", "fast-auto", {}),
+        ("`fast`, float32", "fast-keep", {"accuracy_level": "keep"}),
+    )
+    for name, folder, how in made:
+        if not (options.work / folder).exists():
+            surgery.repack(export, options.work / folder, surgery.RepackOptions(**fast, **how))
+        if folder != "fast-keep":
+            sides.append(Side(f"{name}, {CHUNK} tokens at once", options.work / folder, "genai_in_chunks"))
+        sides.append(Side(name, options.work / folder, "genai"))
+    wanted = [part.strip() for part in options.sides.split(",")]
+    return [side for side in sides if any(part in side.name for part in wanted)]
 
 
 def _vocab_size(export: Path) -> int:
@@ -125,13 +136,14 @@ def _answer(arguments: Sequence[str]) -> None:
     sides: dict[str, Callable[[Path, int, int], Runner]] = {
         "llama_cpp": LlamaCpp, "genai": GenAi, "genai_in_chunks": GenAiInChunks,
     }  # fmt: skip
-    started = time.perf_counter()
+    clock = time.process_time if int(threads) == 1 else time.perf_counter
+    started = clock()
     opened = sides[runner](Path(path), max(map(len, prompts)) + NEW_TOKENS, int(threads))
-    loaded = time.perf_counter() - started
+    loaded = clock() - started
     if what == "logits":
         print(json.dumps({"logits": [opened.prefill(prompt).tolist() for prompt in prompts]}))
         return
-    timings = [_timing(opened, prompt) for prompt in prompts]
+    timings = [_timing(opened, prompt, clock) for prompt in prompts]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(json.dumps({"load": loaded, "timings": timings, "peak": peak}))
 
@@ -141,16 +153,16 @@ def _prompt(length: int, vocab_size: int) -> list[int]:
     return [numbers.randrange(4, vocab_size) for _ in range(length)]
 
 
-def _timing(runner: Runner, prompt: Sequence[int]) -> dict[str, float]:
+def _timing(runner: Runner, prompt: Sequence[int], clock: Callable[[], float]) -> dict[str, float]:
     """Seconds of the prompt, and of a token: the median of 16."""
-    started = time.perf_counter()
+    started = clock()
     runner.prefill(prompt)
-    prefill = time.perf_counter() - started
+    prefill = clock() - started
     tokens = []
     for _ in range(NEW_TOKENS):
-        started = time.perf_counter()
+        started = clock()
         runner.step()
-        tokens.append(time.perf_counter() - started)
+        tokens.append(clock() - started)
     return {"prefill": prefill, "token": statistics.median(tokens)}
 
 

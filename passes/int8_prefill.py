@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -20,14 +21,16 @@ from surgery.graph.tensor_types import initializer_type
 from surgery.graph.weight_conversion import Columns, Conversion, NewFiles, SourcePart
 
 if TYPE_CHECKING:
-    from onnx import NodeProto, TensorProto
+    from onnx import GraphProto, NodeProto, TensorProto
 
 DATA_FILE = "int8_prefill.onnx_data"
 
 _TOKENS = ("input_ids", "inputs_embeds")
 """Inputs [B, S, ...] that say how many tokens a run has."""
 _OF_LAYERS = "/layers."
-_SMALL = ("/per_layer/", "/per_layer_input_gate/", "/per_layer_projection/")
+_PARTS = {"layers": "/", "mlp": "/mlp/", "attention": "/attn/"}
+_ROUTERS = ("TopK", "MoE", "QMoE")
+"""Operators that choose a token's experts."""
 _OPSET = 18
 """The first one in which the axes of a ReduceMax are an input."""
 _UINT8, _INT8 = 2, 3
@@ -48,18 +51,26 @@ class Int8Prefill(Pass):
                                                 -> Slice(the others) -> MatMulIntegerToFloat -> Mul +
                                                                          int8 [K,N]             by scale
 
+    The MLP of a layer has one Concat, behind down_proj, and gate and up are two products: what lies between is
+    computed once on either side, and the scale of up's rows goes into that of down_proj's result.
+
+        x -> gate_up -> Split -> Gelu -> Mul -> down ---------------------------------------+-> Concat -> y
+          -> codes, scale -> gate, int8 -> Mul by scale -> Gelu -+-> Mul -> codes -> down,   |
+                          -> up, int8 ---------------------------+          int8 -> Mul by --+
+                                                                            both scales
+
     Each token has a scale of its own, so that a row of a batch does not depend on the others. The weights are rounded
     once more, to 8 bits with one scale for each output channel, K x N bytes beside the codes; they are made when the
     model is saved. One of the two sides of the Concat is empty. Graphs without branches stay so, and other passes
     and checks see the products: an If takes as long in a step of decoding, and 5% less of a prompt.
 
-    `products` is which: those of the layers' MLPs, or all of the layers but those of per-layer inputs. lm_head stays.
+    `products` is which: all of the layers, or those of their MLPs or their attention alone. lm_head stays.
 
     It is for CPUs with VNNI instructions: without them, ONNX Runtime's products of uint8 and int8 may saturate. Goes
     behind all passes that change weights or dtypes.
 
-    Leaves alone: products with an order of groups (g_idx) or a bias. Requires: a MatMulNBits in a layer, an input
-    input_ids or inputs_embeds, opset 18. Ensures: each product that is meant has a side in int8.
+    Leaves alone: products with an order of groups (g_idx) or a bias. Requires: a MatMulNBits in a layer, no mixture of
+    experts, an input input_ids or inputs_embeds, opset 18. Ensures: each product that is meant has a side in int8.
     """
 
     name: ClassVar[str] = "int8-prefill"
@@ -69,7 +80,7 @@ class Int8Prefill(Pass):
     numerics: ClassVar[Numerics] = INT8
     rewrites_weights: ClassVar[bool] = True
 
-    products: Literal["layers", "mlp"] = "layers"
+    products: Literal["layers", "mlp", "attention"] = "layers"
     tokens: int = 16
 
     def concerns(self, model: Model) -> list[NodeProto]:
@@ -77,9 +88,7 @@ class Int8Prefill(Pass):
         return [node for node in quantised_products(model) if self._is_meant(node) and _is_plain(node)]
 
     def _is_meant(self, node: NodeProto) -> bool:
-        if self.products == "mlp":
-            return "/mlp/" in node.name
-        return _OF_LAYERS in node.name and not any(part in node.name for part in _SMALL)
+        return _PARTS[self.products] in node.name and _OF_LAYERS in node.name
 
     def requires(self, model: Model) -> None:
         if self.tokens < 1:
@@ -88,6 +97,12 @@ class Int8Prefill(Pass):
             raise PassError(
                 f"{model.path} has no MatMulNBits in a layer, which could multiply in int8",
                 hint="take a quantised precision: q4, q4f16 or quantized",
+            )
+        if routers := [node for node in model.graph.node if node.op_type in _ROUTERS and _OF_LAYERS in node.name]:
+            raise PassError(
+                f"{model.path} is a mixture of experts ({node_in_words(routers[0])}): with products in int8 a prompt's tokens "
+                "go to other experts, which no choice of products kept within the bounds",
+                hint="leave out --prefill int8",
             )
         check_quantised(model)
         if strange := [node for node in self.concerns(model) if int_attribute(node, "bits", 4) not in (2, 4, 8)]:
@@ -134,6 +149,62 @@ def _counted(model: Model) -> str | None:
     return next((name for name in _TOKENS if name in inputs), None)
 
 
+@dataclass(frozen=True, slots=True)
+class _Half:
+    """One of `of` equal parts of a product's output channels."""
+
+    name: str
+    index: int
+    of: int = 2
+
+
+_HALVES = _Half("gate", 0), _Half("up", 1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Mlp:
+    """gate_up -> Split -> Gelu -> Mul -> down, each read by the next one alone."""
+
+    gate_up: NodeProto
+    gelu: NodeProto
+    down: NodeProto
+
+
+def _mlps(graph: GraphProto, names: set[str]) -> list[_Mlp]:
+    """The MLPs whose two products are both among `names`."""
+    readers: dict[str, list[NodeProto]] = defaultdict(list)
+    for node in graph.node:
+        for name in node.input:
+            readers[name].append(node)
+    outside = {value.name for value in graph.output}
+
+    def next_of(name: str, op: str) -> NodeProto | None:
+        found = readers[name]
+        return found[0] if len(found) == 1 and found[0].op_type == op and name not in outside else None
+
+    made = []
+    for gate_up in graph.node:
+        if gate_up.op_type != "MatMulNBits" or gate_up.name not in names:
+            continue
+        split = next_of(gate_up.output[0], "Split")
+        if split is None or not _in_halves(split, int_attribute(gate_up, "N", 0)):
+            continue
+        gelu = next_of(split.output[0], "Gelu")
+        product = next_of(gelu.output[0], "Mul") if gelu is not None else None
+        if gelu is None or product is None or product is not next_of(split.output[1], "Mul"):
+            continue
+        down = next_of(product.output[0], "MatMulNBits")
+        if down is not None and down.name in names:
+            made.append(_Mlp(gate_up, gelu, down))
+    return made
+
+
+def _in_halves(split: NodeProto, channels: int) -> bool:
+    """Whether it cuts the last axis of [B, S, channels] in two equal halves."""
+    equal = len(split.input) == 1 or not split.input[1]
+    return len(split.output) == 2 and equal and channels % 2 == 0 and int_attribute(split, "axis", 0) in (-1, 2)
+
+
 @dataclass
 class _Rewriting:
     """The nodes of a graph as they are written anew, with what they share."""
@@ -146,6 +217,7 @@ class _Rewriting:
     _quantised: dict[str, tuple[str, str, str]] = field(default_factory=dict)
     _weights: dict[tuple[str, ...], tuple[str, str]] = field(default_factory=dict)
     _constants: dict[str, str] = field(default_factory=dict)
+    _last: str = ""
 
     def __post_init__(self) -> None:
         self._stored = {tensor.name: tensor for tensor in self.model.graph.initializer}
@@ -154,33 +226,82 @@ class _Rewriting:
     def rewrite(self, names: set[str]) -> None:
         graph = self.model.graph
         length = self._node("Shape", [str(_counted(self.model))], "int8_prefill/tokens", start=1, end=2)
-        few = self._node("Less", [length, self._number("tokens", [self.tokens])], "int8_prefill/few")
-        self._first = self._node("Where", [few, length, self._number("zero", [0])], "int8_prefill/first")
+        self._few = self._node("Less", [length, self._number("tokens", [self.tokens])], "int8_prefill/few")
+        self._first = self._node("Where", [self._few, length, self._number("zero", [0])], "int8_prefill/first")
+        mlps = {mlp.down.name: mlp for mlp in _mlps(graph, names)}
+        inside = {mlp.gate_up.name for mlp in mlps.values()}
         for node in [copied(node) for node in graph.node]:
-            if node.name in names and node.op_type == "MatMulNBits":
-                self._product(node)
-            else:
+            if node.op_type != "MatMulNBits" or node.name not in names:
                 self._nodes.append(node)
+            elif node.name in mlps:
+                self._mlp(mlps[node.name], node)
+            elif node.name in inside:
+                node.input[0] = self._rows(node.input[0], self._is_half(node))[0]
+                self._nodes.append(node)
+            else:
+                self._product(node)
         del graph.node[:]
         graph.node.extend(self._nodes)
 
     def _product(self, node: NodeProto) -> None:
-        scope, result, half = f"{node.name}/int8", node.output[0], self._is_half(node)
-        few, rows, scales = self._rows(node.input[0], half)
-        values, channel = self._in_int8(node)
-        one, middle = self._number("one", 1, "float32"), self._number("middle", 128, "uint8")
-        exact = fresh(f"{node.name}/few/output_0", self._taken)
-        node.input[0], node.output[0] = few, exact
+        few, rows, scales = self._rows(node.input[0], self._is_half(node))
+        node.input[0] = few
+        self._join(node, self._whole_numbers(rows, self._in_int8(node), _side(node)), scales)
+
+    def _mlp(self, mlp: _Mlp, down: NodeProto) -> None:
+        """The side in int8 from x to the result of down_proj, whose own input has a few tokens alone already."""
+        from onnx.helper import get_attribute_value
+
+        _, rows, scales = self._rows(mlp.gate_up.input[0], self._is_half(mlp.gate_up))
+        scope, weights = f"{mlp.gate_up.name}/int8", [self._in_int8(mlp.gate_up, half) for half in _HALVES]
+        gate = self._whole_numbers(rows, weights[0], _side(mlp.gate_up))
+        up = self._whole_numbers(rows, weights[1], f"{scope}/up/MatMulIntegerToFloat")
+        real = self._node("Mul", [gate, scales], f"{scope}/Mul")
+        options = {attribute.name: get_attribute_value(attribute) for attribute in mlp.gelu.attribute}
+        active = self._node("Gelu", [real], f"{scope}/Gelu", domain=mlp.gelu.domain, **options)
+        product = self._node("Mul", [active, up], f"{scope}/up/Mul")
+        codes, inner = self._codes(product, f"{down.name}/int8/x")
+        both = self._node("Mul", [inner, scales], f"{down.name}/int8/scales/Mul")
+        self._join(down, self._whole_numbers(codes, self._in_int8(down), _side(down)), both)
+
+    def _join(self, node: NodeProto, whole: str, scales: str) -> None:
+        """The node, of a few tokens, and the others' rows behind its own."""
+        scope, result = f"{node.name}/int8", node.output[0]
+        node.output[0] = exact = fresh(f"{node.name}/few/output_0", self._taken)
         self._nodes.append(node)
-        whole = self._node("MatMulIntegerToFloat", [rows, values, one, channel, middle], f"{scope}/MatMulIntegerToFloat",
-                           domain="com.microsoft")  # fmt: skip
         many = self._node("Mul", [whole, scales], f"{scope}/Mul")
-        if half:
+        if self._is_half(node):
             many = self._node("Cast", [many], f"{scope}/Cast", to=FLOAT16)
         self._node("Concat", [exact, many], f"{scope}/Concat", [result], axis=1)
 
+    def _whole_numbers(self, rows: str, weights: tuple[str, str], name: str) -> str:
+        """The product of codes and weights, without the scales of the rows."""
+        values, channel = weights
+        step, middle = self._number("step", 1 / 127, "float32"), self._number("middle", 128, "uint8")
+        inputs = [rows, values, step, channel, middle]
+        return self._node("MatMulIntegerToFloat", inputs, name, domain="com.microsoft")
+
+    def _codes(self, x: str, scope: str) -> tuple[str, str]:
+        """Rows of float32 x in uint8, and the largest number of each [B, rows, 1]; where there is no row, too."""
+        if not self._last:  # of no rows ONNX Runtime's ReduceMax makes x's shape, and warns if it expects another
+            self._last = self._node("Where", [self._few, self._number("last", [-1]), self._number("third", [2])],
+                                    "int8_prefill/last")  # fmt: skip
+        size = self._node("Abs", [x], f"{scope}/Abs")
+        widest = self._node("ReduceMax", [size, self._last], f"{scope}/ReduceMax", keepdims=1)
+        first = [self._number("zero", [0]), self._number("one", [1]), self._number("last", [-1])]
+        largest = self._node("Slice", [widest, *first], f"{scope}/Slice")
+        return self._rounded(x, largest, scope)
+
+    def _rounded(self, x: str, largest: str, scope: str) -> tuple[str, str]:
+        """x in uint8, 128 is 0, and the largest number of each row, which is never 0."""
+        largest = self._node("Max", [largest, self._number("least", 1e-30, "float32")], f"{scope}/Max")
+        part = self._node("Div", [x, largest], f"{scope}/Div")
+        step, middle = self._number("step", 1 / 127, "float32"), self._number("middle", 128, "uint8")
+        return self._node("QuantizeLinear", [part, step, middle], f"{scope}/QuantizeLinear"), largest
+
     def _rows(self, x: str, half: bool) -> tuple[str, str, str]:
-        """The rows of x that stay, the others in uint8, and their scales [B, S, 1]; once for all products that read x."""
+        """The rows of x that stay, the others in uint8, and the largest number of each of these [B, rows, 1]; once for all
+        products that read x."""
         if x in self._quantised:
             return self._quantised[x]
         scope = f"{x}/int8"
@@ -190,13 +311,9 @@ class _Rewriting:
         size = self._node("Abs", [real], f"{scope}/Abs")
         # of all rows, also of those that stay: ONNX Runtime gives the largest of no rows another shape
         largest = self._node("ReduceMax", [size, self._number("last", [-1])], f"{scope}/ReduceMax", keepdims=1)
-        part = self._node("Mul", [largest, self._number("step", 1 / 127, "float32")], f"{scope}/Mul")
-        scale = self._node("Max", [part, self._number("least", 1e-30, "float32")], f"{scope}/Max")
-        whole = self._node("Div", [real, scale], f"{scope}/Div")
-        one, middle = self._number("one", 1, "float32"), self._number("middle", 128, "uint8")
-        codes = self._node("QuantizeLinear", [whole, one, middle], f"{scope}/QuantizeLinear")
+        codes, largest = self._rounded(real, largest, scope)
         rows = self._node("Slice", [codes, first, end, axis], f"{scope}/rows")
-        scales = self._node("Slice", [scale, first, end, axis], f"{scope}/scales")
+        scales = self._node("Slice", [largest, first, end, axis], f"{scope}/scales")
         self._quantised[x] = few, rows, scales
         return self._quantised[x]
 
@@ -216,16 +333,18 @@ class _Rewriting:
             raise PassError(f"{node_in_words(node)}: {name!r} is {initializer_type(tensor)}; {expected} is expected")
         return tensor
 
-    def _in_int8(self, node: NodeProto) -> tuple[str, str]:
-        """The names of a product's weights in int8 and of their scales; one pair for products of the same codes."""
-        given = tuple(node.input[1:])
+    def _in_int8(self, node: NodeProto, half: _Half | None = None) -> tuple[str, str]:
+        """The names of a product's weights in int8 and of their scales, of all channels or of half of them; one pair for
+        products of the same codes."""
+        given = *node.input[1:], half.name if half else ""
         if given not in self._weights:
-            values, scales = (fresh(f"{given[0]}.{what}", self._taken) for what in ("int8", "int8_scales"))
-            self._store(node, values, scales)
+            base = f"{given[0]}.{half.name}" if half else given[0]
+            values, scales = (fresh(f"{base}.{what}", self._taken) for what in ("int8", "int8_scales"))
+            self._store(node, values, scales, half or _Half("", 0, 1))
             self._weights[given] = values, scales
         return self._weights[given]
 
-    def _store(self, node: NodeProto, values: str, scales: str) -> None:
+    def _store(self, node: NodeProto, values: str, scales: str, taken: _Half) -> None:
         from onnx import TensorProto
         from onnx.numpy_helper import to_array
 
@@ -247,7 +366,10 @@ class _Rewriting:
                 parts.append(SourcePart(self._source(node, tensor), Columns(widths[place], 0, widths[place], 8)))
             else:
                 inline[place] = to_array(tensor).tobytes()
-        stored = ChannelWeights(depth, block, bits, half, "values", (inline[0], inline[1], inline[2]))
+        count //= taken.of
+        stored = ChannelWeights(
+            depth, block, bits, half, "values", taken.index, taken.of, (inline[0], inline[1], inline[2])
+        )
         made = (
             (TensorProto(name=values, data_type=_INT8, dims=[depth, count]), stored),
             (TensorProto(name=scales, data_type=FLOAT, dims=[count]), replace(stored, result="scales")),

@@ -20,10 +20,10 @@ _AT_A_TIME = 2**22
 
 @dataclass(frozen=True, slots=True)
 class ChannelWeights:
-    """How a product's codes are stored, and which of the two results is meant.
+    """How a product's codes are stored, and which of the two results is meant, of one of `of` equal parts of its channels.
 
     `depth` is K, of which `block` values share a scale; codes have `bits` and scales are float16 where `half` is set.
-    `values` are int8 [K, N], w = value * scale; `scales` are float32 [N]. `inline` are the bytes of codes, scales and
+    `values` are int8 [K, N], w = value * scale; `scales` are float32 [N], N those of the part. `inline` are the bytes of codes, scales and
     zero points that the graph itself holds: None for those in a data file, nothing for zero points that there are not.
     """
 
@@ -32,6 +32,8 @@ class ChannelWeights:
     bits: int
     half: bool
     result: Literal["values", "scales"]
+    index: int = 0
+    of: int = 1
     inline: tuple[bytes | None, bytes | None, bytes | None] = field(default=(None, None, None), repr=False)
 
     @property
@@ -40,13 +42,16 @@ class ChannelWeights:
         return self.depth if self.result == "values" else 4
 
     def made(self, read: Sequence[Array]) -> Array:
-        """The result for all N channels. `read` are those that are in data files, uint8 [N, bytes of a row] each."""
+        """The result for these channels. `read` are those that are in data files, uint8 [N, bytes of a row] each."""
         import numpy as np
 
         left = list(read)
         given = [left.pop(0) if one is None else np.frombuffer(one, np.uint8) for one in self.inline]
         codes = given[0].reshape(-1, -(-self.depth // self.block) * self.block * self.bits // 8)
-        scales, points = (one.reshape(len(codes), -1) for one in given[1:])
+        count = len(codes) // self.of
+        part = slice(self.index * count, (self.index + 1) * count)
+        scales, points = (one.reshape(len(codes), -1)[part] for one in given[1:])
+        codes = codes[part]
         step = max(1, _AT_A_TIME // self.depth)
         values = np.empty((self.depth, len(codes)), np.int8) if self.result == "values" else None
         channel = np.empty(len(codes), np.float32)

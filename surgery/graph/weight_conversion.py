@@ -136,6 +136,8 @@ class Conversion:
     @property
     def rows(self) -> int:
         """Rows of the weight."""
+        if self.channels is not None:
+            return self.parts[0].rows // self.channels.of
         return self.parts[0].rows if self.taken is None else len(self.taken)
 
     @property
@@ -310,10 +312,10 @@ def made_portions(made: Sequence[Conversion], opened: Opener) -> Iterator[tuple[
     first = made[0]
     parts = {part.extent: part for part in first.parts}
     step = max(1, CHUNK // sum(part.columns.row_bytes for part in parts.values()))
-    step = step if first.channels is None else first.rows
+    portions = _portions(first, step) if first.channels is None else [(0, first.parts[0].rows)]
     with ExitStack() as stack:
         files = {extent: stack.enter_context(opened(part.source.file)) for extent, part in parts.items()}
-        for row, count in _portions(first, step):
+        for row, count in portions:
             numbers = first.taken.numbers[row : row + count] if first.taken is not None else None
             held = {extent: _rows(files[extent], part, row, count, numbers) for extent, part in parts.items()}
             for conversion in made:

@@ -116,8 +116,9 @@ def expected(x: Array, weights: Array) -> Array:
     channel = np.abs(single).max(axis=1) / np.float32(127)
     whole = np.rint(single / channel[:, None]).astype(np.int64)
     x = x.astype(np.float32)
-    row = np.maximum(np.abs(x).max(axis=-1, keepdims=True) * np.float32(1 / 127), np.float32(1e-30))
-    found: Array = np.rint(x / row).astype(np.int64) @ whole.T * channel.astype(np.float64) * row
+    row, step = np.maximum(np.abs(x).max(axis=-1, keepdims=True), np.float32(1e-30)), np.float32(1 / 127)
+    codes = np.rint(x / row / step).astype(np.int64)
+    found: Array = codes @ whole.T * (channel.astype(np.float64) * step) * row
     return found
 
 
@@ -189,6 +190,81 @@ def test_second_run_finds_nothing_to_do() -> None:
     assert not again.changed and "each that is meant has a side in int8" in str(again.findings[0])
 
 
+WIDE = 64
+"""Channels of an MLP."""
+
+
+def mlp(split: bool = True) -> Model:
+    """y [B,S,80] = down(gelu(gate(x)) * up(x)), inputs_embeds [B,S,80]; with other halves where `split` is not set."""
+    rng, nodes, stored = np.random.default_rng(5), [], {}
+    for name, depth, count, x in (("gate_up", DEPTH, 2 * WIDE, "inputs_embeds"), ("down", WIDE, DEPTH, "h")):
+        blocks = -(-depth // BLOCK)
+        stored[f"{name}.codes"] = rng.integers(0, 256, (count, blocks, BLOCK // 2), dtype=np.uint8)
+        stored[f"{name}.scales"] = (rng.random((count, blocks)) * 0.02 + 0.001).astype(np.float32)
+        sizes: Any = {"K": depth, "N": count, "bits": 4, "block_size": BLOCK}
+        inputs = [x, f"{name}.codes", f"{name}.scales"]
+        node = f"/model/layers.0/mlp/{name}_proj/MatMul"
+        nodes.append(make_node("MatMulNBits", inputs, [f"{name}.y"], node, domain="com.microsoft", **sizes))
+    inner = [
+        make_node("Split", ["gate_up.y"], ["gate", "up"], "split", axis=-1, num_outputs=2),
+        make_node("Gelu", ["gate" if split else "up"], ["active"], "gelu", approximate="tanh"),
+        make_node("Mul", ["active", "up" if split else "gate"], ["h"], "product"),
+    ]
+    kind = TensorProto.FLOAT
+    graph = make_graph(
+        [nodes[0], *inner, nodes[1], make_node("Identity", ["down.y"], ["y"], "end")],
+        "mlp",
+        [make_tensor_value_info("inputs_embeds", kind, ["batch", "tokens", DEPTH])],
+        [make_tensor_value_info("y", kind, ["batch", "tokens", DEPTH])],
+        [from_array(values, name) for name, values in stored.items()],
+    )
+    opsets = [make_operatorsetid("", 21), make_operatorsetid("com.microsoft", 1)]
+    return Model.from_proto(make_model(graph, opset_imports=opsets, ir_version=10))
+
+
+def in_codes(x: Array, name: str, model: Model, rows: slice = slice(None)) -> tuple[Array, Array]:
+    """What one product makes of the rows' codes, and the largest number of each."""
+    stored = {tensor.name: to_array(tensor) for tensor in model.graph.initializer}
+    codes, scales = stored[f"{name}.codes"][rows], stored[f"{name}.scales"][rows]
+    nibbles = np.stack([codes & 15, codes >> 4], -1).reshape(len(codes), scales.shape[1], BLOCK)
+    real = ((nibbles.astype(np.float32) - 8) * scales[:, :, None]).reshape(len(codes), -1)[:, : x.shape[-1]]
+    channel = np.abs(real).max(axis=1) / np.float32(127)
+    largest, step = np.abs(x).max(axis=-1, keepdims=True), np.float32(1 / 127)
+    found = np.rint(x / largest / step).astype(np.int64) @ np.rint(real / channel[:, None]).astype(np.int64).T
+    return (found * (channel * step)).astype(np.float32), largest
+
+
+def test_mlp_is_that_of_whole_numbers(tmp_path: Path) -> None:
+    """The scale of up's rows is not in what is rounded for down_proj: it cannot change the codes."""
+    source, x = mlp(), activations(2, 16)
+    made = apply(source, [Int8Prefill()])[0]
+    (gate, row), (up, _) = (in_codes(x, "gate_up", source, half) for half in (slice(0, WIDE), slice(WIDE, None)))
+    real = gate * row
+    active = real * 0.5 * (1 + np.tanh(np.sqrt(2 / np.pi) * (real + 0.044715 * real**3)))
+    down, inner = in_codes((active * up).astype(np.float32), "down", source)
+    exact = down * inner * row
+    found = run(made, x, tmp_path)
+    assert (np.abs(found - exact) / np.abs(exact).max(axis=-1, keepdims=True)).max() < 1e-5
+    assert np.array_equal(run(made, x[:, :15], tmp_path), run(source, x[:, :15], tmp_path))
+    assert np.array_equal(run(made, x[1:], tmp_path), found[1:])
+
+
+def test_mlp_in_data_files_gives_the_same(tmp_path: Path) -> None:
+    x = activations(1, 20)
+    inline = run(apply(mlp(), [Int8Prefill()])[0], x, tmp_path)
+    made = apply(external(mlp(), tmp_path, "gate_up.scales"), [Int8Prefill()])[0]
+    assert np.array_equal(run(made, x, tmp_path), inline)
+
+
+def test_other_halves_are_two_products(tmp_path: Path) -> None:
+    """What multiplies up by gate's activation is no MLP that is known: each product has a Concat of its own."""
+    source, x = mlp(split=False), activations(1, 20)
+    made = apply(source, [Int8Prefill()])[0]
+    assert [node.op_type for node in made.graph.node].count("Concat") == 2
+    off = np.abs(run(made, x, tmp_path) - run(source, x, tmp_path)).max()
+    assert off < 0.05 * np.abs(run(source, x, tmp_path)).max()
+
+
 def test_which_products_are_meant() -> None:
     decoder = Model.open(open_export(TINY).pair("q4").decoder)
 
@@ -196,10 +272,16 @@ def test_which_products_are_meant() -> None:
         return {node.name.split("/")[-2] for node in step.concerns(decoder)}
 
     assert kinds(Int8Prefill("mlp")) == {"gate_up_proj", "down_proj"}
-    assert kinds(Int8Prefill()) == {"gate_up_proj", "down_proj", "q_proj", "k_proj", "v_proj", "o_proj"}
+    attention = {"q_proj", "k_proj", "v_proj", "o_proj"}
+    assert kinds(Int8Prefill("attention")) == attention
+    small = {"per_layer_input_gate", "per_layer_projection"}
+    assert kinds(Int8Prefill()) == {"gate_up_proj", "down_proj"} | attention | small
     made, _ = apply(decoder, [Int8Prefill()])
     made_for_x = [node for node in made.graph.node if node.op_type == "QuantizeLinear"]
-    assert len(made_for_x) == 40, "once for all products of a layer that read the same: q, k, v; o; gate and up; down"
+    assert len(made_for_x) == 60, (
+        "once for all products of a layer that read the same: q, k, v; o; gate and up; down; small"
+    )
+    assert len([node for node in made.graph.node if node.op_type == "Concat" and "/mlp/" in node.name]) == 10
 
 
 def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
@@ -210,6 +292,12 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
         apply(product(op="/lm_head/MatMul_Quant"), [Int8Prefill()])
     with pytest.raises(PassError, match="tokens is 0; the fewest"):
         apply(product(), [Int8Prefill(tokens=0)])
+    routed = product()
+    routed.graph.node.append(make_node("TopK", ["y", "best"], ["v", "i"], "/model/layers.0/moe/router/TopK"))
+    routed.graph.initializer.append(from_array(np.array([2]), "best"))
+    with pytest.raises(PassError, match="is a mixture of experts") as raised:
+        apply(routed, [Int8Prefill()])
+    assert raised.value.hint == "leave out --prefill int8"
     renamed = product()
     renamed.graph.input[0].name = renamed.graph.node[0].input[0] = "x"
     with pytest.raises(PassError, match="has no input input_ids or inputs_embeds"):

@@ -6,6 +6,7 @@ the manifest's facts. No time, no path and no name of a machine is in it: the sa
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -32,6 +33,8 @@ FolderKind = Literal["genai", "two-graph"]
 
 _MAX_RECIPE = 10_000
 _MAX_CARD = 1024 * 1024
+_MAX_HEAD = 64 * 1024
+_MOST_TEXTS = 200
 _FAMILIES = {"gemma3": "Gemma 3", "gemma3n": "Gemma 3n", "gemma4": "Gemma 4"}
 _LIBRARIES: dict[FolderKind, str] = {"genai": "onnxruntime-genai", "two-graph": "transformers.js"}
 _TASKS: dict[frozenset[Modality], str] = {
@@ -42,6 +45,14 @@ _TASKS: dict[frozenset[Modality], str] = {
 }
 """What a folder takes beside text -> the Hub's name of the task; it has none for text, images and sound to text."""
 _APACHE = ("Apache License", "Version 2.0")
+_TOLD = {
+    "license": r"[\w.+-]{1,64}",
+    "license_name": r"[\w.+ -]{1,64}",
+    "license_link": r"(https://)?[\w./:#?=&%+-]{1,200}",
+    "language": r"[A-Za-z][\w-]{1,31}",
+    "base_model": r"[\w.-]{1,96}/[\w.-]{1,96}",
+}
+"""What is taken from the source's card -> how its text, or each text of a list, is written; any other is left out."""
 _MAX_LENGTH = 2048
 """Tokens of the examples, prompt and answer."""
 
@@ -138,10 +149,27 @@ def _card_metadata(path: Path) -> dict[str, Any]:
     from huggingface_hub import ModelCard
 
     try:
-        text = read_regular(path, _MAX_CARD).decode("utf-8")
-        return dict(ModelCard(text, ignore_metadata_errors=True).data.to_dict())  # type: ignore[no-untyped-call]
+        found = ModelCard(
+            _head(read_regular(path, _MAX_CARD).decode("utf-8")), ignore_metadata_errors=True
+        ).data.to_dict()  # type: ignore[no-untyped-call]
+        return {key: found[key] for key, form in _TOLD.items() if key in found and _is_written(found[key], form)}
     except Exception:  # a stranger's YAML: of many kinds, and none of them keeps a folder from being written
         return {}
+
+
+def _head(text: str) -> str:
+    """The metadata of a card alone, without blank lines: who looks for its end goes back and forth over them."""
+    first, *lines = text.lstrip("\ufeff").splitlines() or [""]
+    end = lines.index("---") if first == "---" and "---" in lines else 0
+    head = "\n".join(line for line in lines[:end] if line.strip())
+    return f"---\n{head}\n---\n" if 0 < len(head) <= _MAX_HEAD else ""
+
+
+def _is_written(value: Any, form: str) -> bool:
+    texts = value if isinstance(value, list) else [value]
+    return 0 < len(texts) <= _MOST_TEXTS and all(
+        isinstance(text, str) and re.fullmatch(form, text, re.ASCII) for text in texts
+    )
 
 
 def _apache(export: Export, licences: Iterable[str]) -> str | None:

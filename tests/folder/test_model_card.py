@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from folders import planned
 from huggingface_hub import ModelCard
+from limits import cpu_limit
 from places import ROOT, TINY
 
 import fixtures
@@ -25,7 +26,7 @@ from surgery.choices import Target
 from surgery.files.safe_reading import sha256
 from surgery.folder.building import build_folder
 from surgery.folder.minimum_versions import minimum_versions
-from surgery.folder.model_card import model_card
+from surgery.folder.model_card import model_card, read_told
 from surgery.folder.text_only import build_text_only
 from surgery.graph.weight_writing import Placed
 from surgery.source.export import Export, open_export
@@ -178,6 +179,26 @@ def test_a_folder_of_images_and_sound_is_another_task() -> None:
     assert card.data.pipeline_tag == "any-to-any" and "It takes text and image and audio." in card.text
     assert "| recipe of text | `rename-io` |" in card.text and "| recipe of embedding | `x{y=z}` |" in card.text
     assert of(open_export(TINY), modalities=("image",)).data.pipeline_tag == "image-text-to-text"
+
+
+@pytest.mark.parametrize("key", ["license", "license_name", "license_link", "language", "base_model"])
+def test_metadata_of_a_stranger_is_taken_in_its_own_form_alone(key: str, tmp_path: Path) -> None:
+    """Not what turns the direction of a line, links to a script, or is a list of lists that doubles at each step."""
+    bomb = "".join(f"a{step}: &a{step} [{', '.join([f'*a{step - 1}'] * 9)}]\n" for step in range(1, 12))
+    export = source_with(tmp_path, README_md="")
+    for evil in ('"a\\u202eb"', '"javascript:alert(1)"', '"@octocat"', '"a\\nb: c"', "*a11", "[[a]]", "{a: b}", "12"):
+        (export.root / "README.md").write_text(f"---\na0: &a0 [x]\n{bomb}{key}: {evil}\n---\n")
+        with cpu_limit(5):
+            assert key not in read_told(export).metadata, evil
+
+
+@pytest.mark.parametrize(
+    "text", ["---\n" + "\n" * 400_000, "---\n" + "- a\n" * 200_000 + "---\n", "---\n" + "[" * 60_000]
+)
+def test_a_card_that_has_no_end_is_no_work(text: str, tmp_path: Path) -> None:
+    export = source_with(tmp_path, README_md=text)
+    with cpu_limit(5):
+        assert read_told(export).metadata == {}
 
 
 def test_what_a_stranger_wrote_is_text(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx import GraphProto, ModelProto, TensorProto, numpy_helper
+from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, numpy_helper
 from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_tensor, make_tensor_value_info
 from small import Array, decoder, embed_tokens, externalised, run
 
@@ -351,6 +351,7 @@ def test_a_file_and_its_faults_in_one_sentence(tmp_path: Path) -> None:
 def test_logits_of_no_product_are_refused() -> None:
     proto = decoder()
     proto.graph.node[-1].op_type = "Einsum"
+    proto.graph.node[-1].attribute.add(name="equation", type=AttributeProto.STRING, s=b"bsh,hv->bsv")
     with pytest.raises(PassError, match="the logits come from no MatMul"):
         apply(Model.from_proto(proto), [PruneVocabulary(FEW)])
 

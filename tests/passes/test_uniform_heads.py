@@ -23,7 +23,7 @@ from passes.recipe import parse, recipe_text
 from surgery.attention.cache_padding import declared_sizes, own_sizes
 from surgery.attention.kv_wiring import attentions
 from surgery.choices import KVLayout, Target
-from surgery.errors import ModelError
+from surgery.errors import ModelError, PassError
 from surgery.folder.building import plan
 from surgery.folder.genai_config import cache_costs, genai_config, shares_buffer
 from surgery.folder.opened import open_genai_folder
@@ -143,11 +143,13 @@ def test_what_cannot_be_padded_is_refused(tmp_path: Path) -> None:
     refused(tmp_path, proto, UniformHeads(), r"layer 1's value is \(1, 16\) as past, but \(1, 24\) as present")
     proto = decoder()
     proto.opset_import[0].version = 10
-    refused(tmp_path, proto, UniformHeads(), "opset 10 has no Slice with inputs; 11 or newer is expected")
+    with pytest.raises(PassError, match="opset 10 has no Slice with inputs; 11 or newer is expected"):
+        UniformHeads().requires(Model.from_proto(proto))
     proto = decoder()
     del proto.graph.input[-4:]
     del proto.graph.output[1:]
-    refused(tmp_path, proto, UniformHeads(), r"no past_key_values\.N\.key is in the interface")
+    with pytest.raises(PassError, match=r"no past_key_values\.N\.key is in the interface"):
+        UniformHeads().requires(Model.from_proto(proto))
 
 
 # In the folder

@@ -14,17 +14,19 @@ from typing import Any
 import pytest
 from folders import repack
 from signing import sign
+from vocabularies import kept_of, small_export, small_tokenizer, written
 
 import surgery
 from passes import FoldLogitsToKeep
 from passes.presets import compatible
 from passes.recipe import recipe_text
 from surgery import RepackOptions
+from surgery.folder.manifest import recorded_tokens
 from surgery.folder.opened import open_genai_folder
 from surgery.runtime.genai import GenAI, open_tokenizer
 from surgery.source.export import Export, open_export
 from surgery.verify import Request, prove_folder
-from surgery.verify.configuration import differences
+from surgery.verify.configuration import SourceFiles, differences, setting_faults
 from surgery.verify.genai_proof import check_ends, check_tokenizer
 from surgery.verify.source_files import source_file_gates
 
@@ -212,6 +214,50 @@ def test_names_of_the_graph_are_held_by_themselves(
     folder = damaged(text, tmp_path / "out", "genai_config", {f"model.decoder.{place}": name})
     gates = source_file_gates(open_genai_folder(folder), export.pair("q4"), export.root, "cpu")
     assert [gate.name for gate in gates if not gate.passed] == [SETTINGS]
+
+
+ELSEWHERE = {f"{name}_token_id" for name in ("bos", "eos", "pad", "image", "audio")} | {"past_present_share_buffer"}
+"""Keys that have a gate of their own."""
+KINDS: dict[str, dict[str, Any]] = {
+    "prompts in int8, guesses": {"precision": "q4", "preset": "fast", "prefill": "int8", "speculative": True},
+    "fewer tokens": {"precision": "q4", "vocabulary": "list"},
+    "images and sound": {"precision": "q4", "modalities": ("image", "audio")},
+    "CUDA, tables on the host": {"precision": "q4f16", "provider": "cuda", "host_embeddings": True},
+}
+
+
+def places(content: Mapping[str, Any], above: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """Where the values stand, all the way in."""
+    found = [
+        places(value, (*above, key)) if isinstance(value, dict) else [(*above, key)] for key, value in content.items()
+    ]
+    return [place for part in found for place in part]
+
+
+def another(value: Any) -> Any:
+    if isinstance(value, bool):
+        return not value
+    return value + 1 if isinstance(value, int | float) else f"{value}_" if isinstance(value, str) else [1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_key_of_every_kind_of_folder_is_held(kind: str, export: Export, tmp_path: Path) -> None:
+    """Each key, dropped and with another value."""
+    options = {"provider": "cpu", "validate": False, **KINDS[kind]}
+    if "vocabulary" in options:
+        export = open_export(small_export(tmp_path / "words"))
+        options["vocabulary"] = written(kept_of(small_tokenizer(tmp_path), 801), tmp_path / "list")
+    folder = surgery.repack(export.root, tmp_path / "out", RepackOptions(**options)).folder
+    pair = replace(export.pair(options["precision"]), kept=recorded_tokens(folder))
+    opened, source = open_genai_folder(folder), SourceFiles.read(export.root, pair)
+    assert not list(setting_faults(opened, source, options["provider"]))
+    for *above, key in [place for place in places(opened.config) if not ELSEWHERE.intersection(place)]:
+        part = reduce(lambda part, name: part[name], above, opened.config)
+        value = part.pop(key)
+        assert list(setting_faults(opened, source, options["provider"])), f"without {'.'.join((*above, key))}"
+        part[key] = another(value)
+        assert list(setting_faults(opened, source, options["provider"])), f"{'.'.join((*above, key))} is {part[key]}"
+        part[key] = value
 
 
 def test_a_file_of_the_same_size_and_time_is_not_the_same(text: Path, export: Export, tmp_path: Path) -> None:

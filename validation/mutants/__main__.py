@@ -4,7 +4,7 @@
     python -m validation.mutants WORK --only rename_io    those whose name this regular expression finds
     python -m validation.mutants WORK --check             only whether each fault's text is there, once
     python -m validation.mutants WORK --no-proofs         the tests alone
-    python -m validation.mutants WORK --page              the same as without, and writes docs/validation/mutants.md
+    python -m validation.mutants WORK --page              runs nothing, and writes docs/validation/mutants.md of what is there
 
 Prints what survived. Ends with 1 where something did without a written reason, where a fault is stale, or where a reason is
 written for what a test tells. A verdict holds while the fault, its module and what is run are what they were. What
@@ -21,15 +21,15 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from validation.mutants.faults import Fault, all_faults
+from validation.mutants.faults import PROOFS, Fault, all_faults
 from validation.mutants.forked import Outcome, import_what_takes_long, run_tests
+from validation.mutants.page import Verdict, page, summary
 
 ROOT = Path(__file__).parents[2]
 COPIED = (
@@ -82,21 +82,6 @@ class Tree:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What became of a fault: what told it among its tests, and among the proofs of jobs; CPU seconds, and commits.
-
-    `tried` says whether any proof was run.
-    """
-
-    fault: Fault
-    told: str
-    proven: str
-    tried: bool
-    seconds: float
-    commits: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class Run:
     """A fault, and what is run with it: its tests, or the proofs of jobs."""
 
@@ -109,36 +94,51 @@ class Run:
         return self.tests == self.fault.proofs
 
 
-def verdicts(faults: Sequence[Fault], work: Path, *, proofs: bool = True) -> list[Verdict]:
-    """What became of each, from WORK/verdicts.json where that still holds. What could not be run has no commit."""
-    path = work / "verdicts.json"
+def runs_of(faults: Sequence[Fault], *, proofs: bool = True) -> list[Run]:
+    """The tests of each fault, then the proofs."""
     kinds = [fault.tests for fault in faults], [fault.proofs if proofs else () for fault in faults]
-    runs = [
+    return [
         Run(fault, tests, fault.digest(ROOT, tests))
         for kind in kinds
         for fault, tests in zip(faults, kind, strict=True)
         if tests
     ]
+
+
+def make_missing(runs: Sequence[Run], work: Path) -> None:
+    """Make each verdict that WORK/verdicts.json does not have, and write it there at once."""
+    path = work / "verdicts.json"
     known = _read(path)
-    if missing := [run for run in runs if run.digest not in known]:
-        import_what_takes_long()
-        with TemporaryDirectory(dir=work) as place:
-            tree = Tree(Path(place))
-            likely = _likely(missing, known)
-            for number, run in enumerate(missing, 1):
-                outcome = _likely_first(tree, run, likely)
-                if outcome is None:
-                    continue
-                made = {
-                    "fault": run.fault.name, "tests": run.tests, "failed": outcome.failed,
-                    "seconds": round(outcome.seconds, 2), "commit": _commit(),
-                }  # fmt: skip
-                path.write_text(json.dumps(_read(path) | {run.digest: made}, indent=1) + "\n")
-                told = outcome.failed.partition("\n")[0] or ("no proof tells" if run.is_proof else "SURVIVED")
-                print(f"{number}/{len(missing)} {outcome.seconds:.1f} s  {run.fault.name}  [{told}]", flush=True)
-    known = _read(path)
-    made_of = {(run.fault, run.is_proof): known[run.digest] for run in runs if run.digest in known}
-    return [_verdict(fault, made_of.get((fault, False), {}), made_of.get((fault, True), {})) for fault in faults]
+    missing = [run for run in runs if run.digest not in known]
+    if not missing:
+        return
+    import_what_takes_long()
+    with TemporaryDirectory(dir=work) as place:
+        tree = Tree(Path(place))
+        likely = _likely(missing, known)
+        for number, run in enumerate(missing, 1):
+            outcome = _likely_first(tree, run, likely)
+            if outcome is None:
+                continue
+            made = {
+                "fault": run.fault.name, "tests": run.tests, "failed": outcome.failed,
+                "seconds": round(outcome.seconds, 2), "commit": _commit(),
+            }  # fmt: skip
+            path.write_text(json.dumps(_read(path) | {run.digest: made}, indent=1) + "\n")
+            told = outcome.failed.partition("\n")[0] or ("no proof tells" if run.is_proof else "SURVIVED")
+            print(f"{number}/{len(missing)} {outcome.seconds:.1f} s  {run.fault.name}  [{told}]", flush=True)
+
+
+def verdicts(runs: Sequence[Run], work: Path) -> list[Verdict]:
+    """What is known of each fault; of older code, where nothing is of this one."""
+    known = _read(work / "verdicts.json")
+    older = {(made["fault"], made["tests"][0].startswith(PROOFS)): made for made in known.values()}
+    found: dict[Fault, dict[bool, Any]] = {run.fault: {} for run in runs}
+    for run in runs:
+        if made := known.get(run.digest) or older.get((run.fault.name, run.is_proof)):
+            found[run.fault][run.is_proof] = made
+    new = {run.fault for run in runs if not run.is_proof and run.digest in known}
+    return [_verdict(fault, made.get(False, {}), made.get(True, {}), fault not in new) for fault, made in found.items()]
 
 
 def _likely(runs: Sequence[Run], known: Mapping[str, Any]) -> dict[Run, str]:
@@ -163,7 +163,7 @@ def _likely_first(tree: Tree, run: Run, likely: Mapping[Run, str]) -> Outcome | 
     return None if sound.failed else tree.run(run.fault, run.tests, sound)
 
 
-def _verdict(fault: Fault, tests: Mapping[str, Any], proofs: Mapping[str, Any]) -> Verdict:
+def _verdict(fault: Fault, tests: Mapping[str, Any], proofs: Mapping[str, Any], is_old: bool) -> Verdict:
     return Verdict(
         fault,
         tests.get("failed", ""),
@@ -171,6 +171,7 @@ def _verdict(fault: Fault, tests: Mapping[str, Any], proofs: Mapping[str, Any]) 
         bool(proofs),
         tests.get("seconds", 0.0) + proofs.get("seconds", 0.0),
         tuple(made["commit"] for made in (tests, proofs) if made),
+        is_old and bool(tests),
     )
 
 
@@ -184,72 +185,6 @@ def _commit() -> str:
     return said.stdout.strip()
 
 
-def by_module(found: Iterable[Verdict]) -> Iterator[tuple[str, int, int, int, int, int, float]]:
-    """Of each module, and of all: faults, told by tests, told by proofs, tried with proofs, survivors with a reason, CPU
-    seconds."""
-    found = sorted(found, key=lambda verdict: verdict.fault.file)
-    groups = [(file, list(group)) for file, group in groupby(found, lambda verdict: verdict.fault.file)]
-    for file, group in (*groups, ("all", found)):
-        yield (
-            file,
-            len(group),
-            sum(bool(verdict.told) for verdict in group),
-            sum(bool(verdict.proven) for verdict in group),
-            sum(verdict.tried for verdict in group),
-            sum(not verdict.told and bool(verdict.fault.survives) for verdict in group),
-            sum(verdict.seconds for verdict in group),
-        )
-
-
-def summary(found: Sequence[Verdict]) -> tuple[list[str], bool]:
-    """A table by module, what survived, and whether all is as it should be."""
-    width = max((len(verdict.fault.file) for verdict in found), default=0)
-    lines = [
-        f"{file:{width}}  {told:3} of {count:3} caught by tests, {proven:3} of {tried:3} by proofs, {seconds:.0f} s of CPU time"
-        for file, count, told, proven, tried, _, seconds in by_module(found)
-    ]
-    missing = [verdict.fault.name for verdict in found if not verdict.commits]
-    survived = [verdict for verdict in found if not verdict.told and verdict.commits]
-    unexplained = [verdict for verdict in survived if not verdict.fault.survives]
-    told = [verdict for verdict in found if verdict.told and verdict.fault.survives]
-    lines += [
-        f"survived, {verdict.fault.name}: {verdict.fault.survives}" for verdict in survived if verdict.fault.survives
-    ]
-    lines += [f"SURVIVED {one.fault.name}{', told by ' + one.proven if one.proven else ''}" for one in unexplained]
-    lines += [f"told, though a reason says it cannot be: {one.fault.name}, by {one.told}" for one in told]
-    lines += [f"NOT RUN {name}: its tests fail without it" for name in missing]
-    return lines, not (unexplained or told or missing)
-
-
-def page(found: Sequence[Verdict]) -> str:
-    """docs/validation/mutants.md."""
-    *modules, whole = by_module(found)
-    commits = sorted({commit for verdict in found for commit in verdict.commits})
-    rows = [
-        f"| {file} | {count} | {told} | {f'{proven} of {tried}' if tried else ''} | {reasons or ''} | {seconds:.0f} |"
-        for file, count, told, proven, tried, reasons, seconds in (*modules, whole)
-    ]
-    reasons = [
-        f"- `{verdict.fault.file}`, {verdict.fault.what}: {verdict.fault.survives}."
-        for verdict in found
-        if verdict.fault.survives and not verdict.told
-    ]
-    return "\n".join([HEAD.format(commits=", ".join(commits)), *rows, "", REASONS, "", *reasons, ""])
-
-
-HEAD = """\
-# Faults injected
-
-What `python -m validation.mutants WORK --page` wrote. Each fault is a text of a module and what stands there instead
-([the catalogue](../../validation/mutants/faults)). One at a time goes into a copy of the project, and the tests of its
-module are run up to the first that fails; then, where the module has a part in making a folder, `repack` or `strip` of a small
-export with nothing but its own proof. Commits: {commits}.
-
-| module | faults | told by tests | told by the proof of a job alone | survive, with a reason | CPU seconds |
-| --- | --- | --- | --- | --- | --- |"""
-REASONS = "What survives the tests, and why it cannot matter:"
-
-
 def main() -> int:
     """0 where every fault is told, or has a reason why it is not."""
     parser = argparse.ArgumentParser(
@@ -259,7 +194,11 @@ def main() -> int:
     parser.add_argument("--only", default="", metavar="REGEX", help="faults whose name it finds")
     parser.add_argument("--check", action="store_true", help="run nothing; tell which faults are stale")
     parser.add_argument("--no-proofs", action="store_true", help="run the tests, and not the proofs of jobs")
-    parser.add_argument("--page", action="store_true", help=f"write {PAGE.relative_to(ROOT)}, where nothing is missing")
+    parser.add_argument(
+        "--page",
+        action="store_true",
+        help=f"run nothing; write {PAGE.relative_to(ROOT)} of the verdicts that are there",
+    )
     options = parser.parse_args()
     faults = [fault for fault in all_faults() if re.search(options.only, fault.name)]
     if stale := [reason for fault in faults if (reason := fault.stale(ROOT))]:
@@ -270,10 +209,13 @@ def main() -> int:
         return 0
     work = options.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
-    found = verdicts(faults, work, proofs=not options.no_proofs)
+    runs = runs_of(faults, proofs=not options.no_proofs)
+    if not options.page:
+        make_missing(runs, work)
+    found = verdicts(runs, work)
     lines, passed = summary(found)
     print("\n".join(lines))
-    if options.page and passed and not options.only:
+    if options.page:
         PAGE.write_text(page(found), encoding="utf-8")
     return 0 if passed else 1
 

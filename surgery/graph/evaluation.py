@@ -2,8 +2,8 @@
 
 A fragment begins at the values where it is cut and ends at the values that are asked for. It runs in onnx's own
 reference implementation, so that it needs no runtime and no weight, and in float32 whatever the graph computes in: what
-float16 rounds away would hide a fault. A Shape on the way counts as a cut: the tensor that it reads is never made, its
-declared dimensions are enough.
+float16 rounds away would hide a fault. What a Shape on the way reads counts as a cut: for that the tensor is never made,
+its declared dimensions are enough.
 
 A graph is a stranger's, and this runs in our own process. So a fragment holds only operators whose work is known before
 they run, from what they are given: no loops, no text, and no more of it in all than MOST_WORK.
@@ -90,12 +90,13 @@ class Subgraphs:
             for attribute in node.attribute:
                 self._small(attribute.t)
             found.add(id(node))
-            pending.append(node)
             if node.op_type == "Shape" and node.input[0] not in at:
-                shaped[node.input[0]] = self._declared(node.input[0])
-                seen.add(node.input[0])
+                node, measured = copied(node), node.input[0]
+                node.input[0] = f"{measured}, its shape"  # beside the value itself, which may be read as well
+                shaped[node.input[0]] = self._declared(measured)
+                pending.append(node)
             else:
-                pending.extend(reversed(node.input))
+                pending.extend([node, *reversed(node.input)])
         cuts = {name: self._declared(name) for name in at}
         return Subgraph(self._proto(nodes, constants, cuts | shaped, outputs), cuts, shaped, self._work)
 

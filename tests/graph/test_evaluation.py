@@ -89,6 +89,23 @@ def test_text_is_not_tried() -> None:
         part.run({}, {"x": np.array([["a"]], object)})
 
 
+@pytest.mark.parametrize("first", ["shape", "numbers"])
+def test_a_value_is_read_beside_its_shape(first: str) -> None:
+    """Its declared shape stands for what Shape reads; zeros of that shape are not the value."""
+    shape = [make_node("Shape", ["m"], ["s"]), make_node("ReduceSum", ["s"], ["n"], keepdims=0)]
+    numbers = [make_node("Abs", ["m"], ["a"])]
+    ends = ["n", "a"] if first == "shape" else ["a", "n"]
+    nodes = [make_node("Neg", ["x"], ["m"]), *shape, *numbers, make_node("Add", ends, ["y"])]
+    graph = make_graph(
+        nodes, "g", [make_tensor_value_info("x", TensorProto.INT64, ["b", "t"])],
+        [onnx.helper.make_value_info("y", onnx.TypeProto())],
+        value_info=[make_tensor_value_info("m", TensorProto.INT64, ["b", "t"])],
+    )  # fmt: skip
+    part = Subgraphs(make_model(graph, opset_imports=[make_opsetid("", 20)])).cut(["y"], {"x"})
+    (found,) = part.run({"b": 1, "t": 3}, {"x": np.array([[1, 2, 3]])})
+    assert found.tolist() == [[5, 6, 7]]
+
+
 def test_a_declared_size_that_no_array_has() -> None:
     graph = make_graph(
         [make_node("Shape", ["x"], ["y"])], "g", [make_tensor_value_info("x", TensorProto.FLOAT, [2**62, 2**62])],

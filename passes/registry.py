@@ -23,7 +23,8 @@ GROUP = "gemma4_surgery.passes"
 BUILT_IN = (
     "merge-embeddings", "fold-logits-to-keep", "rename-io", "move-padding", "expand-shared-kv", "annotate-head-sizes",
     "scatter-features", "mask-media-ids", "flatten-per-layer-inputs", "fit-encoder",
-    "uniform-heads", "prune-vocabulary", "tie-lm-head", "set-accuracy-level", "int8-prefill", "to-fp16", "host-embeddings",
+    "uniform-heads", "prune-vocabulary", "tie-lm-head", "set-accuracy-level", "lut-products", "int8-prefill", "to-fp16",
+    "host-embeddings",
     "fuse-attention", "drop-attention-bias", "slice-caches", "split-per-layer-table", "fuse-per-layer-table",
 )  # fmt: skip
 """The passes here; `some-pass` is the class SomePass in passes/some_pass.py. Those of the main recipe come first, in

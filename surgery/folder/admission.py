@@ -23,6 +23,8 @@ from surgery.cuda.layering import OPTION, SETTING
 from surgery.errors import ArchitectureError, FolderError
 from surgery.files.safe_reading import oversized, stays_inside
 from surgery.folder.genai_config import CAPTURE, CONFIG_FILE
+from surgery.graph.look_up_tables import OPTION as LUT_OPTION
+from surgery.graph.look_up_tables import SETTING as LUT_SETTING
 
 Rule = Callable[[Any], bool]
 
@@ -91,6 +93,7 @@ _SESSION = {
     "session.inter_op.allow_spinning": _SWITCH,
     "provider_options": _providers,
     OPTION: _one_of(SETTING),
+    LUT_OPTION: _one_of(LUT_SETTING),
 }
 _NAMES = dict.fromkeys(
     (

@@ -13,6 +13,7 @@ An unknown key anywhere but at the root is a load error ("Unknown value ..."), s
     num_logits_to_keep          never: `Unknown value "num_logits_to_keep"`
     intra_op_num_threads        0, ONNX Runtime's own choice: GenAI's default is half the processors, which on 2 cores
                                 without hyper-threading is 28 tokens a second in place of 53 (full-size E2B q4f16)
+    mlas.use_lut_gemm           "1" where products of 2 bits can be computed with look-up tables (surgery.graph.look_up_tables)
     enable_cuda_graph           "1" where CUDA can capture the graph, so that a token is one launch in place of hundreds. GenAI
                                 then feeds one row, not several, and no beams; 0.13 and older refuse to load it. Never in a
                                 multimodal folder: the encoders' sessions would take it over from the decoder's
@@ -40,6 +41,9 @@ from surgery.errors import ArchitectureError, ExportError, FolderError, ModelErr
 from surgery.files.json_values import JsonValues
 from surgery.files.safe_reading import read_inside
 from surgery.folder.chat_template import genai_template
+from surgery.graph.look_up_tables import OPTION as LUT_OPTION
+from surgery.graph.look_up_tables import SETTING as LUT_SETTING
+from surgery.graph.look_up_tables import has_lut_products
 from surgery.graph.model import Model
 from surgery.graph.tensor_types import interface_types
 from surgery.source.export import GENAI_CONFIG, LICENSES, Export
@@ -180,6 +184,7 @@ def genai_config(
                     "intra_op_num_threads": 0,
                     "provider_options": [] if provider == "cpu" else [{provider: _capture(model, target)}],
                     **({OPTION: SETTING} if provider != "cpu" and has_layers(model.graph) else {}),
+                    **({LUT_OPTION: LUT_SETTING} if provider == "cpu" and has_lut_products(model.graph) else {}),
                 },
                 "head_size": head_size,
                 "hidden_size": arch.hidden_size,

@@ -1,7 +1,8 @@
 """Sessions of ONNX Runtime, and the merged graph in one of them; surgery.runtime.two_graphs runs two graphs as one
 model.
 
-All run under equal session options, so that what differs is the graph. onnxruntime is imported when a session is
+All run under equal session options, so that what differs is the graph, but for the one that a graph with look-up tables
+runs under in a folder too. onnxruntime is imported when a session is
 opened, not before. Values go from a step to the next as OrtValues on the provider's device: on the CPU that costs
 what numpy arrays cost (370 and 373 ms a step, E2B q4f16 behind 4,096 tokens), on a GPU it saves the way to the host.
 """
@@ -22,6 +23,9 @@ from surgery.attention.shared_buffer import VALUE as IN_PLACE_VALUE
 from surgery.choices import Provider, ProviderChoice
 from surgery.cuda.layering import OPTION, SETTING
 from surgery.errors import ModelError, RuntimeMissing
+from surgery.graph.look_up_tables import OPTION as LUT_OPTION
+from surgery.graph.look_up_tables import SETTING as LUT_SETTING
+from surgery.graph.look_up_tables import has_lut_products
 from surgery.graph.model import Model
 from surgery.graph.token_inputs import token_role
 from surgery.runtime.installing import how_to_install, installed, needs
@@ -282,6 +286,8 @@ def _open(graph: Path | Model, settings: Settings, exposed: Sequence[str]) -> or
     wanted = ["CUDAExecutionProvider"] if settings.provider == "cuda" else []
     if wanted:
         options.add_session_config_entry(OPTION, SETTING)
+    elif has_lut_products(found.graph):
+        options.add_session_config_entry(LUT_OPTION, LUT_SETTING)
     try:
         model: str | bytes = str(path)
         if exposed or found is graph:  # nothing is written: the graph goes in as bytes, its weights stay where they are

@@ -198,7 +198,16 @@ def _providers(folder: OpenedFolder, provider: Provider | None) -> dict[str, Any
         captures.append({"enable_cuda_graph": "1"})
     cuda = [[{"cuda": options}] for options in captures]
     choices: dict[Provider | None, list[list[dict[str, Any]]]] = {"cpu": [[]], "cuda": cuda, None: [[], *cuda]}
-    return {"provider_options": tuple(choices[provider]), **layers}
+    return {"provider_options": tuple(choices[provider]), **layers, **_tables(folder, found)}
+
+
+def _tables(folder: OpenedFolder, providers: Any) -> dict[str, Any]:
+    """Products of 2 bits in float32 with level 4, which is what the option for look-up tables is for on the CPU."""
+    single = {value.name for value in folder.model.graph.value_info if value.type.tensor_type.elem_type == 1}
+    products = [node for node in folder.model.graph.node if node.op_type == "MatMulNBits" and node.input[0] in single]
+    chosen = [{each.name: each.i for each in node.attribute} for node in products]
+    looked_up = any((each.get("bits"), each.get("accuracy_level")) == (2, 4) for each in chosen)
+    return {"mlas.use_lut_gemm": "1"} if looked_up and not providers else {}
 
 
 def _media(folder: OpenedFolder) -> dict[str, Any]:

@@ -1,24 +1,28 @@
 """What speculation gains and costs: a folder with it beside one without, on answers that repeat what was said and on one
 that does not.
 
-    python -m benchmarks.speculation WORK EXPORT [--precision q4] [--texts echo,code,free] [--prompt 512]
+    python -m benchmarks.speculation WORK EXPORT [--precision q4] [--only echo/with] [--threads 1]
 
-Random weights say nothing that repeats, so the answers are scripted: behind the logits of both folders one node raises
-the score of the next word of a text, and everything before it is computed as ever. What is measured is then a model of
-this size that gives exactly this answer; a word, a number or a sign is one token. Each row is printed when it is
-measured, and a text is about a minute at E2B's size on one core: run them one by one where time is short. The folders
-are made in WORK, unless they are there, with links to the export's weights. --prompt measures a prompt of that many
-tokens too, which a speculating folder reads with logits for each of them.
+Random weights say nothing of what a model would repeat, so the answers are scripted: behind the logits of both folders one
+node raises the score of the next word of a text, and everything before it is computed as ever. What is measured is then
+a model of this size that gives exactly this answer; a word, a digit or a sign is one token. `prompt` is a prompt of 512
+tokens alone, which a speculating folder reads with logits for each of them.
+
+A piece is one text on one side. What it took is kept in WORK/taken.json, and a run goes on with the pieces that are not
+there; --only does one. Seconds are the processor's, which other work on the machine hardly changes; --threads 0 takes
+the clock's, with all cores.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import shutil
+import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +61,7 @@ TEXTS = {
     "free": ("Write a short story about a lighthouse keeper who finds a letter in a bottle.", _STORY),
 }
 """Name -> prompt and answer."""
+SIDES = ("without", "with")
 _FIRST_ID, _WORD = 1000, re.compile(r" ?[A-Za-z]+|\d| {2,}|\n|[^\w\s]|\s")
 """Ids of words begin behind those that mean something to the runtime."""
 
@@ -67,7 +72,7 @@ class Took:
 
     prompt: float
     answer: float
-    tokens: tuple[int, ...]
+    tokens: list[int]
     runs: int
 
 
@@ -121,20 +126,45 @@ def _nodes() -> Iterator[tuple[str, list[str], str, dict[str, Any]]]:
     yield "ScatterElements", ["before", "places", "updates"], "logits", {"axis": 2}
 
 
-def took(genai: GenAI, ids: list[int], tokens: int) -> Took:
+def took(genai: GenAI, ids: list[int], tokens: int, clock: Callable[[], float]) -> Took:
     """One prompt, and its answer of so many tokens."""
     generator: Any = genai.generator(do_sample=False, max_length=len(ids) + tokens)
-    began = time.perf_counter()
+    began = clock()
     generator.append_tokens(ids)
     generator.get_logits()
-    read = time.perf_counter()
+    read = clock()
     while not generator.is_done():
         generator.generate_next_token()
-    done = time.perf_counter()
-    found = tuple(int(token) for token in generator.get_sequence(0)[len(ids) :])
+    done = clock()
+    found = [int(token) for token in generator.get_sequence(0)[len(ids) :]]
     stats = generator.get_speculative_stats()
     runs = stats["target_forward_passes"] + stats["standard_fallback_steps"] if stats.get("rounds") else len(found) - 1
     return Took(read - began, done - read, found, runs)
+
+
+def measured(options: argparse.Namespace, text: str, side: str) -> Took:
+    """One piece. The folder is made where it is not there."""
+    folder = options.work / side
+    if not folder.exists():
+        wanted = RepackOptions(
+            preset="fast", precision=options.precision, weights="link", validate=False, speculative=side == "with"
+        )
+        repack(options.export, folder, wanted)
+    asked, answer = (random_prompt(512, _FIRST_ID), [_FIRST_ID]) if text == "prompt" else ids_of(TEXTS[text])
+    made = scripted(folder, options.work / f"{side}-scripted", [*asked, *answer, _FIRST_ID])
+    set_threads(made, options.threads)
+    clock = time.process_time if options.threads == 1 else time.perf_counter
+    genai = GenAI(made, "cpu")
+    took(genai, asked[:8], 2, clock)  # the pages of the weights are there from here on
+    return took(genai, asked, len(answer), clock)
+
+
+def set_threads(folder: Path, threads: int) -> None:
+    """Have the runtime use so many threads; 0 leaves it to ONNX Runtime."""
+    path = folder / "genai_config.json"
+    config = json.loads(path.read_text())
+    config["model"]["decoder"]["session_options"]["intra_op_num_threads"] = threads
+    path.write_text(json.dumps(config))
 
 
 def main() -> None:
@@ -142,50 +172,39 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("export", type=Path)
     parser.add_argument("--precision", default="q4")
-    parser.add_argument("--texts", default=",".join(TEXTS))
-    parser.add_argument("--prompt", type=int, default=0, help="tokens of a prompt to measure alone")
-    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--only", help="one piece: TEXT/with or TEXT/without")
+    parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
-    folders = {name: options.work / name for name in ("without", "with")}
-    for name, folder in folders.items():
-        wanted = RepackOptions(
-            preset="fast", precision=options.precision, weights="link", validate=False, speculative=name == "with"
-        )
-        if not folder.exists():
-            repack(options.export, folder, wanted)
-    print("| text | tokens | same | tokens a run | tokens a second without | with | |\n|---|---|---|---|---|---|---|")
-    for text in options.texts.split(",") if options.texts else ():
-        asked, answer = ids_of(TEXTS[text])
-        script = [*asked, *answer, _FIRST_ID]
-        opened = {
-            name: GenAI(scripted(folder, options.work / f"{name}-{text}", script), "cpu")
-            for name, folder in folders.items()
-        }
-        best = _best(opened, asked, len(answer), options.rounds)
-        plain, guessed = best["without"], best["with"]
-        same = plain.tokens == guessed.tokens == tuple(answer)
-        rates = [(len(answer) - 1) / each.answer for each in (plain, guessed)]
-        print(
-            f"| {text} | {len(answer)} | {'yes' if same else 'NO'} | {(len(answer) - 1) / guessed.runs:.1f} "
-            f"| {rates[0]:.1f} | {rates[1]:.1f} | x{rates[1] / rates[0]:.2f} |",
-            flush=True,
-        )
-    if options.prompt:
-        ids = random_prompt(options.prompt, _FIRST_ID)
-        best = _best({name: GenAI(folder, "cpu") for name, folder in folders.items()}, ids, 1, options.rounds)
-        print(
-            f"\na prompt of {options.prompt}: {best['without'].prompt:.1f} s without, {best['with'].prompt:.1f} s with"
-        )
+    options.work.mkdir(parents=True, exist_ok=True)
+    kept = options.work / "taken.json"
+    taken = {name: Took(**one) for name, one in (json.loads(kept.read_text()) if kept.exists() else {}).items()}
+    for name in [options.only] if options.only else [f"{text}/{side}" for text in (*TEXTS, "prompt") for side in SIDES]:
+        if name not in taken or options.only:
+            taken[name] = measured(options, *name.split("/"))
+            kept.write_text(json.dumps({name: asdict(one) for name, one in taken.items()}))
+            print(f"{name}: {taken[name]}", file=sys.stderr, flush=True)
+    show(taken)
 
 
-def _best(opened: dict[str, GenAI], ids: list[int], tokens: int, rounds: int) -> dict[str, Took]:
-    """The quickest of the rounds, taken by turns: what else the machine does meets both."""
-    best: dict[str, Took] = {}
-    for _ in range(rounds):
-        for name, genai in opened.items():
-            found = took(genai, ids, tokens)
-            best[name] = min(best.get(name, found), found, key=lambda one: one.prompt + one.answer)
-    return best
+def show(taken: Mapping[str, Took]) -> None:
+    """The table of the texts that both sides were measured on."""
+    both = {
+        text: (taken[f"{text}/without"], taken[f"{text}/with"])
+        for text in (*TEXTS, "prompt")
+        if all(f"{text}/{side}" in taken for side in SIDES)
+    }
+    print("| text | tokens | same | tokens a run | ms a token without | with | |\n|---|---|---|---|---|---|---|")
+    for text, (plain, guessed) in both.items():
+        if text == "prompt":
+            print(f"\na prompt of 512: {plain.prompt:.1f} s without, {guessed.prompt:.1f} s with")
+            continue
+        answer = ids_of(TEXTS[text])[1]
+        after = len(answer) - 1
+        print(
+            f"| {text} | {len(answer)} | {'yes' if plain.tokens == guessed.tokens == answer else 'NO'} "
+            f"| {after / guessed.runs:.1f} | {1000 * plain.answer / after:.0f} | {1000 * guessed.answer / after:.0f} "
+            f"| x{plain.answer / guessed.answer:.2f} |"
+        )
 
 
 if __name__ == "__main__":

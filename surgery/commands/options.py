@@ -17,7 +17,10 @@ Source = Annotated[
     ),
 ]
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; it must not exist.")]
-FolderArgument = Annotated[Path, typer.Argument(metavar="FOLDER", help="A GenAI folder, as repack writes it.")]
+FolderArgument = Annotated[
+    str,
+    typer.Argument(metavar="FOLDER", help="A GenAI folder, as repack writes it; or a Hub repository that holds one."),
+]
 Against = Annotated[
     str | None,
     typer.Option(

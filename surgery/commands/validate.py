@@ -85,14 +85,12 @@ def validate(
     """Prove a folder: its structure, its numbers against the source, and the real runtime. Exit code 1 if a gate
     fails."""
     from surgery.commands.rendering import show_report
-    from surgery.folder.genai_config import require_folder
     from surgery.jobs.validating import validate as prove
     from surgery.runtime.sessions import provider_of
     from surgery.verify.prompt_file import read_prompts
     from surgery.verify.request import Request
     from surgery.verify.thresholds import read_thresholds
 
-    require_folder(folder)
     request = Request(
         scope="light" if quick else "full",
         tokens=tokens,

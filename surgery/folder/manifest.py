@@ -244,7 +244,7 @@ def faults(folder: Path) -> Iterator[FileFault]:
         raise FolderError(f"{folder / NAME} has version {found.get('version')!r}; {VERSION} is known")
     for name, entry in found["files"].items():
         path = folder / str(name)
-        if not isinstance(entry, dict) or not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
+        if not isinstance(entry, dict) or not stays_inside(path, folder):
             yield FileFault(str(name), "its entry cannot be read")
         elif not path.is_file():
             yield FileFault(name, "it is missing")

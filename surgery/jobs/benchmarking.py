@@ -36,11 +36,12 @@ def bench(
     from surgery.runtime.benchmark import measure as run
     from surgery.runtime.genai import load_genai
     from surgery.runtime.sessions import load_onnxruntime, provider_of
+    from surgery.source.opening import open_folder
 
-    folder = Path(folder)
-    require_folder(folder)
     load_onnxruntime(runs_on := provider_of(provider))  # before gigabytes are fetched, not after
     load_genai(runs_on)
+    folder = open_folder(str(folder), listener)
+    require_folder(folder)
     pair = source_pair(folder, against, precision, listener)
     return run(
         folder, pair, provider=runs_on, contexts=contexts, new_tokens=new_tokens, chunk=chunk, progress=listener.said
@@ -65,9 +66,10 @@ def profile(
     from surgery.runtime.genai import load_genai
     from surgery.runtime.profiling import profile_folder
     from surgery.runtime.sessions import load_onnxruntime, provider_of
+    from surgery.source.opening import open_folder
 
-    require_folder(folder := Path(folder))
     load_onnxruntime(runs_on := provider_of(provider))
     load_genai(runs_on)
+    require_folder(folder := open_folder(str(folder), listener))
     listener.said("profiling the folder")
     return profile_folder(folder, contexts, new_tokens, runs_on, chunk, listener.said)

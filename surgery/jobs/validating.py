@@ -36,15 +36,16 @@ def validate(
     from surgery.folder.genai_config import require_folder
     from surgery.runtime.genai import load_genai
     from surgery.runtime.sessions import load_onnxruntime, provider_of
+    from surgery.source.opening import open_folder
     from surgery.verify.contained import contained
     from surgery.verify.request import Request
     from surgery.verify.validation import prove_folder
 
-    folder = Path(folder)
-    require_folder(folder)
     request, runs_on = request or Request(), provider_of(provider)
     load_onnxruntime(runs_on)  # before gigabytes are fetched, not after
     load_genai(runs_on)
+    folder = open_folder(str(folder), listener)
+    require_folder(folder)
     pair = source_pair(folder, against, precision, listener)
     if against is None and request.golden is None:
         pair = pair_by_manifest(folder, listener)

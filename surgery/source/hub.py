@@ -285,7 +285,8 @@ def plan_download(listing: Listing, precision: str, modalities: Sequence[Modalit
 def plan_folder(listing: Listing) -> Download:
     """The files of a folder of GenAI's, which `listing.holds_folder`: the graphs, which are fetched, with their data
     files, and what lies beside them."""
-    names = [name for name in listing.files if "/" not in name and name.endswith((".onnx", ".json", ".jinja"))]
+    papers = (*SIDE_FILES, *MEDIA_FILES, "report.md")
+    names = [name for name in listing.files if name in papers or re.fullmatch(r"[^/.]+\.(onnx|json|jinja)", name)]
     data = [at for name in names if name.endswith(".onnx") for at in _data_files(listing, name)]
     files = [listing.files[name] for name in dict.fromkeys((*names, *data))]
     return Download(listing, "", tuple(PlannedFile(file, _is_cached(listing, file)) for file in files))

@@ -137,6 +137,18 @@ def genai_folder(source: str, hears: Hears) -> Path | None:
     return _fetched(planned, hears)
 
 
+def open_folder(source: str, hears: Hears) -> Path:
+    """A folder for ONNX Runtime GenAI: itself, or a repository's, which is fetched. Raises ExportError for a repository
+    of another kind."""
+    folder = genai_folder(source, hears)
+    if folder is None:
+        raise ExportError(
+            f"{source} is an export, and a folder for ONNX Runtime GenAI is expected",
+            hint=f"gemma4-surgery repack {source} OUT makes one",
+        )
+    return folder
+
+
 def given_pair(embed: Path | None, decoder: Path | None) -> GraphPair | None:
     """Two graphs that are named one by one, or None. Raises ExportError for one without the other."""
     if (embed is None) != (decoder is None):

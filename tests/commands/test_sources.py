@@ -203,7 +203,19 @@ def test_a_repacked_repository_is_inspected_and_answers(hub: Hub, of_media: Path
     assert "".join(surgery.generate(REPO, "hello", new_tokens=3)) == "".join(
         surgery.generate(of_media, "hello", new_tokens=3)
     )
-    assert len(weights(hub)) == 4 and "report.md" not in hub.fetched()
+    assert len(weights(hub)) == 4
+    request = surgery.Request(cases=[Case("short", "a prompt", ((2, 10, 77, 31),))], tokens=1)
+    report = surgery.validate(REPO, TINY, provider="cpu", request=request)
+    assert report.passed and report.parity is not None and report.parity.max_abs == 0
+    assert "other/weights.onnx_data" not in hub.fetched()
+
+
+def test_an_export_is_no_folder(hub: Hub) -> None:
+    for job in (surgery.validate, surgery.bench):
+        with pytest.raises(ExportError, match=f"{REPO} is an export, and a folder") as found:
+            job(REPO, provider="cpu")
+        assert f"repack {REPO} OUT" in str(found.value.hint)
+    assert weights(hub) == []
 
 
 def test_a_recording_brings_its_prompts_along(repacked: Path, tmp_path: Path) -> None:
@@ -254,6 +266,8 @@ def test_what_would_fail_in_the_end_is_refused_before_anything_is_asked(
             surgery.repack(REPO, target, surgery.RepackOptions(provider="cpu", **options))
         with pytest.raises(FolderError, match=message):
             surgery.strip(REPO, target, surgery.StripOptions(provider="cpu", **options))
+    with pytest.raises(RuntimeMissing, match="CUDA"):
+        surgery.repack(REPO, "out", surgery.RepackOptions(provider="cuda"))
     monkeypatch.setattr("surgery.verify.closing_proof.load_genai", missing)
     monkeypatch.setattr("surgery.runtime.genai.load_genai", missing)
     with pytest.raises(RuntimeMissing) as found:
@@ -341,10 +355,10 @@ def test_a_signal_says_what_was_written(
             commands.main()
         return capsys.readouterr().err
 
-    def stopped() -> None:
+    def stopped(**_: object) -> None:
         raise SystemExit(130)
 
-    def writing() -> None:
+    def writing(**_: object) -> None:
         with staged_folder(tmp_path / "out") as stage:
             (stage / "model.onnx").touch()
             raise SystemExit(130)

@@ -16,7 +16,6 @@ import hashlib
 import os
 import subprocess
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
@@ -59,7 +58,7 @@ class Repository:
 
         Raises RepositoryError where the folder is in none.
         """
-        found = _in_place(folder, "rev-parse", "--show-object-format", "--git-common-dir")
+        found = run_git(folder, "rev-parse", "--show-object-format", "--git-common-dir")
         if found.returncode:
             reason = found.stderr.strip().removeprefix("fatal: ")
             raise RepositoryError(f"{folder.absolute()} is in no git repository: {reason}")
@@ -74,7 +73,7 @@ class Repository:
     def commit(self, name: str) -> str:
         """The full hash of a commit. Raises RepositoryError where the clone does not have it."""
         words = ("rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
-        found = _in_place(self.folder, *words)
+        found = run_git(self.folder, *words)
         if found.returncode:
             raise RepositoryError(
                 f"{name} is no commit of this clone",
@@ -173,25 +172,21 @@ def is_plain(path: str) -> bool:
     return not any(name.casefold() in odd or set(name) & set("\\:\0") for name in path.split("/"))
 
 
-def run_git(
-    folder: Path, *words: str, environment: Mapping[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    """Run git. Raises RepositoryError where there is no git, or no answer; its exit code is the caller's to read."""
+def run_git(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run git in a repository that may be anybody's: nothing that its configuration names is run, and nothing fetched.
+
+    Raises RepositoryError where there is no git, or no answer; its exit code is the caller's to read.
+    """
+    nothing = ("-c", "core.fsmonitor=false", "-c", f"core.hooksPath={os.devnull}")
     try:
         return subprocess.run(
-            ["git", *words], cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True,
-            text=True, errors="surrogateescape", check=False, timeout=_SECONDS,
+            ["git", *nothing, *words], cwd=folder, env={**os.environ, **_NO_TRANSPORT}, stdin=subprocess.DEVNULL,
+            capture_output=True, text=True, errors="surrogateescape", check=False, timeout=_SECONDS,
         )  # fmt: skip
     except FileNotFoundError:
         raise RepositoryError("git is not installed, or not on PATH") from None
     except subprocess.TimeoutExpired:
         raise RepositoryError(f"git {words[0]} gave no answer in {_SECONDS} seconds") from None
-
-
-def _in_place(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run git in a repository that may be anybody's: nothing that its configuration names is run."""
-    nothing = ("-c", "core.fsmonitor=false", "-c", f"core.hooksPath={os.devnull}")
-    return run_git(folder, *nothing, *words, environment={**os.environ, **_NO_TRANSPORT})
 
 
 def _copy(git: subprocess.Popen[bytes], blob: str, writer: IO[bytes], most: int) -> None:

@@ -106,7 +106,11 @@ def _attributes_file(scope: ConfigScope, folder: Path) -> Path:
                 f"{folder.absolute()} is in no git repository",
                 hint="run git-setup inside of the repository, or with --global for all repositories of yours",
             )
-        return folder / found.stdout.removesuffix("\n")
+        attributes = folder / found.stdout.removesuffix("\n")
+        for file in (attributes, attributes.parent, attributes.parent.with_name("config")):
+            if file.is_symlink():
+                raise RepositoryError(f"{file} is a link; a checkout of a stranger may lead it to any file of yours")
+        return attributes
     named = git.run_git(folder, "config", "--global", "--type=path", "--get", "core.attributesFile").stdout.strip()
     base = os.environ.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
     return Path(named) if named else Path(base) / "git" / "attributes"

@@ -79,6 +79,29 @@ def test_for_the_user_everywhere(repository: Path, home: Path) -> None:
     assert git(repository, "config", "--global", "--get", "diff.gemma4-surgery.command", code=1) == ""
 
 
+@pytest.mark.parametrize("words", [("git-setup",), ("git-setup", "--global"), ("git-setup", "--global", "--unset")])
+def test_nothing_that_a_strangers_checkout_names_is_run(words: tuple[str, ...], repository: Path, home: Path) -> None:
+    config = (repository / ".git/config").read_text()
+    for key in ("core.fsmonitor", "core.pager", "alias.config", "diff.external", "core.sshCommand"):
+        git(repository, "config", key, f"touch {home}/owned #")
+    assert run(*words, cwd=repository).returncode == 0
+    assert not (home / "owned").exists()
+    (repository / ".git/config").write_text(config)
+
+
+@pytest.mark.parametrize("place", ["info/attributes", "info", "config"])
+def test_a_link_in_a_strangers_checkout_is_not_written_through(place: str, repository: Path, home: Path) -> None:
+    there, mine = repository / ".git" / place, home / "mine"
+    shutil.copytree(there, mine) if there.is_dir() else shutil.copyfile(there, mine) if there.exists() else mine.touch()
+    shutil.rmtree(there) if there.is_dir() else there.unlink(missing_ok=True)
+    there.parent.mkdir(exist_ok=True)
+    there.symlink_to(mine)
+    before = [path.read_bytes() for path in home.rglob("*") if path.is_file()]
+    done = run("git-setup", cwd=repository)
+    assert done.returncode == 2 and "is a link; a checkout of a stranger" in done.stderr
+    assert [path.read_bytes() for path in home.rglob("*") if path.is_file()] == before
+
+
 def test_the_users_own_attributes_file(tmp_path: Path, home: Path) -> None:
     git(tmp_path, "config", "--global", "core.attributesFile", "~/mine")
     assert run("git-setup", "--global", cwd=tmp_path).returncode == 0

@@ -158,7 +158,7 @@ def build_folder(
             tools=takes_tools(stage),
         )  # fmt: skip
         write_text(stage / CARD_FILE, card)
-        described = manifest(stage, export, pair, recipe_text, weights, placed, data_files, encoders)
+        described = manifest(stage, export, pair, recipe_text, weights, placed, data_files, encoders, runtime)
         write_json(stage / MANIFEST_FILE, described)
         proof = check(stage) if check is not None else None
         if describe is not None:

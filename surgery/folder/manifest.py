@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from surgery.architecture import read_config
+from surgery.choices import Target
 from surgery.errors import FolderError, SurgeryError
 from surgery.files.safe_reading import sha256, stays_inside
 from surgery.graph.weight_writing import Placed
@@ -57,8 +58,11 @@ def manifest(
     placed: Iterable[Placed],
     data_files: Iterable[Path],
     encoders: Iterable[Path] = (),
+    target: Target = "genai-0.15",
 ) -> dict[str, Any]:
     """The manifest of a complete folder. Weight files are not read again: `placed` knows their digests.
+
+    `target` is the oldest GenAI that must load it; 0.12 alone is written down, whose configuration is another one.
 
     `data_files` are the source's, in the order of the graphs' references; `encoders` its graphs beside the pair.
     """
@@ -80,6 +84,7 @@ def manifest(
             "files": _source_files(export, (pair.embed, pair.decoder, *encoders), data_files, known.values()),
         },
         "recipe": recipe if isinstance(recipe, str) else dict(recipe),
+        **({"target": target} if target == "genai-0.12" else {}),
         **({"vocabulary": {"source": vocabulary_size(export), "kept": len(pair.kept)}} if pair.kept else {}),
         "weights": weights,
         "files": files,

@@ -125,13 +125,15 @@ def setting_faults(folder: OpenedFolder, source: SourceFiles, provider: Provider
     own_heads, own_size = pasts.get(0, (0, 0))  # where the source's graph has no numbers
     pairs = {text.get("num_hidden_layers"), len(theirs)}  # a pair for every layer, or one for each that is the source's
     context = text.get("max_position_embeddings", 32768 if source.family == "gemma3n" else 131072)
-    kinds = (_NAMES[source.family][0], *(["gemma3_text"] if uniform else []))  # all that 0.12 knows, for one size
+    # gemma3_text is all that 0.12 knows, for caches of one size, and means the same there
+    old = read_config(folder.root / "manifest.json").get("target") == "genai-0.12"
+    kind = "gemma3_text" if uniform and old else _NAMES[source.family][0]
     ids = [f"{name}_token_id" for name in ("bos", "eos", "pad", *folder.media)]  # held as sets, by another gate
     rows = _rows_of_logits(folder.model.graph)
     guesses = "speculative" in folder.config and rows != 1 and not folder.others  # it compares logits of many tokens
     wanted = {
         "model": {
-            "type": "gemma4" if folder.others else kinds,
+            "type": "gemma4" if folder.others else kind,
             "vocab_size": source.logits or text.get("vocab_size", ...),
             "context_length": context,
             **{key: ... for key in ids if key in folder.config["model"]},

@@ -210,6 +210,7 @@ def test_configuration_is_one_that_old_runtimes_take(tmp_path: Path) -> None:
     settings = json.loads((folder / "genai_config.json").read_text())
     decoder = settings["model"]["decoder"]
     assert settings["model"]["type"] == "gemma3_text"
+    assert json.loads((folder / "manifest.json").read_text())["target"] == "genai-0.12"
     assert (decoder["head_size"], decoder["num_key_value_heads"], decoder["num_hidden_layers"]) == (32, 1, 10)
     assert settings["search"]["past_present_share_buffer"] is False
 

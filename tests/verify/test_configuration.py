@@ -260,6 +260,18 @@ def test_every_key_of_every_kind_of_folder_is_held(kind: str, export: Export, tm
         part[key] = value
 
 
+def test_the_class_is_that_of_the_oldest_runtime(export: Export, tmp_path: Path) -> None:
+    """One size of caches is what 0.12 needs, and others may have it by nature: the manifest tells."""
+    options = RepackOptions(precision="q4", target="genai-0.12", provider="cpu", validate=False)
+    folder = surgery.repack(export.root, tmp_path / "out", options).folder
+    assert held(folder, export) == []
+    rewritten(folder / "genai_config.json", "model", type="gemma4_text")
+    assert held(folder, export) == ["model.type is 'gemma4_text'; 'gemma3_text' is expected"]
+    rewritten(folder / "genai_config.json", "model", type="gemma3_text")
+    rewritten(folder / "manifest.json", target=DROPPED)
+    assert held(folder, export) == ["model.type is 'gemma3_text'; 'gemma4_text' is expected"]
+
+
 def test_a_file_of_the_same_size_and_time_is_not_the_same(text: Path, export: Export, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(text, tmp_path / "out"))
     path, theirs = (root / "tokenizer.json" for root in (folder, export.root))

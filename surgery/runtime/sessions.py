@@ -46,6 +46,8 @@ _DTYPES: dict[str, type[np.generic]] = {
     "tensor(int32)": np.int32,
     "tensor(bool)": np.bool_,
 }
+_UNKNOWN = "NOT_IMPLEMENTED"
+"""In what ONNX Runtime says of an operator that its provider has no kernel for, with these types."""
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
@@ -295,7 +297,8 @@ def _open(graph: Path | Model, settings: Settings, exposed: Sequence[str]) -> or
             options.add_session_config_entry(_WEIGHTS_FOLDER, str(path.absolute().parent))
         session = runtime.InferenceSession(model, options, providers=[*wanted, "CPUExecutionProvider"])
     except Exception as error:  # as in OpenGraph.run
-        raise ModelError(f"ONNX Runtime cannot load {path}: {one_line(error)}") from None
+        more = "; take a precision that it has kernels for: fp32, fp16, q4, q4f16" if _UNKNOWN in str(error) else ""
+        raise ModelError(f"ONNX Runtime cannot load {path}: {one_line(error)}{more}") from None
     # ONNX Runtime goes on without CUDA when its libraries do not load; the numbers would prove nothing.
     if missing := set(wanted) - set(session.get_providers()):
         raise RuntimeMissing(f"onnxruntime could not start {missing.pop()}; its CUDA libraries or the GPU are missing")

@@ -173,7 +173,7 @@ class NumberProof:
         return self.thresholds
 
     def _compare(self, reference: Recording, ours: Recording) -> None:
-        self._rounds = _rounds(self.folder.model)
+        self._rounds = rounds_activations(self.folder.model)
         self.thresholds = self._thresholds(coarsest(reference, ours), "both sides")
         held = self.thresholds
         try:
@@ -292,9 +292,22 @@ class NumberProof:
         return recording
 
 
-def _rounds(model: Model) -> bool:
-    """Whether a graph rounds activations to whole numbers on the way."""
-    return any(node.op_type in ("QuantizeLinear", "Round") for node in model.graph.node)
+def rounds_activations(model: Model) -> bool:
+    """Whether activations are rounded to whole numbers on the way: by the graph, or as ONNX Runtime runs it.
+
+    Of codes behind DequantizeLinear that a MatMul reads, ONNX Runtime 1.31 makes a MatMulNBits that multiplies in int8.
+    """
+    stored = {tensor.name for tensor in model.graph.initializer}
+    spread = {
+        name
+        for node in model.graph.node
+        if node.op_type == "DequantizeLinear" and node.input[0] in stored
+        for name in node.output
+    }
+    return any(
+        node.op_type in ("QuantizeLinear", "Round") or (node.op_type == "MatMul" and not spread.isdisjoint(node.input))
+        for node in model.graph.node
+    )
 
 
 def runner(folder: OpenedFolder, settings: Settings, decoder: Model | None = None) -> Runner:

@@ -5,8 +5,10 @@ Each takes the pair (embedding graph, decoder) without its weights and changes i
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,8 @@ class Pair:
     embed: ModelProto
     decoder: ModelProto
     config: dict[str, Any]
+    folder: Path
+    """Where the weights of both lie."""
 
     @property
     def text(self) -> dict[str, Any]:
@@ -413,6 +417,62 @@ def quantised_8(pair: Pair) -> None:
     _norm_scales(pair, change)
 
 
+def _matrices(pair: Pair, change: Callable[[Nodes, str, TensorProto], str]) -> None:
+    """Each product of the layers multiplies by what `change` makes of its matrix, a value by name."""
+    tensors = {tensor.name: tensor for tensor in pair.decoder.graph.initializer if tensor.external_data}
+
+    def one(node: NodeProto, nodes: Nodes) -> None:
+        if "/layers." in node.name and (tensor := tensors.get(node.input[1])) is not None:
+            nodes("MatMul", [node.input[0], change(nodes, node.name, tensor)], node.output[0])
+
+    rewritten(pair.decoder.graph, "MatMul", one)
+
+
+def rounded_on_the_way(pair: Pair) -> None:
+    """The layers' matrices go through QuantizeLinear and DequantizeLinear, as training with quantisation leaves them."""
+
+    def change(nodes: Nodes, _: str, tensor: TensorProto) -> str:
+        steps = [nodes.constant(1 / 64, np.float32), nodes.constant(0, np.int8)]
+        return nodes("DequantizeLinear", [nodes("QuantizeLinear", [tensor.name, *steps]), *steps])
+
+    _matrices(pair, change)
+
+
+def quantised_matrices(pair: Pair) -> None:
+    """The layers' matrices are 8-bit codes behind DequantizeLinear, with a scale for each column."""
+    old: set[str] = set()
+
+    def change(nodes: Nodes, _: str, tensor: TensorProto) -> str:
+        values = numpy_helper.to_array(tensor, str(pair.folder))
+        scale = np.maximum(np.abs(values).max(0) / 127, 1e-9).astype(np.float32)
+        old.add(tensor.name)
+        codes = nodes.constant(np.rint(values / scale), np.int8)
+        return nodes("DequantizeLinear", [codes, nodes.constant(scale, np.float32)], axis=1)
+
+    _matrices(pair, change)
+    graph = pair.decoder.graph
+    held = [tensor for tensor in graph.initializer if tensor.name not in old]
+    del graph.initializer[:]
+    graph.initializer.extend(held)
+
+
+def bfloat_16_everywhere(pair: Pair) -> None:
+    """What is FLOAT16 is BFLOAT16: interface, weights, casts."""
+    half, brain = TensorProto.FLOAT16, TensorProto.BFLOAT16
+    for model in pair.both:
+        graph = model.graph
+        for tensor in graph.initializer:
+            if tensor.data_type == half:
+                tensor.data_type = brain
+        for value in (*graph.input, *graph.output, *graph.value_info):
+            if value.type.tensor_type.elem_type == half:
+                value.type.tensor_type.elem_type = brain
+        for node in graph.node:
+            for each in node.attribute:
+                if each.name in ("to", "dtype") and each.i == half:
+                    each.i = brain
+
+
 def bfloat_16(pair: Pair) -> None:
     """The scales of norms are BFLOAT16, and cast to FLOAT: other numbers than the export's."""
 
@@ -472,8 +532,28 @@ def logits_padded(pair: Pair) -> None:
     nodes = Nodes(graph, "/lm_head/padded")
     (maker,) = [node for node in graph.node if "logits" in node.output]
     maker.output[0] = "logits/own"
-    inputs = ["logits/own", nodes.constant([0, 0, 0, 0, 0, 32]), nodes.constant(-1e4, np.float32)]
+    inputs = ["logits/own", nodes.constant([0, 0, 0, 0, 0, PADDING]), nodes.constant(-1e4, np.float32)]
     nodes("Pad", inputs, "logits")
     graph.node.extend(nodes.made)
     (logits,) = [value for value in graph.output if value.name == "logits"]
-    logits.type.tensor_type.shape.dim[2].dim_value += 32
+    logits.type.tensor_type.shape.dim[2].dim_value += PADDING
+
+
+PADDING = 32
+"""Rows that no token has."""
+
+
+def tables_padded(pair: Pair) -> None:
+    """The tables of embeddings have rows that no token has; the logits have none."""
+    for tensor in pair.embed.graph.initializer:
+        if tensor.external_data:
+            values = numpy_helper.to_array(tensor, str(pair.folder))
+            padded = np.concatenate([values, np.full((PADDING, values.shape[1]), 7, values.dtype)])
+            tensor.CopyFrom(numpy_helper.from_array(padded, tensor.name))
+
+
+def logits_and_size_padded(pair: Pair) -> None:
+    """The logits, and config.json's vocabulary, are wider than the tables."""
+    logits_padded(pair)
+    pair.text["vocab_size"] += PADDING
+    (pair.folder.parent / "config.json").write_text(json.dumps(pair.config))

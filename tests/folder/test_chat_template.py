@@ -87,6 +87,14 @@ def test_the_published_template_is_not_rendered_so(folder: Path, tmp_path: Path)
         render(Conversation([{"role": "user", "content": "a"}], TOOLS, thinking=False))
 
 
+def test_what_is_none_and_what_is_missing_are_told_apart(folder: Path, tmp_path: Path) -> None:
+    template = "{% for message in messages %}{% if tools and 'b' not in message %}-{% endif %}[{{ message['name'] }}]{% endfor %}\n"
+    render = renderer(Path(shutil.copytree(folder, tmp_path / "copy")), str(genai_template(template)))
+    messages: list[dict[str, object]] = [{"content": "a", "name": None}, {"content": "a"}, {"content": "a", "b": "c"}]
+    said = Conversation(messages, TOOLS, thinking=False)
+    assert render(said) == published_text(template, said) == "-[None]-[][]"
+
+
 def test_a_template_without_tools_stays_as_it_is() -> None:
     assert genai_template((TINY / "chat_template.jinja").read_text()) is None
 

@@ -33,8 +33,6 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("attention_mask INT32", NUMBER, NUMBER),
         ("8-bit codes of the layers' matrices behind DequantizeLinear", NUMBER, NUMBER),
         ("BFLOAT16 everywhere", "made, and cannot be run", "is BFLOAT16; FLOAT, FLOAT16, INT64, INT32 are known"),
-        ("logits and vocab_size wider than the tables", NUMBER, NUMBER),
-        ("tables longer than the vocabulary", NUMBER, NUMBER),
         ("initializers among the inputs", "has 9 initializers among its inputs", "take them out of the inputs"),
         ("logits wider than the vocabulary", "set vocab_size to 160 in config.json", "set vocab_size to 160"),
     ],

@@ -16,7 +16,7 @@ from places import TINY
 from signing import sign
 from typer.testing import CliRunner
 
-from passes import Int8Prefill, SetAccuracyLevel
+from passes import Int8Prefill, SetAccuracyLevel, ToFp16
 from passes.base import apply
 from passes.presets import compatible
 from passes.recipe import parse, recipe_text
@@ -183,6 +183,20 @@ def test_weights_in_data_files_give_the_same(but: str, weights: str, tmp_path: P
     assert np.array_equal(run(made, x, tmp_path, weights), inline)
     finding = "changed 1 MatMulNBits: int8 in runs of 16 tokens and more: up_proj; 3,840 bytes of weights in int8"
     assert [str(one) for one in outcome.findings] == [finding]
+
+
+def test_what_is_no_plain_product_of_stored_codes_has_no_side(tmp_path: Path) -> None:
+    """An order of groups; codes of 5 bits; scales that a pass before rounds when the model is saved."""
+    ordered = product()
+    ordered.graph.node[0].input.append("order")
+    ordered.graph.initializer.append(from_array(np.zeros(DEPTH, np.int32), "order"))
+    with pytest.raises(PassError, match="no MatMulNBits in a layer, which could multiply in int8"):
+        apply(ordered, [Int8Prefill()])
+    with pytest.raises(PassError, match="bits"):
+        apply(product(5), [Int8Prefill()])
+    source = external(product(), tmp_path, "points")
+    with pytest.raises(PassError, match="is changed by a pass before; int8 weights are made from stored ones"):
+        apply(source, [ToFp16(), Int8Prefill()])
 
 
 def test_second_run_finds_nothing_to_do() -> None:

@@ -201,7 +201,7 @@ def _results(answer: str) -> list[Any]:
             return []
         try:
             results.append(json.loads(line))
-        except ValueError:
+        except (ValueError, RecursionError):
             results.append(line)
     return results
 
@@ -279,7 +279,7 @@ def _tools(path: Path) -> Any:
         return json.loads(read_regular(path, _MOST))
     except OSError as error:
         raise RequestError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RequestError(f"{path} is not JSON: {error}") from None
 
 

@@ -426,7 +426,7 @@ def _listed(tools: str) -> list[dict[str, Any]]:
     """Raises RequestError for what is no list of tools as the chat template takes them."""
     try:
         found = json.loads(tools)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RequestError(f"the tools are not JSON: {error}") from None
     for tool in found if isinstance(found, list) and found else [found]:
         function = tool.get("function") if isinstance(tool, dict) else None

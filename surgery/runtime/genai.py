@@ -228,7 +228,7 @@ def template_of(folder: Path) -> str | None:
 
     Raises ModelError for one that is not UTF-8.
     """
-    with contextlib.suppress(OSError, ValueError, AttributeError):
+    with contextlib.suppress(OSError, ValueError, AttributeError, RecursionError):
         config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
         if isinstance(inline := config.get("chat_template"), str) and inline:
             return inline

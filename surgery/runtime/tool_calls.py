@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from surgery.errors import RequestError
+from surgery.files.json_values import finite_number, whole_number
 
 _BEGINS, _ENDS, _QUOTE = "<|tool_call>", "<tool_call|>", '<|"|>'
 _HEAD = re.compile(r"call:([^{}]+)(?=\{)")
@@ -78,7 +79,12 @@ class _Reader:
         if self._takes("["):
             return list(self._listed("]", depth))
         word = self.match(_WORD, "a value")[0]
-        return _WORDS[word] if word in _WORDS else json.loads(word)
+        if word in _WORDS:
+            return _WORDS[word]
+        try:
+            return json.loads(word, parse_int=whole_number, parse_float=finite_number)
+        except ValueError:
+            raise RequestError(f"a tool call has the value {word[:40]!r}, which is no number of JSON's") from None
 
     def _listed(self, end: str, depth: int) -> Iterator[Any]:
         while not self._takes(end):

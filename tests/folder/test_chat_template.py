@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import command_line
 import pytest
 from places import ROOT, TINY
 from signing import sign
@@ -177,6 +178,18 @@ def test_a_call_that_is_cut_off_is_a_sentence(end: int) -> None:
         tool_calls(SCRIPTED[:end])
     with pytest.raises(RequestError, match="64 at most"):
         tool_calls("<|tool_call>call:a{b:" + "[" * 99)
+
+
+@pytest.mark.parametrize("number", ["007", "1e999", "9" * 5000, "٣", "-01"])
+def test_a_number_that_is_none_in_a_call_is_a_sentence(number: str) -> None:
+    with pytest.raises(RequestError, match="which is no number of JSON's"):
+        tool_calls(f"<|tool_call>call:a{{b:{number}}}<tool_call|>")
+
+
+def test_tools_that_are_nested_too_deeply_are_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "tools.json").write_text("[" * 200_000)
+    done = command_line.run("generate", TINY, "hi", "--tools", tmp_path / "tools.json")
+    assert done.returncode == 2 and "tools.json is not JSON: maximum recursion depth" in done.stderr
 
 
 def test_what_a_template_writes_of_a_call_is_read_back() -> None:

@@ -182,7 +182,9 @@ def main() -> None:
         if name not in taken or options.only:
             taken[name] = measured(options, *name.split("/"))
             kept.write_text(json.dumps({name: asdict(one) for name, one in taken.items()}))
-            print(f"{name}: {taken[name]}", file=sys.stderr, flush=True)
+            one = taken[name]
+            told = f"{name}: prompt {one.prompt:.1f} s, answer {one.answer:.1f} s in {one.runs} runs"
+            print(told, file=sys.stderr, flush=True)
     show(taken)
 
 

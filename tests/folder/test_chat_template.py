@@ -89,11 +89,14 @@ def test_the_published_template_is_not_rendered_so(folder: Path, tmp_path: Path)
 
 
 def test_what_is_none_and_what_is_missing_are_told_apart(folder: Path, tmp_path: Path) -> None:
-    template = "{% for message in messages %}{% if tools and 'b' not in message %}-{% endif %}[{{ message['name'] }}]{% endfor %}\n"
+    template = (
+        "{% for message in messages %}\n  {% if tools and 'b' not in message %}\n- \n\t{% endif %}\n"
+        "[{{ message['name'] }}]\n{% endfor %}\n"
+    )
     render = renderer(Path(shutil.copytree(folder, tmp_path / "copy")), str(genai_template(template)))
     messages: list[dict[str, object]] = [{"content": "a", "name": None}, {"content": "a"}, {"content": "a", "b": "c"}]
     said = Conversation(messages, TOOLS, thinking=False)
-    assert render(said) == published_text(template, said) == "-[None]-[][]"
+    assert render(said) == published_text(template, said) == "- \n[None]\n- \n[]\n[]\n"
 
 
 def test_a_template_without_tools_stays_as_it_is() -> None:

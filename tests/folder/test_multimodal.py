@@ -311,6 +311,9 @@ def test_exports_that_lack_something_are_refused_before_anything_is_written(sour
     mel = json.loads((TINY / "processor_config.json").read_text())["feature_extractor"]
     refused("dither is 0.5, which GenAI's log-mel has no form for",
             changed(source, "processor_config.json", feature_extractor={**mel, "dither": 0.5}))  # fmt: skip
+    for key in ("per_bin_mean", "per_bin_stddev"):
+        refused(f"{key} is .*, which GenAI's log-mel has no form for",
+                changed(source, "processor_config.json", feature_extractor={**mel, key: [0.5]}))  # fmt: skip
     refused(
         "no processor_config.json with 'image_processor'", changed(source, "processor_config.json", image_processor=1)
     )
@@ -338,6 +341,12 @@ def test_what_a_processor_cannot_be_told_is_one_sentence(key: str, value: object
     with pytest.raises(ExportError, match=f"processor_config.json: feature_extractor: {key} is .*; {wanted}"):
         check_export(export, ("audio",))
     check_export(changed(source, "processor_config.json", feature_extractor={**mel, "mel_floor": None}), ("audio",))
+
+
+def test_the_most_patches_are_those_before_pooling(source: Path) -> None:
+    said = json.loads((TINY / "processor_config.json").read_text())["image_processor"]
+    pooled = {**said, "max_soft_tokens": 35, "pooling_kernel_size": 3}
+    assert most_patches(changed(source, "processor_config.json", image_processor=pooled)) == 315
 
 
 def test_an_encoder_of_another_width_names_its_file(source: Path, tmp_path: Path) -> None:

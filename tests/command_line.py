@@ -9,21 +9,26 @@ and with `fresh`.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import json
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from places import ROOT
+from limits import FOR_EVER
+from places import ROOT, TINY
+from quick_command import ask
 
-SECONDS = 120
-"""For one command."""
+FORKS = hasattr(os, "pidfd_open")
+"""Whether a command can be forked here."""
 
 
 def run(
@@ -31,71 +36,112 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """Run the command with these environment variables more; `fresh` starts an interpreter for it."""
     environment, command = {**os.environ, **variables}, list(map(str, words))
-    if fresh or not hasattr(os, "fork"):
+    if fresh or not FORKS:
         command = [sys.executable, str(ROOT / "cli.py"), *command]
         return subprocess.run(
-            command, cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=SECONDS
+            command, cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=FOR_EVER
         )
-    with tempfile.TemporaryDirectory() as place:
-        logs = [Path(place) / name for name in ("out", "err")]
-        asked = {
-            "words": command,
-            "cwd": str(cwd or Path.cwd()),
-            "environment": environment,
-            "logs": list(map(str, logs)),
-        }
-        server = _server()
-        assert server.stdin is not None and server.stdout is not None
-        server.stdin.write(json.dumps(asked).encode() + b"\n")
-        child = int(server.stdout.readline())
-        if not select.select([server.stdout], [], [], SECONDS)[0]:
-            os.kill(child, signal.SIGKILL)
-            server.stdout.readline()
-            raise subprocess.TimeoutExpired(command, SECONDS)
-        code = int(server.stdout.readline())
-        return subprocess.CompletedProcess(command, code, *(log.read_text(encoding="utf-8") for log in logs))
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, open(os.devnull, "rb") as null:
+        streams = (null.fileno(), out.fileno(), err.fileno())
+        line = ask(_server(), command, str(cwd or Path.cwd()), environment, streams)
+        with line, line.makefile("rb") as answers:
+            child = int(answers.readline())
+            if not select.select([line], [], [], FOR_EVER)[0]:
+                os.kill(child, signal.SIGKILL)
+                raise subprocess.TimeoutExpired(command, FOR_EVER)
+            code = int(answers.readline())
+        return subprocess.CompletedProcess(command, code, *(_text(log.fileno()) for log in (out, err)))
+
+
+def program() -> list[str]:
+    """How another program, such as git, starts the command."""
+    if not FORKS:
+        return [sys.executable, str(ROOT / "cli.py")]
+    return [sys.executable, "-IS", str(ROOT / "tests" / "quick_command.py"), _server()]
+
+
+def _text(log: int) -> str:
+    return os.pread(log, os.fstat(log).st_size, 0).decode("utf-8").replace("\r\n", "\n")
 
 
 @functools.cache
-def _server() -> subprocess.Popen[bytes]:
-    """The process that commands are forked from; it ends before this one does."""
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+def _server() -> str:
+    """The name of the process that commands are forked from; it ends with this one."""
+    paths, name = os.pathsep.join([str(ROOT), str(ROOT / "tests")]), f"gemma4-surgery-tests-{os.getpid()}"
     server = subprocess.Popen(
-        [sys.executable, "-c", "import command_line; command_line.serve()"],
+        [sys.executable, "-c", f"import command_line; command_line.serve({name!r})"],
         bufsize=0, env={**os.environ, "PYTHONPATH": paths}, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
     )  # fmt: skip
     atexit.register(server.communicate)
-    return server
+    assert server.stdout is not None and server.stdout.readline()
+    return name
 
 
-def serve() -> None:
-    """Fork a command for each line of standard input; tell its process, and its exit code when it has ended."""
+def serve(name: str) -> None:
+    """Fork a command for each that is asked for; tell its process, and its exit code when it has ended."""
     import confined
 
     confined.preload()
-    for line in sys.stdin:
-        asked = json.loads(line)
-        child = os.fork()
-        if child == 0:
-            _become(asked)
-        os.write(1, b"%d\n" % child)
-        os.write(1, b"%d\n" % os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    with tempfile.TemporaryDirectory() as place:
+        confined.rehearse(["repack", str(TINY), "out", "--precision", "q4", "--no-validate"], Path(place))
+        confined.rehearse(["diff", str(TINY), "out", "--precision", "q4"], Path(place))
+        confined.rehearse(["inspect", "out"], Path(place))
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(f"\0{name}")
+    listener.listen(64)
+    os.write(1, b"ready\n")
+    running: dict[int, tuple[int, socket.socket]] = {}
+    while 0 not in (ready := select.select([0, listener, *running], [], [])[0]):
+        for one in ready:
+            if one is listener:
+                line = listener.accept()[0]
+                pid = _forked(line, [listener, *(other for _, other in running.values())])
+                running[os.pidfd_open(pid)] = pid, line
+            else:
+                pid, line = running.pop(one)
+                os.close(one)
+                _tell(line, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+                line.close()
 
 
-def _become(asked: dict[str, Any]) -> NoReturn:
+def _tell(line: socket.socket, number: int) -> None:
+    with contextlib.suppress(OSError):  # nobody may wait for it any more
+        line.sendall(b"%d\n" % number)
+
+
+def _forked(line: socket.socket, others: Sequence[socket.socket]) -> int:
+    """Start what a connection asks for, and tell the number of its process."""
+    size, streams, _, _ = socket.recv_fds(line, 8, 3)
+    asked = b""
+    while len(asked) < int.from_bytes(size, "big"):
+        asked += line.recv(1 << 20)
+    words, cwd, environment = json.loads(asked)
+    child = os.fork()
+    if child == 0:
+        for one in (line, *others):
+            one.close()
+        _become(words, cwd, environment, streams)
+    for stream in streams:
+        os.close(stream)
+    _tell(line, child)
+    return child
+
+
+def _become(words: Sequence[str], cwd: str, environment: dict[str, str], streams: Sequence[int]) -> NoReturn:
     """In the child: the command, until it ends."""
     code = 70
     try:
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        for number, log in enumerate(asked["logs"], 1):
-            os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT, 0o600), number)
+        for number, stream in enumerate(streams):
+            os.dup2(stream, number)
+        os.closerange(3, max(3, *streams) + 1)
+        sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)
         sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
         sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
         os.environ.clear()
-        os.environ.update(asked["environment"])
-        os.chdir(asked["cwd"])
+        os.environ.update(environment)
+        os.chdir(cwd)
         tempfile.tempdir = None
-        sys.argv = [str(ROOT / "cli.py"), *asked["words"]]
+        sys.argv = [str(ROOT / "cli.py"), *words]
         from confined import forking
 
         from surgery.commands.app import main

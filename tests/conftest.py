@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from once import work_anew, work_in_common
 from places import TINY
 from repositories import GRAPH, change, commit, git
 
@@ -48,6 +52,24 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if not files:
         raise pytest.UsageError(f"--real {folder}: no .onnx file is below it")
     metafunc.parametrize("real_onnx", files, ids=[str(file.relative_to(folder)) for file in files])
+
+
+def pytest_collection_finish() -> None:
+    """What the imports left is looked at no more when rubbish is collected, which a proof does several times."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _work_in_common() -> Iterator[None]:
+    with work_in_common():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _work_anew_where_a_test_patches(request: pytest.FixtureRequest) -> Iterator[None]:
+    with work_anew() if "monkeypatch" in request.fixturenames else contextlib.nullcontext():
+        yield
 
 
 @pytest.fixture(scope="session")

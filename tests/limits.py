@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
-FOR_EVER = 120.0
+FOR_EVER = 900.0
 """Seconds of the clock; what waits for longer would wait for ever, however busy the machine is."""
 
 

@@ -6,11 +6,13 @@ import hashlib
 import subprocess
 from pathlib import Path
 
+from limits import FOR_EVER
+
 GRAPH = "decoder_model_merged_q4.onnx"
 
 
 def git(folder: Path, *words: str, code: int = 0) -> str:
-    done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=False, timeout=FOR_EVER)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout
 

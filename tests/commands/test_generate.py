@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import run
+from command_line import program, run
+from limits import FOR_EVER
 from places import ROOT, TINY
 
 from surgery import RepackOptions, repack
@@ -50,7 +51,7 @@ class Terminal:
 
     def until(self, pattern: str) -> str:
         """What is shown up to a text, which is then taken away."""
-        ends = time.monotonic() + 60
+        ends = time.monotonic() + FOR_EVER
         while not (found := re.search(pattern, self.shown)):
             assert time.monotonic() < ends and self.process.poll() is None, self.shown
             if select.select([self._master], [], [], 0.2)[0]:
@@ -84,7 +85,7 @@ def test_a_chat_goes_on_until_its_end(folder: Path) -> None:
     assert answers[0][-1] == answers[1][-1]
     terminal.until("> ")
     terminal.type("\x04")  # Ctrl-D
-    assert terminal.process.wait(timeout=30) == 0
+    assert terminal.process.wait(timeout=FOR_EVER) == 0
 
 
 class Slow:
@@ -161,7 +162,7 @@ def test_what_a_tool_returns_is_typed(
 
 
 def test_a_prompt_comes_from_stdin(folder: Path) -> None:
-    command = [sys.executable, str(ROOT / "cli.py"), "generate", str(folder), "--new-tokens", "5"]
+    command = [*program(), "generate", str(folder), "--new-tokens", "5"]
     told = [
         subprocess.run([*command, *words], input=text, capture_output=True, text=True, check=False)
         for words, text in ((["hello world"], ""), (["-"], "hello world"), (["-"], " \n"), ([], "hello"))

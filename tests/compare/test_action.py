@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 import yaml
+from command_line import program
 from github_server import GitHub, serve
+from limits import FOR_EVER
 from places import ROOT, TINY
 from repositories import GRAPH, git
 
@@ -48,7 +50,7 @@ def runner(tmp_path: Path, github: GitHub, monkeypatch: pytest.MonkeyPatch) -> P
     (folder / "bin").mkdir()
     (tool / "python").symlink_to(sys.executable)
     command = tool / "gemma4-surgery"
-    command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {shlex.quote(str(ROOT / "cli.py"))} "$@"\n')
+    command.write_text(f'#!/bin/sh\nexec {shlex.join(program())} "$@"\n')
     command.chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder / 'bin'}:/usr/local/bin:/usr/bin:/bin")
     monkeypatch.setenv("RUNNER_TEMP", str(folder))
@@ -72,7 +74,7 @@ def report(folder: Path, github: GitHub, *, fork: bool = False, **inputs: str) -
     given = {key: re.sub(r"\$\{\{ (.*?) \}\}", lambda m: values[m[1]], text) for key, text in one["env"].items()}
     exports = "".join(f"export {key}={shlex.quote(value)}\n" for key, value in given.items())
     shell = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", exports + one["run"]]  # as `shell: bash` does
-    return subprocess.run(shell, cwd=folder, capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(shell, cwd=folder, capture_output=True, text=True, check=False, timeout=FOR_EVER)
 
 
 def test_the_action_is_a_composite_one_without_injection() -> None:
@@ -180,7 +182,7 @@ def test_the_install_step_runs_the_python_that_it_was_given(tmp_path: Path) -> N
         "PATH": "/usr/bin:/bin",
     }
     shell = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step("Install gemma4-surgery")["run"]]
-    subprocess.run(shell, check=True, env=given, timeout=60)
+    subprocess.run(shell, check=True, env=given, timeout=FOR_EVER)
     asked = log.read_text().split("|")
     assert f"{place}/action.lock" in asked and str(place) in asked and (temporary / "gemma4-surgery" / "bin").is_dir()
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
-from command_line import run
-from places import ROOT, TINY
+from command_line import program, run
+from places import TINY
 from repositories import GRAPH, change, commit, git, pointer
 
 from surgery.compare.git_setup import set_up
@@ -18,8 +18,14 @@ ATTRIBUTES = Path(".git/info/attributes")
 
 
 def configure(folder: Path) -> None:
-    """What git-setup does, without a process of its own."""
-    set_up("local", [sys.executable, str(ROOT / "cli.py")], folder)
+    """What git-setup does, and git starts a command that is loaded; test_show_and_log_have_the_text has a real start."""
+    set_up("local", program(), folder)
+
+
+def quicken(folder: Path, *scope: str) -> None:
+    """Let git start a command that is loaded in place of the one that git-setup wrote."""
+    for key, command in (("command", "git-diff"), ("textconv", "git-textconv")):
+        git(folder, "config", *scope, f"diff.gemma4-surgery.{key}", shlex.join([*program(), command]))
 
 
 def test_git_knows_nothing_of_a_graph_by_itself(repository: Path) -> None:
@@ -30,6 +36,8 @@ def test_show_and_log_have_the_text_of_the_graph(repository: Path) -> None:
     done = run("git-setup", cwd=repository)
     assert done.returncode == 0, done.stderr
     for words in (("show",), ("log", "-p", "-1"), ("diff", "--no-ext-diff", "HEAD~", "HEAD")):
+        if words[0] == "log":
+            quicken(repository)
         shown = git(repository, *words)
         assert "+  Identity /added (logits) -> /added/output_0" in shown
         changed = [line for line in shown.splitlines() if line.startswith(("-", "+")) and "axis=" in line]
@@ -57,12 +65,14 @@ def test_set_up_twice_and_taken_away(repository: Path) -> None:
 def test_from_a_folder_below_the_top(repository: Path) -> None:
     assert run("git-setup", cwd=repository / "models").returncode == 0
     assert (repository / ATTRIBUTES).is_file()
+    quicken(repository)
     assert "Identity /added" in git(repository / "models", "show")
 
 
 def test_a_linked_working_copy_shares_the_configuration(repository: Path, tmp_path: Path) -> None:
     git(repository, "worktree", "add", "-q", str(tmp_path / "linked"), "HEAD")
     assert run("git-setup", cwd=tmp_path / "linked").returncode == 0
+    quicken(tmp_path / "linked")
     assert "Identity /added" in git(tmp_path / "linked", "show")
     assert "Identity /added" in git(repository, "show")
 
@@ -74,6 +84,7 @@ def test_for_the_user_everywhere(repository: Path, home: Path) -> None:
     assert ".gitattributes of this repository" in done.stdout, "its `binary` wins over the user's attributes"
     assert "Binary files" in git(repository, "show")
     (repository / ".gitattributes").unlink()
+    quicken(repository, "--global")
     assert "Identity /added" in git(repository, "show")
     assert run("git-setup", "--global", "--unset", cwd=repository).returncode == 0
     assert git(repository, "config", "--global", "--get", "diff.gemma4-surgery.command", code=1) == ""

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from command_line import run
-from limits import cpu_limit
+from limits import FOR_EVER, cpu_limit
 from places import TINY
 from repositories import GRAPH, change, commit, git, pointer
 
@@ -28,7 +28,7 @@ def stored(folder: Path, kind: str, data: bytes) -> str:
     """The hash of an object that git would not make by itself, but keeps, fetches and clones."""
     done = subprocess.run(
         ["git", "hash-object", "-t", kind, "-w", "--literally", "--stdin"],
-        cwd=folder, input=data, capture_output=True, check=True, timeout=60,
+        cwd=folder, input=data, capture_output=True, check=True, timeout=FOR_EVER,
     )  # fmt: skip
     return done.stdout.decode().strip()
 

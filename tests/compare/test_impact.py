@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
+import command_line
 import pytest
 from folders import repack
-from places import ROOT, TINY
+from places import TINY
 
 from passes.presets import fast
 from surgery.compare import Comparison, compare, open_subject
@@ -176,9 +175,7 @@ def test_a_review_as_json_junit_and_annotations(found: list[Reviewed]) -> None:
 
 def test_review_writes_files_and_exits_by_policy(repository: Path) -> None:
     def run(*words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(ROOT / "cli.py"), "review", "HEAD^", *words]
-        here = {**os.environ, "GITHUB_ACTIONS": "true"}
-        return subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False, env=here)
+        return command_line.run("review", "HEAD^", *words, cwd=repository, GITHUB_ACTIONS="true")
 
     names = ("r.md", "r.xml", "r.json", "r.svg")
     done = run(*(f"--output={name}" for name in names), "--policy", "breaking")

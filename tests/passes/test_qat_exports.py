@@ -57,7 +57,7 @@ def proven(export: Path, out: Path, *words: str) -> Report:
     [
         ("tiny-e2b-qat", ""),
         ("tiny-e4b-qat", "--kv-layout unique --per-layer-table split"),
-        ("tiny-e4b-qat", "--modalities text,image,audio"),
+        ("tiny-e2b-qat", "--modalities text,image,audio"),
         ("no-spread-scales", "--target genai-0.12 --weights consolidate"),
         ("quantized-activations", ""),
         ("rounded-activations", ""),
@@ -69,7 +69,7 @@ def test_bit_exact_where_it_is_promised(name: str, words: str, exports: dict[str
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [("tiny-e4b-qat", "--modalities text,image,audio"), ("quantized-activations", "")]
+    ("name", "words"), [("tiny-e2b-qat", "--modalities text,image,audio"), ("quantized-activations", "")]
 )
 def test_fast(name: str, words: str, exports: dict[str, Path], tmp_path: Path) -> None:
     proven(exports[name], tmp_path / "out", "--preset", "fast", *words.split())

@@ -1,0 +1,189 @@
+"""Work that many tests have in common is done once: a pass on a graph, and a session of a graph.
+
+Both are functions of files and options alone, and what is kept is found by the content of all of them: the graph, its
+data files, the files that an option names. A graph of which one byte is another is passed and opened anew; so is what
+raised an error, what a link leads to, and everything in a test that patches (tests/conftest.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+import shutil
+import tempfile
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from onnx import ModelProto
+
+import passes.base
+from passes.base import Outcome, Pass
+from passes.registry import BUILT_IN
+from surgery.errors import SurgeryError
+from surgery.graph.changes import Snapshot
+from surgery.graph.external_data import external_field, is_external, tensors
+from surgery.graph.model import Model
+from surgery.runtime import sessions
+from surgery.runtime.sessions import Settings
+
+SESSIONS, STEPS = 48, 400
+"""How many are kept; a session of a tiny graph takes about 5 MB, the graph behind a pass a quarter of one."""
+SETTLED = 2.0
+"""Seconds after which a file's times tell that it is as it was: a clock's step is some milliseconds."""
+
+_apply_one, _open = passes.base._apply_one, sessions._open
+_steps: OrderedDict[str, tuple[Model, Outcome, Snapshot]] = OrderedDict()
+_sessions: OrderedDict[str, Any] = OrderedDict()
+_digests: dict[tuple[int, ...], str] = {}
+
+
+class _NotKept(Exception):
+    """There is something in it that is not known by its content."""
+
+
+@contextlib.contextmanager
+def work_in_common() -> Iterator[None]:
+    """Take what is known from an earlier time, and keep what is made."""
+    with _in_place(_applied, _opened):
+        yield
+
+
+@contextlib.contextmanager
+def work_anew() -> Iterator[None]:
+    """Do everything again, as the program does."""
+    with _in_place(_apply_one, _open):
+        yield
+
+
+@contextlib.contextmanager
+def _in_place(apply_one: Any, opened: Any) -> Iterator[None]:
+    before = passes.base._apply_one, sessions._open
+    passes.base._apply_one, sessions._open = apply_one, opened
+    try:
+        yield
+    finally:
+        passes.base._apply_one, sessions._open = before
+
+
+def _applied(model: Model, step: Pass, before: Snapshot) -> tuple[Outcome, Snapshot]:
+    """In place of passes.base._apply_one."""
+    try:
+        key = _key(type(step), _options(step), _of_model(model), model.path, model.architecture, sorted(model.folders))
+    except (_NotKept, OSError, SurgeryError):
+        return _apply_one(model, step, before)
+    if key not in _steps:
+        outcome, after = _apply_one(model, step, before)
+        _keep(_steps, key, (model.copy(), outcome, after), STEPS)
+        return outcome, after
+    _steps.move_to_end(key)
+    made, outcome, after = _steps[key]
+    model.proto.CopyFrom(made.proto)
+    model.weight_files, model.converted = dict(made.weight_files), dict(made.converted)
+    return outcome, after
+
+
+def _opened(graph: Path | Model, settings: Settings, exposed: Sequence[str]) -> Any:
+    """In place of surgery.runtime.sessions._open."""
+    try:
+        if settings.provider != "cpu":
+            raise _NotKept
+        content = _of_model(graph) if isinstance(graph, Model) else _of_file(graph)
+        key = _key(isinstance(graph, Model), content, settings, list(exposed))
+        if key not in _sessions:
+            with tempfile.TemporaryDirectory() as place:
+                _keep(_sessions, key, _open(_copied(graph, Path(place)), settings, exposed), SESSIONS)
+    except (_NotKept, OSError, SurgeryError):
+        return _open(graph, settings, exposed)
+    _sessions.move_to_end(key)
+    return _sessions[key]
+
+
+def _copied(graph: Path | Model, place: Path) -> Path | Model:
+    """The same in files of its own: a session maps its data files, and sees what a test does to them later."""
+    if isinstance(graph, Path):
+        for name in (graph.name, *_LOCATIONS[hashlib.sha256(graph.read_bytes()).hexdigest()]):
+            shutil.copyfile(graph.parent / name, place / name)
+        return place / graph.name
+    if graph.converted or any(len(PurePosixPath(location).parts) != 1 for location in graph.weight_files):
+        raise _NotKept
+    for location, file in graph.weight_files.items():
+        shutil.copyfile(file, place / location)
+    copied = graph.copy()
+    copied.path, copied.folders = place / graph.path.name, frozenset({place})
+    copied.weight_files = {location: place / location for location in graph.weight_files}
+    return copied
+
+
+def _keep(kept: OrderedDict[str, Any], key: str, value: Any, most: int) -> None:
+    kept[key] = value
+    if len(kept) > most:
+        kept.popitem(last=False)
+
+
+def _key(*parts: object) -> str:
+    return hashlib.sha256("\0".join(map(repr, parts)).encode(errors="surrogatepass")).hexdigest()
+
+
+def _options(step: Pass) -> list[str]:
+    """The options of a pass of this project, each by its content."""
+    if step.name not in BUILT_IN or not type(step).__module__.startswith("passes."):
+        raise _NotKept
+    return [_option(getattr(step, field.name)) for field in dataclasses.fields(step)]
+
+
+def _option(value: object) -> str:
+    if isinstance(value, Model):
+        return _of_model(value)
+    if isinstance(value, Path):
+        return f"{value} {_of_file(value) if value.suffix == '.onnx' else _digest(value)}"
+    if value is None or isinstance(value, str | int | float):
+        return repr(value)
+    raise _NotKept
+
+
+def _of_model(model: Model) -> str:
+    """A graph in memory, where its weights are, and what they hold."""
+    files = [(file, _digest(file)) for file in model.source_files()]
+    return _key(model.fingerprint(), files)
+
+
+def _of_file(path: Path) -> str:
+    """A graph's file, and the data files beside it."""
+    if path.is_symlink():
+        raise _NotKept
+    data = path.read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+    if digest not in _LOCATIONS:
+        proto = ModelProto()
+        try:
+            proto.ParseFromString(data)
+        except Exception:
+            raise _NotKept from None
+        found = {external_field(tensor, "location") or "" for tensor in tensors(proto) if is_external(tensor)}
+        _LOCATIONS[digest] = sorted(found)
+    if any(len(PurePosixPath(location).parts) != 1 for location in _LOCATIONS[digest]):
+        raise _NotKept
+    return _key(digest, [(location, _digest(path.parent / location)) for location in _LOCATIONS[digest]])
+
+
+_LOCATIONS: dict[str, Sequence[str]] = {}
+"""Digest of a graph -> the locations of its external data."""
+
+
+def _digest(file: Path) -> str:
+    """Of the content of a regular file; what its times told once is not read again."""
+    found = os.lstat(file)
+    if not os.path.isfile(file) or os.path.islink(file):
+        raise _NotKept
+    times = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    if times not in _digests:
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        if time.time() - max(found.st_mtime, found.st_ctime) < SETTLED:
+            return digest
+        _digests[times] = digest
+    return _digests[times]

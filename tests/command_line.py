@@ -139,6 +139,7 @@ def _become(words: Sequence[str], cwd: str, environment: dict[str, str], streams
         sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
         os.environ.clear()
         os.environ.update(environment)
+        sys.path[:0] = environment.get("PYTHONPATH", "").split(os.pathsep)
         os.chdir(cwd)
         tempfile.tempdir = None
         sys.argv = [str(ROOT / "cli.py"), *words]

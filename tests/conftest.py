@@ -36,7 +36,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-docs", action="store_true", help="write what the commands print into the pages")
     parser.addoption("--real", metavar="DIR", help="a folder of real .onnx files, searched at every depth")
-    parser.addoption("--mutations", type=int, default=100, help="damaged inputs that test_hostile.py tries")
+    parser.addoption("--mutations", type=int, default=60, help="damaged inputs that test_hostile.py tries")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -55,9 +55,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What the imports left is looked at no more when rubbish is collected, which a proof does several times."""
+    _set_aside()
+
+
+def _set_aside() -> None:
+    """What lasts is looked at no more when rubbish is collected, which a proof does several times."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _set_aside_what_a_file_leaves() -> Iterator[None]:
+    yield
+    _set_aside()
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
+import command_line
 import pytest
 from places import FIXTURES, ROOT
 
@@ -37,8 +38,9 @@ class Stamp(Pass):
 """
 
 
-def install(folder: Path, points: str, module: str = TEN_LINES, name: str = "stamps") -> Path:
-    """Have pip install a package into a folder: a wheel made by hand, so that no build tool has to be there."""
+def install(folder: Path, points: str, module: str = TEN_LINES, name: str = "stamps", *, by_pip: bool = False) -> Path:
+    """Install a package into a folder: a wheel made by hand, so that no build tool has to be there. Without pip it is
+    unpacked, which is all that pip does with it."""
     wheel = folder / f"{name}-1.0-py3-none-any.whl"
     info = f"{name}-1.0.dist-info"
     with zipfile.ZipFile(wheel, "w") as file:
@@ -50,6 +52,9 @@ def install(folder: Path, points: str, module: str = TEN_LINES, name: str = "sta
         file.writestr(f"{info}/entry_points.txt", f"[gemma4_surgery.passes]\n{points}\n")
         file.writestr(f"{info}/RECORD", "")
     site = folder / "site"
+    if not by_pip:
+        zipfile.ZipFile(wheel).extractall(site)
+        return site
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(site)]
     subprocess.run([*pip, str(wheel)], check=True, capture_output=True)
     return site
@@ -60,19 +65,16 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def command(tmp_path: Path) -> Command:
-    def run(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, str(ROOT / "cli.py"), *words],
-            capture_output=True, text=True, check=False, cwd=tmp_path,
-            env={"PYTHONPATH": f"{tmp_path / 'site'}:{ROOT}", "PATH": "", "HOME": str(tmp_path), "COLUMNS": "200"},
-        )  # fmt: skip
+    def run(*words: str, fresh: bool = False) -> subprocess.CompletedProcess[str]:
+        path = f"{tmp_path / 'site'}:{ROOT}"
+        return command_line.run(*words, cwd=tmp_path, PYTHONPATH=path, HOME=str(tmp_path), COLUMNS="200", fresh=fresh)
 
     return run
 
 
 def test_a_pass_of_an_installed_package_is_listed_and_applied(tmp_path: Path, command: Command) -> None:
-    install(tmp_path, "stamp = stamps:Stamp")
-    listed = {entry["name"]: entry for entry in json.loads(command("passes", "--json").stdout)}
+    install(tmp_path, "stamp = stamps:Stamp", by_pip=True)
+    listed = {entry["name"]: entry for entry in json.loads(command("passes", "--json", fresh=True).stdout)}
     assert listed["stamp"] == {
         "name": "stamp", "summary": "the graph says who made it", "numerics": "exact", "rewrites_weights": False,
         "options": [],

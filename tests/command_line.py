@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from limits import FOR_EVER
+from once import passes_in_common
 from places import ROOT, TINY
 from quick_command import ask
 
@@ -82,10 +83,19 @@ def serve(name: str) -> None:
     import confined
 
     confined.preload()
-    with tempfile.TemporaryDirectory() as place:
-        confined.rehearse(["repack", str(TINY), "out", "--precision", "q4", "--no-validate"], Path(place))
-        confined.rehearse(["diff", str(TINY), "out", "--precision", "q4"], Path(place))
-        confined.rehearse(["inspect", "out"], Path(place))
+    words = (
+        ("repack", str(TINY), "out", "--precision", "q4", "--no-validate"),
+        ("diff", str(TINY), "out"),
+        ("inspect", "out"),
+    )
+    with passes_in_common():
+        with tempfile.TemporaryDirectory() as place:
+            for each in words:
+                confined.rehearse(each, Path(place))
+        _answer(name)
+
+
+def _answer(name: str) -> None:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(f"\0{name}")
     listener.listen(64)

@@ -54,6 +54,13 @@ def work_in_common() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def passes_in_common() -> Iterator[None]:
+    """The passes alone: where others are forked from the process that keeps them."""
+    with _in_place(_applied, _open):
+        yield
+
+
+@contextlib.contextmanager
 def work_anew() -> Iterator[None]:
     """Do everything again, as the program does."""
     with _in_place(_apply_one, _open):

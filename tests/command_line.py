@@ -92,6 +92,8 @@ def serve(name: str) -> None:
         with tempfile.TemporaryDirectory() as place:
             for each in words:
                 confined.rehearse(each, Path(place))
+        for module in [name for name in sys.modules if name.partition(".")[0] == "huggingface_hub"]:
+            del sys.modules[module]  # it takes its settings from the environment when it is imported
         _answer(name)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from limits import FOR_EVER, wait_until
+from places import ROOT
 
 from surgery.errors import FolderError, ProcessEnded, RequestError
 from surgery.files.json_values import typed
@@ -160,7 +161,7 @@ def test_it_ends_with_the_process_that_started_it(way: int) -> None:
         "import test_own_process as t\n"
         "for process in t.ask(t.tells_who_it_is, answer=type(None), limits=t.LIMITS): print(process, flush=True)"
     )
-    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
+    path = os.pathsep.join(str(folder) for folder in (Path(__file__).parent, ROOT / "tests", ROOT))
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path}
     ) as parent:

@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections import OrderedDict
@@ -33,6 +34,8 @@ from surgery.runtime.sessions import Settings
 
 SESSIONS, STEPS = 48, 400
 """How many are kept; a session of a tiny graph takes about 5 MB, the graph behind a pass a quarter of one."""
+LARGEST = 64 * 2**20
+"""Bytes of a file of which the content is looked at."""
 SETTLED = 2.0
 """Seconds after which a file's times tell that it is as it was: a clock's step is some milliseconds."""
 
@@ -161,8 +164,7 @@ def _of_model(model: Model) -> str:
 
 def _of_file(path: Path) -> str:
     """A graph's file, and the data files beside it."""
-    if path.is_symlink():
-        raise _NotKept
+    _digest(path)
     data = path.read_bytes()
     digest = hashlib.sha256(data).hexdigest()
     if digest not in _LOCATIONS:
@@ -185,7 +187,7 @@ _LOCATIONS: dict[str, Sequence[str]] = {}
 def _digest(file: Path) -> str:
     """Of the content of a regular file; what its times told once is not read again."""
     found = os.lstat(file)
-    if not os.path.isfile(file) or os.path.islink(file):
+    if not stat.S_ISREG(found.st_mode) or found.st_size > LARGEST:
         raise _NotKept
     times = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
     if times not in _digests:

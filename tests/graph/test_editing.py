@@ -93,8 +93,8 @@ def test_a_dropped_node_takes_its_value_info_and_initializer_along() -> None:
 
 
 def test_pruning_takes_what_the_edit_left_unread_and_nothing_else() -> None:
-    """`idle` was read by nobody before, and reads `of_idle`; the bodies of an If capture `captured`."""
-    branches = [body([relu("captured", f"{word}_value")], f"{word}_value", word) for word in ("then", "else")]
+    """`idle` was read by nobody before, and reads `of_idle`; the bodies of an If capture `captured` and `far_from`."""
+    branches = [body([relu(name, f"{name}_value")], f"{name}_value", name) for name in ("captured", "far_from")]
     nodes = [
         relu("x", "of_idle"), relu("of_idle", "idle"), relu("x", "captured"), relu("x", "far_from"), relu("far_from", "lost"),
         if_node(*branches, output="chosen"), make_node("Add", ["lost", "chosen"], ["y"], name="add"),
@@ -103,7 +103,7 @@ def test_pruning_takes_what_the_edit_left_unread_and_nothing_else() -> None:
     with edited(proto.graph, prune=True) as view:
         shown(view, "add").inputs[0] = next(value for value in view.inputs if value.name == "x")
     check_definitions(proto)
-    assert names(proto.graph.node) == ["relu_of_idle", "relu_idle", "relu_captured", "if", "add"]
+    assert names(proto.graph.node) == ["relu_of_idle", "relu_idle", "relu_captured", "relu_far_from", "if", "add"]
 
 
 def test_an_initializer_goes_with_its_last_reader_only() -> None:

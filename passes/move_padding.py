@@ -207,5 +207,13 @@ def _others(nodes: Iterable[gs.Node], but: list[gs.Node]) -> list[gs.Node]:
 
 
 def _redirect(readers: Iterable[gs.Node], source: gs.Tensor, other: gs.Variable) -> None:
+    """Let nodes read another value. The view's own lists would look for each node among all readers: as many steps as
+    the square of their number."""
+    gone = set()
     for reader in readers:
-        reader.inputs = [other if tensor is source else tensor for tensor in reader.inputs]
+        gone.add(id(reader))
+        for index, tensor in enumerate(reader.inputs):
+            if tensor is source:
+                list.__setitem__(reader.inputs, index, other)
+                list.append(other.outputs, reader)
+    list.__setitem__(source.outputs, slice(None), [node for node in source.outputs if id(node) not in gone])

@@ -17,6 +17,8 @@ Form = Callable[[ModelProto, int], None]
 FORMS: dict[str, Form] = {}
 DATA = "form.onnx_data"
 """The data file of the forms that have one, beside the graph."""
+LENGTHS = ["/model/masks/Seqlens/output_0", "/model/masks/Total32/output_0"]
+"""What the decoder's own attention takes for lengths; a node without any is refused before a pass looks at it."""
 CACHE: small.Shape = ["batch_size", 1, "tokens", 8]
 
 
@@ -80,7 +82,7 @@ def attention_behind_identities(proto: ModelProto, count: int) -> None:
     _chain(proto.graph, "Identity", "past_key_values.0.key", count)
     for index in range(count):
         reads = f"chain_{count - 1 if index % 2 else index}"
-        node = make_node("GroupQueryAttention", ["", reads, reads, reads, reads], [f"attended_{index}"])
+        node = make_node("GroupQueryAttention", ["inputs_embeds", *[reads] * 4, *LENGTHS], [f"attended_{index}"])
         node.domain = "com.microsoft"
         proto.graph.node.append(node)
 
@@ -112,7 +114,7 @@ def endless_lengths(proto: ModelProto, count: int) -> None:
     for index in range(count):
         operator, reads = makers[index % len(makers)]
         graph.node.append(make_node(operator, reads, [f"lengths_{index}"]))
-        names = ["", *["present.1.key"] * 4, f"lengths_{index}", f"lengths_{index}"]
+        names = ["inputs_embeds", *["present.1.key"] * 4, f"lengths_{index}", f"lengths_{index}"]
         node = make_node("GroupQueryAttention", names, [f"attended_{index}"])
         node.domain = "com.microsoft"
         graph.node.append(node)
@@ -126,8 +128,10 @@ def caches(proto: ModelProto, count: int) -> None:
         names = [f"{way}.{layer}.{kind}" for way in ("past_key_values", "present") for kind in ("key", "value")]
         for name, ports in zip(names, (graph.input, graph.input, graph.output, graph.output), strict=True):
             ports.append(make_tensor_value_info(name, TensorProto.FLOAT, CACHE))
-        kv_source = make_node("GroupQueryAttention", ["", "", "", *names[:2]], [f"attended_{layer}", *names[2:]])
-        reads = ["", *names[2:], *names[2:]]
+        kv_source = make_node(
+            "GroupQueryAttention", ["inputs_embeds", "", "", *names[:2], *LENGTHS], [f"attended_{layer}", *names[2:]]
+        )
+        reads = ["inputs_embeds", *names[2:], *names[2:], *LENGTHS]
         kv_shared_layer = make_node("GroupQueryAttention", reads, [f"borrowed_{layer}"])
         for node in (kv_source, kv_shared_layer):
             node.domain = "com.microsoft"

@@ -10,11 +10,13 @@ import small
 from limits import cpu_limit
 from onnx import ModelProto, TensorProto
 
+from passes import MovePadding
+from passes.base import apply
 from surgery.attention.kv_wiring import attention_nodes, attentions
 from surgery.attention.unfused import UnfusedSearch
 from surgery.compare import compare, open_subject
 from surgery.compare.formats import FORMATS
-from surgery.errors import ModelError, WeightError
+from surgery.errors import ModelError, PassError, WeightError
 from surgery.folder.inspection import inspect_path
 from surgery.graph.model import Model
 from surgery.graph.wire import HIGHEST_RANK, LONGEST_NAME, MOST_ENTRIES
@@ -146,3 +148,14 @@ def test_a_ring_of_operators_that_move_data_comes_to_an_end() -> None:
     core = next(core for core in attention_nodes(proto.graph) if core.node.name == "round")
     with cpu_limit(5), pytest.raises(ModelError, match="more than 32 operators behind where a present is expected"):
         UnfusedSearch(proto, small.HEADS, 128).find(core, small.arch().layers[1])
+
+
+@pytest.mark.parametrize("form", ["unfused attention behind transposes", "attention behind identities", "caches"])
+def test_passes_that_rewire_take_steps_as_there_are_readers(form: str, tmp_path: Path) -> None:
+    """One value with thousands of readers; it took 6 seconds of the first form."""
+    path = adversarial.write(tmp_path, form, 1600)
+    with cpu_limit(3):
+        try:
+            apply(Model.open(path, small.arch()), [MovePadding()])
+        except PassError as error:
+            assert str(error)

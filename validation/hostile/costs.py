@@ -16,11 +16,14 @@ COMMANDS = {
     "diff html": ("source", f"diff plain/{DECODER} source/{DECODER} --format html"),
     "diff with itself": ("source", "diff source source --format json --weights digest"),
     "apply exact passes": ("source", f"apply {{exact}} source/{DECODER} out/model.onnx"),
+    "apply attention passes": ("source", f"apply {{attention}} source/{DECODER} out/model.onnx"),
     "apply other passes": ("source", f"apply {{other}} source/{DECODER} out/model.onnx"),
     "repack": ("source", "repack source out --no-validate"),
     "repack fast": ("source", "repack source out --no-validate --preset fast"),
     "repack consolidated": ("source", "repack source out --no-validate --weights consolidate"),
     "strip": ("source", "strip source out --no-validate"),
+    "git diff": ("source", f"git-diff {DECODER} plain/{DECODER} 00 100644 source/{DECODER} 11 100644"),
+    "git show": ("source", f"git-textconv source/{DECODER}"),
     "review": ("repository", "review HEAD~1 HEAD --format md"),
     "validate": ("folder", "validate folder --quick --tokens 1"),
     "generate": ("folder", "generate folder hello --new-tokens 2"),
@@ -28,8 +31,11 @@ COMMANDS = {
 }
 """Name -> the part of the ground whose graph has the form, and the words."""
 RECIPES = {
-    "exact": "fold-logits-to-keep,rename-io,expand-shared-kv,annotate-head-sizes",
-    "other": "rename-io,uniform-heads,tie-lm-head,set-accuracy-level,host-embeddings,fit-encoder,to-fp16",
+    "exact": "merge-embeddings{embed=plain/onnx/embed_tokens_q4.onnx},fold-logits-to-keep,rename-io,move-padding,"
+    "expand-shared-kv,annotate-head-sizes",
+    "attention": "fuse-attention,slice-caches",
+    "other": "flatten-per-layer-inputs,uniform-heads,tie-lm-head,host-embeddings,split-per-layer-table,"
+    "fuse-per-layer-table,lut-products,to-fp16",
 }
 GROWTH = (1, 4)
 SLACK = 1.6

@@ -12,6 +12,7 @@ from surgery.compare.comparison import (
     ASPECTS,
     Aspect,
     Comparison,
+    Costs,
     FewerTokens,
     FieldChange,
     FileChange,
@@ -153,3 +154,13 @@ def test_a_proof_says_what_other_nodes_are_worth(proof: Numbers, level: str, sai
     assert (impact.level, impact.why) == (level, (said,)) and found.verdict.endswith(line)
     broken = replace(found, interface=interface("removed", "input", INPUT, None).interface)
     assert impact_of(broken).level == "breaking" and impact_of(broken).why == ("1 input removed", f"numbers: {said}")
+
+
+@pytest.mark.parametrize(("old", "new", "why"), [
+    ("0.9.0", "0.18.0", ("it needs onnxruntime-genai 0.18.0, not 0.9.0",)), ("0.18.0", "0.9.0", ()), ("0.18.0", "0.18.0", ()),
+    (None, "0.18.0", ()),
+])  # fmt: skip
+def test_a_newer_runtime_breaks_and_versions_are_numbers(old: str | None, new: str, why: tuple[str, ...]) -> None:
+    one, other = (replace(SAME.before, costs=Costs(1, None, None, version, None)) for version in (old, new))
+    impact = impact_of(replace(edited(operator="Softmax"), before=one, after=other))
+    assert (impact.level, impact.why) == ("breaking" if why else "compatible", why)

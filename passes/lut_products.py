@@ -31,7 +31,7 @@ class LutProducts(Pass):
         x f16 ------> MatMulNBits(bits=2) -> y f16      x f16 -> Cast -----> MatMulNBits(bits=2) f32 -> Cast -> y f16
         scales f16 -^                                   scales f16 -> Cast -^
 
-    With level 4 and the session option mlas.use_lut_gemm, which `repack` writes into genai_config.json, ONNX Runtime
+    With level 4 and the session option mlas.use_lut_gemm, which goes into genai_config.json then, ONNX Runtime
     looks sums of int8 products up by the codes. It has that for float32 alone. The scales are converted, exactly, when
     a session is opened; weights stay as they are. Caches, logits and all else stay in float16.
 

@@ -34,6 +34,7 @@ def main() -> None:
     given = parser.parse_args()
     if unknown := set(given.parts) - {*PARTS}:
         parser.error(f"{unknown.pop()} is no part; {', '.join(PARTS)} are")
+    given.work = given.work.resolve()  # commands are run elsewhere
     given.work.mkdir(parents=True, exist_ok=True)
     confined.preload()
     sys.exit(not all([PARTS[part](given) for part in given.parts]))

@@ -100,6 +100,12 @@ def page(found: Sequence[Verdict]) -> str:
         for one in found
         if one.fault.survives and survived(one)
     ]
+    left = [
+        f"- `{one.fault.file}`, {one.fault.what}{', in older code' if one.is_old else ''}."
+        for one in found
+        if survived(one) and not one.fault.survives
+    ]
+    reasons += ["", "What survives, and no reason is known so far:", "", *left] if left else []
     commits = ", ".join(sorted({commit for verdict in found for commit in verdict.commits}))
     return "\n".join([HEAD.format(commits=commits), *table, "", REASONS, "", *reasons, ""])
 

@@ -39,9 +39,9 @@ class Position:
     """One row of logits, over the whole vocabulary. `token_id` is where the difference is largest.
 
     `regrouped` tells that one graph computed rows along with this one which the other left out. `kl` is
-    KL(source || merged) in nats, in float64; `top10` the share of the ten likeliest tokens that both have. `error` is the
-    standard deviation of the differences in that of the source's logits. `same` tells that the likeliest token is the
-    same, `top1` that it is, or as likely: see agreement_of.
+    KL(source || merged) in nats, in float64. `error` is the standard deviation of the differences in that of the
+    source's logits. `same` tells that the likeliest token is the same, `top1` that it is, or as likely, and `top10` is
+    the share of the ten likeliest tokens of which one or the other is so: see agreement_of.
     """
 
     step: int
@@ -162,7 +162,7 @@ def agreement_of(
 
     Another token is no fault where the source prefers its own by no more than twice the tolerance: `regrouped` in steps
     that are. It counts as the likeliest one, too, where the source prefers its own by no more than `near` standard
-    deviations of the position's logits. `kv_sources` maps each layer to the KV source layer whose cache it reads. Raises
+    deviations of the position's logits, and as one of the ten likeliest, where it prefers its tenth by no more. `kv_sources` maps each layer to the KV source layer whose cache it reads. Raises
     ModelError where the recordings are not of the same cases, or the logits not of the same vocabulary.
     """
     if [answer.case for answer in source.answers] != [answer.case for answer in merged.answers]:
@@ -264,11 +264,18 @@ def _position(step: int, row: int, tolerated: float | None, near: float, a: Arra
         cosine=float(x @ y) / norm if norm else 0.0,
         kl=_divergence(x, y),
         top1=margin(x, theirs, ours) <= max(2 * (tolerated or 0.0), near * spread),
-        top10=len(set(_top(x).tolist()) & set(_top(y).tolist())) / min(TOP, len(x)),
+        top10=_shared(x, y, near * spread),
         token_id=here,
         error=float((y - x).std()) / spread if spread else float("inf"),
         same=theirs == ours,
     )
+
+
+def _shared(x: NDArray[np.float64], y: NDArray[np.float64], allowed: float) -> float:
+    """The share of the ten likeliest tokens of y that are among those of x, or less likely there than the tenth by no
+    more than `allowed`."""
+    tenth = float(x[_top(x)].min())
+    return float((x[_top(y)] >= tenth - allowed).mean())
 
 
 def _top(row: NDArray[np.float64]) -> NDArray[np.intp]:

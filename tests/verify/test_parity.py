@@ -85,6 +85,17 @@ def test_each_position_has_its_own_numbers() -> None:
     assert apart.cosine == pytest.approx(float(x @ y / np.linalg.norm(x) / np.linalg.norm(y)), rel=1e-6)
 
 
+@pytest.mark.parametrize(("instead", "near", "share"), [(10, 0.0, 0.9), (10, 0.25, 1.0), (40, 0.25, 0.9)])
+def test_one_of_the_ten_likeliest_may_be_another_that_is_as_likely(instead: int, near: float, share: float) -> None:
+    """Token 10 is hardly less likely than the tenth, token 40 by far."""
+    theirs = np.where(np.arange(50) < 10, 10.0, -10.0)[None].repeat(2, axis=0).astype(np.float32)
+    theirs[:, 10] = 9.0
+    ours = theirs.copy()
+    ours[:, 0], ours[:, instead] = -10, 11
+    found = agreement_of(recording(theirs), recording(ours), {}, near=near)
+    assert parity(found).top10 == pytest.approx(share)
+
+
 def test_rows_of_other_groups_are_counted_apart() -> None:
     found = compared(lambda ours: ours[0].__iadd__(0.25), rows=1)
     assert found.max_abs == 0 and found.regrouped_max_abs == pytest.approx(0.25)

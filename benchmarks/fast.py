@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from passes.presets import accuracy, compatible, fast
+from passes.presets import accuracy, compatible, fast, lut_products
 from passes.recipe import Recipe, recipe_text
 from surgery.folder.building import build_folder
 from surgery.graph.model import Model
@@ -91,9 +91,10 @@ def _numbers(listed: str) -> tuple[int, ...]:
 def _subjects(options: Options, export: Export, precision: str) -> list[Subject]:
     pair = export.pair(precision)
     decoder = Model.open(pair.decoder)
+    level = accuracy(decoder, "auto", "fast", "cpu")
     recipes: dict[str, Recipe] = {
         "compatible": (*compatible(pair.embed), *accuracy(decoder, "auto", "compatible", "cpu")),
-        "fast": (*fast(pair.embed), *accuracy(decoder, "auto", "fast", "cpu")),
+        "fast": (*fast(pair.embed), *level, *lut_products(decoder, level, "auto", "fast")),
     }
     if options.keep:
         recipes["fast, as published"] = fast(pair.embed)

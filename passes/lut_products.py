@@ -31,14 +31,14 @@ class LutProducts(Pass):
         x f16 ------> MatMulNBits(bits=2) -> y f16      x f16 -> Cast -----> MatMulNBits(bits=2) f32 -> Cast -> y f16
         scales f16 -^                                   scales f16 -> Cast -^
 
-    With level 4 and the session option mlas.use_lut_gemm, which goes into genai_config.json then, ONNX Runtime
+    With level 4 and the session option mlas.use_lut_gemm, which `repack` writes into genai_config.json, ONNX Runtime
     looks sums of int8 products up by the codes. It has that for float32 alone. The scales are converted, exactly, when
     a session is opened; weights stay as they are. Caches, logits and all else stay in float16.
 
     The sums are another order's; the rounding to int8 is the level's.
 
     Leaves alone: products of other bits, without level 4, with zero points, an order of groups or a bias.
-    Ensures: none that is meant is in float16.
+    Requires: nothing. Ensures: none that is meant is in float16.
     """
 
     name: ClassVar[str] = "lut-products"

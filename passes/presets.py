@@ -16,6 +16,7 @@ from passes.fuse_attention import FuseAttention
 from passes.fuse_per_layer_table import FusePerLayerTable
 from passes.host_embeddings import HostEmbeddings
 from passes.int8_prefill import Int8Prefill
+from passes.lut_products import LutProducts
 from passes.mask_media_ids import MaskMediaIds
 from passes.merge_embeddings import MergeEmbeddings
 from passes.move_padding import MovePadding
@@ -23,7 +24,7 @@ from passes.prune_vocabulary import PruneVocabulary
 from passes.recipe import Recipe
 from passes.rename_io import RenameIO
 from passes.scatter_features import ScatterFeatures
-from passes.set_accuracy_level import SetAccuracyLevel
+from passes.set_accuracy_level import SetAccuracyLevel, quantised_products
 from passes.slice_caches import SliceCaches
 from passes.split_per_layer_table import SplitPerLayerTable
 from passes.tie_lm_head import TieLmHead
@@ -40,7 +41,9 @@ from surgery.choices import (
     Provider,
     Target,
 )
+from surgery.graph.look_up_tables import BITS
 from surgery.graph.model import Model
+from surgery.graph.nodes import int_attribute
 from surgery.source.export import ENCODERS
 from surgery.source.kept_tokens import KeptTokens
 
@@ -120,6 +123,12 @@ def accuracy(
         return (SetAccuracyLevel(choice),)
     step = SetAccuracyLevel("4", "all" if preset == "fast" else "slow", " ".join(costly))
     return _where(provider == "cpu" and bool(step.concerns(decoder)), step)
+
+
+def lut_products(decoder: Model, level: Recipe, choice: AccuracyChoice, preset: Preset) -> Recipe:
+    """What follows last, where `auto` gives products of 2 bits the accuracy level: with `fast` look-up tables for them."""
+    of_two_bits = any(int_attribute(node, "bits", 4) == BITS for node in quantised_products(decoder))
+    return _where(choice == "auto" and preset == "fast" and bool(level) and of_two_bits, LutProducts())
 
 
 def prefill(choice: PrefillChoice) -> Recipe:

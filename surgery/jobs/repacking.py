@@ -316,25 +316,26 @@ class _Work:
         costly: Sequence[str] = (),
     ) -> _Work:
         """`costly` are the kinds of products that no accuracy level is chosen for."""
-        from passes.presets import accuracy, pruned
+        from passes.presets import accuracy, lut_products, pruned
         from passes.recipe import recipe_text
         from surgery.graph.model import Model
 
         export, pair = found.export, found.pair
         decoder = Model.open(pair.decoder)
         level = accuracy(decoder, options.accuracy_level, options.preset, provider, costly)
-        recipe = pruned(_recipe(pair.embed, options, provider, runtime, level), pair.kept)
+        last = lut_products(decoder, level, options.accuracy_level, options.preset)
+        recipe = pruned(_recipe(pair.embed, options, provider, runtime, level, last), pair.kept)
         if options.modalities:
             work = _with_media(export, pair, recipe, options.modalities)
         else:
-            below = pruned(_recipe(export.below(pair.embed), options, provider, runtime, level), pair.kept)
+            below = pruned(_recipe(export.below(pair.embed), options, provider, runtime, level, last), pair.kept)
             texts = recipe_text(tuple(map(_named, below)))
             work = cls(recipe, (), texts)
         chosen = options.recipe is None and options.accuracy_level == "auto"
-        return replace(work, level=_level_in_words(decoder, level)) if chosen else work
+        return replace(work, level=_level_in_words(decoder, level, last)) if chosen else work
 
 
-def _level_in_words(decoder: Model, level: Recipe) -> str:
+def _level_in_words(decoder: Model, level: Recipe, last: Recipe) -> str:
     """What was chosen, why, and how to turn it off; empty where nothing was."""
     from passes.set_accuracy_level import SetAccuracyLevel
 
@@ -342,11 +343,16 @@ def _level_in_words(decoder: Model, level: Recipe) -> str:
         assert isinstance(step, SetAccuracyLevel)  # `accuracy` gives nothing else
         count = len(step.concerns(decoder))
         why = ", which are unusable on the CPU without" if step.products == "slow" else ""
-        return f"4 for {count} quantized MatMuls{why}: they multiply in int8; --accuracy-level keep turns it off"
+        tables = ", those of 2 bits by look-up tables (--accuracy-level 4: without them)" if last else ""
+        return (
+            f"4 for {count} quantized MatMuls{why}: they multiply in int8{tables}; --accuracy-level keep turns it off"
+        )
     return ""
 
 
-def _recipe(embed: Path, options: RepackOptions, provider: Provider, runtime: OnnxRuntime, level: Recipe) -> Recipe:
+def _recipe(
+    embed: Path, options: RepackOptions, provider: Provider, runtime: OnnxRuntime, level: Recipe, last: Recipe
+) -> Recipe:
     from passes import MergeEmbeddings
     from passes.presets import compatible, fast, kept_in_host_memory, per_layer_tables, prefill
     from passes.recipe import parse
@@ -358,7 +364,7 @@ def _recipe(embed: Path, options: RepackOptions, provider: Provider, runtime: On
     else:
         steps = compatible(embed, options.layout, options.target, half=options.to_fp16)
     tables, kept = per_layer_tables(options.per_layer_table), kept_in_host_memory(options.host_embeddings)
-    return *steps, *level, *tables, *prefill(options.prefill), *kept
+    return *steps, *level, *tables, *prefill(options.prefill), *last, *kept
 
 
 def _with_media(export: Export, pair: GraphPair, recipe: Recipe, media: Sequence[Modality]) -> _Work:

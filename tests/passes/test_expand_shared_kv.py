@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto
 from onnx.helper import make_attribute, make_node, make_tensor_value_info
 from small import FLOAT, LAYERS, OWNER, applied, decoder, embed_tokens, feeds, refused, run
 
@@ -92,7 +92,8 @@ def test_a_model_without_borrowers_is_left_alone(tmp_path: Path) -> None:
     inputs = [make_tensor_value_info(n, FLOAT, ["b", "s", 8]) for n in "qkv"]
     inputs += [make_tensor_value_info(f"past_key_values.0.{k}", FLOAT, ["b", 1, "t", 8]) for k in ("key", "value")]
     outputs = [make_tensor_value_info(f"present.0.{k}", FLOAT, ["b", 1, "t", 8]) for k in ("key", "value")]
-    names = ["q", "k", "v", "past_key_values.0.key", "past_key_values.0.value"]
+    inputs += [make_tensor_value_info(n, TensorProto.INT32, []) for n in ("last", "total")]
+    names = ["q", "k", "v", "past_key_values.0.key", "past_key_values.0.value", "last", "total"]
     node = make_node("GroupQueryAttention", names, ["y", "present.0.key", "present.0.value"], domain="com.microsoft")
     config = {"num_hidden_layers": 1, "layer_types": [F], "global_head_dim": 8, "num_kv_shared_layers": 0}
     _, outcome = applied(tmp_path, plain([node], inputs=inputs, outputs=outputs), ExpandSharedKV(), **config)
@@ -130,9 +131,7 @@ def test_attention_that_reads_no_cache_names_the_layer(tmp_path: Path) -> None:
     proto = decoder()
     for node in proto.graph.node:
         if node.name == "/model/layers.3/attn/manual/key_t":
-            node.input[0] = "/model/layers.3/attn/q_transpose/output_0"
-    q = next(n for n in proto.graph.node if n.name == "/model/layers.3/attn/q_transpose")
-    q.input[0] = "/model/layers.3/attn/q_reshape/output_0"
+            node.input[0] = "/model/layers.3/attn/q_proj/MatMul/output_0"
     refused(
         tmp_path,
         proto,

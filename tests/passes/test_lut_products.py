@@ -7,18 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import run
 from onnx import ModelProto, TensorProto
 from onnx.helper import make_graph, make_model, make_node, make_operatorsetid, make_tensor_value_info
 from onnx.numpy_helper import from_array
 
 import fixtures
 from passes import LutProducts, SetAccuracyLevel
-from passes.base import Pass, apply
-from passes.presets import fast
-from passes.recipe import recipe_text
+from passes.base import apply
 from passes.set_accuracy_level import quantised_products
 from surgery.folder.admission import admit
-from surgery.folder.building import build_folder
 from surgery.folder.opened import open_genai_folder
 from surgery.graph.look_up_tables import OPTION, SETTING, has_lut_products
 from surgery.graph.model import Model
@@ -153,30 +151,30 @@ def test_sessions_of_such_a_graph_have_the_option(export: Path) -> None:
         assert found is expected
 
 
-def built(export: Path, target: Path, *steps: Pass) -> Path:
-    """A folder of `fast` with more passes, as a recipe makes it."""
-    source = open_export(export)
-    pair = source.pair("q2f16")
-    recipe = (*fast(pair.embed), *steps)
-    build_folder(source, pair, recipe, target, recipe_text=recipe_text(recipe))
-    return target
-
-
-def test_folder_says_so_where_products_use_it(export: Path, tmp_path: Path) -> None:
-    for name, steps, expected in (
-        ("tables", (SetAccuracyLevel(), LutProducts()), True),
-        ("level", (SetAccuracyLevel(),), False),
-    ):
-        config = admit(built(export, tmp_path / name, *steps))
-        assert (config["model"]["decoder"]["session_options"].get(OPTION) == SETTING) is expected
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("--preset fast", True),
+        ("--preset fast --accuracy-level 4", False),
+        ("", False),
+    ],
+)
+def test_folder_says_so(words: str, expected: bool, export: Path, tmp_path: Path) -> None:
+    done = run("repack", str(export), str(tmp_path / "out"), "--no-validate", "--ep", "cpu", *words.split())
+    assert done.returncode == 0, done.stderr
+    config = admit(tmp_path / "out")
+    assert (config["model"]["decoder"]["session_options"].get(OPTION) == SETTING) is expected
+    said = " ".join(done.stderr.split())
+    assert ("those of 2 bits by look-up tables (--accuracy-level 4: without them)" in said) is expected
 
 
 def test_folder_whose_option_is_missing_fails(export: Path, tmp_path: Path) -> None:
-    folder = built(export, tmp_path / "out", SetAccuracyLevel(), LutProducts())
-    path = folder / "genai_config.json"
+    done = run("repack", str(export), str(tmp_path / "out"), "--preset", "fast", "--ep", "cpu", "--no-validate")
+    assert done.returncode == 0, done.stderr
+    path = tmp_path / "out" / "genai_config.json"
 
     def failed() -> list[str]:
-        gates = source_file_gates(open_genai_folder(folder), open_export(export).pair("q2f16"), export, "cpu")
+        gates = source_file_gates(open_genai_folder(tmp_path / "out"), open_export(export).pair("q2f16"), export, "cpu")
         return [gate.detail for gate in gates if not gate.passed]
 
     assert failed() == []

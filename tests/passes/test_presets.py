@@ -34,6 +34,7 @@ from surgery.folder.opened import open_genai_folder
 from surgery.graph.evaluation import Subgraph
 from surgery.graph.model import Model
 from surgery.graph.nodes import copied, node_in_words
+from surgery.graph.renaming import rename
 from surgery.graph.tensor_types import declared_types
 from surgery.runtime.decoding import DecodeLoop, prompt_feeds
 from surgery.runtime.sessions import MergedModel, OpenGraph, Settings, host
@@ -413,8 +414,7 @@ def test_layers_of_one_form_are_tried_once(exports: dict[str, Export], monkeypat
 
 def test_a_graph_without_a_mask_is_refused(exports: dict[str, Export]) -> None:
     model = decoder(exports, "tiny-e2b")
-    (mask,) = [value for value in model.graph.input if value.name == "attention_mask"]
-    mask.name = "mask"
+    rename(model.graph, {"attention_mask": "mask"})
     with pytest.raises(PassError, match="the graph takes no attention_mask"):
         fused(model, FuseAttention())
 
@@ -619,7 +619,7 @@ def test_command_writes_the_form_that_suits_the_runtime(tmp_path: Path, monkeypa
     arguments = ["repack", str(TINY), "--precision", "q4", "--preset", "fast", "--ep", "cpu"]
     done = CliRunner().invoke(app, [*arguments, str(tmp_path / "new")])
     assert done.exit_code == 0, done.output
-    monkeypatch.setattr("importlib.metadata.version", lambda name: "1.28.0")
+    monkeypatch.setattr("surgery.runtime.installing.version", lambda name: "1.28.0")
     done = CliRunner().invoke(app, [*arguments, str(tmp_path / "old")])
     assert done.exit_code == 0, done.output
     recipes = {name: json.loads((tmp_path / name / "manifest.json").read_text())["recipe"] for name in ("new", "old")}

@@ -21,7 +21,7 @@ from limits import FOR_EVER
 from places import ROOT, TINY
 
 from surgery import RepackOptions, repack
-from surgery.commands.generate import _answer, _interrupts
+from surgery.commands.generate import _answer, _interrupted_typing, _interrupts
 from surgery.jobs.generating import Answered
 
 command = import_module("surgery.commands.generate")  # the name in its package is the function
@@ -121,7 +121,7 @@ def test_ctrl_c_ends_the_answer_and_not_the_session(capsys: pytest.CaptureFixtur
 
 def test_a_second_ctrl_c_ends_the_session(capsys: pytest.CaptureFixture[str]) -> None:
     chat: Any = Slow(2)
-    with pytest.raises(KeyboardInterrupt), _interrupts([]):
+    with pytest.raises(KeyboardInterrupt), _interrupted_typing(), _interrupts([]):  # a job in the background ignores it
         _answer(chat, "a")
     assert chat.closed
 

@@ -207,6 +207,11 @@ class OpenGraph:
             results = self._bound_run(feeds)
         except Exception as error:  # the runtime's exceptions share no base class of their own
             raise ModelError(f"ONNX Runtime cannot run {self.path}: {one_line(error)}") from None
+        if len(results) != len(self._outputs):
+            twice = next((name for name in self._outputs if self._outputs.count(name) > 1), "")
+            raise ModelError(
+                f"{self.path} has {len(self._outputs)} outputs, and gives {len(results)}: {twice!r} is there twice"
+            )
         others: dict[str, OrtTensor] = {}
         presents: KVCaches = {}
         for name, value in zip(self._outputs, results, strict=True):

@@ -40,6 +40,18 @@ def rows_of(generated: Iterable[tuple[int | None, ...]]) -> list[list[int | None
     return [list(row) for row in zip(*generated, strict=True)]
 
 
+def test_outputs_of_one_name_are_told(tmp_path: Path) -> None:
+    graph = parser.parse_model("""
+        <ir_version: 10, opset_import: ["" : 21]>
+        g (int64[B,S] input_ids) => (int64[B,S] found) { found = Identity (input_ids) }
+    """)
+    graph.graph.output.append(graph.graph.output[0])
+    path = tmp_path / "twice.onnx"
+    path.write_bytes(graph.SerializeToString())
+    with pytest.raises(ModelError, match=r"twice\.onnx has 2 outputs, and gives 1: 'found' is there twice"):
+        OpenGraph(path, Settings()).run({"input_ids": np.array([[2]])}, {})
+
+
 def test_logits_that_numpy_does_not_have_are_told(tmp_path: Path) -> None:
     graph = parser.parse_model("""
         <ir_version: 10, opset_import: ["" : 21]>

@@ -11,7 +11,16 @@ import typer
 
 from surgery.commands.console import data, say, say_commands
 from surgery.commands.help import COUNTS, WRITTEN
-from surgery.commands.options import EVERY_ASPECT, FailOn, Ignore, Json, PolicyOption, Precision
+from surgery.commands.options import (
+    EVERY_ASPECT,
+    FailOn,
+    Ignore,
+    Json,
+    PolicyOption,
+    Precision,
+    ReportFiles,
+    ReportForm,
+)
 
 
 def diff(
@@ -23,22 +32,8 @@ def diff(
     ],
     after: Annotated[str, typer.Argument(metavar="AFTER", help="What to compare it with: any of the three.")],
     precision: Precision = None,
-    form: Annotated[
-        Literal["terminal", "md", "json", "html", "svg", "junit", "github"],
-        typer.Option(
-            "--format",
-            rich_help_panel=WRITTEN,
-            help="md is for pull requests, html is one page, svg one picture, junit for CI, github for annotations in its log.",
-        ),
-    ] = "terminal",
-    output: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--output",
-            rich_help_panel=WRITTEN,
-            help="Write .md, .json, .html, .svg or .xml (JUnit) to this file; repeatable.",
-        ),
-    ] = None,
+    form: ReportForm = "terminal",
+    output: ReportFiles = None,
     full: Annotated[
         bool,
         typer.Option(

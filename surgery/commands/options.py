@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -113,6 +113,22 @@ Ignore = Annotated[
     str,
     typer.Option(
         "--ignore", rich_help_panel=COUNTS, metavar="ASPECTS", help="Show these, but do not count them as differences."
+    ),
+]
+ReportForm = Annotated[
+    Literal["terminal", "md", "json", "html", "svg", "junit", "github"],
+    typer.Option(
+        "--format",
+        rich_help_panel=WRITTEN,
+        help="md is for pull requests, html is one page, svg one picture, junit for CI, github for annotations in its log.",
+    ),
+]
+ReportFiles = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--output",
+        rich_help_panel=WRITTEN,
+        help="Write .md, .json, .html, .svg or .xml (JUnit) to this file; repeatable.",
     ),
 ]
 PushTo = Annotated[

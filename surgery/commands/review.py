@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from surgery.commands.console import data, say, say_commands, say_data
-from surgery.commands.help import WRITTEN
-from surgery.commands.options import EVERY_ASPECT, FailOn, Ignore, Json, PolicyOption
+from surgery.commands.options import EVERY_ASPECT, FailOn, Ignore, Json, PolicyOption, ReportFiles, ReportForm
 from surgery.errors import FolderError
 from surgery.files.safe_reading import read_regular
 
@@ -18,22 +17,8 @@ from surgery.files.safe_reading import read_regular
 def review(
     base: Annotated[str, typer.Argument(metavar="BASE", help="A commit: what was there before.")],
     head: Annotated[str, typer.Argument(metavar="HEAD", help="A commit: what is there now.")] = "HEAD",
-    form: Annotated[
-        Literal["terminal", "md", "json", "html", "svg", "junit", "github"],
-        typer.Option(
-            "--format",
-            rich_help_panel=WRITTEN,
-            help="md is for pull requests, html is one page, svg one picture, junit for CI, github for annotations in its log.",
-        ),
-    ] = "terminal",
-    output: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--output",
-            rich_help_panel=WRITTEN,
-            help="Write .md, .json, .html, .svg or .xml (JUnit) to this file; repeatable.",
-        ),
-    ] = None,
+    form: ReportForm = "terminal",
+    output: ReportFiles = None,
     policy: PolicyOption = None,
     fail_on: FailOn = EVERY_ASPECT,
     ignore: Ignore = "none",

@@ -27,7 +27,7 @@ def bench(
     listener: Listener = SILENT,
 ) -> list[Benchmark]:
     """Time to first token, prefill and decode rates (tokens per second) and peak memory (bytes) at prompts of
-    `contexts` tokens; of the folder in GenAI, its prompts in pieces of `chunk` tokens, 0 for all at once, and of its source
+    `contexts` tokens; of the folder in GenAI, its prompts in chunks of `chunk` tokens, 0 for all at once, and of its source
     in a two-session loop where `against` is given. The listener is told which contexts do not fit.
 
     Raises FolderError for what is no GenAI folder, ExportError, and RuntimeMissing.
@@ -58,7 +58,7 @@ def profile(
     listener: Listener = SILENT,
 ) -> tuple[Profile, ...]:
     """Where the time of a folder goes, by operator and kind of layer: prefill and decode at prompts of `contexts` tokens,
-    in pieces of `chunk` tokens, 0 for all at once. The listener is told which contexts do not fit.
+    in chunks of `chunk` tokens, 0 for all at once. The listener is told which contexts do not fit.
 
     Raises FolderError for what is no GenAI folder, and RuntimeMissing.
     """

@@ -65,7 +65,7 @@ def measure(
     chunk: int = PROMPT_CHUNK,
     progress: Callable[[str], None] | None = None,
 ) -> list[Benchmark]:
-    """Measure a folder, its prompts in pieces of `chunk` tokens, 0 for all at once; and its source, where one is given.
+    """Measure a folder, its prompts in chunks of `chunk` tokens, 0 for all at once; and its source, where one is given.
 
     Contexts that do not fit the model are left out, and `progress` is told so. Raises FolderError where none fits,
     and with the runtime's words where it refuses a side, ProcessEnded where it crashes on it.

@@ -1,4 +1,4 @@
-"""The loop: a prompt, whole or in pieces, then token by token, with caches, masks and positions from step to step.
+"""The loop: a prompt, whole or in chunks, then token by token, with caches, masks and positions from step to step.
 
 Whatever runs a model token by token goes through here: generation, validation, bench and bisect.
 """
@@ -81,7 +81,7 @@ def prompt_feeds(
     before: Array | None = None,
     side: PaddingSide = "right",
 ) -> Iterator[Feed]:
-    """The prompt as it is fed: padded on one side, in pieces of `chunk` tokens, masks up to each piece.
+    """The prompt as it is fed: padded on one side, in chunks of `chunk` tokens, masks up to each chunk.
 
     `before` is the mask of what is in the caches already.
     """

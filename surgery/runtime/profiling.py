@@ -85,7 +85,7 @@ def profile_folder(
     chunk: int = PROMPT_CHUNK,
     progress: Callable[[str], None] | None = None,
 ) -> tuple[Profile, ...]:
-    """Prefill, in pieces of `chunk` tokens or, with 0, at once, and decode of a folder at prompts of `contexts` tokens, in
+    """Prefill, in chunks of `chunk` tokens or, with 0, at once, and decode of a folder at prompts of `contexts` tokens, in
     a process of its own. `progress` is told which do not fit.
 
     Raises FolderError where none fits, and with the runtime's words where it refuses the folder, ProcessEnded where it
@@ -128,7 +128,7 @@ class ModelRun:
 
 
 def _together(runs: Sequence[ModelRun]) -> ModelRun:
-    """The pieces of a prompt as one run."""
+    """The chunks of a prompt as one run."""
     return ModelRun(sum(each.milliseconds for each in runs), tuple(node for each in runs for node in each.nodes))
 
 

@@ -10,7 +10,7 @@ with any of these fields beside:
 
     "name": "tide"               what reports call it; `line-7` where there is none
     "covers": "an open end"      what it is there for
-    "chunk": 64                  the prompt is fed in pieces of 64 tokens
+    "chunk": 64                  the prompt is fed in chunks of 64 tokens
     "batch": ["And", "Then"]     further rows of the same kind: texts, conversations or lists of ids
 
 Any other file is plain text, one text a line. Blank lines are left out in both.

@@ -229,8 +229,10 @@ def repack(
     announce(destination, listener)
     whole = options.vocabulary is None and not options.to_fp16  # otherwise the folder has fewer bytes
     opened = open_source(
-        _choice(source, options, provider), listener, target=target if whole else None, linked=options.weights == "link"
-    )
+        _choice(source, options, provider), listener,
+        target=target if whole else None, linked=options.weights == "link",
+        tried=lambda found: _Work.of(found, options, provider, runtime),
+    )  # fmt: skip
     listener.said(f"source     {opened.export.root}")
     listener.said(f"precision  {opened.reason}")
     with of_fewer_tokens(opened, options.vocabulary, listener) as found:
@@ -315,8 +317,9 @@ class _Work:
         runtime: OnnxRuntime,
         costly: Sequence[str] = (),
     ) -> _Work:
-        """`costly` are the kinds of products that no accuracy level is chosen for."""
-        from passes.presets import accuracy, lut_products, pruned
+        """`costly` are the kinds of products that no accuracy level is chosen for. No weight is read. Raises PassError where
+        the source's products cannot be as they are asked for."""
+        from passes.presets import accuracy, lut_products, prefill, pruned
         from passes.recipe import recipe_text
         from surgery.graph.model import Model
 
@@ -324,6 +327,8 @@ class _Work:
         decoder = Model.open(pair.decoder)
         level = accuracy(decoder, options.accuracy_level, options.preset, provider, costly)
         last = lut_products(decoder, level, options.accuracy_level, options.preset)
+        for step in (*level, *prefill(options.prefill)) if options.recipe is None else ():
+            step.requires(decoder)
         recipe = pruned(_recipe(pair.embed, options, provider, runtime, level, last), pair.kept)
         if options.modalities:
             work = _with_media(export, pair, recipe, options.modalities)

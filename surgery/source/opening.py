@@ -80,15 +80,23 @@ class OpenedSource:
 
 
 def open_source(
-    choice: SourceRequest, hears: Hears, *, target: Path | None = None, linked: bool = False
+    choice: SourceRequest,
+    hears: Hears,
+    *,
+    target: Path | None = None,
+    linked: bool = False,
+    tried: Callable[[OpenedSource], object] | None = None,
 ) -> OpenedSource:
     """Fetch what is missing, and open it. `hears` is told where the Hub cannot be reached and its cache is used.
 
     Where the weights are to be copied to a `target`, or `linked`, there is room for that too before anything is
-    fetched. Raises ExportError for what is not an export, or lacks what was asked for; see also surgery.source.hub.
+    fetched. `tried` is called before, with graphs whose weights are still to be fetched; what it raises stops there.
+    Raises ExportError for what is not an export, or lacks what was asked for; see also surgery.source.hub.
     """
     found = look_up(choice, hears.said)
     if found.download is not None:
+        if tried is not None and found.download.missing_bytes:
+            tried(found)
         require_space_for(found.download, target, linked=linked)
     return fetched(found, hears)
 

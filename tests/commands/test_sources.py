@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hub_server import COMMIT, Hub, reach_nobody_by_default, serve
 from places import TINY
 
+import fixtures
 import surgery
 from surgery.commands import app as commands
 from surgery.commands import console
-from surgery.errors import ExportError, FolderError, RequestError, RuntimeMissing
+from surgery.errors import ExportError, FolderError, PassError, RequestError, RuntimeMissing
 from surgery.files.atomic import staged_folder
 from surgery.folder.inspection import ExportInspection, FolderInspection
 from surgery.source.hub import HubSource, hub_source, list_files, plan_download
@@ -277,6 +279,25 @@ def test_what_would_fail_in_the_end_is_refused_before_anything_is_asked(
         with pytest.raises(RuntimeMissing):
             job(repacked, REPO, provider="cpu")
     assert hub.log == []
+
+
+def test_what_a_pass_refuses_is_told_before_weights_are_fetched(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by the dry run: no quantised product for an accuracy level; a mixture of experts in int8."""
+    fixtures.build("tiny-26b-a4b", "q4", tmp_path / "experts")
+    experts = Hub.of(tmp_path / "experts", REPO).files
+    for commit, files, message, options in (
+        (COMMIT, hub.files, "has no MatMulNBits", replace(REPACK, precision="fp32", accuracy_level="4")),
+        ("e" * 40, experts, "is a mixture of experts", replace(REPACK, precision="q4", prefill="int8", preset="fast")),
+    ):
+        monkeypatch.setattr(hub, "commit", commit)
+        hub.files = files
+        with pytest.raises(PassError, match=message):
+            surgery.repack(REPO, "out", options)
+        with pytest.raises(PassError, match=message):
+            surgery.plan_repack(REPO, options)
+    assert weights(hub) == [] and not Path("out").exists()
 
 
 def test_there_is_room_for_what_is_fetched_and_for_its_copy(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

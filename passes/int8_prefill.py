@@ -325,7 +325,8 @@ class _Rewriting:
         name = node.input[index]
         if name not in self._stored:
             raise PassError(
-                f"{node_in_words(node)}: {name!r} is no stored weight; int8 weights are made from stored ones"
+                f"{node_in_words(node)}: {name!r} is computed by the graph; int8 weights are made from stored ones",
+                hint="leave out --prefill int8: this export spreads the scale of a channel over its blocks, as QAT exports may",
             )
         tensor: TensorProto = self._stored[name]
         if tensor.data_type not in ((FLOAT, FLOAT16) if index == _SCALES else (_UINT8,)):

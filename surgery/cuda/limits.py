@@ -32,6 +32,11 @@ class Limit:
         """Whether a runtime, by its version, has the limit."""
         return self.since is None or release(runtime) < release(self.since)
 
+    def told(self, runtime: str) -> str:
+        """The limit as a sentence."""
+        when = f"from onnxruntime-gpu {self.since} on" if self.since else "in no version known"
+        return f"{self.operator} takes {self.what} {when}; {runtime} is used"
+
 
 def _has_input(*positions: int) -> Callable[[NodeProto, Mapping[str, TensorType]], bool]:
     return lambda node, _: any(position < len(node.input) and node.input[position] for position in positions)
@@ -90,13 +95,14 @@ LIMITS = (
 """Each holds before the version that lifts it."""
 
 
-def broken_limit(node: NodeProto, types: Mapping[str, TensorType], runtime: str) -> str:
-    """The limit that a node exceeds, as a sentence; "" where there is none."""
-    for limit in LIMITS:
-        if limit.operator == node.op_type and limit.holds(runtime) and limit.applies(node, types):
-            when = f"from onnxruntime-gpu {limit.since} on" if limit.since else "in no version known"
-            return f"{node.op_type} takes {limit.what} {when}; {runtime} is used"
-    return ""
+def broken_limit(node: NodeProto, types: Mapping[str, TensorType], runtime: str) -> Limit | None:
+    """The limit that a node exceeds, one that no version lifts before others; None where there is none."""
+    broken = [
+        limit
+        for limit in LIMITS
+        if limit.operator == node.op_type and limit.holds(runtime) and limit.applies(node, types)
+    ]
+    return next((limit for limit in broken if limit.since is None), broken[0] if broken else None)
 
 
 def release(version: str) -> tuple[int, ...]:

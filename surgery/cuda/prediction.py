@@ -38,9 +38,9 @@ if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto
 
 Where = Literal["cuda", "cpu", "unknown"]
-Why = Literal["kernel", "operator", "version", "type", "shape", "follows", "asked", "limit", "unknown"]
+Why = Literal["kernel", "operator", "version", "type", "shape", "follows", "asked", "limit", "never", "unknown"]
 """kernel: CUDA has one. operator, version, type: it has none. shape, follows: it has, but its inputs are in host
-memory. asked: it has, and an annotation keeps the node on the CPU. limit: it has, and the kernel fails."""
+memory. asked: it has, and an annotation keeps the node on the CPU. limit, never: it has, and the kernel fails in this version, in every known one."""
 
 ALLOWED_ON_CPU: Mapping[Why, str] = {
     "shape": "computes with small tensors in host memory; ONNX Runtime prefers the CPU for that",
@@ -71,7 +71,7 @@ class Assignment:
     @property
     def is_fault(self) -> bool:
         """Whether a model with this node should not be given to CUDA."""
-        return self.why == "limit" or (self.provider == "cpu" and self.why not in ALLOWED_ON_CPU)
+        return self.why in ("limit", "never") or (self.provider == "cpu" and self.why not in ALLOWED_ON_CPU)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +170,8 @@ class Prediction:
             return "attention would run on the CPU: take fp16 or q4f16"
         if all(fault.why == "limit" for fault in self.faults):
             return "install the onnxruntime-gpu that the reason names"
+        if all(fault.why == "never" and fault.operator == "GatherBlockQuantized" for fault in self.faults):
+            return "keep the tables in host memory with --embed-device cpu, or run it with --ep cpu"
         return "run it with --ep cpu"
 
     def to_dict(self) -> dict[str, Any]:
@@ -256,7 +258,8 @@ class _Scope:
                 yield Assignment(name, node.op_type, "cpu", why, ALLOWED_ON_CPU[why])
             elif match.kind == "kernel":
                 limit = broken_limit(node, self.types, self._runtime)
-                yield Assignment(name, node.op_type, "cuda", "limit" if limit else "kernel", limit)
+                kind: Why = "kernel" if limit is None else "limit" if limit.since else "never"
+                yield Assignment(name, node.op_type, "cuda", kind, limit.told(self._runtime) if limit else "")
             else:
                 where: Where = "unknown" if match.kind == "unknown" else "cpu"
                 yield Assignment(name, node.op_type, where, match.kind, match.reason)

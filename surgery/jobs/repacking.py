@@ -347,7 +347,7 @@ def _level_in_words(decoder: Model, level: Recipe, last: Recipe) -> str:
     for step in level:
         assert isinstance(step, SetAccuracyLevel)  # `accuracy` gives nothing else
         count = len(step.concerns(decoder))
-        why = ", which are unusable on the CPU without" if step.products == "slow" else ""
+        why = " of 2 or 8 bits, which are unusably slow on the CPU without it" if step.products == "slow" else ""
         tables = ", those of 2 bits by look-up tables (--accuracy-level 4: without them)" if last else ""
         return (
             f"4 for {count} quantized MatMuls{why}: they multiply in int8{tables}; --accuracy-level keep turns it off"

@@ -190,16 +190,19 @@ def best_precision(held: Sequence[str], provider: str, where: str) -> tuple[str,
     """The best of the precisions that `where` holds, and the reason in words. Raises ExportError where none can run."""
     order = BEST[provider]
     found = next((precision for precision in order if precision in held), None)
+    if found is None and provider == "cuda":
+        raise ExportError(
+            f"{where} holds {', '.join(held)}; CUDA needs {' or '.join(order)}: its GroupQueryAttention takes float16 "
+            "only, and nobody ran 2 bits there",
+            hint="add --ep cpu" + (", or --to-fp16" if {"fp32", "q4", "quantized"} & set(held) else ""),
+        )
+    if len(held) == 1:
+        return held[0], f"{held[0]}: the only one that the export holds"
     if found is not None:
         better = order[: order.index(found)]
         absent = f" ({', '.join(better)} would be better, but the export does not hold it)" if better else ""
         return found, f"{found}: the best of {', '.join(held)} for {provider}{absent}"
-    if provider == "cuda":
-        raise ExportError(
-            f"{where} holds {', '.join(held)}; CUDA needs {' or '.join(order)}: its GroupQueryAttention takes float16 "
-            "only, and nobody ran 2 bits there"
-        )
-    return held[0], f"{held[0]}: the only kind that the export holds"
+    return held[0], f"{held[0]}: the first of {', '.join(held)}, none of which is known"
 
 
 def holds_pair(folder: Path) -> bool:

@@ -254,8 +254,9 @@ def test_best_precision_depends_on_the_provider(source: Path) -> None:
         path.unlink()
     for path in (source / "onnx").glob("*fp16*"):
         path.unlink()
-    with pytest.raises(ExportError, match="CUDA needs q4f16 or fp16"):
+    with pytest.raises(ExportError, match="CUDA needs q4f16 or fp16") as refused:
         open_export(source).best("cuda")
+    assert refused.value.hint == "add --ep cpu, or --to-fp16"
 
 
 def test_token_id_outside_the_vocabulary_is_refused(source: Path) -> None:

@@ -64,7 +64,7 @@ def names(export_folder: Path) -> dict[str, str]:
 def test_each_graph_is_of_the_precision_that_the_configuration_says(folder: Path) -> None:
     pair, reason = open_export(folder).best("cpu")
     assert (pair.precision, dict(pair.others)) == ("q2f16", {"vision_encoder": "fp16"})
-    assert reason.startswith("q2f16: the best of q2f16")
+    assert reason == "q2f16: the only one that the export holds"
     assert pair.encoder("image").name == "vision_encoder_fp16.onnx"
     assert pair.encoder("audio").name == "audio_encoder_q2f16.onnx"
 
@@ -91,6 +91,18 @@ def test_a_map_that_names_a_graph_which_is_not_there(folder: Path) -> None:
     with pytest.raises(ExportError, match="embed_tokens of precision 'q4' and decoder_model_merged of precision 'q2f16', "
                                           r"as config.json \(transformers.js_config.dtype\) says"):  # fmt: skip
         open_export(folder)
+    for command in ("repack", "strip"):
+        refused(command, folder, "embed_tokens of precision 'q4'")
+
+
+def refused(command: str, folder: Path, sentence: str, *words: str) -> None:
+    """One sentence, and nothing is written."""
+    there = sorted(folder.parent.iterdir())
+    done = run(command, str(folder), str(folder.parent / "out"), *words)
+    assert (done.returncode, done.stdout) == (2, "")
+    (error,) = (part for part in done.stderr.splitlines() if part.startswith("error: "))
+    assert sentence in error
+    assert sorted(folder.parent.iterdir()) == there
 
 
 def test_an_encoder_that_is_not_there(folder: Path) -> None:
@@ -98,13 +110,12 @@ def test_an_encoder_that_is_not_there(folder: Path) -> None:
     pair = open_export(folder).pair("q2f16")
     with pytest.raises(ExportError, match=r"no vision_encoder of precision 'fp16', as config.json \(transf.*\) says, "):
         pair.encoder("image")
+    refused("repack", folder, "no vision_encoder of precision 'fp16'", "--modalities", "text,image")
 
 
 def test_a_precision_that_only_some_graphs_have(folder: Path) -> None:
-    done = run("repack", str(folder), str(folder.parent / "out"), "--precision", "fp16")
-    assert done.returncode == 2
-    assert "has no precision 'fp16' (did you mean 'q2f16'?); it holds q2f16" in " ".join(done.stderr.split())
-    assert not (folder.parent / "out").exists()
+    sentence = "has no precision 'fp16' (did you mean 'q2f16'?); it holds q2f16"
+    refused("repack", folder, sentence, "--precision", "fp16")
 
 
 def test_inspect_shows_the_graphs_of_all_precisions(folder: Path) -> None:

@@ -37,6 +37,7 @@ from surgery.graph.changes import ModelThing
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from surgery.verify.parity import Parity
     from surgery.verify.report import Gate, Report
 
 JSON_FILE, MARKDOWN_FILE = "report.json", "report.md"
@@ -203,13 +204,13 @@ def _numbers(report: Mapping[str, Any], origin: str) -> Numbers:
 
     gates: list[Gate] = [typed(Gate, entry) for entry in report["gates"]]
     held = [gate for gate in gates if gate.measure == "max |difference|" and gate.threshold == 0]
-    passed = bool(gates) and all(gate.passed for gate in gates)
+    passed, level = bool(gates) and all(gate.passed for gate in gates), _parity(report.get("level"))
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     return Numbers(
         origin=f"{origin}, with {versions}",
         passed=passed,
-        exact=passed and bool(held) and all(gate.found == 0 for gate in held),
-        summary=_summary(gates, report["parity"]),
+        exact=passed and bool(held) and all(gate.found == 0 for gate in held) and (level is None or level.max_abs == 0),
+        summary=_summary(gates, _parity(report["parity"]), level),
         gates=tuple(
             NumberGate(g.section, g.name, g.passed, ": ".join(part for part in (g.reading, g.detail) if part))
             for g in gates
@@ -217,11 +218,17 @@ def _numbers(report: Mapping[str, Any], origin: str) -> Numbers:
     )
 
 
-def _summary(gates: Sequence[Gate], parity: Mapping[str, Any] | None) -> str:
-    passed = f"{sum(gate.passed for gate in gates)} of {len(gates)} gates passed"
-    if parity is None:
-        return passed
+def _parity(values: Mapping[str, Any] | None) -> Parity | None:
+    """What a report has of a comparison, where it has one."""
     from surgery.verify.parity import Parity
 
-    values: dict[str, Any] = {name: float(value) if isinstance(value, str) else value for name, value in parity.items()}
-    return f"{passed}; {Parity(**values)}"
+    if values is None:
+        return None
+    return Parity(**{name: float(value) if isinstance(value, str) else value for name, value in values.items()})
+
+
+def _summary(gates: Sequence[Gate], parity: Parity | None, level: Parity | None) -> str:
+    from surgery.verify.report import of_level
+
+    passed = f"{sum(gate.passed for gate in gates)} of {len(gates)} gates passed"
+    return "; ".join([passed, *([str(parity)] if parity else []), *([of_level(level)] if level else [])])

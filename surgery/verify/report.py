@@ -81,7 +81,7 @@ class Report:
         good = len(self.gates) - len(self.failed)
         differs = f"; {self.differences}" if self.differences else ""
         if self.level is not None:
-            differs += f"; int8 products alone: worst KL {self.level.kl:.2g}, top-1 {self.level.same:.3f}"
+            differs += f"; {of_level(self.level)}"
         versions = ", ".join(f"{name} {self.versions[name]}" for name in _RUNTIMES if name in self.versions)
         return f"{good} of {len(self.gates)} gates passed in {sum(self.seconds.values()):.1f} s{differs} ({versions})"
 
@@ -112,6 +112,11 @@ class Report:
             "versions": dict(self.versions),
             "settings": dict(self.settings),
         }
+
+
+def of_level(level: Parity) -> str:
+    """What an accuracy level changes, which the other numbers leave out."""
+    return f"the accuracy level, apart from that: worst KL {level.kl:.2g}, top-1 {level.same:.3f}"
 
 
 def _shown(value: Measured) -> str:

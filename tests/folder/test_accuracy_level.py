@@ -124,6 +124,9 @@ def test_report_says_which_was_shown_how(exports: dict[str, Export], tmp_path: P
     details = [gate["detail"] for gate in proof["gates"] if gate["section"] == "accuracy"]
     assert details[0].startswith("set on both sides above; alone, on 6")
     assert "against the source as published" in details[0]
+    report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    assert report["numbers"]["exact"] is False, "for who compares the folder with the export"
+    assert "the accuracy level, apart from that: worst KL 0.0" in report["numbers"]["summary"]
 
 
 def test_folder_without_the_level_of_its_recipe_fails(exports: dict[str, Export], tmp_path: Path) -> None:

@@ -107,6 +107,13 @@ class Int8Prefill(Pass):
         check_quantised(model)
         if strange := [node for node in self.concerns(model) if int_attribute(node, "bits", 4) not in (2, 4, 8)]:
             raise PassError(f"{node_in_words(strange[0])} is not of 2, 4 or 8 bits; int8 weights are made from those")
+        stored = {tensor.name for tensor in model.graph.initializer}
+        for node in self.concerns(model):
+            if computed := [name for name in node.input[1:] if name and name not in stored]:
+                raise PassError(
+                    f"{node_in_words(node)}: {computed[0]!r} is computed by the graph; int8 weights are made from stored ones",
+                    hint="leave out --prefill int8: this export spreads one scale over several blocks, as QAT exports may",
+                )
         if _counted(model) is None:
             raise PassError(f"{model.path} has no input {' or '.join(_TOKENS)}, which says how many tokens a run has")
         if (opset := model.opset()) < _OPSET:
@@ -321,13 +328,8 @@ class _Rewriting:
         return self._stored_tensor(node, _SCALES).data_type == FLOAT16
 
     def _stored_tensor(self, node: NodeProto, index: int) -> TensorProto:
-        """The weight that is a product's input. Raises PassError where it is computed, or of another dtype."""
+        """The weight that is a product's input. Raises PassError where it is of another dtype."""
         name = node.input[index]
-        if name not in self._stored:
-            raise PassError(
-                f"{node_in_words(node)}: {name!r} is computed by the graph; int8 weights are made from stored ones",
-                hint="leave out --prefill int8: this export spreads the scale of a channel over its blocks, as QAT exports may",
-            )
         tensor: TensorProto = self._stored[name]
         if tensor.data_type not in ((FLOAT, FLOAT16) if index == _SCALES else (_UINT8,)):
             expected = "float32 or float16" if index == _SCALES else "uint8"

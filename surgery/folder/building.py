@@ -30,7 +30,7 @@ from surgery.folder.genai_config import (
 from surgery.folder.manifest import NAME as MANIFEST_FILE
 from surgery.folder.manifest import manifest, refuse_foreign
 from surgery.folder.minimum_versions import minimum_versions
-from surgery.folder.model_card import CARD_FILE, model_card, on_batches, on_capture
+from surgery.folder.model_card import CARD_FILE, model_card, on_batches, on_capture, on_level
 from surgery.folder.multimodal import PROCESSORS, GraphPlan, check_export, media_config, write_media_files
 from surgery.folder.publishing import Published
 from surgery.graph.model import Model
@@ -154,7 +154,7 @@ def build_folder(
         card = model_card(
             export, pair, "genai", placed,
             recipe=recipe_text, rewritten=rewritten, modalities=modalities,
-            needs=f"{needs} {on_batches(model.graph)}{on_capture(config)}",
+            needs=f"{needs} {on_batches(model.graph)}{on_capture(config)}{on_level(recipe_text)}",
             tools=takes_tools(stage),
         )  # fmt: skip
         write_text(stage / CARD_FILE, card)

@@ -134,6 +134,19 @@ def on_capture(config: Mapping[str, Any]) -> str:
     return f" With {CAPTURE} on, one prompt runs at a time: for a batch or beams, set it to 0 in {CONFIG_FILE}."
 
 
+def on_level(recipe: str | Mapping[str, str]) -> str:
+    """What the accuracy level of a recipe changes, where it sets int8."""
+    from passes.recipe import steps_of
+    from passes.set_accuracy_level import SetAccuracyLevel
+
+    texts = [recipe] if isinstance(recipe, str) else recipe.values()
+    for step in (step for text in texts for step in steps_of(text, SetAccuracyLevel)):
+        if step.level == "4":
+            which = "products of 2 or 8 bits" if step.products == "slow" else "quantised products"
+            return f" On the CPU its {which} multiply in int8: faster than the export, and numbers differ a little from its."
+    return ""
+
+
 def read_told(export: Export) -> CardFacts:
     """The source's card and licences; empty where it has none that can be read."""
     licences = tuple(name for name in LICENSES if export.file(name))

@@ -26,7 +26,7 @@ from surgery.choices import Target
 from surgery.files.safe_reading import sha256
 from surgery.folder.building import build_folder
 from surgery.folder.minimum_versions import minimum_versions
-from surgery.folder.model_card import model_card, read_told
+from surgery.folder.model_card import model_card, on_level, read_told
 from surgery.folder.text_only import build_text_only
 from surgery.graph.weight_writing import Placed
 from surgery.source.export import Export, open_export
@@ -107,6 +107,19 @@ def test_kv_heads_that_differ_need_a_newer_runtime(tmp_path: Path) -> None:
 
 def test_the_card_says_which_runtimes(folders: dict[str, Path]) -> None:
     assert "It needs onnxruntime-genai 0.14 or later." in (folders["genai"] / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        ("rename-io", ""),
+        ("set-accuracy-level{level=1}", ""),
+        ("rename-io,set-accuracy-level{products=slow}", " On the CPU its products of 2 or 8 bits multiply in int8"),
+        ({"decoder_model_merged": "set-accuracy-level"}, " On the CPU its quantised products multiply in int8"),
+    ],
+)
+def test_the_card_says_that_products_multiply_in_int8(recipe: str | dict[str, str], said: str) -> None:
+    assert on_level(recipe).startswith(said) and bool(on_level(recipe)) is bool(said)
 
 
 def test_the_csharp_example_calls_what_the_python_one_does(folders: dict[str, Path]) -> None:

@@ -319,7 +319,7 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
     computed = product()
     del computed.graph.initializer[0]
     computed.graph.input.append(make_tensor_value_info("codes", TensorProto.UINT8, [COUNT, 3, 16]))
-    with pytest.raises(PassError, match="'codes' is no stored weight"):
+    with pytest.raises(PassError, match="'codes' is computed by the graph"):
         apply(computed, [Int8Prefill()])
     short = product()
     short.graph.initializer[2].CopyFrom(from_array(np.zeros((COUNT, 1), np.uint8), "points"))

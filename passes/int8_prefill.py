@@ -10,6 +10,7 @@ from passes.base import Finding, Numerics, Pass
 from passes.set_accuracy_level import INT8, kind_of, quantised_products
 from surgery.errors import PassError
 from surgery.graph.external_data import WeightReference, byte_size, is_external, reference
+from surgery.graph.index import producers
 from surgery.graph.int8_weights import ChannelWeights
 from surgery.graph.model import Model
 from surgery.graph.node_builder import FLOAT, FLOAT16
@@ -60,8 +61,8 @@ class Int8Prefill(Pass):
                                                                             both scales
 
     Each token has a scale of its own, so that a row of a batch does not depend on the others. The weights are rounded
-    once more, to 8 bits with one scale for each output channel, K x N bytes beside the codes; they are made when the
-    model is saved. One of the two sides of the Concat is empty. Graphs without branches stay so, and other passes
+    once more, to 8 bits with one scale for each output channel (not at all where they have one already, as in QAT
+    exports), K x N bytes beside the codes; they are made when the model is saved. One of the two sides of the Concat is empty. Graphs without branches stay so, and other passes
     and checks see the products: an If takes as long in a step of decoding, and 5% less of a prompt.
 
     `products` is which: all of the layers, or those of their MLPs or their attention alone. lm_head stays.
@@ -107,13 +108,15 @@ class Int8Prefill(Pass):
         check_quantised(model)
         if strange := [node for node in self.concerns(model) if int_attribute(node, "bits", 4) not in (2, 4, 8)]:
             raise PassError(f"{node_in_words(strange[0])} is not of 2, 4 or 8 bits; int8 weights are made from those")
-        stored = {tensor.name for tensor in model.graph.initializer}
+        weights = _Stored(model.graph)
         for node in self.concerns(model):
-            if computed := [name for name in node.input[1:] if name and name not in stored]:
-                raise PassError(
-                    f"{node_in_words(node)}: {computed[0]!r} is computed by the graph; int8 weights are made from stored ones",
-                    hint="leave out --prefill int8: this export spreads one scale over several blocks, as QAT exports may",
-                )
+            for index in range(1, len(node.input)):
+                if node.input[index] and weights.of(node, index) is None:
+                    raise PassError(
+                        f"{node_in_words(node)}: {node.input[index]!r} is computed by the graph; int8 weights are made from "
+                        "stored ones",
+                        hint="leave out --prefill int8",
+                    )
         if _counted(model) is None:
             raise PassError(f"{model.path} has no input {' or '.join(_TOKENS)}, which says how many tokens a run has")
         if (opset := model.opset()) < _OPSET:
@@ -212,6 +215,43 @@ def _in_halves(split: NodeProto, channels: int) -> bool:
     return len(split.output) == 2 and equal and channels % 2 == 0 and int_attribute(split, "axis", 0) in (-1, 2)
 
 
+class _Stored:
+    """The weights of a graph's products. Where it spreads one scale a row over the row's blocks, as QAT exports do, that is
+    the weight.
+
+        scales [N] -> Unsqueeze(axes=[1]) -> [N, 1] -> Expand -> [N, blocks] -> MatMulNBits
+    """
+
+    def __init__(self, graph: GraphProto) -> None:
+        self._stored = {tensor.name: tensor for tensor in graph.initializer}
+        self._made = producers(graph)
+
+    def has(self, name: str) -> bool:
+        """Whether a name is a weight itself."""
+        return name in self._stored
+
+    def of(self, node: NodeProto, index: int) -> TensorProto | None:
+        """The weight that is an input of a product; None where the graph computes it."""
+        name = node.input[index]
+        return self._stored.get(name) or (self._spread(name, int_attribute(node, "N", 0)) if index == _SCALES else None)
+
+    def _spread(self, name: str, rows: int) -> TensorProto | None:
+        from onnx.numpy_helper import to_array
+
+        expand = self._made.get(name)
+        if expand is None or expand.op_type != "Expand":
+            return None
+        if (column := self._stored.get(expand.input[0])) is not None:
+            return column if list(column.dims) == [rows, 1] else None
+        unsqueeze = self._made.get(expand.input[0])
+        if unsqueeze is None or unsqueeze.op_type != "Unsqueeze":
+            return None
+        scales, axes = (self._stored.get(each) for each in unsqueeze.input)
+        if scales is None or axes is None or list(scales.dims) != [rows] or is_external(axes):
+            return None
+        return scales if to_array(axes).tolist() in ([1], [-1]) else None
+
+
 @dataclass
 class _Rewriting:
     """The nodes of a graph as they are written anew, with what they share."""
@@ -227,7 +267,7 @@ class _Rewriting:
     _last: str = ""
 
     def __post_init__(self) -> None:
-        self._stored = {tensor.name: tensor for tensor in self.model.graph.initializer}
+        self._stored = _Stored(self.model.graph)
         self._taken = all_names(self.model.graph)
 
     def rewrite(self, names: set[str]) -> None:
@@ -329,8 +369,9 @@ class _Rewriting:
 
     def _stored_tensor(self, node: NodeProto, index: int) -> TensorProto:
         """The weight that is a product's input. Raises PassError where it is of another dtype."""
-        name = node.input[index]
-        tensor: TensorProto = self._stored[name]
+        tensor = self._stored.of(node, index)
+        assert tensor is not None  # `requires` saw it
+        name = tensor.name
         if tensor.data_type not in ((FLOAT, FLOAT16) if index == _SCALES else (_UINT8,)):
             expected = "float32 or float16" if index == _SCALES else "uint8"
             raise PassError(f"{node_in_words(node)}: {name!r} is {initializer_type(tensor)}; {expected} is expected")
@@ -354,7 +395,8 @@ class _Rewriting:
         bits, block = int_attribute(node, "bits", 4), int_attribute(node, "block_size", 0)
         depth, count = int_attribute(node, "K", 0), int_attribute(node, "N", 0)
         blocks, half = -(-depth // block), self._is_half(node)
-        widths = blocks * block * bits // 8, blocks * (2 if half else 4), -(-blocks * bits // 8)
+        scales_a_row = blocks if self._stored.has(node.input[_SCALES]) else 1
+        widths = blocks * block * bits // 8, scales_a_row * (2 if half else 4), -(-blocks * bits // 8)
         inline: list[bytes | None] = [b"", b"", b""]
         parts: list[SourcePart] = []
         for place, index in enumerate(index for index in range(1, len(node.input)) if node.input[index]):

@@ -23,7 +23,8 @@ class ChannelWeights:
     """How a product's codes are stored, and which of the two results is meant, of one of `of` equal parts of its channels.
 
     `depth` is K, of which `block` values share a scale; codes have `bits` and scales are float16 where `half` is set.
-    `values` are int8 [K, N], w = value * scale; `scales` are float32 [N], N those of the part. `inline` are the bytes of codes, scales and
+    `values` are int8 [K, N], w = value * scale; `scales` are float32 [N], N those of the part. A channel that has one
+    scale for all of its blocks, and no zero points, keeps codes and scale. `inline` are the bytes of codes, scales and
     zero points that the graph itself holds: None for those in a data file, nothing for zero points that there are not.
     """
 
@@ -58,8 +59,10 @@ class ChannelWeights:
         for row in range(0, len(codes), step):
             part = slice(row, row + step)
             real = self.real(codes[part], scales[part], points[part])
-            largest = np.abs(real).max(axis=1)
-            channel[part] = np.where(largest > 0, largest / np.float32(MOST), np.float32(1))
+            sizes = self._sizes(scales[part])
+            same = sizes.shape[1] == 1 and not points.size
+            one = sizes[:, 0] if same else np.abs(real).max(axis=1) / np.float32(MOST)
+            channel[part] = np.where(one != 0, one, np.float32(1))
             if values is not None:
                 values[:, part] = np.rint(real / channel[part, None]).T
         return channel if values is None else values
@@ -69,14 +72,19 @@ class ChannelWeights:
         import numpy as np
 
         blocks = -(-self.depth // self.block)
-        size = (
-            np.ascontiguousarray(scales).view("<f2" if self.half else "<f4").astype(np.float32).reshape(-1, blocks, 1)
-        )
+        size = self._sizes(scales)[:, :, None]
         whole = self._codes(codes).reshape(len(codes), blocks, self.block).astype(np.float32)
         middle = np.full((len(codes), blocks), 2 ** (self.bits - 1), np.uint8)
         zero = self._codes(points)[:, :blocks] if points.size else middle
         found: Array = ((whole - zero[:, :, None].astype(np.float32)) * size).reshape(len(codes), -1)[:, : self.depth]
         return found
+
+    def _sizes(self, scales: Array) -> Array:
+        """The scales of some channels, float32 [n, blocks] or, where there is one for all blocks, [n, 1]."""
+        import numpy as np
+
+        found: Array = np.ascontiguousarray(scales).view("<f2" if self.half else "<f4").astype(np.float32)
+        return found.reshape(len(scales), -1)
 
     def _codes(self, packed: Array) -> Array:
         """Codes of less than a byte, one a byte."""

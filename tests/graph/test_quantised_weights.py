@@ -118,9 +118,3 @@ def test_cuda_is_refused_for_codes_without_zero_points(export: Path, tmp_path: P
     assert not (tmp_path / "out").exists()
     kept = run("repack", str(export), str(tmp_path / "out"), *words, "--preset", "fast", "--embed-device", "cpu")
     assert kept.returncode == 0, "what the hint says"
-
-
-def test_scales_that_the_graph_computes_make_no_int8_weights(export: Path, tmp_path: Path) -> None:
-    done = run("repack", str(export), str(tmp_path / "out"), "--prefill", "int8", "--no-validate")
-    assert done.returncode == 2 and "hint: leave out --prefill int8" in done.stderr
-    assert not (tmp_path / "out").exists()

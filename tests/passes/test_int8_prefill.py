@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto
@@ -60,6 +61,23 @@ def product(bits: int = 4, *, half: bool = False, points: bool = True, op: str =
     )
     opsets = [make_operatorsetid("", 21), make_operatorsetid("com.microsoft", 1)]
     return Model.from_proto(make_model(graph, opset_imports=opsets, ir_version=10))
+
+
+def spread(model: Model, *, column: bool = False) -> Model:
+    """The same with one scale for each channel, which the graph spreads over the blocks as a QAT export does."""
+    scales = next(tensor for tensor in model.graph.initializer if tensor.name == "scales")
+    values = to_array(scales)[:, :1].copy()
+    values[3], values[4] = 0, -values[4]
+    scales.CopyFrom(from_array(values if column else values[:, 0], "scales"))
+    for name, sizes in (("axes", [1]), ("shape", [COUNT, -(-DEPTH // BLOCK)])):
+        model.graph.initializer.append(from_array(np.array(sizes), name))
+    nodes = [make_node("Unsqueeze", ["scales", "axes"], ["column"])] if not column else []
+    nodes.append(make_node("Expand", ["scales" if column else "column", "shape"], ["spread"]))
+    model.graph.node[0].input[2] = "spread"
+    nodes += model.graph.node
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return model
 
 
 def external(model: Model, folder: Path, but: str = "") -> Model:
@@ -169,6 +187,33 @@ def test_rows_do_not_depend_on_each_other(tmp_path: Path) -> None:
     x = activations(2, 20)
     alone = run(made, x[1:, 2:], tmp_path)
     assert np.array_equal(run(made, x, tmp_path)[1:, 2:], alone)
+
+
+@pytest.mark.parametrize(("bits", "half", "column"), [(2, True, False), (4, False, True), (8, False, False)])
+def test_codes_of_one_scale_a_channel_are_kept(bits: int, half: bool, column: bool, tmp_path: Path) -> None:
+    source = external(spread(product(bits, half=half, points=False), column=column), tmp_path, "axes")
+    made, _ = apply(source, [Int8Prefill()])
+    made.save(tmp_path / "made.onnx", force=True)
+    stored = {
+        tensor.name: to_array(tensor, str(tmp_path)) for tensor in onnx.load(tmp_path / "made.onnx").graph.initializer
+    }
+    whole, scales = (next(value for name, value in stored.items() if name.endswith(end)) for end in ("int8", "_scales"))
+    assert np.array_equal(scales, np.where(stored["scales"] == 0, 1, stored["scales"]).ravel().astype(np.float32))
+    packed = stored["codes"].reshape(COUNT, -1)
+    codes = np.stack([packed >> shift & 2**bits - 1 for shift in range(0, 8, bits)], axis=-1).reshape(COUNT, -1)
+    codes = (codes.astype(int) - 2 ** (bits - 1))[:, :DEPTH]
+    codes[3] = 0
+    assert np.array_equal(whole, codes.T)
+
+
+def test_scales_that_the_graph_spreads_otherwise_are_refused() -> None:
+    source = spread(product(points=False))
+    next(tensor for tensor in source.graph.initializer if tensor.name == "axes").CopyFrom(
+        from_array(np.array([0]), "axes")
+    )
+    with pytest.raises(PassError, match="'spread' is computed by the graph") as refused:
+        apply(source, [Int8Prefill()])
+    assert refused.value.hint == "leave out --prefill int8"
 
 
 @pytest.mark.parametrize("but", ["", "points", "scales"])

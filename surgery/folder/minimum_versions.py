@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from surgery.attention.gqa import OPERATOR, PAST_KEY
 from surgery.choices import Target
 from surgery.graph.model import Model
+from surgery.graph.nodes import int_attribute
+
+if TYPE_CHECKING:
+    from onnx import NodeProto
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +37,7 @@ def minimum_versions(
 
     GenAI reads the head size of each cache from 0.14 on, the number of KV heads from 0.15 on, which also has the
     multimodal class, and ids of tool calls. A KV-shared layer without present outputs needs ONNX Runtime 1.31: 1.27 to
-    1.30 die of it.
+    1.30 die of it. Tables of 2 bits need 1.27.
     """
     kv_heads = {layer.kv_heads for layer in model.require_architecture().kv_sources}
     reading = "0.15" if multimodal or marks or len(kv_heads) > 1 else "0.14"
@@ -44,6 +49,10 @@ def minimum_versions(
         for node in model.graph.node
         if node.op_type == OPERATOR and len(node.input) > PAST_KEY and node.input[PAST_KEY] not in inputs
     ]
-    if not kv_shared_layers:
-        return MinimumVersions(genai, None)
-    return MinimumVersions(genai, "1.31" if any(len(node.output) == 1 for node in kv_shared_layers) else "1.27")
+    if any(len(node.output) == 1 for node in kv_shared_layers):
+        return MinimumVersions(genai, "1.31")
+    return MinimumVersions(genai, "1.27" if kv_shared_layers or any(map(_has_two_bits, model.graph.node)) else None)
+
+
+def _has_two_bits(node: NodeProto) -> bool:
+    return node.op_type == "GatherBlockQuantized" and int_attribute(node, "bits", 4) == 2

@@ -105,6 +105,13 @@ def test_kv_heads_that_differ_need_a_newer_runtime(tmp_path: Path) -> None:
     assert minimum_versions(model, "genai-0.14", multimodal=False).genai == "0.15"
 
 
+def test_tables_of_two_bits_need_a_newer_onnxruntime(tmp_path: Path) -> None:
+    fixtures.build("tiny-e2b-qat", "q2f16", tmp_path / "export")
+    model, _ = planned(tmp_path / "export", "q2f16")
+    said = "onnxruntime-genai 0.14 and onnxruntime 1.27, or later versions of both."
+    assert str(minimum_versions(model, "genai-0.14", multimodal=False)).endswith(said)
+
+
 def test_the_card_says_which_runtimes(folders: dict[str, Path]) -> None:
     assert "It needs onnxruntime-genai 0.14 or later." in (folders["genai"] / "README.md").read_text()
 

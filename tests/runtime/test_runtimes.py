@@ -26,8 +26,8 @@ from validation.runtimes.questions import (
     Undecided,
     decided,
 )
-from validation.runtimes.subjects import LAYOUTS, Subject, make_subjects
-from validation.runtimes.table import Matrix, Row, better, markdown, worse
+from validation.runtimes.subjects import FIXTURES, LAYOUTS, Subject, make_subjects
+from validation.runtimes.table import Matrix, OtherRuntimes, Row, better, markdown, worse
 
 OLD = Column("0.14.1", "minimum", "1.26.0", "2.4.6")
 OLD_NEWEST = Column("0.14.1", "newest", "1.31.1", "2.4.6")
@@ -279,9 +279,27 @@ def test_only_the_whole_matrix_is_written(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert Matrix.from_json((tmp_path / "runtimes.json").read_text()) == matrix(row(OK, OK))
 
 
+def test_rows_of_some_folders_take_the_place_of_their_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(command, "DOCUMENT", tmp_path / "runtimes")
+    before = matrix(row(OK, OK), row(OK, OK, made="tiny-31b fp32"))
+    (tmp_path / "runtimes.json").write_text(before.to_json())
+    found = matrix(row(OK, WRONG, made="tiny-e2b-qat q2f16"), row(OK, REFUSED))
+    monkeypatch.setattr(command, "run", lambda options: found)
+    assert command.main([str(tmp_path), "--fixtures", FIXTURES[0]]) == 0
+    assert Matrix.from_json((tmp_path / "runtimes.json").read_text()).rows == (
+        found.rows[1], before.rows[1], found.rows[0]
+    )  # fmt: skip
+    assert f"share a table. {FIXTURES[0]} took 0 s" in (tmp_path / "runtimes.md").read_text()
+
+
+def test_rows_of_other_runtimes_are_refused() -> None:
+    with pytest.raises(OtherRuntimes, match=r"is of onnxruntime 1.31.1, onnxruntime 1.26.0, .* rows are of .*ask all"):
+        matrix(row(OK, OK)).with_rows(matrix(row(OK, OK), columns=(OLD_NEWEST, NEW)))
+
+
 def test_the_committed_table_is_that_of_its_json() -> None:
     text = command.DOCUMENT.with_suffix(".md").read_text("utf-8")
-    took = re.search(r"All of it took .* cores\.", text)
+    took = re.search(r"(?<=share a table\. ).* cores?\.", text)
     committed = Matrix.from_json(command.DOCUMENT.with_suffix(".json").read_text("utf-8"))
     assert took and markdown(committed, took[0]) == text
     assert {column.genai for column in committed.columns} == set(VERSIONS)

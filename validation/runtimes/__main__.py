@@ -18,24 +18,31 @@ from surgery.runtime.sessions import versions
 from validation.runtimes.environments import VERSIONS, Environment, Kind, PipError, make_environment
 from validation.runtimes.outcomes import Outcome, ProbeError, answers, ask
 from validation.runtimes.questions import OF_TEXT, Question, Undecided, make_questions
-from validation.runtimes.subjects import Subject, make_subjects
-from validation.runtimes.table import Matrix, Row, better, markdown, worse
+from validation.runtimes.subjects import FIXTURES, Subject, make_subjects
+from validation.runtimes.table import Matrix, OtherRuntimes, Row, better, markdown, worse
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "validation" / "runtimes"
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """`light`: few folders, and of each version only the oldest ONNX Runtime that it admits."""
+    """`light`: few folders, and of each version only the oldest ONNX Runtime that it admits. `fixtures`: those whose
+    folders are asked."""
 
     work: Path
     versions: tuple[str, ...]
+    fixtures: tuple[str, ...]
     light: bool
     check: bool
 
     @property
     def whole(self) -> bool:
+        """Whether the document is written: all versions were asked; rows of other folders stay what they are."""
         return self.versions == VERSIONS and not self.light
+
+    @property
+    def some(self) -> bool:
+        return self.fixtures != FIXTURES
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,12 +51,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     started = time.perf_counter()
     try:
         matrix = run(options)
-        committed = Matrix.from_json(DOCUMENT.with_suffix(".json").read_text("utf-8")) if options.check else None
-    except (PipError, ProbeError, Undecided, OSError) as error:
+        kept = options.check or (options.whole and options.some)
+        committed = Matrix.from_json(DOCUMENT.with_suffix(".json").read_text("utf-8")) if kept else None
+        if committed is not None and not options.check:
+            matrix = committed.with_rows(matrix)
+    except (PipError, ProbeError, Undecided, OtherRuntimes, OSError) as error:
         print(f"runtimes: {error}", file=sys.stderr)
         return 2
-    took = f"All of it took {_duration(time.perf_counter() - started)} on {os.cpu_count()} cores."
-    if committed is not None:
+    asked, cores = ", ".join(options.fixtures) if options.some else "All of it", len(os.sched_getaffinity(0))
+    took = f"{asked} took {_duration(time.perf_counter() - started)} on {cores} core{'s' if cores > 1 else ''}."
+    if committed is not None and options.check:
         return _check(committed, matrix)
     document = markdown(matrix, took)
     if options.whole:
@@ -65,16 +76,22 @@ def _options(arguments: Sequence[str] | None) -> Options:
     parser = argparse.ArgumentParser(prog="python -m validation.runtimes", description=__doc__)
     parser.add_argument("work", type=Path, help="for the environments (0.3 GB each) and folders; kept for the next run")
     parser.add_argument("--versions", default=",".join(VERSIONS), help="of onnxruntime-genai; default: %(default)s")
+    parser.add_argument(
+        "--fixtures", default=",".join(FIXTURES), help="asked; the others keep their rows; default: %(default)s"
+    )
     parser.add_argument("--light", action="store_true", help="few folders, one ONNX Runtime for each version")
     parser.add_argument("--check", action="store_true", help="exit 1 where a cell is worse than the committed table's")
     found = parser.parse_args(arguments)
-    return Options(found.work, tuple(found.versions.split(",")), found.light, found.check)
+    fixtures = tuple(found.fixtures.split(","))
+    if unknown := [name for name in fixtures if name not in FIXTURES]:
+        parser.error(f"{unknown[0]} is no fixture of the matrix; it has {', '.join(FIXTURES)}")
+    return Options(found.work, tuple(found.versions.split(",")), fixtures, found.light, found.check)
 
 
 def run(options: Options) -> Matrix:
     """Make folders, questions and environments, and ask."""
     with _stage("folders"):
-        subjects = make_subjects(options.work, options.light)
+        subjects = make_subjects(options.work, options.light, options.fixtures)
     with _stage("environments"):
         environments = make_environments(options.work / "environments", options.versions, options.light)
     with _stage("the source's answers"):

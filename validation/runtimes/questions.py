@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from passes.base import apply
 from surgery.folder.opened import open_genai_folder
+from surgery.graph.model import Model
 from surgery.runtime.decoding import Step
 from surgery.runtime.sessions import Settings
 from surgery.runtime.two_graphs import TwoGraphModel
@@ -32,6 +34,8 @@ PROMPT = 11
 CHUNK = 4
 """search.chunk_size: a prompt of 11 is fed as 4, 4 and 3 tokens. It is given in the configuration, because 0.14 takes no
 notice of it among a generator's search options."""
+MARGIN_IN_INT8 = 0.5
+"""The same where products multiply in int8: a sum that differs in its last bit becomes the next whole number."""
 TRIES = 400
 
 _SEARCH = {"do_sample": False, "num_beams": 1, "min_length": 0, "repetition_penalty": 1.0, "max_length": 64}
@@ -83,7 +87,7 @@ class Script:
 
 
 class Source:
-    """The source pair as an oracle, and prompts of its vocabulary."""
+    """The source pair as an oracle, with the folder's accuracy level, and prompts of its vocabulary."""
 
     def __init__(self, subject: Subject) -> None:
         folder = open_genai_folder(subject.folder)
@@ -91,13 +95,15 @@ class Source:
         self.pad = next(iter(folder.token_ids("pad_token_id")))
         self.bos = next(iter(folder.token_ids("bos_token_id")))
         self.eos = set(folder.token_ids("eos_token_id"))
-        self._pair = TwoGraphModel.open(subject.pair, Settings())
+        decoder = apply(Model.open(subject.pair.decoder), subject.level)[0] if subject.level else None
+        self.margin = MARGIN_IN_INT8 if subject.level else MARGIN
+        self._pair = TwoGraphModel.open(subject.pair, Settings(), decoder)
 
     def continued(self, *rows: TokenRow, eos: int | None = None) -> list[TokenRow]:
         """STEPS greedy tokens of each row by itself. Raises Undecided."""
         case = Case("prompt", "", rows, pad=self.pad)
         answer = record(self._pair, [case], steps=STEPS - 1, padding="none").answers[0]
-        if min(_margin(step) for step in answer.steps) < MARGIN:
+        if min(_margin(step) for step in answer.steps) < self.margin:
             raise Undecided
         tokens = [tuple(int(token) for token in row) for row in answer.tokens()]
         if any(self.eos.union({eos}).intersection(row) or len(set(row)) < 2 for row in tokens):
@@ -245,4 +251,4 @@ def decided(source: Source, make: Callable[[Source, random.Random], Script]) -> 
             return make(source, random.Random(seed))
         except Undecided:
             continue
-    raise Undecided(f"no prompt of {TRIES} has margins of {MARGIN}")
+    raise Undecided(f"no prompt of {TRIES} has the margins")

@@ -15,6 +15,10 @@ from validation.runtimes.outcomes import BADNESS, Outcome, Verdict
 Key = tuple[str, str, str]
 
 
+class OtherRuntimes(RuntimeError):
+    """Rows of two runs that do not make one table."""
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """One question to one folder: an outcome for each column of the matrix."""
@@ -36,6 +40,19 @@ class Matrix:
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
     made_with: Mapping[str, str]
+
+    def with_rows(self, found: Matrix) -> Matrix:
+        """This matrix with the rows of another one in place of those of the same folders, or behind the others. Raises
+        OtherRuntimes where the other was asked of other columns."""
+        if found.columns != self.columns or found.made_with != self.made_with:
+            raise OtherRuntimes(
+                f"the committed table is of {_runtimes(self)}, these rows are of {_runtimes(found)}: ask all folders"
+            )
+        rows: dict[str, list[Row]] = {}
+        for matrix in (self, found):
+            new = {row.made: [each for each in matrix.rows if each.made == row.made] for row in matrix.rows}
+            rows.update(new)
+        return Matrix(self.columns, tuple(row for made in rows.values() for row in made), self.made_with)
 
     def to_json(self) -> str:
         """A line for each column, message and row, so that a diff shows what changed. A cell is a verdict, or a verdict
@@ -62,6 +79,11 @@ class Matrix:
             for row in found["rows"]
         )
         return cls(tuple(Column(**column) for column in found["columns"]), rows, found["made_with"])
+
+
+def _runtimes(matrix: Matrix) -> str:
+    told = sorted({f"onnxruntime {column.onnxruntime}" for column in matrix.columns})
+    return ", ".join([*(f"{name} {version}" for name, version in matrix.made_with.items()), *told])
 
 
 def _lines(values: Iterable[object]) -> str:
@@ -147,6 +169,8 @@ def _head(matrix: Matrix, took: str) -> list[str]:
         "<!-- written by `python -m validation.runtimes WORK`; do not edit -->",
         "",
         f"Folders: {folders}, each in every KV layout, on the CPU. Made with {made}.",
+        "Products of the QAT exports multiply in int8, as `repack` has it, and so does their source; the others have the "
+        "source's numbers.",
         "Each version runs in an environment of its own, with the oldest ONNX Runtime that it admits and with the newest.",
         "",
         "`ok`: the tokens are those of the source pair, the text is that of the environment above. `wrong`: they are not.",

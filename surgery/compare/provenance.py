@@ -224,7 +224,8 @@ def _parity(values: Mapping[str, Any] | None) -> Parity | None:
 
     if values is None:
         return None
-    return Parity(**{name: float(value) if isinstance(value, str) else value for name, value in values.items()})
+    given: dict[str, Any] = {name: float(value) if isinstance(value, str) else value for name, value in values.items()}
+    return Parity(**given)
 
 
 def _summary(gates: Sequence[Gate], parity: Parity | None, level: Parity | None) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from command_line import program, run
-from limits import FOR_EVER
+from limits import FOR_EVER, wait_until
 from places import ROOT, TINY
 
 from surgery import RepackOptions, repack
@@ -62,6 +62,12 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._master, text.encode())
 
+    def interrupt(self) -> None:
+        """Ctrl-C, once the process waits for what is typed: `input` does not hear one that comes just before."""
+        stat = Path(f"/proc/{self.process.pid}/stat")
+        wait_until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "S", "the process waits")
+        self.type("\x03")
+
 
 def test_a_chat_goes_on_until_its_end(folder: Path) -> None:
     terminal = Terminal("generate", folder, "--new-tokens", "5")
@@ -73,7 +79,9 @@ def test_a_chat_goes_on_until_its_end(folder: Path) -> None:
     terminal.type("and er\n")
     assert "kept from before" in terminal.until(r"prompt \d+, \d+ of them kept from before")
     terminal.until("> ")
-    terminal.type("half a line\x03")  # Ctrl-C
+    terminal.type("half a line")
+    terminal.until("half a line")
+    terminal.interrupt()
     terminal.until("Ctrl-C ends an answer")
     terminal.until("> ")
     terminal.type("/clear\n")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import command_line
 import pytest
-from limits import FOR_EVER
+from limits import FOR_EVER, Impatient
 from onnx import TensorProto, helper
 from places import ROOT, TINY
 from signing import sign
@@ -138,6 +138,7 @@ def test_a_proof_that_has_no_end_names_the_stage(folder: Path, monkeypatch: pyte
     endless(folder / "model.onnx")
     patience = Patience()
     monkeypatch.setattr(Limits, "of", lambda *_: patience)
+    monkeypatch.setattr("queue.SimpleQueue", Impatient)
     report = contained(prove_folder, sign(folder), None, "cpu", patience.stages.append)
     (gate,) = report.failed
     assert gate.detail.startswith("at 'generation") and "seconds went by without a result" in gate.detail

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from command_line import run
-from limits import FOR_EVER, cpu_limit
+from limits import FOR_EVER, Impatient, cpu_limit
 from places import TINY
 from repositories import GRAPH, change, commit, git, pointer
 
@@ -227,6 +227,7 @@ def test_a_model_that_ends_the_process_does_not_silence_the_others(
 ) -> None:
     three_models(repository)
     monkeypatch.setattr(commits, "_tell", dies)
+    monkeypatch.setattr("queue.SimpleQueue", Impatient)
     monkeypatch.setattr(commits, "MOST_ENDS", most)
     found = commits.review_commits(repository, "HEAD~")
     problems = ["None", "the process was ended by the signal SIGSEGV"]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from limits import FOR_EVER, wait_until
+from limits import FOR_EVER, Impatient, wait_until
 from places import ROOT
 
 from surgery.errors import FolderError, ProcessEnded, RequestError
@@ -129,7 +129,8 @@ def test_every_way_to_die_is_a_sentence(function: Callable[[Tell], None], senten
 
 
 @pytest.mark.parametrize("function", [hangs, hurries])
-def test_silence_has_an_end(function: Callable[[Tell], None]) -> None:
+def test_silence_has_an_end(function: Callable[[Tell], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("queue.SimpleQueue", Impatient)
     limits = Limits(None, 0.5 if function is hangs else FOR_EVER)
     with pytest.raises(ProcessEnded, match=r"stopped: 0\.5 seconds went by without a result"):
         run(function, answer=type(None), limits=limits)

@@ -6,6 +6,7 @@ refused here, in a sentence, nothing behind it need expect.
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING, Any
 
 from surgery.errors import ModelError
@@ -26,15 +27,26 @@ _TEXTS = ("doc_string", "value")
 _LONGEST_VARINT = 63
 """Bits before the last byte of a number."""
 
+_SOUND: set[bytes] = set()
+"""SHA-256 of what was walked to its end: a job opens the same graphs several times, and a digest takes a hundredth."""
+
 Fields = dict[int, Any]
 """Number of a field -> the fields of the message that it holds, or the name of the field where that is text."""
 
 
 def check_wire(data: bytes, path: Path) -> None:
-    """Walk a serialized ModelProto. Raises ModelError for lists and names that no export has, and text that is none.
+    """Walk a serialized ModelProto, once in a process. Raises ModelError for lists and names that no export has, and text
+    that is none.
 
     Bytes that protobuf will not parse are no concern of it, unless it cannot tell what follows: DecodeError.
     """
+    digest = hashlib.sha256(data).digest()
+    if digest not in _SOUND:
+        _walk(data, path)
+        _SOUND.add(digest)
+
+
+def _walk(data: bytes, path: Path) -> None:
     from google.protobuf.message import DecodeError
 
     shape, entries, pending = _shape_fields(), 0, [(0, len(data), _model_fields())]

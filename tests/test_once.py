@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import once
 import pytest
+from folders import repack
 from places import TINY
 
 from passes import MergeEmbeddings, RenameIO
 from passes.base import apply
+from surgery.errors import ModelError
 from surgery.graph.model import Model
+from surgery.runtime.genai import GenAI
 from surgery.runtime.sessions import OpenGraph, Settings
 from surgery.source.export import open_export
 
@@ -70,3 +74,40 @@ def test_a_test_that_patches_gets_nothing_of_others(monkeypatch: pytest.MonkeyPa
     assert session(pair[0]) is not session(pair[0])
     with once.work_in_common():
         assert session(pair[0]) is session(pair[0])
+
+
+def test_a_run_is_of_the_session_and_what_it_is_fed(pair: tuple[Path, Path]) -> None:
+    embed, _ = pair
+
+    def run(*ids: int) -> dict[str, Any]:
+        return OpenGraph(embed, Settings()).run({"input_ids": np.array([ids])}, {})[0]
+
+    first, again, other = run(5, 6), run(5, 6), run(5, 7)
+    assert all(first[name] is again[name] is not other[name] for name in first)
+    assert not np.array_equal(first["inputs_embeds"].numpy(), other["inputs_embeds"].numpy())
+    flip(embed.with_name(f"{embed.name}_data"))
+    assert run(5, 6)["inputs_embeds"] is not first["inputs_embeds"]
+
+
+def test_who_writes_into_what_a_run_gave_is_told(pair: tuple[Path, Path]) -> None:
+    given = {"input_ids": np.array([[7, 8]])}
+    first = OpenGraph(pair[0], Settings()).run(given, {})[0]["inputs_embeds"]
+    held = first.numpy()
+    held += 1
+    with pytest.raises(ModelError, match="somebody wrote into what a run gave"):
+        OpenGraph(pair[0], Settings()).run(given, {})
+    held -= 1
+
+
+def test_tokens_of_genai_are_of_every_file_of_a_folder(tmp_path: Path) -> None:
+    folder = repack(TINY, tmp_path / "out", "fp32").folder
+    first, again = GenAI(folder, "cpu"), GenAI(folder, "cpu")
+    assert first._model is again._model and again.tokenizer().encode("hello") is not None
+    tokens = first.generate([[2, 9, 33]], 0, 8)
+    assert again.generate([[2, 9, 33]], 0, 8) == tokens != again.generate([[2, 9, 34]], 0, 8)
+    assert first.ends_with(5, 1) and not first.ends_with(5, 5)
+    config = folder / "genai_config.json"
+    config.write_text(config.read_text().replace('"eos_token_id": [', f'"eos_token_id": [{tokens[0][2]},'))
+    other = GenAI(folder, "cpu")
+    assert other._model is not first._model
+    assert other.generate([[2, 9, 33]], 0, 8) == [tokens[0][: tokens[0].index(tokens[0][2])]]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
+from onnx.helper import make_attribute
 from places import TINY
 from signing import sign
 from typer.testing import CliRunner
@@ -14,7 +16,7 @@ from passes import SetAccuracyLevel
 from passes.base import EXACT, apply
 from passes.presets import compatible
 from passes.recipe import parse, recipe_text
-from passes.set_accuracy_level import INT8
+from passes.set_accuracy_level import INT8, kind_of, quantised_products
 from surgery.commands.app import app
 from surgery.errors import PassError
 from surgery.folder.building import build_folder
@@ -51,6 +53,30 @@ def test_second_run_finds_nothing_to_do() -> None:
 def test_another_level_takes_the_place_of_one() -> None:
     model, (_, outcome) = apply(decoder(), [SetAccuracyLevel(), SetAccuracyLevel("1")])
     assert levels(model) == {1} and "accuracy_level is 1, float32" in str(outcome.findings[0])
+
+
+def test_slow_products_are_those_without_a_level_and_of_other_codes_than_4_bits() -> None:
+    model = decoder().copy()
+    first, second, third, *_ = quantised_products(model)
+    for node, bits, level in ((first, 2, 0), (second, 2, 1), (third, 8, 0)):
+        kept = [attribute for attribute in node.attribute if attribute.name not in ("bits", "accuracy_level")]
+        del node.attribute[:]
+        node.attribute.extend([*kept, make_attribute("bits", bits), make_attribute("accuracy_level", level)])
+    assert [node.name for node in SetAccuracyLevel(products="slow").concerns(model)] == [first.name, third.name]
+    assert [node.name for node in SetAccuracyLevel(products="slow", but=kind_of(first)).concerns(model)] == [third.name]
+
+
+def test_kinds_that_are_named_stay_and_have_to_be_there() -> None:
+    model, kind = decoder(), "/model/layers.#/attn/q_proj/MatMul_Quant"
+    chosen = SetAccuracyLevel(but=kind).concerns(model)
+    assert (
+        len(quantised_products(model)) - len(chosen)
+        == sum("q_proj" in node.name for node in quantised_products(model))
+        > 0
+    )
+    sentence = f"no MatMulNBits is of the kind '{kind[:-1]}' (did you mean '{kind}'?)"
+    with pytest.raises(PassError, match=re.escape(sentence)):
+        SetAccuracyLevel(but=kind[:-1]).requires(model)
 
 
 def test_plain_matrices_are_refused() -> None:

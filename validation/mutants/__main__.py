@@ -4,11 +4,13 @@
     python -m validation.mutants WORK --only rename_io    those whose name this regular expression finds
     python -m validation.mutants WORK --check             only whether each fault's text is there, once
     python -m validation.mutants WORK --no-proofs         the tests alone
+    python -m validation.mutants WORK --minutes 10        a part of it; the next call goes on
     python -m validation.mutants WORK --page              runs nothing, and writes docs/validation/mutants.md of what is there
 
 Prints what survived. Ends with 1 where something did without a written reason, where a fault is stale, or where a reason is
-written for what a test tells. A verdict holds while the fault, its module and what is run are what they were. What
-the proofs of jobs say of a fault is counted beside the tests: a fault that they alone tell has survived.
+written for what a test tells. A verdict holds while the fault, its module and the test that told it, or all of them
+where none did, are what they were. What the proofs of jobs say of a fault is counted beside the tests: a fault that they
+alone tell has survived.
 """
 
 from __future__ import annotations
@@ -16,18 +18,20 @@ from __future__ import annotations
 import argparse
 import compileall
 import json
+import math
 import os
 import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from validation.mutants.faults import PROOFS, Fault, all_faults
+from validation.mutants.faults import Fault, all_faults
 from validation.mutants.forked import Outcome, import_what_takes_long, run_tests
 from validation.mutants.page import Verdict, page, summary
 
@@ -87,29 +91,44 @@ class Run:
 
     fault: Fault
     tests: tuple[str, ...]
-    digest: str
 
     @property
     def is_proof(self) -> bool:
         return self.tests == self.fault.proofs
 
+    @property
+    def key(self) -> str:
+        return f"{self.fault.name} [proofs]" if self.is_proof else self.fault.name
+
+    def digest(self, failed: str) -> str:
+        """What a verdict rests on: the fault, its module, and the test that told it, or all where none did."""
+        told = failed.partition("\n")[0]
+        return self.fault.digest(ROOT, (told,) if self.has(told) else self.tests)
+
+    def has(self, test: str) -> bool:
+        """Whether a test is one of those that are run."""
+        return "::" in test and any(test == one or test.startswith((f"{one}::", f"{one}[")) for one in self.tests)
+
+    def holds(self, made: Mapping[str, Any] | None) -> bool:
+        """Whether a verdict is one of this code."""
+        return made is not None and made["digest"] == self.digest(made["failed"])
+
 
 def runs_of(faults: Sequence[Fault], *, proofs: bool = True) -> list[Run]:
     """The tests of each fault, then the proofs."""
     kinds = [fault.tests for fault in faults], [fault.proofs if proofs else () for fault in faults]
-    return [
-        Run(fault, tests, fault.digest(ROOT, tests))
-        for kind in kinds
-        for fault, tests in zip(faults, kind, strict=True)
-        if tests
-    ]
+    return [Run(fault, tests) for kind in kinds for fault, tests in zip(faults, kind, strict=True) if tests]
 
 
-def make_missing(runs: Sequence[Run], work: Path) -> None:
-    """Make each verdict that WORK/verdicts.json does not have, and write it there at once."""
+def make_missing(runs: Sequence[Run], work: Path, minutes: float) -> None:
+    """Make each verdict that WORK/verdicts.json does not have, and write it there at once; those of older code last.
+
+    None is begun after this many minutes.
+    """
+    until = time.monotonic() + 60 * minutes
     path = work / "verdicts.json"
     known = _read(path)
-    missing = [run for run in runs if run.digest not in known]
+    missing = sorted((run for run in runs if not run.holds(known.get(run.key))), key=lambda run: run.key in known)
     if not missing:
         return
     import_what_takes_long()
@@ -117,14 +136,16 @@ def make_missing(runs: Sequence[Run], work: Path) -> None:
         tree = Tree(Path(place))
         likely = _likely(missing, known)
         for number, run in enumerate(missing, 1):
+            if time.monotonic() > until:
+                return
             outcome = _likely_first(tree, run, likely)
             if outcome is None:
                 continue
             made = {
-                "fault": run.fault.name, "tests": run.tests, "failed": outcome.failed,
-                "seconds": round(outcome.seconds, 2), "commit": _commit(),
+                "tests": run.tests, "failed": outcome.failed, "seconds": round(outcome.seconds, 2), "commit": _commit(),
+                "digest": run.digest(outcome.failed),
             }  # fmt: skip
-            path.write_text(json.dumps(_read(path) | {run.digest: made}, indent=1) + "\n")
+            _write(path, _read(path) | {run.key: made})
             told = outcome.failed.partition("\n")[0] or ("no proof tells" if run.is_proof else "SURVIVED")
             print(f"{number}/{len(missing)} {outcome.seconds:.1f} s  {run.fault.name}  [{told}]", flush=True)
 
@@ -132,24 +153,23 @@ def make_missing(runs: Sequence[Run], work: Path) -> None:
 def verdicts(runs: Sequence[Run], work: Path) -> list[Verdict]:
     """What is known of each fault; of older code, where nothing is of this one."""
     known = _read(work / "verdicts.json")
-    older = {(made["fault"], made["tests"][0].startswith(PROOFS)): made for made in known.values()}
     found: dict[Fault, dict[bool, Any]] = {run.fault: {} for run in runs}
     for run in runs:
-        if made := known.get(run.digest) or older.get((run.fault.name, run.is_proof)):
+        if made := known.get(run.key):
             found[run.fault][run.is_proof] = made
-    new = {run.fault for run in runs if not run.is_proof and run.digest in known}
+    new = {run.fault for run in runs if not run.is_proof and run.holds(known.get(run.key))}
     return [_verdict(fault, made.get(False, {}), made.get(True, {}), fault not in new) for fault, made in found.items()]
 
 
 def _likely(runs: Sequence[Run], known: Mapping[str, Any]) -> dict[Run, str]:
-    """The test that told a fault of an older module, or with other tests beside it."""
-    before = {made["fault"]: made["failed"].partition("\n")[0] for made in known.values() if "::" in made["failed"]}
-    found = {}
-    for run in runs:
-        told = before.get(run.fault.name, "")
-        if told.partition("::")[0] in {name.partition("::")[0] for name in run.tests} and not run.is_proof:
-            found[run] = told
-    return found
+    """The test that told a fault of older code, if it is there."""
+    before = {run: known.get(run.key, {"failed": ""})["failed"].partition("\n")[0] for run in runs if not run.is_proof}
+    return {run: told for run, told in before.items() if run.has(told) and _is_there(told)}
+
+
+def _is_there(test: str) -> bool:
+    file, _, name = test.partition("[")[0].partition("::")
+    return f"def {name}(" in (ROOT / file).read_text(encoding="utf-8")
 
 
 def _likely_first(tree: Tree, run: Run, likely: Mapping[Run, str]) -> Outcome | None:
@@ -180,6 +200,13 @@ def _read(path: Path) -> dict[str, Any]:
     return found
 
 
+def _write(path: Path, known: Mapping[str, Any]) -> None:
+    """At once: whoever ends this loses no verdict."""
+    beside = path.with_suffix(".new")
+    beside.write_text(json.dumps(known, indent=1) + "\n")
+    beside.replace(path)
+
+
 def _commit() -> str:
     said = subprocess.run(["git", "rev-parse", "--short=9", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     return said.stdout.strip()
@@ -194,6 +221,9 @@ def main() -> int:
     parser.add_argument("--only", default="", metavar="REGEX", help="faults whose name it finds")
     parser.add_argument("--check", action="store_true", help="run nothing; tell which faults are stale")
     parser.add_argument("--no-proofs", action="store_true", help="run the tests, and not the proofs of jobs")
+    parser.add_argument(
+        "--minutes", type=float, default=math.inf, help="begin no run after as many; another call goes on"
+    )
     parser.add_argument(
         "--page",
         action="store_true",
@@ -211,7 +241,7 @@ def main() -> int:
     work.mkdir(parents=True, exist_ok=True)
     runs = runs_of(faults, proofs=not options.no_proofs)
     if not options.page:
-        make_missing(runs, work)
+        make_missing(runs, work, options.minutes)
     found = verdicts(runs, work)
     lines, passed = summary(found)
     print("\n".join(lines))

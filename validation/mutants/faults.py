@@ -19,7 +19,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,21 +63,30 @@ class Fault:
         missing = [name for name in (*self.tests, *self.proofs) if not (root / name.partition("::")[0]).is_file()]
         return f"{self.name}: {missing[0]} is not there" if missing else ""
 
-    def digest(self, root: Path, tests: tuple[str, ...]) -> str:
-        """Of the fault, the module and what is run: a verdict holds as long as these compute the same."""
-        files = dict.fromkeys([self.file, *(name.partition("::")[0] for name in tests)])
-        parts = [self.old, self.new, *tests, *(_code(root / name) for name in files)]
+    def digest(self, root: Path, tests: Iterable[str]) -> str:
+        """Of the fault, the module and tests: what these say of the fault holds as long as they compute the same."""
+        parts = [self.old, self.new, _code(root / self.file)]
+        for name in tests:
+            file, _, test = name.partition("::")
+            parts += [name, _code(root / file, test.partition("[")[0])]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-def _code(path: Path) -> str:
-    """What a module computes: its text without comments, docstrings and the breaks of its lines."""
+def _code(path: Path, test: str = "") -> str:
+    """What a module computes: its text without comments, docstrings and the breaks of its lines; of tests only `test`,
+    where one is given, and what stands beside them."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
+    if test:
+        tree.body = [entry for entry in tree.body if _test_of(entry) in ("", test)]
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list):
             body[:] = [entry for entry in body if not _is_text(entry)]
     return ast.dump(tree)
+
+
+def _test_of(entry: ast.stmt) -> str:
+    return entry.name if isinstance(entry, ast.FunctionDef) and entry.name.startswith("test_") else ""
 
 
 def _is_text(entry: ast.stmt) -> bool:

@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import adversarial
+import numpy as np
 import pytest
 from command_line import run
 from folders import repack
 from huggingface_hub import constants
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto
+from onnx.helper import make_graph, make_model, make_node, make_tensor_value_info
+from onnx.numpy_helper import from_array
 from places import TINY
 from torture import TRAPS
 
@@ -214,6 +217,39 @@ def side(proto: ModelProto) -> Subject:
     return Subject("a", "file", (SubjectGraph("model", "model.onnx", Model(proto, path, files)),), path.parent)
 
 
+def sums(**tensors: np.ndarray) -> Subject:
+    """A chain of Adds, each with a tensor of its own."""
+    names = ["x", *(f"y_{name}" for name in tensors)]
+    nodes = [
+        make_node("Add", [before, name], [f"y_{name}"], name) for before, name in zip(names, tensors, strict=False)
+    ]
+    values = [make_tensor_value_info(name, TensorProto.FLOAT, None) for name in (names[0], names[-1])]
+    weights = [from_array(array, name) for name, array in tensors.items()]
+    return side(make_model(make_graph(nodes, "g", values[:1], values[1:], weights), ir_version=10))
+
+
+ONE, TWO = np.zeros(4, np.float32), np.ones(4, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "changes"),
+    [
+        ({"a": ONE}, {"a": ONE}, []),
+        ({"a": ONE}, {"a": TWO}, [("changed", "a", "a")]),
+        ({"a": ONE}, {"a": ONE.reshape(2, 2)}, [("changed", "a", "a")]),
+        ({"a": ONE}, {"a": ONE.view(np.int32)}, [("changed", "a", "a")]),
+        ({"a": ONE}, {"b": ONE}, [("renamed", "a", "b")]),
+        ({"a": ONE}, {"a": ONE, "b": TWO}, [("added", None, "b")]),
+        ({"a": ONE, "b": TWO}, {"a": ONE}, [("removed", "b", None)]),
+    ],
+)
+def test_each_change_of_a_tensor_alone(
+    before: Any, after: Any, changes: list[tuple[str, str | None, str | None]]
+) -> None:
+    found = compare(sums(**before), sums(**after)).weights.changes
+    assert [(c.verb, c.before and c.before.name, c.after and c.after.name) for c in found] == changes
+
+
 def _locations(message: Any) -> Iterator[Any]:
     for field, value in message.ListFields():
         for each in value if hasattr(value, "extend") else [value]:
@@ -265,7 +301,7 @@ def test_another_tokenizer_is_a_difference_of_folders(folder: Path, tmp_path: Pa
     (tmp_path / "out" / "chat_template.jinja").unlink()
     found = compare(open_subject(folder), open_subject(tmp_path / "out"))
     assert found.differing == ("files",) and "files: 2 differ" in found.verdict
-    assert [(file.name, file.after) for file in found.weights.files if file.kind == "side"] == [
-        ("chat_template.jinja", None),
-        ("tokenizer.json", 2),
+    assert [(file.name, file.after, file.same) for file in found.weights.files if file.kind == "side"] == [
+        ("chat_template.jinja", None, False),
+        ("tokenizer.json", 2, False),
     ]

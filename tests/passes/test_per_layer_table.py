@@ -28,6 +28,7 @@ from surgery.errors import PassError
 from surgery.folder.building import build_folder
 from surgery.graph.external_data import external_field
 from surgery.graph.model import Model
+from surgery.graph.tensor_types import declared_types
 from surgery.graph.weight_conversion import Columns, NewFiles, side_by_side
 from surgery.runtime.sessions import Feed, MergedModel, Settings, host
 from surgery.runtime.two_graphs import TwoGraphModel
@@ -63,6 +64,8 @@ def test_a_split_and_the_way_back_through_files(precision: str, weights: str, tm
     lookups = 10 + 1
     ops = [node.op_type for node in split.graph.node]
     assert ops.count("Gather") + ops.count("GatherBlockQuantized") == lookups and ops.count("Concat") == 1
+    types, (parts,) = declared_types(split.graph), [n.input for n in split.graph.node if n.op_type == "Concat"]
+    assert {types[name].shape[-1] for name in parts} == {32}
     for name, values in outputs(tmp_path / "split.onnx").items():
         np.testing.assert_array_equal(values, truth[name], strict=True)
     reopened = Model.open(tmp_path / "split.onnx", before.architecture)
@@ -206,6 +209,27 @@ def test_a_table_that_is_not_the_lookups_alone(change: object, sentence: str, tm
     change(proto.graph)  # type: ignore[operator]
     model = opened(tmp_path, proto)
     model.architecture = arch()
+    with pytest.raises(PassError, match=sentence):
+        apply(model, [SplitPerLayerTable()])
+
+
+@pytest.mark.parametrize(("size", "block"), [(12, 16), (15, 16), (8, 16)], ids=["no whole blocks", "rest", "two"])
+def test_blocks_that_two_layers_share_are_refused(size: int, block: int, tmp_path: Path) -> None:
+    """Codes of 8 bits in four layers of `size` columns; of the second the blocks' number would come apart."""
+    width = 4 * size
+    codes = from_array(np.zeros((8, width), np.uint8), "codes")
+    scales = from_array(np.ones((8, -(-width // block)), np.float32), "scales")
+    node = make_node(
+        "GatherBlockQuantized", ["codes", "input_ids", "scales"], ["per_layer_inputs"], "b",
+        domain="com.microsoft", bits=8, block_size=block,
+    )  # fmt: skip
+    ids = make_tensor_value_info("input_ids", INT64, ["b", "s"])
+    result = make_tensor_value_info("per_layer_inputs", FLOAT, ["b", "s", width])
+    graph = make_graph([node], "g", [ids], [result], [codes, scales])
+    opsets = [make_operatorsetid("", 21), make_operatorsetid("com.microsoft", 1)]
+    model = opened(tmp_path, make_model(graph, ir_version=10, opset_imports=opsets))
+    model.architecture = arch(hidden_size_per_layer_input=size)
+    sentence = f"'scales' has {scales.dims[1]} elements a row; they do not come apart into 4 layers"
     with pytest.raises(PassError, match=sentence):
         apply(model, [SplitPerLayerTable()])
 

@@ -25,9 +25,10 @@ from passes.presets import fast
 from passes.recipe import parse, recipe_text
 from surgery.architecture import architecture
 from surgery.attention.gqa import BIAS
-from surgery.attention.kv_wiring import attentions
+from surgery.attention.kv_wiring import attention_nodes, attentions
+from surgery.attention.unfused import UnfusedSearch
 from surgery.commands.app import app
-from surgery.errors import PassError, RequestError
+from surgery.errors import ModelError, PassError, RequestError
 from surgery.folder.building import build_folder
 from surgery.folder.genai_config import shares_buffer
 from surgery.folder.opened import open_genai_folder
@@ -285,6 +286,37 @@ def the_last_row_s_padding(proto: ModelProto) -> None:
     between(proto, "/model/shared_donor.3/mask/pad_unsq", 0, node, last=[-1], end=[2**31], first=[0])
 
 
+def no_append(proto: ModelProto) -> None:
+    node = find(proto, "/model/layers.4/attn/manual/k_concat/Concat")
+    node.op_type = "TensorScatter"
+
+
+def not_a_number(proto: ModelProto) -> None:
+    constant(proto, find(proto, "/model/layers.4/attn/manual/scores/Mul"), 1, np.nan)
+
+
+def padding_of_new_tokens_alone(proto: ModelProto) -> None:
+    """Of what is past all is a token; the longest prompt that a padded batch is tried with is new to its end."""
+    between(
+        proto, "/model/shared_donor.3/mask/pad_unsq", 0,
+        make_node("Slice", ["X", "front", "edge", "columns"], ["old"]), make_node("Or", ["old", "always"], ["kept"]),
+        make_node("Slice", ["X", "edge", "far", "columns"], ["new"]), make_node("Concat", ["kept", "new"], ["mask"], axis=1),
+        front=[0], edge=[-6], far=[2**31], columns=[1], always=True,
+    )  # fmt: skip
+
+
+def clipped(place: int) -> Callable[[ModelProto], None]:
+    """Scores of no more than 6, which random ones do not reach, or of no less than -6."""
+
+    def damage(proto: ModelProto) -> None:
+        bounds = ["", ""]
+        bounds[place] = "bound"
+        node = make_node("Clip", ["X", *bounds], ["clipped"])
+        between(proto, "/model/layers.4/attn/manual/scores/Where", 1, node, bound=np.float32((-6, 6)[place]))
+
+    return damage
+
+
 def another_way(proto: ModelProto) -> None:
     node = find(proto, "/model/layers.7/attn/shared/q_reshape")
     node.op_type = "Softplus"
@@ -303,6 +335,15 @@ def another_way(proto: ModelProto) -> None:
             "layer 5: it is not attention over 8 tokens, with a padded prompt",
         ),
         (keys_swapped, (4, 9), "a Concat of its past and the new rows is expected"),
+        (no_append, (4, 9), "comes from TensorScatter node '.*'; a Concat of its past and the new rows is expected"),
+        (not_a_number, (4, 9), "layer 4: it is not attention over all tokens, with a padded prompt: up to nan"),
+        (
+            padding_of_new_tokens_alone,
+            (4, 5, 6, 7, 8, 9),
+            "layer 5: it is not attention over 8 tokens, with (one more|.* most of them past)",
+        ),
+        (clipped(0), (4, 9), "layer 4: it is not attention over all tokens, with the oldest key in view"),
+        (clipped(1), (4, 9), "layer 4: it is not attention over all tokens, with the newest key in view"),
         (another_way, (7,), r"Softplus node '.*' is met where a value \[batch, tokens, 64\] is expected"),
     ],
 )
@@ -412,6 +453,17 @@ def test_layers_of_one_form_are_tried_once(exports: dict[str, Export], monkeypat
     )  # KV source layers, and two kinds of KV-shared layers
 
 
+def test_a_layer_of_the_same_form_with_another_window_is_tried(exports: dict[str, Export]) -> None:
+    model = decoder(exports, "tiny-e2b")
+    layers = model.require_architecture().layers
+    search = UnfusedSearch(model.proto, model.require_architecture().attention_heads, 256)
+    found = {index: search.find(attention_nodes(model.graph)[index], layers[index]) for index in (5, 6)}
+    search.prove(found[5], layers[5])
+    search.prove(found[6], layers[6])
+    with pytest.raises(ModelError, match="it is not attention over 7 tokens"):
+        search.prove(found[6], replace(layers[6], window=7))
+
+
 def test_a_graph_without_a_mask_is_refused(exports: dict[str, Export]) -> None:
     model = decoder(exports, "tiny-e2b")
     rename(model.graph, {"attention_mask": "mask"})
@@ -519,7 +571,7 @@ def test_float16_is_read_as_float32_and_converted_once_for_a_cache(exports: dict
     assert outcome.operators["ScatterND"] == 2 * len(model.require_architecture().kv_sources)
     types = declared_types(model.graph)
     fused = [node for node in model.graph.node if node.op_type == "GroupQueryAttention"]
-    assert {types[node.input[3]].dtype for node in fused} == {"FLOAT"}
+    assert {types[node.input[place]].dtype for node in fused for place in (0, 3)} == {"FLOAT"}
     assert len({node.input[3] for node in fused}) == len(model.require_architecture().kv_sources)
     assert types["present.0.key"].dtype == "FLOAT16"
 
@@ -557,9 +609,11 @@ def test_a_second_slicing_finds_nothing_to_do(exports: dict[str, Export]) -> Non
     assert not again.changed and "its cache is sliced already" in said(again)
 
 
-def turning(model: Model) -> None:
-    node = next(node for node in model.graph.node if node.op_type == "GroupQueryAttention")
-    next(attribute for attribute in node.attribute if attribute.name == "do_rotary").i = 1
+def turning(model: Model, layer: int = 0) -> None:
+    """A layer's attention rotates by itself; of the others none does."""
+    nodes = [node for node in model.graph.node if node.op_type == "GroupQueryAttention"]
+    for index, node in enumerate(nodes):
+        next(attribute for attribute in node.attribute if attribute.name == "do_rotary").i = int(index == layer)
 
 
 def test_what_cannot_be_sliced_stays_with_the_reason(exports: dict[str, Export]) -> None:
@@ -571,6 +625,9 @@ def test_what_cannot_be_sliced_stays_with_the_reason(exports: dict[str, Export])
     turning(model)
     _, (outcome,) = apply(model, [SliceCaches()])
     assert "skipped layer 0: it rotates by itself" in said(outcome) and "changed layer 1" in said(outcome)
+    turning(model, 5)
+    _, (outcome,) = apply(model, [SliceCaches()])
+    assert "skipped layer 3, 5, 6, 7, 8: it rotates by itself" in said(outcome) and "changed layer 0" in said(outcome)
 
 
 def test_older_runtimes_get_presents_of_slices_by_name(exports: dict[str, Export]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +10,14 @@ import onnxruntime as ort
 import pytest
 from folders import repack
 from onnx import TensorProto, load
-from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_tensor_value_info
+from onnx.helper import make_attribute, make_graph, make_model, make_node, make_opsetid, make_tensor_value_info
 from places import TINY
 
 from passes import MergeEmbeddings, TieLmHead, ToFp16
 from passes.base import Outcome, apply
 from passes.presets import compatible
 from surgery.choices import WeightMode
-from surgery.errors import PassError
+from surgery.errors import PassError, WeightError
 from surgery.folder.building import build_folder
 from surgery.graph.external_data import WeightReference
 from surgery.graph.model import Model
@@ -145,6 +146,20 @@ def test_decoder_alone_has_no_table() -> None:
     assert [str(finding) for finding in outcome.findings] == [f"skipped lm_head: {reason}"]
 
 
+@pytest.mark.parametrize("precision", ["fp32", "q4"])
+def test_a_table_of_columns_is_left_alone(precision: str) -> None:
+    pair = open_export(TINY).pair(precision)
+    merged, _ = apply(Model.open(pair.decoder), [MergeEmbeddings(pair.embed)])
+    for node in merged.graph.node:
+        if node.op_type in ("Gather", "GatherBlockQuantized") and "embed_tokens" in node.input[0]:
+            kept = [attribute for attribute in node.attribute if not attribute.name.endswith("axis")]
+            del node.attribute[:]
+            axes = ["axis"] if node.op_type == "Gather" else ["gather_axis"]
+            node.attribute.extend([*kept, *(make_attribute(name, 1) for name in axes)])
+    _, (outcome,) = apply(merged, [TieLmHead()])
+    assert not outcome.changed
+
+
 def test_rounded_weights_are_left_alone() -> None:
     _, outcome = tied(TINY, "q4", ToFp16())
     assert {f.subject: f.verb for f in outcome.findings} == {
@@ -218,6 +233,17 @@ def test_first_difference_is_found_across_portions(at: int, tmp_path: Path) -> N
     assert first_difference(b, ref(tmp_path / "b", 2_000_000)) == 2_000_000
 
 
+def test_files_that_end_early_are_not_equal(tmp_path: Path) -> None:
+    """They were cut while they were read; to the end that both have, they are."""
+    for name in "ab":
+        (tmp_path / name).write_bytes(bytes(20))
+    shapes = ((4, 6), (6, 4))
+    with pytest.raises(WeightError, match="a ends before byte 24; it changed while it was being read"):
+        first_difference(*(ref(tmp_path / name, 24) for name in "ab"))
+    with pytest.raises(WeightError, match="b ends before byte 24"):
+        is_transpose(*(ref(tmp_path / name, 24, 0, dims) for name, dims in zip("ba", shapes, strict=True)))
+
+
 @pytest.mark.parametrize("dtype, kind", [("FLOAT", np.uint32), ("FLOAT16", np.uint16)])
 def test_transpose_is_told_band_by_band(
     dtype: str, kind: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -229,7 +255,7 @@ def test_transpose_is_told_band_by_band(
     a = ref(tmp_path / "a", table.nbytes, 0, (301, 17), dtype)
     b = ref(tmp_path / "b", table.nbytes, 3, (17, 301), dtype)
     assert is_transpose(a, b) and is_transpose(ref(tmp_path / "b", table.nbytes, 3, (17, 301), dtype), a)
-    assert not is_transpose(a, a)
+    assert not is_transpose(a, a) and not is_transpose(a, replace(b, dtype="INT32"))
     table[300, 16] ^= 1
     (tmp_path / "b").write_bytes(b"xyz" + table.T.tobytes())
     assert not is_transpose(a, b)

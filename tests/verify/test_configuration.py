@@ -325,13 +325,12 @@ def test_what_a_source_does_not_say_is_not_in_the_folder(
 
 def test_a_source_that_cannot_be_read_is_a_failed_gate(source: Path, text: Path) -> None:
     """A file that is no JSON, and a layer table of another length."""
-    folder, pair = open_genai_folder(text), open_export(source).pair("q4")
+    folder, pair, found = open_genai_folder(text), open_export(source).pair("q4"), list[list[str]]()
     for change in (lambda: rewritten(source / "config.json", "text_config", num_hidden_layers=9, layer_types=DROPPED),
                    lambda: (source / "generation_config.json").write_text("{")):  # fmt: skip
         change()
-        gates = source_file_gates(folder, pair, source, "cpu")
-        assert not all(gate.passed for gate in gates)
-    assert [gate.name for gate in gates] == ["source's files can be read"]
+        found.append([gate.name for gate in source_file_gates(folder, pair, source, "cpu") if not gate.passed])
+    assert "layers are the source's" in found[0] and found[1] == ["source's files can be read"]
 
 
 def test_every_end_of_sequence_id_is_forced(text: Path) -> None:

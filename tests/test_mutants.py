@@ -34,7 +34,7 @@ def test_a_stale_fault_says_why(old: str, new: str, reason: str, tmp_path: Path)
 
 
 def test_a_verdict_rests_on_the_test_that_told_it(tmp_path: Path) -> None:
-    """Other tests may change or go; what stands beside tests may not. Where none told it, all of them count."""
+    """Others may change or go; what it rests on may not. Where none told it, all of them count."""
     (tmp_path / "m.py").write_text("b = 1\n")
     fault = Fault("m.py", "a fault", "b = 1", "b = 2", ("t.py",))
 
@@ -42,11 +42,15 @@ def test_a_verdict_rests_on_the_test_that_told_it(tmp_path: Path) -> None:
         (tmp_path / "t.py").write_text(text)
         return fault.digest(tmp_path, ["t.py::test_one[a case]"]), fault.digest(tmp_path, fault.tests)
 
-    told, alive = digests("c = 1\ndef test_one():\n    assert c\ndef test_two():\n    assert c\n")
-    again, other = digests("c = 1\ndef test_one():\n    assert c\n")
-    assert again == told and other != alive
-    for text in ("c = 2\ndef test_one():\n    assert c\n", "c = 1\ndef test_one():\n    assert 1\n", "c = 1\n"):
-        assert digests(text)[0] != told
+    parts = {
+        "c": ("import c\n", "import b as c\n"), "d": ("d = c\n", "d = -c\n"), "e": ("e = 1\n", "e = 2\n"),
+        "f": ("@fixture\ndef f():\n    return d\n", "@fixture\ndef f():\n    return -d\n"),
+        "one": ("def test_one(f):\n    assert f\n", ""), "two": ("def test_two():\n    assert e\n", ""),
+    }  # fmt: skip
+    told, alive = digests("".join(text for text, _ in parts.values()))
+    for changed in parts:
+        one, whole = digests("".join(texts[name == changed] for name, texts in parts.items()))
+        assert (one == told) is (changed in ("e", "two")) and whole != alive, changed
 
 
 def test_another_text_of_module_or_tests_is_another_digest(tmp_path: Path) -> None:

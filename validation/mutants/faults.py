@@ -74,10 +74,10 @@ class Fault:
 
 def _code(path: Path, test: str = "") -> str:
     """What a module computes: its text without comments, docstrings and the breaks of its lines; of tests only `test`,
-    where one is given, and what stands beside them."""
+    where one is given, and what it rests on."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     if test:
-        tree.body = [entry for entry in tree.body if _test_of(entry) in ("", test)]
+        tree.body = _rests_on(tree.body, test)
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list):
@@ -85,8 +85,32 @@ def _code(path: Path, test: str = "") -> str:
     return ast.dump(tree)
 
 
-def _test_of(entry: ast.stmt) -> str:
-    return entry.name if isinstance(entry, ast.FunctionDef) and entry.name.startswith("test_") else ""
+def _rests_on(body: Sequence[ast.stmt], name: str) -> list[ast.stmt]:
+    """The statements that give a name, or what these mention, fixtures too; those that give none are for all."""
+    gives = {entry: _given(entry) for entry in body}
+    found = {entry for entry in body if not gives[entry] or "autouse" in ast.dump(entry)}
+    mentioned = {name}.union(*map(_mentioned, found))
+    while new := {entry for entry in body if entry not in found and gives[entry] & mentioned}:
+        found |= new
+        mentioned.update(*map(_mentioned, new))
+    return [entry for entry in body if entry in found]
+
+
+def _given(entry: ast.stmt) -> set[str]:
+    if isinstance(entry, ast.FunctionDef | ast.ClassDef):
+        return {entry.name}
+    if isinstance(entry, ast.Import | ast.ImportFrom):
+        return {alias.asname or alias.name.partition(".")[0] for alias in entry.names}
+    return {node.id for node in ast.walk(entry) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+
+
+def _mentioned(entry: ast.stmt) -> set[str]:
+    """Names, parameters and texts: a fixture may be asked for as any of these."""
+    names = {node.id for node in ast.walk(entry) if isinstance(node, ast.Name)}
+    names |= {node.arg for node in ast.walk(entry) if isinstance(node, ast.arg)}
+    return names | {
+        node.value for node in ast.walk(entry) if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
 
 
 def _is_text(entry: ast.stmt) -> bool:

@@ -159,13 +159,14 @@ def genai_config(
     """genai_config.json for a repacked model, its token ids and sampling values from the export.
 
     Raises ArchitectureError where the logits do not have config.json's vocabulary, or a token id is outside of it,
-    and ModelError where the caches are not as `target` allocates them.
+    and ModelError where the caches are not as `target` allocates them, or the mask has another dtype than the positions.
     """
     arch = model.require_architecture()
     generation = generation_settings(export)
     ids = {key: _one_or_all(key, found) for key, found in token_ids(export).items()}
     inputs = {value.name for value in model.graph.input}
     _check_vocabulary(model, arch)
+    _check_steering(model)
     tokens = {name: name for name in ("input_ids", "attention_mask", "position_ids") if name in inputs}
     if target == "genai-0.12":
         _check_uniform(model)
@@ -245,6 +246,17 @@ def _check_vocabulary(model: Model, arch: Architecture) -> None:
         raise ArchitectureError(
             f"config.json has vocab_size {arch.vocab_size}, but the logits are {logits}",
             hint=f"if the tables are padded, set vocab_size to {size} in config.json; else use the export's own",
+        )
+
+
+def _check_steering(model: Model) -> None:
+    """`position_ids & attention_mask must have the same data type` is what the runtime says when generation starts."""
+    types = interface_types(model.graph)
+    mask, positions = types.get("attention_mask"), types.get("position_ids")
+    if mask and positions and mask.dtype != positions.dtype:
+        raise ModelError(
+            f"attention_mask is {mask.dtype} and position_ids {positions.dtype}; onnxruntime-genai feeds both in one dtype",
+            hint="declare both inputs of the decoder INT64, with a Cast behind the one that is read as INT32",
         )
 
 

@@ -4,8 +4,8 @@
     python -m validation.forms WORK --only rotary    those whose name has this
 
 A form is a small export whose two graphs are rewritten. Its pair is run in ONNX Runtime, and held against the export as
-it was; then the graph of each preset is held against the pair. Ends with 1 where a number is wrong, or where an
-error is no sentence.
+it was; then it is repacked with each preset, and the proof that every repack ends with holds the folder against the pair.
+Ends with 1 where a number is wrong, a proof fails, or an error is no sentence.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,21 +22,15 @@ import onnx
 
 import fixtures
 from fixtures.zoo import FIXTURES
-from passes.base import EXACT, REORDERED, Pass
-from passes.presets import compatible, fast
-from surgery.attention.sequence_lengths import padding_of
-from surgery.errors import ModelError, SurgeryError
-from surgery.folder.building import plan
-from surgery.folder.genai_config import genai_config
-from surgery.runtime.sessions import MergedModel, Settings, versions
+from surgery import RepackOptions, repack
+from surgery.choices import Preset
+from surgery.errors import GateFailed, ModelError, SurgeryError
+from surgery.runtime.sessions import Settings, versions
 from surgery.runtime.two_graphs import TwoGraphModel
 from surgery.source.export import Export, GraphPair, open_export
-from surgery.verify.agreement import Agreement, agreement_of
-from surgery.verify.gates import number_gates
-from surgery.verify.number_proof import rounds_activations
-from surgery.verify.prompts import Case, ModelTokens, of_ids
+from surgery.verify.agreement import agreement_of
+from surgery.verify.prompts import Case, ModelTokens, admissible, of_ids
 from surgery.verify.recording import Recording, record
-from surgery.verify.thresholds import ROUNDED, default_thresholds, regrouped_at_least
 from validation.forms import rewrites
 from validation.forms.rewrites import Pair, Rewrite
 
@@ -45,6 +38,8 @@ NAMES = {
     "one-token", "highest-ids", "pad-inside", "chunks-of-7", "batch", "ragged-batch", "cached-past-the-window",
     "cached-padded-batch",
 }  # fmt: skip
+PRESETS: tuple[Preset, ...] = ("compatible", "fast")
+STEPS = 2
 WORTH = 1e-3
 """What another order of summation may be worth between a form and the export as it was, in the logits."""
 
@@ -58,6 +53,8 @@ class Form:
     rewrite: Rewrite | None = None
     precision: str = "fp32"
     window: int = 8
+    context: int = 0
+    """Tokens; 0: four windows."""
     rounds: bool = False
     """Whether the rewrite rounds weights: then the pair is not what the export was."""
 
@@ -95,6 +92,7 @@ FORMS = (
     Form("sizes", "tables longer than the vocabulary", rewrites.tables_padded),
     Form("sizes", "a window of 512", None, "fp32", 512),
     Form("sizes", "a window of 1,024, in q4f16", None, "q4f16", 1024),
+    Form("sizes", "a window of 500 in a context of 512", None, "fp32", 500, 512),
 )  # fmt: skip
 
 
@@ -111,21 +109,23 @@ class Row:
         return f"| {self.form.group} | {self.form.name} | {self.pair} | {' | '.join(self.presets)} |"
 
 
-def cases(window: int) -> list[Case]:
-    vocabulary = ModelTokens(size=100, context=4 * max(window, 64), bos=2, pad=0, window=window)
-    return [case for case in of_ids(vocabulary) if isinstance(case, Case) and case.name in NAMES]
+def cases(form: Form) -> list[Case]:
+    context = form.context or 4 * max(form.window, 64)
+    vocabulary = ModelTokens(size=100, context=context, bos=2, pad=0, window=form.window)
+    return [case for case in admissible(list(of_ids(vocabulary)), vocabulary, STEPS)[0] if case.name in NAMES]
 
 
 def built(form: Form, work: Path) -> Path:
     """The export as it was, in the form's precision and with its window."""
-    name, place = "tiny-e2b", work / f"{form.precision}-{form.window}"
+    name, place = "tiny-e2b", work / f"{form.precision}-{form.window}-{form.context}"
     if place.is_dir():
         return place
     if form.window == 8:
         fixtures.build(name, form.precision, place)
         return place
     fixture = FIXTURES[name]
-    architecture = replace(fixture.architecture, sliding_window=form.window, max_position_embeddings=4 * form.window)
+    context = form.context or 4 * form.window
+    architecture = replace(fixture.architecture, sliding_window=form.window, max_position_embeddings=context)
     FIXTURES[f"{name}-wide"] = replace(fixture, name=f"{name}-wide", architecture=architecture)
     try:
         fixtures.build(f"{name}-wide", form.precision, place)
@@ -149,8 +149,8 @@ def rewritten(form: Form, source: Path, target: Path) -> Export:
     return export
 
 
-def answers(pair: GraphPair, window: int, follow: Recording | None = None) -> Recording:
-    return record(TwoGraphModel.open(pair, Settings()), cases(window), steps=2, follow=follow, padding="none")
+def answers(pair: GraphPair, form: Form, follow: Recording | None = None) -> Recording:
+    return record(TwoGraphModel.open(pair, Settings()), cases(form), steps=STEPS, follow=follow, padding="none")
 
 
 def row(form: Form, work: Path) -> Row:
@@ -159,59 +159,47 @@ def row(form: Form, work: Path) -> Row:
     pair = export.pair(form.precision)
     theirs, sound = None, True
     try:
-        theirs = answers(pair, form.window)
-        truth = answers(open_export(source).pair(form.precision), form.window, theirs)
+        theirs = answers(pair, form)
+        truth = answers(open_export(source).pair(form.precision), form, theirs)
         found = agreement_of(truth, theirs, owners(export))
         worth, sound = f"{found.max_abs:.2g}", form.rounds or found.max_abs <= WORTH
     except (ModelError, SurgeryError) as error:
         worth = f"{'it cannot be run' if theirs is None else 'other sizes'}: {one_sentence(error)}"
-    made = [preset(export, pair, recipe, theirs, form) for recipe in (compatible(pair.embed), fast(pair.embed))]
-    return Row(form, worth, tuple(text for text, _ in made), sound and all(good for _, good in made))
+    made = [preset(export, name, form, work / "out") for name in PRESETS]
+    if theirs is None:  # then the proof cannot run it either, and says so
+        made = [(text, True) for text, _ in made]
+    texts = tuple(text if good else f"**{text}**" for text, good in made)
+    return Row(form, worth, texts, sound and all(good for _, good in made))
 
 
 def owners(export: Export) -> dict[int, int]:
     return {layer.index: layer.kv_source for layer in export.architecture.layers}
 
 
-def preset(
-    export: Export, pair: GraphPair, recipe: Sequence[Pass], theirs: Recording | None, form: Form
-) -> tuple[str, bool]:
-    """What a preset makes of a form, and whether that is right: its numbers within the limits, or a sentence."""
+def preset(export: Export, name: Preset, form: Form, target: Path) -> tuple[str, bool]:
+    """What `repack` makes of a form, and whether that is right: its own proof passes, or a sentence says why not."""
+    shutil.rmtree(target, ignore_errors=True)
+    options = RepackOptions(precision=form.precision, preset=name, provider="cpu", accuracy_level="keep")
     try:
-        model, outcomes = plan(pair, export, recipe)
-        genai_config(model, export)
+        made = repack(export.root, target, options)
+    except GateFailed as failed:
+        gate = failed.report.failed[0]
+        return f"the proof fails: {gate.name}: {gate.detail or gate.reading}", False
     except SurgeryError as error:
         return one_sentence(error), True
     except Exception as error:  # a traceback is what this looks for
-        return f"**{type(error).__name__}: {error}**", False
-    if theirs is None:
-        return "made, and cannot be run: the proof ends with the sentence of the pair", True
-    try:
-        ours = record(
-            MergedModel(model, Settings()), cases(form.window), steps=2, follow=theirs, padding=padding_of(model.graph)
-        )
-    except ModelError as error:
-        return f"**it does not run: {one_sentence(error)}**", False
-    exact = all(step.numerics.kind == "exact" for step in recipe)
-    kinds = [EXACT if exact else REORDERED]
-    kinds += [regrouped_at_least(ROUNDED, kinds)] if rounds_activations(model) else []
-    limits = default_thresholds("float16" if "f16" in form.precision else "float32", kinds)
-    found = agreement_of(theirs, ours, owners(export), limits.logits, limits.regrouped)
-    failed = [gate.name for gate in number_gates(found, limits) if not gate.passed]
-    left = [str(finding) for outcome in outcomes for finding in outcome.findings if outcome.name in LEFT]
+        return f"{type(error).__name__}: {error}", False
+    assert made.proof is not None and made.proof.parity is not None
+    left = [str(finding) for outcome in made.outcomes for finding in outcome.findings if outcome.name in LEFT]
     skipped = [text.removeprefix("skipped ") for text in left if text.startswith("skipped") and "already" not in text]
-    stays = f"; {skipped[0]}" if skipped and not exact else ""
-    if failed:
-        return f"**{', '.join(failed)}: {worst(found):.2g}**{stays}", False
-    return f"{worst(found):.2g}{stays}", True
+    skipped += [f"{case.name} is left out: {case.reason}" for case in made.proof.skipped if case.name in CROSSING][:1]
+    return "; ".join([f"{made.proof.parity.smallest_tolerance:.2g}", *skipped[:1]]), True
 
 
 LEFT = {"fuse-attention", "drop-attention-bias"}
 """Passes of which the table says what they leave."""
-
-
-def worst(found: Agreement) -> float:
-    return max(found.max_abs, found.cache_max_abs)
+CROSSING = {"cached-past-the-window", "cached-padded-batch"}
+"""Prompts of the proof that cross every window that the context has room for."""
 
 
 def one_sentence(error: BaseException) -> str:

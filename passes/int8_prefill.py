@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 DATA_FILE = "int8_prefill.onnx_data"
 
+SIDE = "/int8/"
+"""In the names of the nodes of a side in int8."""
+
 _TOKENS = ("input_ids", "inputs_embeds")
 """Inputs [B, S, ...] that say how many tokens a run has."""
 _OF_LAYERS = "/layers."

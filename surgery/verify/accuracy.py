@@ -19,21 +19,17 @@ from pathlib import Path
 import numpy as np
 
 from passes.base import apply
-from passes.recipe import steps_of
 from passes.set_accuracy_level import SetAccuracyLevel, kind_of, with_levels_of
-from surgery.architecture import read_config
-from surgery.errors import ArchitectureError
-from surgery.folder.manifest import NAME as MANIFEST_FILE
 from surgery.graph.model import Model
 from surgery.runtime.decoding import Step, next_feed, prompt_feeds
 from surgery.runtime.sessions import Array, Runner, Settings
 from surgery.runtime.two_graphs import TwoGraphModel
-from surgery.source.export import DECODER, GraphPair
+from surgery.source.export import GraphPair
 from surgery.verify.agreement import Agreement, agreement_of
 from surgery.verify.parity import Parity, parity
 from surgery.verify.prompts import Case
 from surgery.verify.recording import Answer, Recording
-from surgery.verify.thresholds import NEAR, Thresholds
+from surgery.verify.thresholds import NEAR, Thresholds, decoder_steps
 
 LONGEST = 64
 """Tokens of the one prompt that a slow source reads: it takes them all in the time of one."""
@@ -59,13 +55,7 @@ class LevelOfFolder:
         provider than the CPU's runs: it has none."""
         if settings.provider != "cpu":
             return None
-        try:
-            recipe = read_config(folder / MANIFEST_FILE).get("recipe")
-        except (ArchitectureError, OSError):
-            return None
-        text = recipe.get(DECODER) if isinstance(recipe, dict) else recipe
-        steps = steps_of(text, SetAccuracyLevel) if isinstance(text, str) else []
-        if steps:
+        if steps := decoder_steps(folder, SetAccuracyLevel):
             return cls(steps[-1], pair, settings)
         kept = cls(SetAccuracyLevel("4", "slow"), pair, settings, kept=True)
         return kept if kept.slow else None

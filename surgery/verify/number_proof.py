@@ -18,7 +18,8 @@ from typing import Literal
 
 import numpy as np
 
-from passes.base import LOSSY
+from passes.base import LOSSY, Pass
+from passes.int8_prefill import SIDE, Int8Prefill
 from passes.set_accuracy_level import SetAccuracyLevel
 from surgery.attention.sequence_lengths import Padding, padding_of
 from surgery.errors import ModelError, SurgeryError
@@ -48,6 +49,7 @@ from surgery.verify.thresholds import (
     regrouped_at_least,
 )
 from surgery.verify.vocabulary_proof import inside_gate
+from surgery.verify.whole_numbers import tokens_in_int8
 
 Shown = Literal["both sides", "as published", "level"]
 """What a comparison shows: the passes but the accuracy level, which both sides have or none; the same in the source's own
@@ -183,11 +185,32 @@ class NumberProof:
             return
         self.results, self.parity = found.cases, parity(found)
         self.gates.extend(number_gates(found, held))
-        self.gates.extend(parity_gates(found, held))
+        many = tokens_in_int8(self.folder.root)
+        if many is None:
+            self.gates.extend(parity_gates(found, held))
+            return
+        self.gates.extend(self._of_few(reference, ours, many))
+        in_int8 = [
+            result for answer, result in zip(ours.answers, found.cases, strict=True) if answer.case.run_tokens >= many
+        ]
+        self.gates.extend(parity_gates(replace(found, cases=tuple(in_int8)) if in_int8 else found, held))
 
-    def _thresholds(self, dtype: str, shown: Shown) -> Thresholds:
+    def _of_few(self, reference: Recording, ours: Recording, many: int) -> list[Gate]:
+        """The cases that no product in int8 has to do with: they are held to what the other passes do."""
+        chosen = [index for index, answer in enumerate(ours.answers) if answer.case.run_tokens < many]
+        if not chosen:
+            return []
+        theirs, taken = (Recording(tuple(side.answers[index] for index in chosen)) for side in (reference, ours))
+        held = self._thresholds(coarsest(theirs, taken), "both sides", Int8Prefill)
+        found = agreement_of(theirs, taken, self.folder.kv_sources, held.logits, held.regrouped, held.near)
+        gates = [gate for gate in number_gates(found, held) if gate.option]
+        return [replace(gate, name=f"{gate.name}, in runs of fewer than {many} tokens") for gate in gates]
+
+    def _thresholds(self, dtype: str, shown: Shown, *but: type[Pass]) -> Thresholds:
         theirs = self._source_settings().provider if self.golden is None else self.golden.settings.get("provider")
-        found = numerics_of(self.folder.root, None if shown == "level" or self.level is None else SetAccuracyLevel)
+        if shown != "level" and self.level is not None:
+            but = *but, SetAccuracyLevel
+        found = numerics_of(self.folder.root, *but)
         found += [LOSSY] if theirs != self.settings.provider else []
         if self._rounds:
             found.append(regrouped_at_least(ROUNDED, found))
@@ -293,7 +316,8 @@ class NumberProof:
 
 
 def rounds_activations(model: Model) -> bool:
-    """Whether activations are rounded to whole numbers on the way: by the graph, or as ONNX Runtime runs it.
+    """Whether activations are rounded to whole numbers on the way: by the graph, or as ONNX Runtime runs it. What a pass
+    rounds is in its own bounds.
 
     Of codes behind DequantizeLinear that a MatMul reads, ONNX Runtime 1.31 makes a MatMulNBits that multiplies in int8.
     """
@@ -305,7 +329,8 @@ def rounds_activations(model: Model) -> bool:
         for name in node.output
     }
     return any(
-        node.op_type in ("QuantizeLinear", "Round") or (node.op_type == "MatMul" and not spread.isdisjoint(node.input))
+        (node.op_type in ("QuantizeLinear", "Round") and SIDE not in node.name)
+        or (node.op_type == "MatMul" and not spread.isdisjoint(node.input))
         for node in model.graph.node
     )
 

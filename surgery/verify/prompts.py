@@ -18,10 +18,12 @@ CONTINUED = 24
 _CACHED = ("cached-past-the-window", "cached-padded-batch")
 _WHOLE = ("past-the-window", "past-the-window-in-chunks")
 
+_MANY = ("many-tokens", "many-tokens-in-chunks", "many-tokens-in-a-batch", "many-tokens-padded")
+
 CLOSING = frozenset(
     {
         "one-token", "lowest-ids", "highest-ids", "pad-inside", "image-placeholder", "audio-placeholder", "batch",
-        "ragged-batch", "chunks-of-7", "past-the-window-in-chunks", *_CACHED, "conversation", "latin", "scripts", "persian",
+        "ragged-batch", "chunks-of-7", "past-the-window-in-chunks", *_CACHED, *_MANY, "conversation", "latin", "scripts", "persian",
         "chinese", "emoji", "code",
     }
 )  # fmt: skip
@@ -31,7 +33,7 @@ Left to a full check are further texts, which take the same way through the grap
 per chunk; and the long prompt in one piece: in chunks it crosses the window too, and reads the caches besides. Where
 the window is of 1,024 tokens the chunks are left to it as well: then made-up caches alone take the place of a prompt.
 """
-GENERATED = frozenset({"one-token", "latin", "scripts", "conversation", "chunks-of-7", "batch", "ragged-batch"})
+GENERATED = frozenset({"one-token", "latin", "scripts", "conversation", "chunks-of-7", "batch", "ragged-batch", *_MANY})
 """Those of CLOSING that the real runtime generates from too: one for each way in which it feeds a graph. That the
 graph answers as the source does, given what it is fed, the numbers have shown by then.
 """
@@ -68,6 +70,12 @@ class Case:
         return tuple(before + len(row) for before, row in zip(past, self.rows, strict=True))
 
     @property
+    def run_tokens(self) -> int:
+        """Tokens of a row that its longest run has."""
+        longest = max(map(len, self.rows))
+        return longest if self.chunk is None else min(self.chunk, longest)
+
+    @property
     def ragged(self) -> bool:
         """Whether its rows have different lengths, so that a batch of them is padded."""
         return len(set(self.lengths)) > 1
@@ -92,7 +100,10 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class ModelTokens:
-    """Ids that a model gives a meaning, and its sizes. `size` is in ids, `window` and `context` in tokens."""
+    """Ids that a model gives a meaning, and its sizes. `size` is in ids, `window` and `context` in tokens.
+
+    `many` is from how many tokens on a run is computed in another way than one of a few, where it is.
+    """
 
     size: int
     context: int
@@ -102,6 +113,7 @@ class ModelTokens:
     image: int | None = None
     audio: int | None = None
     window: int | None = None
+    many: int | None = None
 
 
 def within(scope: Coverage, cases: Sequence[Case | Skipped]) -> list[Case | Skipped]:
@@ -182,7 +194,19 @@ def of_ids(vocabulary: ModelTokens) -> Iterator[Case | Skipped]:
     crossed = CONTINUED if vocabulary.window and vocabulary.window < CONTINUED else 0
     rows = (words[:5], words[3:14])
     yield Case("ragged-batch", "two rows, the shorter padded on the right", rows, pad=pad, tokens=crossed)
+    if vocabulary.many is not None:
+        yield from _of_many(vocabulary.many, pad, first, ordinary)
     yield from _past_the_window(vocabulary, first, ordinary)
+
+
+def _of_many(many: int, pad: int, first: TokenRow, ordinary: Callable[[int], TokenRow]) -> Iterator[Case]:
+    """Each way in which a run of so many tokens is fed: alone, before one of a few, in a batch, and padded."""
+    alone, pieces, together, padded = _MANY
+    row = first + ordinary(2 * many + 1)
+    yield Case(alone, "a run of many tokens", (row[: many + 1],))
+    yield Case(pieces, "two runs of many tokens, and one of a few behind", (row,), chunk=many)
+    yield Case(together, "two rows of many tokens", (row[: many + 1], row[many + 1 :]))
+    yield Case(padded, "two rows of many tokens, the shorter padded", (row[: many + 4], row[: many // 2 + 1]), pad=pad)
 
 
 def _past_the_window(

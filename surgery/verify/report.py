@@ -88,7 +88,10 @@ class Report:
     @property
     def differences(self) -> str:
         """How far the numbers are from the source's; "" where none was compared."""
-        found = {gate.option: gate.found for gate in self.section("numbers") if isinstance(gate.found, float)}
+        found: dict[str, float] = {}
+        for gate in self.section("numbers"):
+            if isinstance(gate.found, float):
+                found.setdefault(gate.option, gate.found)
         padded = found.pop("regrouped", 0.0)
         told = f"max |difference| {max(found.values()):.3g} from the source" if found else ""
         return told + (f", {padded:.3g} in padded batches" if padded else "")

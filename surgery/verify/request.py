@@ -88,4 +88,4 @@ class Request:
 
 
 def _names_of_ids() -> set[str]:
-    return {case.name for case in of_ids(ModelTokens(size=16, context=16, window=8))}
+    return {case.name for case in of_ids(ModelTokens(size=16, context=16, window=8, many=2))}

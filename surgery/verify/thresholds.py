@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from passes.base import Numerics, Pass
-from passes.recipe import known_passes
+from passes.recipe import StepT, known_passes, steps_of
 from surgery.architecture import read_config
 from surgery.errors import ArchitectureError, RequestError, nearest
 from surgery.folder.manifest import NAME as MANIFEST_FILE
+from surgery.source.export import DECODER
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,9 +191,19 @@ def passes_of(folder: Path) -> list[type[Pass]]:
     return [step for one in recipes if isinstance(one, str) for step in known_passes(one)]
 
 
-def numerics_of(folder: Path, but: type[Pass] | None = None) -> list[Numerics]:
-    """What each pass of the recipe in a folder's manifest does to the numbers, `but` one."""
-    return [step.numerics for step in passes_of(folder) if step is not but]
+def numerics_of(folder: Path, *but: type[Pass]) -> list[Numerics]:
+    """What each pass of the recipe in a folder's manifest does to the numbers, `but` some."""
+    return [step.numerics for step in passes_of(folder) if step not in but]
+
+
+def decoder_steps(folder: Path, kind: type[StepT]) -> list[StepT]:
+    """The passes of one kind, with their options, in the recipe of a folder's decoder; none without a manifest."""
+    try:
+        recipe = read_config(folder / MANIFEST_FILE).get("recipe")
+    except (ArchitectureError, OSError):
+        return []
+    text = recipe.get(DECODER) if isinstance(recipe, dict) else recipe
+    return steps_of(text, kind) if isinstance(text, str) else []
 
 
 def read_thresholds(given: Iterable[str]) -> dict[str, float]:

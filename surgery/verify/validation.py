@@ -15,6 +15,7 @@ from surgery.cuda.prediction import predict
 from surgery.errors import ArchitectureError, ModelError, RequestError, SurgeryError
 from surgery.folder.manifest import faults
 from surgery.folder.opened import OpenedFolder, open_genai_folder
+from surgery.graph.model import Model
 from surgery.runtime.genai import GenAI, Message, converse, encode, has_chat_template, load_genai, open_tokenizer
 from surgery.runtime.sessions import Settings, load_onnxruntime, versions
 from surgery.source.export import GraphPair
@@ -49,6 +50,7 @@ from surgery.verify.thresholds import (
     default_thresholds,
 )
 from surgery.verify.vocabulary_proof import vocabulary_gates
+from surgery.verify.whole_numbers import tokens_in_int8, whole_number_gate
 
 
 def prove_folder(
@@ -153,6 +155,11 @@ class _Run:
         self.numbers = NumberProof(folder, self.source, self.golden, self.request, self.settings, self.stages)
         reference = self.numbers.prove(cases)
         self.gates.extend(self.numbers.gates)
+        if vocabulary.many is not None and self.settings.provider == "cpu":
+            with self.stages.stage("products in int8"):
+                decoder = Model.open(self.source.decoder) if self.source is not None else None
+                told = self.stages.told("products in int8")
+                self.gates.append(whole_number_gate(folder.model, decoder, vocabulary.many, self.settings, told))
         if self.request.watch:
             with self.stages.stage("activations"):
                 self._watch(folder, cases, self.numbers.thresholds)
@@ -318,6 +325,7 @@ def _vocabulary(folder: OpenedFolder, source: GraphPair | None) -> ModelTokens:
         image=placeholders.get("image_token_id"),
         audio=placeholders.get("audio_token_id"),
         window=folder.window,
+        many=tokens_in_int8(folder.root),
     )
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +29,13 @@ from surgery.commands.app import app
 from surgery.errors import PassError, RequestError
 from surgery.graph.model import Model
 from surgery.jobs.repacking import RepackOptions
+from surgery.runtime.sessions import Settings
 from surgery.source.export import open_export
 from surgery.verify import Request, prove_folder
 from surgery.verify.prompts import Case
+from surgery.verify.report import Gate
 from surgery.verify.thresholds import default_thresholds
+from surgery.verify.whole_numbers import whole_number_gate
 
 Array = NDArray[Any]
 
@@ -161,16 +167,6 @@ def test_result_is_that_of_whole_numbers(bits: int, half: bool, points: bool, tm
     assert (np.abs(found - exact) / largest).max() < (1e-3 if half else 1e-6)
     distance = np.abs(exact - x.astype(np.float64) @ real_weights(source).T) / largest
     assert 1e-3 < distance.max() < 0.1, "the rounding itself is seen, and is small"
-
-
-def test_zero_point_of_one_less_is_told(tmp_path: Path) -> None:
-    """The gates of a folder allow for it: here is where it is held."""
-    made, _ = apply(product(), [Int8Prefill()])
-    x = activations(1, 16)
-    right = run(made, x, tmp_path)
-    made.graph.initializer.append(from_array(np.array(127, np.uint8), "other"))
-    next(node for node in made.graph.node if node.op_type == "MatMulIntegerToFloat").input[4] = "other"
-    assert np.abs(run(made, x, tmp_path) - right).max() > 1e-3 * np.abs(right).max()
 
 
 @pytest.mark.parametrize("half", [False, True])
@@ -384,37 +380,109 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
             RepackOptions(prefill="int8", **options)
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made by the command's option."""
+    out = tmp_path_factory.mktemp("made") / "out"
+    arguments = ["--precision", "q4", "--prefill", "int8", "--ep", "cpu", "--no-validate"]
+    result = CliRunner().invoke(app, ["repack", str(TINY), str(out), *arguments])
+    assert result.exit_code == 0, result.output
+    manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["recipe"].endswith(",int8-prefill")
+    return out
+
+
+Fault = Callable[[Model], None]
+
+
+def whole_numbers(folder: Path, fault: Fault | None = None) -> Gate:
+    model = Model.open(folder / "model.onnx")
+    if fault is not None:
+        fault(model)
+    source = Model.open(open_export(TINY).pair("q4").decoder)
+    return whole_number_gate(model, source, 16, Settings(), lambda _: None)
+
+
 def side(model: Model, kind: str) -> NodeProto:
-    found: NodeProto = next(
-        n for n in model.graph.node if n.op_type == "MatMulIntegerToFloat" and f"layers.3/{kind}" in n.name
-    )
+    found: NodeProto = next(n for n in model.graph.node if n.op_type == "MatMulIntegerToFloat" and kind in n.name)
     return found
 
 
-def wrong_scale(model: Model, path: Path) -> None:
-    """The scales of a quarter of one product's columns are ten times too large."""
-    scales = next(t for t in model.graph.initializer if t.name == side(model, "mlp/down_proj").input[3])
-    values = to_array(scales, str(path.parent)).copy()
-    values[: len(values) // 4] *= 10
-    scales.CopyFrom(from_array(values, scales.name))
+def scaled(model: Model, kind: str, channels: slice, factor: float) -> None:
+    """Other scales of some channels of one product."""
+    tensor = next(t for t in model.graph.initializer if t.name == side(model, kind).input[3])
+    values = to_array(tensor, str(model.path.parent)).copy()
+    values[channels] *= np.float32(factor)
+    tensor.CopyFrom(from_array(values, tensor.name))
 
 
-def test_folder_is_proven_runs_and_a_fault_fails(tmp_path: Path) -> None:
-    """By the command's option; the proof, of a prompt that multiplies in int8, runs GenAI too. A fault is told from int8."""
-    arguments = ["--precision", "q4", "--prefill", "int8", "--ep", "cpu", "--no-validate"]
-    result = CliRunner().invoke(app, ["repack", str(TINY), str(tmp_path / "out"), *arguments])
-    assert result.exit_code == 0, result.output
-    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text(encoding="utf-8"))
-    assert manifest["recipe"].endswith(",int8-prefill")
-    pair, path = open_export(TINY).pair("q4"), tmp_path / "out" / "model.onnx"
-    request = Request(cases=[WORDS])
-    report = prove_folder(tmp_path / "out", pair, request=request)
+def zero_point(model: Model, kind: str) -> None:
+    model.graph.initializer.append(from_array(np.array(127, np.uint8), "other"))
+    for node in model.graph.node:
+        if node.op_type == "MatMulIntegerToFloat" and kind in node.name:
+            node.input[4] = "other"
+
+
+def tokens(model: Model, count: int) -> None:
+    """The number of tokens from which on the graph takes the side in int8."""
+    tensor = next(t for t in model.graph.initializer if t.name == "int8_prefill/tokens")
+    tensor.CopyFrom(from_array(np.array([count]), tensor.name))
+
+
+def test_sides_are_what_whole_numbers_come_to(folder: Path) -> None:
+    gate = whole_numbers(folder)
+    assert gate.passed and isinstance(gate.found, float) and gate.found < 1e-6
+    assert gate.detail.startswith("26 of 70 products, 16 tokens; worst ")
+
+
+@pytest.mark.parametrize(
+    ("fault", "least"),
+    [
+        (lambda model: zero_point(model, ""), 0.02),
+        (lambda model: zero_point(model, "layers.0/mlp/down_proj"), 0.02),
+        (lambda model: scaled(model, "layers.0/attn/k_proj", slice(5, 6), 1.02), 0.0199),
+        (lambda model: tokens(model, 17), 0.02),
+    ],
+    ids=["zero point of all", "zero point of one", "scale of one channel", "a few tokens more"],
+)
+def test_what_quality_forgives_whole_numbers_do_not(folder: Path, fault: Fault, least: float) -> None:
+    gate = whole_numbers(folder, fault)
+    assert not gate.passed and isinstance(gate.found, float) and gate.found > least
+
+
+def test_a_folder_without_a_side_is_told() -> None:
+    plain = Model.open(open_export(TINY).pair("q4").decoder)
+    gate = whole_number_gate(plain, None, 16, Settings(), lambda _: None)
+    assert not gate.passed and "no product has a side in int8" in gate.detail
+
+
+def test_folder_is_proven_and_runs_in_int8_in_each_way(folder: Path) -> None:
+    """GenAI too: alone, in chunks, in a batch, padded; and a run of a few tokens is the source's, bit by bit."""
+    report = prove_folder(folder, open_export(TINY).pair("q4"), request=Request(scope="closing"))
     assert not report.failed and report.parity is not None and report.parity.max_abs > 0.05
-    model = Model.open(path)
-    wrong_scale(model, path)
-    path.write_bytes(model.to_bytes())
-    failed = {gate.name for gate in prove_folder(sign(tmp_path / "out"), pair, request=request).failed}
-    assert {"divergence", "direction"} <= failed
+    far = {case.name: max(case.max_abs, case.regrouped_max_abs) for case in report.cases}
+    many = {name for name in far if name.startswith("many-tokens")}
+    assert len(many) == 4 and all(far[name] > 0.05 for name in (*many, "latin", "conversation"))
+    gates = {gate.name: gate for gate in report.gates}
+    few = gates["logits, in runs of fewer than 16 tokens"]
+    assert (few.found, few.threshold) == (0, 0)
+    assert [gates["relative error"].threshold, gates["divergence"].threshold] == [INT8.bound["error"], INT8.bound["kl"]]
+    generated = {name: gate.detail for name, gate in gates.items() if name.startswith("tokens are the source's")}
+    assert [detail.rsplit(" ", 1)[1] for detail in generated.values()] == ["5", "2", "2", "2"]
+
+
+def test_faults_of_either_side_fail_the_proof(folder: Path, tmp_path: Path) -> None:
+    """Scales of a quarter of one product's columns ten times too large; int8 in runs of 9 tokens."""
+    other = Path(shutil.copytree(folder, tmp_path / "out"))
+    model = Model.open(other / "model.onnx")
+    scaled(model, "layers.3/mlp/down_proj", slice(16), 10)
+    tokens(model, 9)
+    (other / "model.onnx").write_bytes(model.to_bytes())
+    request = Request(cases=[WORDS, replace(WORDS, name="few", rows=(WORDS.rows[0][:12],))])
+    report = prove_folder(sign(other), open_export(TINY).pair("q4"), request=request)
+    assert {"divergence", "direction", "logits, in runs of fewer than 16 tokens"} <= {
+        gate.name for gate in report.failed
+    }
 
 
 def test_recipe_parses_back_and_goes_with_a_level() -> None:

@@ -39,6 +39,7 @@ place of 128 is 0.023 and more there; a scale is what it is off by."""
 _LEVELS = np.float32(127)
 _MANY = "MatMulIntegerToFloat"
 _OF_FEW = ("MatMulNBits", "Split", "Gelu", "Mul", "Cast")
+_SPREADING = ("Cast", "Expand", "Unsqueeze")
 _CODES, _SCALES, _POINTS = 1, 2, 3
 """Inputs of a MatMulNBits."""
 _AT_A_TIME = 2**22
@@ -213,15 +214,13 @@ def expected_result(sides: TwoSided, x: Array, weights: _Weights) -> Array:
     return values[sides.few[-1].output[0]]
 
 
-def _product(x: Array, rows: Iterator[Array]) -> Array:
+def _product(x: Array, rows: Iterator[tuple[Array, Array]]) -> Array:
     """Each row of x in whole numbers by each of the weights', float32 [S, N]; sums of whole numbers, exactly."""
     largest = np.maximum(np.abs(x).max(axis=-1, keepdims=True), np.float32(1e-30))
     codes = np.rint(x / largest / (1 / _LEVELS)).astype(np.float64)
     found = []
-    for real in rows:
-        step = np.abs(real).max(axis=1, keepdims=True) / _LEVELS
-        whole = np.rint(real / np.where(step > 0, step, 1)).astype(np.float64)
-        found.append(codes @ whole.T * step.T.astype(np.float64) * (largest / np.float64(_LEVELS)))
+    for whole, step in rows:
+        found.append(codes @ whole.T.astype(np.float64) * step.T.astype(np.float64) * (largest / np.float64(_LEVELS)))
     made: Array = np.concatenate(found, axis=1).astype(np.float32)
     return made
 
@@ -245,32 +244,44 @@ class _Weights:
         self._stored = [{tensor.name: tensor for tensor in model.graph.initializer} for model in self._models]
         self._made = [producers(model.graph) for model in self._models]
 
-    def of(self, node: NodeProto) -> Iterator[Array]:
-        """What the codes of a product mean, float32 [n, K] of so many channels at a time."""
+    def of(self, node: NodeProto) -> Iterator[tuple[Array, Array]]:
+        """Whole numbers, float32 [n, K], and the step [n, 1] that they count, of so many channels at a time.
+
+        Where a channel has one scale and no zero points, codes are whole numbers already; others are rounded to 8 bits.
+        """
         place = next(place for place, named in enumerate(self._named) if node.name in named)
         node = self._named[place][node.name]
         bits, block = int_attribute(node, "bits", 4), int_attribute(node, "block_size", 0)
         depth, count = int_attribute(node, "K", 0), int_attribute(node, "N", 0)
         blocks = -(-depth // block)
         codes = self._read(place, node, _CODES).reshape(count, -1)
-        scales = self._read(place, node, _SCALES).reshape(count, blocks)
+        scales = self._read(place, node, _SCALES).reshape(count, -1)
         packed = self._read(place, node, _POINTS).reshape(count, -1) if any(node.input[_POINTS:]) else None
-        step = max(1, _AT_A_TIME // depth)
-        for some in (slice(first, first + step) for first in range(0, count, step)):
-            points = _unpacked(packed[some], bits)[:, :blocks] if packed is not None else np.float32(2 ** (bits - 1))
-            whole = _unpacked(codes[some], bits).reshape(-1, blocks, block)
+        most = max(1, _AT_A_TIME // depth)
+        for some in (slice(first, first + most) for first in range(0, count, most)):
             size = scales[some].astype(np.float32)
-            real = (whole - np.broadcast_to(points, size.shape)[:, :, None]) * size[:, :, None]
-            yield real.reshape(len(real), -1)[:, :depth]
+            whole = _unpacked(codes[some], bits).reshape(-1, blocks, block)
+            if packed is not None:
+                whole = whole - _unpacked(packed[some], bits)[:, :blocks, None]
+            else:
+                whole = whole - np.float32(2 ** (bits - 1))
+            if packed is None and size.shape[1] == 1:
+                yield whole.reshape(len(whole), -1)[:, :depth], size
+                continue
+            real = (whole * size[:, :, None]).reshape(len(whole), -1)[:, :depth]
+            step = np.abs(real).max(axis=1, keepdims=True) / _LEVELS
+            yield np.rint(real / np.where(step > 0, step, 1)), step
 
     def _read(self, place: int, node: NodeProto, index: int) -> Array:
-        """A weight, which a Cast may have made wider on the way."""
+        """A weight, which may have been made wider, or spread over the blocks of a channel, on the way."""
         from onnx.helper import tensor_dtype_to_np_dtype
         from onnx.numpy_helper import to_array
 
         name, model = node.input[index], self._models[place]
-        while name not in self._stored[place] and (cast := self._made[place].get(name)) and cast.op_type == "Cast":
-            name = cast.input[0]
+        while name not in self._stored[place] and (maker := self._made[place].get(name)) is not None:
+            if maker.op_type not in _SPREADING:
+                break
+            name = maker.input[0]
         tensor = self._stored[place].get(name)
         if tensor is None:
             raise ModelError(f"{node_in_words(node)}: {name!r} is no stored weight")

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from surgery.runtime.benchmark import Benchmark
     from surgery.runtime.profiling import Profile
     from surgery.source.hub import Download
+    from surgery.verify.parity import KindError
     from surgery.verify.report import Gate, Report, Section
 
 MARKS = {"added": ("+", "green"), "removed": ("-", "red"), "changed": ("~", "yellow"), "skipped": ("=", "dim")}
@@ -225,6 +226,8 @@ def show_report(console: Console, report: Report, *, brief: bool = False) -> Non
         heads = ("layer", "max |x|", "headroom to 65504", "not finite", "value")
         rows = [(p.layer_name, f"{p.max_abs:.4g}", f"{p.headroom:.4g}", p.not_finite, p.value) for p in report.peaks]
         show_rows(console, "Residual stream", heads, rows, right="max |x|,headroom to 65504,not finite")
+    if report.kinds:
+        _show_kinds(console, report.kinds)
     reasons = dict.fromkeys(case.reason for case in report.skipped)
     for reason in reasons:
         names = ", ".join(case.name for case in report.skipped if case.reason == reason)
@@ -233,6 +236,16 @@ def show_report(console: Console, report: Report, *, brief: bool = False) -> Non
     seconds = sum(report.seconds.values())
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
     console.print(plain(f"{good} of {len(report.gates)} gates passed in {seconds:.1f} s, with {versions}"))
+
+
+def _show_kinds(console: Console, found: Sequence[KindError]) -> None:
+    heads = ("int8 by", "products", "number", "relative error", "mean KL", "worst KL", "max |difference|")
+    rows = [
+        (one.by, one.kind, one.products, f"{one.parity.error:.3f}", f"{one.parity.mean_kl:.2g}", f"{one.parity.kl:.2g}",
+         f"{max(one.parity.max_abs, one.parity.regrouped_max_abs):.2f}")
+        for one in found
+    ]  # fmt: skip
+    show_rows(console, "Int8 by kind of product", heads, rows, right=",".join(heads[2:]))
 
 
 def _in_brief(section: Section, report: Report) -> str:

@@ -100,6 +100,7 @@ def validate(
         golden=golden,
         save_golden=save_golden,
         watch=fp16_headroom,
+        by_kind=not quick,
         bisect=bisect,
     )
     with JobProgress() as progress:

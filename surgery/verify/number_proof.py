@@ -33,7 +33,8 @@ from surgery.verify.agreement import CaseResult, agreement_of, coarsest
 from surgery.verify.bisect import find_divergence
 from surgery.verify.gates import accuracy_gates, number_gates, parity_gates
 from surgery.verify.golden import Golden, graph_digests, save_golden
-from surgery.verify.parity import Parity, parity
+from surgery.verify.int8_by_kind import errors_by_kind
+from surgery.verify.parity import KindError, Parity, parity
 from surgery.verify.prompts import Case
 from surgery.verify.recording import Recording, record
 from surgery.verify.report import Gate
@@ -83,6 +84,7 @@ class NumberProof:
     level: LevelOfFolder | None = None
     level_parity: Parity | None = None
     costly: tuple[str, ...] = ()
+    kinds: tuple[KindError, ...] = ()
     _rounds: bool = False
     _accuracy: Thresholds | None = None
 
@@ -109,6 +111,9 @@ class NumberProof:
             return None
         with self.stages.stage("comparison"):
             self._compare(reference, ours)
+        if self.request.by_kind and self.settings.provider == "cpu":
+            with self.stages.stage("int8 by kind"):
+                self._measure_kinds(decoder or self.folder.model, reference, padding)
         if self.level is not None:
             if self.level.slow and (self.level.kept or not self._exact):
                 with self.stages.stage("as published"):
@@ -274,6 +279,23 @@ class NumberProof:
         except SurgeryError as error:
             gates = [Gate("accuracy", "accuracy level can be measured", False, detail=str(error))]
         self.gates.extend(gates)
+
+    def _measure_kinds(self, decoder: Model, reference: Recording, padding: Padding) -> None:
+        """What int8 changes in one kind of products alone; of a slow source what prompts in int8 change."""
+        told = self.stages.told("int8 by kind")
+
+        def answers(form: Model, theirs: Recording) -> Recording:
+            cases = [answer.case for answer in theirs.answers]
+            gc.collect()
+            return record(runner(self.folder, self.settings, form), cases, steps=self.request.steps, follow=theirs,
+                          progress=told, padding=padding)  # fmt: skip
+
+        step = self.level.step if self.level is not None and not self.level.slow else None
+        try:
+            many = tokens_in_int8(self.folder.root)
+            self.kinds = tuple(errors_by_kind(decoder, step, many, reference, answers))
+        except SurgeryError as error:
+            self.gates.append(Gate("accuracy", "int8 can be measured by kind", False, detail=str(error)))
 
     def _bisect(self, path: Path, cases: Sequence[Case]) -> None:
         """One gate that fails, because the logits' did; it says where."""

@@ -58,6 +58,20 @@ class Parity:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class KindError:
+    """What a pass changes with int8 in the products of one kind alone, or in `all` that it gives int8."""
+
+    by: str
+    kind: str
+    products: int
+    parity: Parity
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, keys in a fixed order."""
+        return {**asdict(self), "parity": self.parity.to_dict()}
+
+
 def parity(found: Agreement) -> Parity:
     """Sum up a comparison."""
     positions = [position for case in found.cases for position in case.positions]

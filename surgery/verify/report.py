@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from surgery.verify.agreement import CaseResult
 from surgery.verify.fp16_headroom import LayerPeak
-from surgery.verify.parity import Parity
+from surgery.verify.parity import KindError, Parity
 from surgery.verify.prompts import Skipped
 from surgery.verify.thresholds import LEAST
 
@@ -51,7 +51,8 @@ class Report:
     """The result of `validate`. `seconds` is per stage; `skipped` names the cases that were left out.
 
     `parity` sums up the cases, where there was something to compare with; `peaks` is per layer, where it was asked
-    for. `level` is what an accuracy level alone changes, `costly` the kinds of products that should not have it.
+    for. `level` is what an accuracy level alone changes, `costly` the kinds of products that should not have it;
+    `kinds` is what int8 changes by kind of product, where that was asked for.
     """
 
     gates: tuple[Gate, ...]
@@ -64,6 +65,7 @@ class Report:
     peaks: tuple[LayerPeak, ...] = ()
     level: Parity | None = None
     costly: tuple[str, ...] = ()
+    kinds: tuple[KindError, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -108,6 +110,7 @@ class Report:
             "parity": _plain(self.parity.to_dict()) if self.parity else None,
             "level": _plain(self.level.to_dict()) if self.level else None,
             "costly": list(self.costly),
+            "kinds": [_plain(each.to_dict()) for each in self.kinds],
             "peaks": [_plain(peak.to_dict()) for peak in self.peaks],
             "cases": [_plain(case.to_dict()) for case in self.cases],
             "skipped": [asdict(case) for case in self.skipped],

@@ -32,6 +32,7 @@ class Request:
     save_golden       a file for what the source answers; for what the folder answers where there is no source
     watch             measure the residual stream, layer by layer
     costly            where an accuracy level changes too much, find the kinds of products that should not have it
+    by_kind           where the recipe has int8, show what it changes in one kind of products alone
     bisect            where logits differ, find the first node that makes something else than the source's
     files             where the source's configuration lies; beside its graphs where it is None
     corpus            texts that a vocabulary of fewer tokens is proven with, beside those that are shipped
@@ -46,6 +47,7 @@ class Request:
     golden: Path | None = None
     save_golden: Path | None = None
     watch: bool = False
+    by_kind: bool = False
     bisect: bool = False
     costly: bool = False
     files: Path | None = None

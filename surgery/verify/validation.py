@@ -116,6 +116,7 @@ class _Run:
             peaks=self.peaks,
             level=found.level_parity if found is not None else None,
             costly=found.costly if found is not None else (),
+            kinds=found.kinds if found is not None else (),
         )
 
     def structure(self) -> OpenedFolder | None:

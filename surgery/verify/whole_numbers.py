@@ -48,11 +48,15 @@ _AT_A_TIME = 2**22
 
 @dataclass(frozen=True)
 class TwoSided:
-    """What has a side for a few tokens and one for many: x -> result, and the nodes of the first one, in order."""
+    """What has a side for a few tokens and one for many: x -> result, and the nodes of the first one, in order.
+
+    `cuts` are the rows of x that the first one takes: none of a run of many tokens, else all.
+    """
 
     x: str
     result: str
     few: tuple[NodeProto, ...]
+    cuts: frozenset[str]
 
     @property
     def products(self) -> list[NodeProto]:
@@ -77,20 +81,33 @@ def two_sided(graph: GraphProto) -> list[TwoSided]:
 def _two_sided(join: NodeProto, made: Mapping[str, NodeProto], places: Mapping[int, int]) -> TwoSided | None:
     """What a Concat joins, or None of one that joins other things."""
     inner: dict[int, NodeProto] = {}
-    given: set[str] = set()
+    given: dict[str, str] = {}
     pending = [join.input[0]]
     while pending:
         node = made.get(pending.pop())
         if node is None or node.op_type not in (*_OF_FEW, "Slice"):
             return None
         if node.op_type == "Slice":
-            given.add(node.input[0])
+            given[node.output[0]] = node.input[0]
         elif id(node) not in inner:
             inner[id(node)] = node
             pending += node.input if node.op_type == "Mul" else node.input[:1]
     few = tuple(sorted(inner.values(), key=lambda node: places[id(node)]))
-    is_one = len(given) == 1 and any(node.op_type == "MatMulNBits" for node in few)
-    return TwoSided(given.pop(), join.output[0], few) if is_one else None
+    is_one = len(set(given.values())) == 1 and any(node.op_type == "MatMulNBits" for node in few)
+    return TwoSided(next(iter(given.values())), join.output[0], few, frozenset(given)) if is_one else None
+
+
+def between(graph: GraphProto, sides: TwoSided) -> list[NodeProto]:
+    """The nodes of both sides, and those that tell how many tokens there are, in node order."""
+    made = producers(graph)
+    found: set[int] = set()
+    pending = [sides.result]
+    while pending:
+        node = made.get(name) if (name := pending.pop()) != sides.x else None
+        if node is not None and id(node) not in found:
+            found.add(id(node))
+            pending += node.input
+    return [node for node in graph.node if id(node) in found]
 
 
 def tokens_in_int8(folder: Path) -> int | None:
@@ -158,19 +175,9 @@ class _Part:
         from onnx import TensorProto
         from onnx.helper import make_tensor_value_info
 
-        made, inputs = producers(folder.graph), {value.name: value for value in folder.graph.input}
-        found: set[int] = set()
-        names, pending = {sides.x}, [sides.result]
-        while pending:
-            name = pending.pop()
-            if not name or name in names:
-                continue
-            names.add(name)
-            node = made.get(name)
-            if node is not None and id(node) not in found:
-                found.add(id(node))
-                pending += node.input
-        nodes = [copied(node) for node in folder.graph.node if id(node) in found]
+        inputs = {value.name: value for value in folder.graph.input}
+        nodes = [copied(node) for node in between(folder.graph, sides)]
+        names = {name for node in nodes for name in node.input}
         taken = [name for name in inputs if name in names]
         if len(taken) != 1 or not any(node.op_type == _MANY for node in nodes):
             raise ModelError(f"its two sides depend on {', '.join(taken) or 'no input'}; the tokens alone are expected")

@@ -458,7 +458,7 @@ def test_a_folder_without_a_side_is_told() -> None:
 
 def test_folder_is_proven_and_runs_in_int8_in_each_way(folder: Path) -> None:
     """GenAI too: alone, in chunks, in a batch, padded; and a run of a few tokens is the source's, bit by bit."""
-    report = prove_folder(folder, open_export(TINY).pair("q4"), request=Request(scope="closing"))
+    report = prove_folder(folder, open_export(TINY).pair("q4"), request=Request(scope="closing", by_kind=True))
     assert not report.failed and report.parity is not None and report.parity.max_abs > 0.05
     far = {case.name: max(case.max_abs, case.regrouped_max_abs) for case in report.cases}
     many = {name for name in far if name.startswith("many-tokens")}
@@ -467,6 +467,13 @@ def test_folder_is_proven_and_runs_in_int8_in_each_way(folder: Path) -> None:
     few = gates["logits, in runs of fewer than 16 tokens"]
     assert (few.found, few.threshold) == (0, 0)
     assert [gates["relative error"].threshold, gates["divergence"].threshold] == [INT8.bound["error"], INT8.bound["kl"]]
+    kinds = [(one.by, one.kind, one.products) for one in report.kinds]
+    assert kinds == [
+        ("int8-prefill", "all", 70), ("int8-prefill", "MLP", 20), ("int8-prefill", "attention", 30),
+        ("int8-prefill", "per-layer inputs", 20),
+    ]  # fmt: skip
+    errors = [one.parity.error for one in report.kinds]
+    assert errors[0] == gates["relative error"].found and all(0.005 < error < errors[0] for error in errors[1:])
     generated = {name: gate.detail for name, gate in gates.items() if name.startswith("tokens are the source's")}
     assert [detail.rsplit(" ", 1)[1] for detail in generated.values()] == ["5", "2", "2", "2"]
 

@@ -301,19 +301,22 @@ def show_benchmarks(console: Console, found: Sequence[Benchmark]) -> None:
 def show_profiles(console: Console, found: Sequence[Profile]) -> None:
     """A table for each phase and context: the operators that take a hundredth of the time or more, and the rest."""
     for one in found:
-        unit = "ms a token" if one.phase == "decode" else "ms"
-        head = f"{one.phase} at {one.context:,} tokens: {one.milliseconds:.1f} {unit}"
-        console.print(plain(f"{head}; memory gives {one.bandwidth / 1e9:.1f} GB/s", "bold"))
+        prompt = one.phase == "prefill"
+        each = f", {one.milliseconds / one.context:.2f} ms a token" if prompt else " a token"
+        head = f"{one.phase} {'of' if prompt else 'behind'} {one.context:,} tokens: {one.milliseconds:.1f} ms{each}"
+        console.print(plain(f"{head}; the memory gives {one.bandwidth / 1e9:.1f} GB/s", "bold"))
+        shown = [share for share in one.shares if share.share >= 0.01]
         rows = [
-            (each.operator, each.layers, each.nodes, f"{each.milliseconds:.2f}", f"{each.share:.1%}", size(each.bytes),
-             f"{each.rate / 1e9:.1f}")
-            for each in one.shares if each.share >= 0.01
+            (share.operator, "none" if share.layers == "-" else share.layers, share.nodes, f"{share.milliseconds:.2f}",
+             f"{share.share:.1%}", size(share.bytes), f"{share.rate / 1e9:.1f}", f"{share.rate / one.bandwidth:.0%}")
+            for share in shown
         ]  # fmt: skip
-        shown = [each for each in one.shares if each.share >= 0.01]
-        left = one.milliseconds - sum(each.milliseconds for each in shown)
-        nodes = sum(each.nodes for each in one.shares) - sum(each.nodes for each in shown)
-        rows.append(("all others", "", nodes, f"{left:.2f}", f"{left / one.milliseconds:.1%}", "", ""))
-        heads = ("operator", "layers", "nodes", unit, "share", "bytes", "GB/s")
+        left = one.milliseconds - sum(share.milliseconds for share in shown)
+        nodes = sum(share.nodes for share in one.shares) - sum(share.nodes for share in shown)
+        rows.append(
+            ("all others, and between nodes", "", nodes, f"{left:.2f}", f"{left / one.milliseconds:.1%}", "", "", "")
+        )
+        heads = ("operator", "layers", "nodes", "ms", "share", "bytes", "GB/s", "of memory")
         show_rows(console, "", heads, rows, right=",".join(heads[2:]))
 
 

@@ -99,9 +99,9 @@ def fitting_contexts(
     if not fitting:
         raise FolderError(f"{folder} takes {arch.context_length} tokens: no context of {list(contexts)} fits")
     if progress is not None and (skipped := [context for context in contexts if context not in fitting]):
-        lengths = ", ".join(map(str, skipped))
+        lengths = ", ".join(f"{context:,}" for context in skipped)
         progress(
-            f"skipped: {lengths}; with {new_tokens} tokens behind it is more than the {arch.context_length} it takes"
+            f"skipped    prompts of {lengths} tokens: with {new_tokens} more they do not fit the model's {arch.context_length:,}"
         )
     return fitting
 

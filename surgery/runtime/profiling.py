@@ -144,7 +144,10 @@ def model_runs(events: Sequence[Mapping[str, Any]]) -> list[ModelRun]:
 
 
 def time_shares(runs: Sequence[ModelRun], weights: Mapping[str, int], arch: Architecture) -> tuple[TimeShare, ...]:
-    """By operator and kind of layer, means over the runs; `weights` are bytes by the name of the node that reads them."""
+    """By operator and kind of layer, means over the runs; `weights` are bytes by the name of the node that reads them.
+
+    A node whose result has no rows, as one side of a product in int8 does, reads none.
+    """
     micros: dict[tuple[str, str], float] = defaultdict(float)
     moved: dict[tuple[str, str], int] = defaultdict(int)
     count: dict[tuple[str, str], int] = defaultdict(int)
@@ -153,7 +156,8 @@ def time_shares(runs: Sequence[ModelRun], weights: Mapping[str, int], arch: Arch
         key = arguments["op_name"], _kind_of_layer(name, arch)
         micros[key] += node["dur"]
         count[key] += 1
-        moved[key] += weights.get(name, 0) + int(arguments["activation_size"]) + int(arguments["output_size"])
+        if made := int(arguments["output_size"]):
+            moved[key] += weights.get(name, 0) + int(arguments["activation_size"]) + made
     total = sum(one.milliseconds for one in runs) * 1000
     shares = [
         TimeShare(*key, count[key] // len(runs), time / len(runs) / 1000, time / total, moved[key] // len(runs))

@@ -36,7 +36,7 @@ def test_both_sides_are_measured_at_each_context_that_fits(folder: Path) -> None
     ]
     done = run("bench", folder, *options)
     assert done.returncode == 0, done.stderr
-    assert "skipped: 4096; with 4 tokens behind it is more than the 256 it takes" in done.stderr
+    assert "skipped    prompts of 4,096 tokens: with 4 more they do not fit the model's 256" in done.stderr
     found = json.loads(done.stdout)
     assert [one["side"] for one in found] == ["folder", "source"]
     for one in found:

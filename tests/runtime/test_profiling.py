@@ -54,6 +54,15 @@ def test_shares_are_by_operator_and_kind_of_layer() -> None:
     assert found["sliding"].rate == pytest.approx(1030 / 0.0002)
 
 
+def test_a_node_that_makes_no_rows_reads_no_weights() -> None:
+    """One of the two sides of a product in int8 has none."""
+    empty: Any = _node(5, 100, "/model/layers.0/mlp/MatMul", "MatMulNBits", activations=5)
+    empty["args"]["output_size"] = "0"
+    arch = architecture(read_config(TINY / "config.json"))
+    (share,) = time_shares(model_runs([_run(0, 1000), empty]), {"/model/layers.0/mlp/MatMul": 1000}, arch)
+    assert (share.bytes, share.milliseconds) == (0, 0.1)
+
+
 def test_weights_count_where_they_are_read_whole(folder: Path) -> None:
     model = Model.open(folder / "model.onnx")
     found = weight_bytes(model)
@@ -79,15 +88,14 @@ def test_a_prompt_in_pieces_is_one_prefill(folder: Path) -> None:
     prefill, decode = profile_folder(folder, [20, 4096], 4, "cpu", chunk=8, progress=said.append)
     counts = {(each.operator, each.layers): each.nodes for each in decode.shares}
     assert {(each.operator, each.layers): each.nodes / 3 for each in prefill.shares} == counts
-    assert said == ["skipped: 4096; with 4 tokens behind it is more than the 256 it takes"]
+    assert said == ["skipped    prompts of 4,096 tokens: with 4 more they do not fit the model's 256"]
 
 
 def test_the_command_prints_a_table_for_each_phase(folder: Path) -> None:
     done = run("bench", str(folder), "--profile", "--contexts", "20", "--new-tokens", "3")
     assert done.returncode == 0, done.stderr
-    assert "prefill at 20 tokens" in done.stdout
-    assert "decode at 20 tokens" in done.stdout
-    assert "all others" in done.stdout
+    for told in ("prefill of 20 tokens: ", " ms a token; the memory gives ", "decode behind 20 tokens: ", "all others"):
+        assert told in done.stdout
 
 
 def test_a_profile_is_of_the_folder_alone(folder: Path) -> None:

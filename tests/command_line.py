@@ -11,6 +11,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import io
 import json
 import os
 import select
@@ -19,7 +20,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -28,8 +29,13 @@ from once import passes_in_common
 from places import ROOT, TINY
 from quick_command import ask
 
+from surgery.runtime import own_process
+
 FORKS = hasattr(os, "pidfd_open")
 """Whether a command can be forked here."""
+OWN_PROCESS = "own process"
+"""In place of a command's first word: what surgery.runtime.own_process starts, with the paths of modules behind."""
+_started = own_process._started
 
 
 def run(
@@ -59,6 +65,66 @@ def program() -> list[str]:
     if not FORKS:
         return [sys.executable, str(ROOT / "cli.py")]
     return [sys.executable, "-IS", str(ROOT / "tests" / "quick_command.py"), _server()]
+
+
+@contextlib.contextmanager
+def served_processes() -> Iterator[None]:
+    """Have the processes of surgery.runtime.own_process forked, too, where this process starts them."""
+    started = own_process._started
+    own_process._started = _served if FORKS else started  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        own_process._started = started
+
+
+@contextlib.contextmanager
+def started_processes() -> Iterator[None]:
+    """Have them started as the program does it."""
+    before = own_process._started
+    own_process._started = _started
+    try:
+        yield
+    finally:
+        own_process._started = before
+
+
+class _Served:
+    """As much of subprocess.Popen as surgery.runtime.own_process uses."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        (stdin, self._in), (self._out, stdout), (self._err, stderr) = (os.pipe() for _ in range(3))
+        streams = (stdin, stdout, stderr)
+        self._line = ask(_server(), [OWN_PROCESS, *sys.path], str(Path.cwd()), environment, streams)
+        self._answers = self._line.makefile("rb")
+        for stream in streams:
+            os.close(stream)
+        self.stdin, self.stdout, self.stderr = io.FileIO(self._in, "w"), io.FileIO(self._out), io.FileIO(self._err)
+        self._pid, self._code = int(self._answers.readline()), None
+
+    def kill(self) -> None:
+        if self._code is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGKILL)
+
+    def wait(self) -> int:
+        if self._code is None:
+            self._code = int(self._answers.readline())
+            self._answers.close()
+            self._line.close()
+        return self._code
+
+
+@contextlib.contextmanager
+def _served(limits: own_process.Limits) -> Iterator[_Served]:
+    """In place of own_process._started."""
+    with tempfile.TemporaryDirectory(prefix="gemma4-surgery-", ignore_cleanup_errors=True) as place:
+        process = _Served({**own_process._environment(), "TMPDIR": place})
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
 
 
 def _text(log: int) -> str:
@@ -151,9 +217,13 @@ def _become(words: Sequence[str], cwd: str, environment: dict[str, str], streams
         sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
         os.environ.clear()
         os.environ.update(environment)
-        sys.path[:0] = environment.get("PYTHONPATH", "").split(os.pathsep)
         os.chdir(cwd)
         tempfile.tempdir = None
+        if words[0] == OWN_PROCESS:
+            sys.path[:] = words[1:]
+            own_process._end_with = lambda parent: None  # who asked is not who forked, and ends it
+            own_process.serve()
+        sys.path[:0] = environment.get("PYTHONPATH", "").split(os.pathsep)
         sys.argv = [str(ROOT / "cli.py"), *words]
         from confined import forking
 

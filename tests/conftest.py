@@ -8,8 +8,10 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from command_line import served_processes, started_processes
 from once import work_anew, work_in_common
 from places import TINY
 from repositories import GRAPH, change, commit, git
@@ -72,14 +74,27 @@ def _set_aside_what_a_file_leaves() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def _work_in_common() -> Iterator[None]:
-    with work_in_common():
+    with work_in_common(), served_processes():
         yield
 
 
-@pytest.fixture(autouse=True)
-def _work_anew_where_a_test_patches(request: pytest.FixtureRequest) -> Iterator[None]:
-    with work_anew() if "monkeypatch" in request.fixturenames else contextlib.nullcontext():
-        yield
+@pytest.fixture
+def monkeypatch(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """pytest's own; from where a test patches a function on, its work is done anew."""
+    with contextlib.ExitStack() as anew:
+        really = monkeypatch.setattr
+
+        def patch(target: Any, *others: Any, **options: Any) -> None:
+            if not getattr(target, "__name__", "").startswith("validation."):
+                anew.enter_context(work_anew())
+                anew.enter_context(started_processes())
+            really(target, *others, **options)
+
+        monkeypatch.setattr = patch  # type: ignore[method-assign]
+        try:
+            yield monkeypatch
+        finally:
+            monkeypatch.undo()
 
 
 @pytest.fixture(scope="session")

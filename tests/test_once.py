@@ -71,6 +71,9 @@ def test_a_pass_is_of_the_graph_its_options_and_their_files(pair: tuple[Path, Pa
 
 
 def test_a_test_that_patches_gets_nothing_of_others(monkeypatch: pytest.MonkeyPatch, pair: tuple[Path, Path]) -> None:
+    monkeypatch.setenv("NAME", "a setting is no patch")
+    assert session(pair[0]) is session(pair[0])
+    monkeypatch.setattr("surgery.version.VERSION", "0")
     assert session(pair[0]) is not session(pair[0])
     with once.work_in_common():
         assert session(pair[0]) is session(pair[0])

@@ -8,11 +8,12 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from command_line import started_processes
 from limits import FOR_EVER, Impatient, wait_until
 from places import ROOT
 
@@ -22,6 +23,12 @@ from surgery.runtime.own_process import MEMORY, SECONDS, Limits, Tell, ask, run
 
 LIMITS = Limits(2 * 2**30, FOR_EVER)
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: memory is limited, and a process has a parent")
+
+
+@pytest.fixture(autouse=True)
+def _started() -> Iterator[None]:
+    with started_processes():
+        yield
 
 
 @dataclass(frozen=True, slots=True)

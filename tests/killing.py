@@ -89,9 +89,10 @@ def seen(path: Path, pid: int) -> None:
     assert path.exists(), "the child has ended"
 
 
-def kills(work: Callable[[], None]) -> Iterator[None]:
-    """Do `work` in a child that is killed before its first call that changes the disk, then the second, to the last."""
-    for number in itertools.count():
+def kills(work: Callable[[], None], each: int = 1) -> Iterator[None]:
+    """Do `work` in a child that is killed before its first call that changes the disk, then the next (or only before
+    `each` of so many), to the last."""
+    for number in itertools.count(step=each):
         code = ended(
             child(work, lambda at, number=number: os.kill(os.getpid(), signal.SIGKILL) if at == number else None)
         )

@@ -38,7 +38,7 @@ from surgery.runtime.sessions import OpenGraph, Settings
 
 SESSIONS, STEPS, MODELS = 48, 400, 8
 """How many are kept; a session of a tiny graph takes about 5 MB, the graph behind a pass a quarter of one."""
-RESULTS = 512 * 2**20
+RESULTS = 128 * 2**20
 """Bytes of what runs gave that are kept."""
 LARGEST = 64 * 2**20
 """Bytes of a file of which the content is looked at."""

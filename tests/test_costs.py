@@ -7,6 +7,7 @@ from pathlib import Path
 import adversarial
 import pytest
 import small
+from exhaustive import some
 from limits import cpu_limit
 from onnx import ModelProto, TensorProto
 
@@ -34,7 +35,7 @@ QUADRATIC = {
 }
 
 
-@pytest.mark.parametrize("form", QUADRATIC)
+@pytest.mark.parametrize("form", some(QUADRATIC, 3))
 def test_a_form_that_took_the_square_of_its_size(form: str, tmp_path: Path) -> None:
     path = adversarial.write(tmp_path, form, QUADRATIC[form])
     (tmp_path / "plain.onnx").write_bytes(small.decoder().SerializeToString())
@@ -45,7 +46,7 @@ def test_a_form_that_took_the_square_of_its_size(form: str, tmp_path: Path) -> N
             write(found)
 
 
-@pytest.mark.parametrize("form", adversarial.FORMS)
+@pytest.mark.parametrize("form", some(adversarial.FORMS, 4))
 def test_every_form_is_looked_at_or_refused_in_a_second_or_two(form: str, tmp_path: Path) -> None:
     path = adversarial.write(tmp_path, form, 300)
     (tmp_path / "plain.onnx").write_bytes(small.decoder().SerializeToString())
@@ -150,7 +151,9 @@ def test_a_ring_of_operators_that_move_data_comes_to_an_end() -> None:
         UnfusedSearch(proto, small.HEADS, 128).find(core, small.arch().layers[1])
 
 
-@pytest.mark.parametrize("form", ["unfused attention behind transposes", "attention behind identities", "caches"])
+@pytest.mark.parametrize(
+    "form", some(["unfused attention behind transposes", "attention behind identities", "caches"], 3)
+)
 def test_passes_that_rewire_take_steps_as_there_are_readers(form: str, tmp_path: Path) -> None:
     """One value with thousands of readers; it took 6 seconds of the first form."""
     path = adversarial.write(tmp_path, form, 1600)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import filecmp
 import functools
+import itertools
 import json
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from exhaustive import in_full, some
 from onnx import TensorProto
 from two_sessions import TOLERANCE, Pair, Trace, attributes, prompts, reference, stored_name
 
@@ -199,8 +201,7 @@ def test_padded_batch(name: str, side: str, exports: dict[str, Path]) -> None:
 # Other precisions
 
 
-@pytest.mark.parametrize("precision", ["q4", "quantized"])
-@pytest.mark.parametrize("name", TINIES)
+@pytest.mark.parametrize(("name", "precision"), some(itertools.product(TINIES, ("q4", "quantized")), 3))
 def test_quantised_pair_equals_the_fp32_pair_of_its_dequantised_weights(
     name: str, precision: str, exports: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -233,8 +234,9 @@ def round_trip(array: np.ndarray, codes: Codes) -> np.ndarray:
 HALF_TOLERANCE = {("fp16", "fp32"): 0.12, ("q4f16", "q4"): 0.15}
 
 
-@pytest.mark.parametrize(("half", "single"), HALF_TOLERANCE)
-@pytest.mark.parametrize("name", DENSE)
+@pytest.mark.parametrize(
+    ("name", "half", "single"), some([(name, *pair) for name in DENSE for pair in HALF_TOLERANCE], 3)
+)
 def test_float16_pair_is_close_to_the_float32_one(name: str, half: str, single: str, exports: dict[str, Path]) -> None:
     expected, traces = (traces_of(exports[name], precision, stored_name(name)) for precision in (single, half))
     assert all(np.isfinite(trace.prefill).all() and np.isfinite(trace.decode).all() for trace in traces)
@@ -281,7 +283,9 @@ READINGS = {
 
 
 @pytest.mark.parametrize(
-    ("precision", "reading"), [*(("q4f16", reading) for reading in READINGS), ("fp16", list(READINGS)[-1])], ids=str
+    ("precision", "reading"),
+    [*some([("q4f16", reading) for reading in READINGS], 4), in_full("fp16", list(READINGS)[-1])],
+    ids=str,
 )
 def test_readings_agree_with_the_default(precision: str, reading: Reading, tmp_path: Path) -> None:
     build("tiny-e2b", precision, tmp_path / "export", reading=reading)

@@ -1,7 +1,7 @@
 """Damaged and hostile input: a SurgeryError in one printable line, or a sound result; nothing else, and nothing elsewhere.
 
 Every command runs on damaged files, each a number: the same number, the same damage (tests/attacks.py).
-`pytest tests/test_hostile.py --mutations 10000` runs as many as there is time for.
+`pytest -m exhaustive tests/test_hostile.py --mutations 10000` runs as many as there is time for.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 import command_line
 import pytest
 import small
+from exhaustive import in_full
 from folders import digests, repack
 from limits import cpu_limit, memory_limit
 from mutation import ESCAPE
@@ -66,6 +67,7 @@ def assert_one_line(error: SurgeryError) -> None:
 
 
 @needs_limits
+@pytest.mark.exhaustive
 def test_damaged_inputs_of_every_command(tmp_path: Path, pytestconfig: pytest.Config) -> None:
     """A process of its own: it forks others, which must not have threads."""
     count = str(pytestconfig.getoption("--mutations"))
@@ -478,7 +480,9 @@ NAMED = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["n" * 5000, "\udcff", "o/" + "n" * 5000, "o/\udcff", "a\nb"], ids=ascii)
+@pytest.mark.parametrize(
+    "name", [*("n" * 5000, "o/\udcff"), *map(in_full, ("\udcff", "o/" + "n" * 5000, "a\nb"))], ids=ascii
+)
 def test_a_name_that_no_file_has_is_one_sentence_of_every_command(
     name: str, export: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from command_line import run
+from exhaustive import in_full
 from places import TINY
 from rich.console import Console
 
@@ -72,15 +73,16 @@ def drawn(before: Path, after: Path) -> None:
 NAMES = ["report.json", "genai_config.json", "manifest.json", "config.json"]
 
 
+@pytest.mark.parametrize("each", [4, in_full(1)])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_side_file_of_other_types_is_data_or_a_sentence(folder: Path, tmp_path: Path, name: str) -> None:
+def test_a_side_file_of_other_types_is_data_or_a_sentence(folder: Path, tmp_path: Path, name: str, each: int) -> None:
     out = tmp_path / "out"
     shutil.copytree(folder, out)
     value = json.loads((out / name).read_text())
     rng = random.Random(name)
     every = list(places(value))
     chosen = sorted(every, key=len)[:3] + rng.sample(every, 6)
-    for at in chosen:
+    for at in chosen[::each]:
         (out / name).write_text(json.dumps(mutated(value, rng, at)))
         with contextlib.suppress(SurgeryError):
             drawn(TINY, out)

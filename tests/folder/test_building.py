@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime_genai as og
 import pytest
+from exhaustive import in_full
 from folders import digests, planned, repack
 from generating import before_end, generated
 from onnx.helper import make_node
@@ -28,8 +29,14 @@ PRECISIONS = ("fp32", "fp16", "q4", "q4f16", "quantized")
 LAYOUTS: tuple[KVLayout, ...] = ("aliased", "unique")
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("fixture", ["tiny-e2b", "tiny-e4b", "tiny-31b", "tiny-12b", "tiny-26b-a4b"])
+@pytest.mark.parametrize(
+    ("fixture", "layout"),
+    [
+        ("tiny-e2b", "aliased"), ("tiny-e4b", "unique"), ("tiny-31b", "aliased"), ("tiny-12b", "unique"),
+        ("tiny-26b-a4b", "aliased"), in_full("tiny-e2b", "unique"), in_full("tiny-e4b", "aliased"),
+        in_full("tiny-31b", "unique"), in_full("tiny-12b", "aliased"), in_full("tiny-26b-a4b", "unique"),
+    ],
+)  # fmt: skip
 def test_runtime_generates_the_tokens_of_transformers(fixture: str, layout: KVLayout, tmp_path: Path) -> None:
     fixtures.build(fixture, "fp32", tmp_path / "source")
     repack(tmp_path / "source", tmp_path / "out", "fp32", lambda embed: compatible(embed, layout))

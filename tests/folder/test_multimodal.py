@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from exhaustive import in_full
 from onnx.helper import make_graph, make_node
 from onnx.numpy_helper import from_array
 from places import TINY
@@ -90,7 +91,7 @@ def test_every_gate_passes_at_no_difference_with_24_tokens(folder: Path) -> None
     assert all(gate.detail.startswith("24 tokens after") for gate in prompts)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "q4f16", "quantized"])
+@pytest.mark.parametrize("precision", [*map(in_full, ("fp32", "fp16")), "q4f16", in_full("quantized")])
 def test_every_precision_passes(precision: str, tmp_path: Path) -> None:
     write(open_export(TINY), tmp_path / "out", precision, layout="unique")
     report = proven(tmp_path / "out", open_export(TINY).pair(precision))

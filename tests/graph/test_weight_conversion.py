@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
+from exhaustive import in_full
 from places import TINY
 
 from passes import FusePerLayerTable, MergeEmbeddings, SplitPerLayerTable, ToFp16
@@ -20,6 +22,7 @@ RECIPES: dict[str, tuple[Pass, ...]] = {
     "split": (SplitPerLayerTable(),),
     "rounded and split": (ToFp16(), SplitPerLayerTable()),
 }
+PORTIONS = {("rounded", "q4", 1), ("split", "quantized", 1291), ("rounded and split", "q4", 70001)}
 
 
 def written(model: Model, folder: Path) -> dict[str, bytes]:
@@ -34,9 +37,10 @@ def converted(recipe: str, precision: str) -> Model:
     return apply(model, [MergeEmbeddings(pair.embed), *RECIPES[recipe]])[0]
 
 
-@pytest.mark.parametrize("portion", [1, 1291, 70001])
-@pytest.mark.parametrize("precision", ["q4", "quantized"])
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(
+    ("recipe", "precision", "portion"),
+    [each if each in PORTIONS else in_full(*each) for each in product(RECIPES, ("q4", "quantized"), (1, 1291, 70001))],
+)
 def test_every_boundary_of_a_portion_is_crossed(
     recipe: str, precision: str, portion: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ import neighbours
 import numpy as np
 import onnxruntime_genai as og
 import pytest
+from exhaustive import in_full
 from folders import planned, repack
 from generating import before_end, generated
 from onnx import ModelProto, TensorProto
@@ -72,7 +73,7 @@ def test_genai_runs_gemma3n_under_another_name_and_every_gate_but_the_padded_bat
 # mobius
 
 
-@pytest.mark.parametrize("flat_decoder", [True, False], ids=["rank 3 and 3", "rank 3 and 4"])
+@pytest.mark.parametrize("flat_decoder", [in_full(True), False], ids=["rank 3 and 3", "rank 3 and 4"])
 def test_the_split_form_is_a_source(flat_decoder: bool, tmp_path: Path) -> None:
     """Its graphs have inputs for images, which a merged graph for text gets none of, and data files of one name."""
     repack(neighbours.mobius(tmp_path / "source", flat_decoder=flat_decoder), tmp_path / "out", "split")
@@ -85,7 +86,7 @@ def test_the_split_form_is_a_source(flat_decoder: bool, tmp_path: Path) -> None:
             assert generated(tmp_path / "out", expected[f"p{prompt}_ids"], len(wanted)) == before_end(wanted)
 
 
-@pytest.mark.parametrize("flat_decoder", [True, False], ids=["rank 3 and 3", "rank 3 and 4"])
+@pytest.mark.parametrize("flat_decoder", [True, in_full(False)], ids=["rank 3 and 3", "rank 3 and 4"])
 def test_the_split_form_is_proven_against_itself(flat_decoder: bool, tmp_path: Path) -> None:
     export = open_export(neighbours.mobius(tmp_path / "source", flat_decoder=flat_decoder))
     pair = export.pair("split")
@@ -116,8 +117,10 @@ def with_ids(proto: ModelProto) -> None:
             node.input[0] = "input_ids"
 
 
-@pytest.mark.parametrize("change", [renamed, with_ids])
-@pytest.mark.parametrize("preset", [compatible, fast])
+@pytest.mark.parametrize(
+    ("preset", "change"),
+    [(compatible, renamed), (fast, with_ids), in_full(compatible, with_ids), in_full(fast, renamed)],
+)
 def test_a_decoder_with_other_token_inputs_is_repacked_and_proven(
     change: Callable[[ModelProto], None], preset: Callable[[Path], Recipe], tmp_path: Path
 ) -> None:

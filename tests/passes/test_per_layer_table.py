@@ -364,8 +364,8 @@ def test_recipes_know_them() -> None:
 
 
 def test_memory_does_not_depend_on_the_size_of_the_table(tmp_path: Path) -> None:
-    """A sparse table of 512 MiB is cut in a process of its own."""
-    rows, layers, width = 2**17, 32, 32
+    """A sparse table of 256 MiB is cut in a process of its own."""
+    rows, layers, width = 2**16, 32, 32
     table = TensorProto(name="t", data_type=TensorProto.FLOAT, dims=[rows, layers * width], data_location=1)
     for key, value in (("location", "w"), ("offset", "0"), ("length", str(rows * layers * width * 4))):
         table.external_data.add(key=key, value=value)

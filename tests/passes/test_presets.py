@@ -134,9 +134,9 @@ def test_every_gate_passes_within_the_tolerance_of_another_order(
     assert report.parity is not None and report.parity.exact == report.parity.continuations
 
 
-def test_float16_keeps_to_its_own_tolerance(exports: dict[str, Export], tmp_path: Path) -> None:
-    repacked(exports["tiny-e4b"], "q4f16", tmp_path / "out")
-    report = prove_folder(tmp_path / "out", exports["tiny-e4b"].pair("q4f16"), request=Request(scope="closing"))
+def test_float16_keeps_to_its_own_tolerance(tmp_path: Path) -> None:
+    repacked(open_export(TINY), "q4f16", tmp_path / "out")
+    report = prove_folder(tmp_path / "out", open_export(TINY).pair("q4f16"), request=Request(scope="closing"))
     assert report.passed, [gate for gate in report.gates if not gate.passed]
     assert 0 < report.settings["thresholds"]["logits"] < 1
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from command_line import run
+from exhaustive import in_full
 from folders import planned
 from typer.testing import CliRunner
 
@@ -56,11 +57,11 @@ def proven(export: Path, out: Path, *words: str) -> Report:
     ("name", "words"),
     [
         ("tiny-e2b-qat", ""),
-        ("tiny-e4b-qat", "--kv-layout unique --per-layer-table split"),
-        ("tiny-e2b-qat", "--modalities text,image,audio"),
+        in_full("tiny-e4b-qat", "--kv-layout unique --per-layer-table split"),
+        in_full("tiny-e2b-qat", "--modalities text,image,audio"),
         ("no-spread-scales", "--target genai-0.12 --weights consolidate"),
-        ("quantized-activations", ""),
-        ("rounded-activations", ""),
+        in_full("quantized-activations", ""),
+        in_full("rounded-activations", ""),
     ],
 )
 def test_bit_exact_where_it_is_promised(name: str, words: str, exports: dict[str, Path], tmp_path: Path) -> None:
@@ -69,7 +70,7 @@ def test_bit_exact_where_it_is_promised(name: str, words: str, exports: dict[str
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [("tiny-e2b-qat", "--modalities text,image,audio"), ("quantized-activations", "")]
+    ("name", "words"), [in_full("tiny-e2b-qat", "--modalities text,image,audio"), ("quantized-activations", "")]
 )
 def test_fast(name: str, words: str, exports: dict[str, Path], tmp_path: Path) -> None:
     proven(exports[name], tmp_path / "out", "--preset", "fast", *words.split())

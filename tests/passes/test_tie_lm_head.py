@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 import pytest
+from exhaustive import in_full
 from folders import repack
 from onnx import TensorProto, load
 from onnx.helper import make_attribute, make_graph, make_model, make_node, make_opsetid, make_tensor_value_info
@@ -67,7 +68,13 @@ def change_byte(source: Path, precision: str, tensor: str) -> int:
 
 
 @pytest.mark.parametrize(
-    ("precision", "weights"), [*((precision, "copy") for precision in EXPECTED), ("q4f16", "consolidate")]
+    ("precision", "weights"),
+    [
+        ("fp32", "copy"),
+        ("q4", "copy"),
+        ("q4f16", "consolidate"),
+        *(in_full(each, "copy") for each in ("fp16", "q4f16", "quantized")),
+    ],
 )
 def test_bytes_are_stored_once_and_every_number_stays(precision: str, weights: WeightMode, tmp_path: Path) -> None:
     export = open_export(TINY)

@@ -324,8 +324,8 @@ def test_tensors_that_share_bytes_go_on_sharing_them(tmp_path: Path) -> None:
 
 
 def test_memory_does_not_depend_on_the_size_of_the_weights(tmp_path: Path) -> None:
-    """A sparse file of 384 MiB, converted in a process of its own."""
-    size = 384 * 2**20
+    """A sparse file of 288 MiB, converted in a process of its own."""
+    size = 288 * 2**20
     with (tmp_path / "w").open("wb") as file:
         file.truncate(size)
     code = (

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from exhaustive import in_full
 from folders import repack
 from onnx import GraphProto, NodeProto, numpy_helper
 from signing import sign
@@ -106,7 +107,7 @@ def test_a_repacked_folder_is_its_source_bit_by_bit(export: Export, precision: s
     json.dumps(report.to_dict(), allow_nan=False)
 
 
-@pytest.mark.parametrize("name", ["tiny-e4b", "tiny-31b"])
+@pytest.mark.parametrize("name", [in_full("tiny-e4b"), "tiny-31b"])
 def test_other_architectures_too(name: str, tmp_path: Path) -> None:
     fixtures.build(name, "q4f16", tmp_path / "source")
     export = open_export(tmp_path / "source")

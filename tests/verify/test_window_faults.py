@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from exhaustive import in_full
 from folders import Preset, repack
 from onnx import GraphProto, NodeProto
 from onnx.numpy_helper import from_array, to_array
@@ -193,10 +194,11 @@ FEW: list[Fault] = [first_layer_one_less, last_layer_one_more]
 
 def of(pairs: list[tuple[Made, Fault]]) -> pytest.MarkDecorator:
     names = ["-".join(map(str, (*made, fault.__name__))) for made, fault in pairs]
-    return pytest.mark.parametrize(("subjects", "fault"), pairs, indirect=["subjects"], ids=names)
+    found = [pair if pair[0] is E2B else in_full(*pair) for pair in pairs]
+    return pytest.mark.parametrize(("subjects", "fault"), found, indirect=["subjects"], ids=names)
 
 
-@pytest.mark.parametrize("subjects", [E2B, LARGE, STRICT], indirect=True, ids=["E2B", "31B", "E4B"])
+@pytest.mark.parametrize("subjects", [E2B, in_full(LARGE), in_full(STRICT)], indirect=True, ids=["E2B", "31B", "E4B"])
 def test_the_shortest_proof_crosses_the_window_and_passes_what_is_right(subjects: dict[Preset, Subject]) -> None:
     for subject in subjects.values():
         assert subject.failed(None) == set()

@@ -17,8 +17,7 @@ types: surgery.graph.renaming.rename renames a value in every place that knows i
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -111,12 +110,15 @@ def _show(graph: GraphProto) -> tuple[gs.Graph, _Before]:
         shown = {tensor.name: tensor for tensor in _tensors(view)}
         view.inputs = [shown.get(value.name) or gs.Variable(value.name) for value in graph.input]
     nodes = {
-        id(shown): _Origin(
-            proto, shown, _kind(shown), tuple(proto.input), tuple(proto.output), copy.deepcopy(dict(shown.attrs))
-        )
+        id(shown): _Origin(proto, shown, _kind(shown), tuple(proto.input), tuple(proto.output), _held(shown.attrs))
         for proto, shown in zip(graph.node, view.nodes, strict=True)
     }
     return view, _Before(nodes, {id(tensor): (tensor, tensor.name) for tensor in _tensors(view)})
+
+
+def _held(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Attributes as they are now: of what the view shows of them, an edit can change lists of numbers alone in place."""
+    return {name: [*value] if isinstance(value, list) else value for name, value in attributes.items()}
 
 
 def _kind(node: gs.Node) -> tuple[Any, Any, Any]:

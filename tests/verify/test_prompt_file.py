@@ -11,7 +11,7 @@ from surgery.errors import RequestError
 from surgery.verify.prompt_file import Prompt, cases_of, read_prompts, shipped, shipped_texts
 from surgery.verify.prompts import CLOSING, Case, Coverage, ModelTokens, Skipped, of_ids, within
 
-REAL = ModelTokens(size=262144, context=131072, bos=2, pad=0, eos=(1,), image=258880, audio=258881, window=512)
+REAL = ModelTokens(size=262144, context=131072, bos=2, pad=0, eos=(1,), image=258880, audio=258881, window=512, many=16)
 
 
 def written(path: Path, *lines: str) -> Path:

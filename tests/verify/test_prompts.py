@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from surgery.verify.prompts import CLOSING, Case, ModelTokens, Skipped, admissible, of_ids, within
@@ -63,3 +65,14 @@ def test_what_does_not_fit_is_left_out() -> None:
     found, skipped = admissible([long, Case("short", "", ((4,),))], SMALL, 2)
     assert [case.name for case in found] == ["short"] and isinstance(skipped[0], Skipped)
     assert "do not fit the context of 256" in skipped[0].reason
+
+
+def test_runs_of_many_tokens_are_fed_in_each_way() -> None:
+    """Alone, in chunks with a few tokens behind, in a batch and padded; where no run is computed otherwise, not at all."""
+    found = cases(replace(SMALL, many=16))
+    many = {name: [len(row) for row in case.rows] for name, case in found.items() if name not in cases(SMALL)}
+    assert many == {
+        "many-tokens": [17], "many-tokens-in-chunks": [34], "many-tokens-in-a-batch": [17, 17], "many-tokens-padded": [20, 9],
+    }  # fmt: skip
+    assert all(found[name].run_tokens >= 16 for name in many) and found["many-tokens-in-chunks"].chunk == 16
+    assert found["ragged-batch"].run_tokens == 11 and found["chunks-of-3"].run_tokens == 3

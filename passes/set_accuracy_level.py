@@ -20,7 +20,7 @@ INT8 = Numerics(
     "lossy",
     {
         "logits": 3.0, "regrouped": 3.0, "caches": 1.5, "mean": 0.75, "kl": 0.25, "cosine": 0.97, "top1": 0.98, "top10": 0.98,
-        "exact": 0.9, "first": 0.95, "error": 0.1, "mean_kl": 0.025,
+        "exact": 0.9, "first": 0.95, "error": 0.1, "mean_kl": 0.025, "near": 0.25,
     },
 )  # fmt: skip
 """Activations in int8. The relative error is the measure that holds at every size: 0.025 to 0.055 in seven small

@@ -41,7 +41,6 @@ from surgery.verify.report import Gate
 from surgery.verify.request import Request
 from surgery.verify.stages import Stages
 from surgery.verify.thresholds import (
-    NEAR,
     RESUMMED,
     ROUNDED,
     Thresholds,
@@ -268,7 +267,8 @@ class NumberProof:
                 theirs = Recording(tuple(reference.answers[index] for index in chosen))
                 taken = record(runner(self.folder, self.settings), light, steps=self.request.steps, follow=theirs, progress=told,
                                padding=padding)  # fmt: skip
-                found = agreement_of(theirs, taken, self.folder.kv_sources, near=NEAR)
+                near = self._thresholds(coarsest(theirs, taken), "level").near
+                found = agreement_of(theirs, taken, self.folder.kv_sources, near=near)
                 how = f"taken off on both sides above; alone, on {len(light)} cases, against the source as published"
             self.level_parity = parity(found)
             self._accuracy = self._thresholds(found.dtype, "level")

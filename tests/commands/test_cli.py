@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -47,9 +48,9 @@ def test_two_explicit_files_are_repacked(tmp_path: Path) -> None:
 
 
 def test_validate_finds_the_source_precision_and_passes(folder: Path) -> None:
-    done = run("validate", str(folder), "--against", str(TINY), "--ep", "cpu")
+    done = run("validate", str(folder), "--against", str(TINY), "--ep", "cpu", "--quick")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "max |difference| 0, at most 0: 33 cases" in done.stdout
+    assert re.search(r"max \|difference\| 0, at most 0: \d+ cases", done.stdout)
 
 
 def test_validate_fails_with_exit_code_one(folder: Path, tmp_path: Path) -> None:
@@ -58,7 +59,7 @@ def test_validate_fails_with_exit_code_one(folder: Path, tmp_path: Path) -> None
     data[:64] = bytes(64)
     (broken / "model.onnx_data_1").write_bytes(data)
     for wrong in ("files are what was written", "logits"):
-        done = run("validate", str(broken), "--against", str(TINY), "--ep", "cpu", "--json")
+        done = run("validate", str(broken), "--against", str(TINY), "--ep", "cpu", "--quick", "--json")
         assert done.returncode == 1
         assert wrong in {gate["name"] for gate in json.loads(done.stdout)["gates"] if not gate["passed"]}
         sign(broken)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import os
 import random
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 from command_line import run
-from exhaustive import in_full
+from exhaustive import in_full, some
 from places import TINY
 from rich.console import Console
 
@@ -107,9 +108,15 @@ def test_a_validation_of_other_types_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["", "genai_config.json", "report.json", "manifest.json", "model.onnx", "tokenizer.json"]
+    ("what", "name"),
+    some(
+        itertools.product(
+            ["a pipe", "a loop", "a folder", "a device"],
+            ["", "genai_config.json", "report.json", "manifest.json", "model.onnx", "tokenizer.json"],
+        ),
+        5,
+    ),
 )
-@pytest.mark.parametrize("what", ["a pipe", "a loop", "a folder", "a device"])
 def test_what_is_no_file_is_a_sentence_or_left_out(folder: Path, tmp_path: Path, name: str, what: str) -> None:
     out = tmp_path / "out"
     shutil.copytree(folder, out)

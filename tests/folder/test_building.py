@@ -32,9 +32,9 @@ LAYOUTS: tuple[KVLayout, ...] = ("aliased", "unique")
 @pytest.mark.parametrize(
     ("fixture", "layout"),
     [
-        ("tiny-e2b", "aliased"), ("tiny-e4b", "unique"), ("tiny-31b", "aliased"), ("tiny-12b", "unique"),
-        ("tiny-26b-a4b", "aliased"), in_full("tiny-e2b", "unique"), in_full("tiny-e4b", "aliased"),
-        in_full("tiny-31b", "unique"), in_full("tiny-12b", "aliased"), in_full("tiny-26b-a4b", "unique"),
+        ("tiny-e2b", "aliased"), ("tiny-31b", "unique"), ("tiny-26b-a4b", "aliased"), in_full("tiny-e2b", "unique"),
+        in_full("tiny-e4b", "aliased"), in_full("tiny-e4b", "unique"), in_full("tiny-31b", "aliased"),
+        in_full("tiny-12b", "aliased"), in_full("tiny-12b", "unique"), in_full("tiny-26b-a4b", "unique"),
     ],
 )  # fmt: skip
 def test_runtime_generates_the_tokens_of_transformers(fixture: str, layout: KVLayout, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import command_line
 import pytest
+from exhaustive import in_full
 from places import ROOT, TINY
 from signing import sign
 
@@ -65,8 +66,9 @@ def render(folder: Path) -> Render:
     return renderer(Path(shutil.copytree(folder, folder.parent / "rendered")), str(genai_template(PUBLISHED)))
 
 
-def test_generated_conversations_are_rendered_as_by_jinja2(render: Render) -> None:
-    for said in conversations(210, seed=7):
+@pytest.mark.parametrize("count", [70, in_full(210)])
+def test_generated_conversations_are_rendered_as_by_jinja2(count: int, render: Render) -> None:
+    for said in conversations(count, seed=7):
         said = replace(said, messages=[{"content": "", **message} for message in said.messages])
         assert render(said) == published_text(PUBLISHED, said), said
 

@@ -49,7 +49,7 @@ def folder_of(
     ("name", "window", "layout", "target"),
     [
         ("tiny-e2b", 8, "aliased", "genai-0.14"),
-        ("tiny-e2b", 32, "aliased", "genai-0.14"),
+        in_full("tiny-e2b", 32, "aliased", "genai-0.14"),
         in_full("tiny-e2b", 32, "unique", "genai-0.14"),
         ("tiny-e2b", 32, "aliased", "genai-0.12"),
         in_full("tiny-e4b", 8, "aliased", "genai-0.14"),

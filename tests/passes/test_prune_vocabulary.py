@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from exhaustive import in_full
 from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, numpy_helper
 from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_tensor, make_tensor_value_info
 from small import Array, decoder, embed_tokens, externalised, run
@@ -58,7 +59,7 @@ def merged(pair: GraphPair, export: Export, folder: Path, *more: Any) -> Path:
     return folder / "model.onnx"
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "q4", "q4f16", "quantized"])
+@pytest.mark.parametrize("precision", ["fp32", in_full("fp16"), in_full("q4"), "q4f16", "quantized"])
 def test_two_graphs_and_one_give_the_bits_of_the_source(export: Export, precision: str, tmp_path: Path) -> None:
     pair = export.pair(precision)
     wanted = source(pair)
@@ -70,7 +71,7 @@ def test_two_graphs_and_one_give_the_bits_of_the_source(export: Export, precisio
     assert equal(answers(one, PROMPT, PROMPT[:3]), wanted)
 
 
-@pytest.fixture(scope="module", params=["tiny-e2b-qat", "tiny-e4b-qat"])
+@pytest.fixture(scope="module", params=["tiny-e2b-qat", in_full("tiny-e4b-qat")])
 def qat(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Export:
     folder = tmp_path_factory.mktemp("qat")
     build(request.param, "q2f16", folder)

@@ -133,7 +133,17 @@ def test_recipe_of_the_option_parses_back_and_is_known_as_lossy(tmp_path: Path) 
 
 
 def test_command_takes_the_level(tmp_path: Path) -> None:
-    arguments = ["repack", str(TINY), str(tmp_path / "out"), "--accuracy-level", "4", "--precision", "q4", "-v"]
+    arguments = [
+        "repack",
+        str(TINY),
+        str(tmp_path / "out"),
+        "--accuracy-level",
+        "4",
+        "--precision",
+        "q4",
+        "-v",
+        "--no-validate",
+    ]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert levels(Model.open(tmp_path / "out" / "model.onnx")) == {4}

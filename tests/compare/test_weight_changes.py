@@ -17,7 +17,7 @@ import pytest
 from command_line import run
 from folders import repack
 from huggingface_hub import constants
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto, TensorProto, save
 from onnx.helper import make_graph, make_model, make_node, make_tensor_value_info
 from onnx.numpy_helper import from_array
 from places import TINY
@@ -217,7 +217,7 @@ def side(proto: ModelProto) -> Subject:
     return Subject("a", "file", (SubjectGraph("model", "model.onnx", Model(proto, path, files)),), path.parent)
 
 
-def sums(**tensors: np.ndarray) -> Subject:
+def sums(**tensors: np.ndarray) -> ModelProto:
     """A chain of Adds, each with a tensor of its own."""
     names = ["x", *(f"y_{name}" for name in tensors)]
     nodes = [
@@ -225,7 +225,7 @@ def sums(**tensors: np.ndarray) -> Subject:
     ]
     values = [make_tensor_value_info(name, TensorProto.FLOAT, None) for name in (names[0], names[-1])]
     weights = [from_array(array, name) for name, array in tensors.items()]
-    return side(make_model(make_graph(nodes, "g", values[:1], values[1:], weights), ir_version=10))
+    return make_model(make_graph(nodes, "g", values[:1], values[1:], weights), ir_version=10)
 
 
 ONE, TWO = np.zeros(4, np.float32), np.ones(4, np.float32)
@@ -246,8 +246,19 @@ ONE, TWO = np.zeros(4, np.float32), np.ones(4, np.float32)
 def test_each_change_of_a_tensor_alone(
     before: Any, after: Any, changes: list[tuple[str, str | None, str | None]]
 ) -> None:
-    found = compare(sums(**before), sums(**after)).weights.changes
+    found = compare(side(sums(**before)), side(sums(**after))).weights.changes
     assert [(c.verb, c.before and c.before.name, c.after and c.after.name) for c in found] == changes
+
+
+def test_a_data_file_of_one_side_alone_is_another_one(tmp_path: Path) -> None:
+    """The tensor is the same, in a file of its own on one side."""
+    proto = sums(a=ONE)
+    (tmp_path / "one.onnx").write_bytes(proto.SerializeToString())
+    save(proto, tmp_path / "two.onnx", save_as_external_data=True, location="w", size_threshold=0)
+    found = compare(open_subject(tmp_path / "one.onnx"), open_subject(tmp_path / "two.onnx")).weights
+    assert [(file.name, file.before, file.same) for file in found.files] == [
+        ("w", None, False)
+    ] and found.unchanged == 1
 
 
 def _locations(message: Any) -> Iterator[Any]:

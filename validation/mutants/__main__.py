@@ -40,8 +40,8 @@ COPIED = (
     "surgery", "passes", "fixtures", "tests", "validation", "docs", "cli.py", "pyproject.toml", "README.md",
     "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "NOTICE", "action.yml",
 )  # fmt: skip
-LONGEST = 4
-"""A run that takes this many times the CPU time of one without a fault has no end."""
+LONGEST = 150
+"""Seconds of CPU time: a run that takes more has no end. The longest without a fault takes 40."""
 PAGE = ROOT / "docs/validation/mutants.md"
 LATER = 10.0
 """Seconds by which a changed module is younger: Python then does not take the compiled one."""
@@ -66,20 +66,19 @@ class Tree:
     def sound(self, tests: tuple[str, ...]) -> Outcome:
         """The tests without a fault, run once."""
         if tests not in self._sound:
-            self._sound[tests] = run_tests(self.root, tests, self._log, 3600)
+            self._sound[tests] = run_tests(self.root, tests, self._log, LONGEST)
             if failed := self._sound[tests].failed:
                 print(f"without a fault, {failed}:\n{self._log.read_text()[-2000:]}", flush=True)
         return self._sound[tests]
 
-    def run(self, fault: Fault, tests: tuple[str, ...], sound: Outcome) -> Outcome:
-        """The tests with the fault; `sound` is what they took without."""
-        limit = int(LONGEST * sound.seconds) + 10
+    def run(self, fault: Fault, tests: tuple[str, ...]) -> Outcome:
+        """The tests with the fault."""
         path = self.root / fault.file
         times, text = path.stat(), path.read_text(encoding="utf-8")
         path.write_text(fault.applied(text), encoding="utf-8")
         os.utime(path, (times.st_atime, times.st_mtime + LATER))
         try:
-            return run_tests(self.root, tests, self._log, limit)
+            return run_tests(self.root, tests, self._log, LONGEST)
         finally:
             path.write_text(text, encoding="utf-8")
             os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
@@ -173,14 +172,17 @@ def _is_there(test: str) -> bool:
 
 
 def _likely_first(tree: Tree, run: Run, likely: Mapping[Run, str]) -> Outcome | None:
-    """What tells the fault: the likely test by itself, then all tests."""
-    if told := likely.get(run):
+    """What tells the fault: the likely test by itself, then all tests; None where it fails without the fault, too."""
+    told = likely.get(run)
+    if told and (outcome := tree.run(run.fault, (told,))).failed:
         beside = sorted({one for other, one in likely.items() if other.tests == run.tests})
-        sound = tree.sound(tuple(beside))
-        if not sound.failed and (outcome := tree.run(run.fault, (told,), sound)).failed:
+        if not tree.sound(tuple(beside)).failed:
             return outcome
-    sound = tree.sound(run.tests)
-    return None if sound.failed else tree.run(run.fault, run.tests, sound)
+    outcome = tree.run(run.fault, run.tests)
+    if not outcome.failed:
+        return outcome
+    first = outcome.failed.partition("\n")[0]
+    return None if tree.sound((first,) if run.has(first) else run.tests).failed else outcome
 
 
 def _verdict(fault: Fault, tests: Mapping[str, Any], proofs: Mapping[str, Any], is_old: bool) -> Verdict:

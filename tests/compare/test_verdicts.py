@@ -164,3 +164,14 @@ def test_a_newer_runtime_breaks_and_versions_are_numbers(old: str | None, new: s
     one, other = (replace(SAME.before, costs=Costs(1, None, None, version, None)) for version in (old, new))
     impact = impact_of(replace(edited(operator="Softmax"), before=one, after=other))
     assert (impact.level, impact.why) == ("breaking" if why else "compatible", why)
+
+
+ONE_FOR_TWO = "one graph with the inputs and outputs of onnxruntime-genai where there were two of another interface"
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"), [("folder", (ONE_FOR_TWO, "1 input removed")), ("pair", ("1 input removed",))]
+)
+def test_two_graphs_become_one_where_they_do(kind: Any, why: tuple[str, ...]) -> None:
+    sides = {"before": replace(SAME.before, kind="pair"), "after": replace(SAME.after, kind=kind)}
+    assert impact_of(replace(interface("removed", "input", INPUT, None), **sides)).why == why

@@ -16,7 +16,7 @@ import pytest
 from folders import repack
 from places import TINY
 
-from passes import DropAttentionBias, FoldLogitsToKeep, HostEmbeddings
+from passes import DropAttentionBias, ExpandSharedKV, FoldLogitsToKeep, HostEmbeddings
 from passes.presets import compatible, fast
 from passes.recipe import Recipe
 from surgery.folder.building import plan
@@ -97,6 +97,7 @@ RECIPES: dict[str, tuple[Recipe, dict[str, str]]] = {
     "fast, tables on the host": ((*QUICK, HostEmbeddings()), {}),
     "fast, a bias as wide as the mask": (tuple(s for s in QUICK if not isinstance(s, DropAttentionBias)), {}),
     "fast, the embeddings apart": (QUICK[1:], {}),
+    "fast, caches that are copied": ((*QUICK, ExpandSharedKV()), {}),
 }
 
 
@@ -109,6 +110,14 @@ def test_capture_is_on_where_it_is_foretold_to_work(name: str) -> None:
     assert found["cpu"]["session_options"]["provider_options"] == []
     shared = genai_config(model, EXPORT, "cuda")["search"]["past_present_share_buffer"]
     assert shared or not options, "GenAI captures over one buffer alone"
+
+
+def test_older_runtimes_capture_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the sizes of the caches."""
+    monkeypatch.setattr("surgery.folder.genai_config._check_uniform", lambda model: None)
+    model, _ = plan(PAIR, EXPORT, QUICK)
+    found = genai_config(model, EXPORT, "cuda", "genai-0.12")["model"]["decoder"]["session_options"]
+    assert found["provider_options"] == [{"cuda": {}}]
 
 
 @pytest.mark.parametrize(("preset", "options", "admitted"), [

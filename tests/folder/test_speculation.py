@@ -90,13 +90,18 @@ def faults(folder: Path) -> list[str]:
     return list(setting_faults(open_genai_folder(folder), source, "cpu"))
 
 
-@pytest.mark.parametrize("key, value", [("max_draft_tokens", 16), ("cooldown", False)])
-def test_other_values_fail_the_proof(key: str, value: object, folders: dict[bool, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [("speculative", "max_draft_tokens", 16), ("speculative", "cooldown", False), ("search", "chunk_size", 512)],
+)
+def test_other_values_fail_the_proof(
+    section: str, key: str, value: object, folders: dict[bool, Path], tmp_path: Path
+) -> None:
     copied = Path(shutil.copytree(folders[True], tmp_path / "copy"))
     config = json.loads((copied / "genai_config.json").read_text())
-    config["speculative"][key] = value
+    config[section][key] = value
     (copied / "genai_config.json").write_text(json.dumps(config))
-    assert any(fault.startswith(f"speculative.{key} is {value}") for fault in faults(copied))
+    assert any(fault.startswith(f"{section}.{key} is {value}") for fault in faults(copied))
 
 
 def test_a_folder_whose_logits_are_of_the_last_token_must_not_say_so(folders: dict[bool, Path], tmp_path: Path) -> None:

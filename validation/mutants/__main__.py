@@ -154,7 +154,8 @@ def verdicts(runs: Sequence[Run], work: Path) -> list[Verdict]:
     known = _read(work / "verdicts.json")
     found: dict[Fault, dict[bool, Any]] = {run.fault: {} for run in runs}
     for run in runs:
-        if made := known.get(run.key):
+        made = known.get(run.key)
+        if made and (run.holds(made) or not run.is_proof):
             found[run.fault][run.is_proof] = made
     new = {run.fault for run in runs if not run.is_proof and run.holds(known.get(run.key))}
     return [_verdict(fault, made.get(False, {}), made.get(True, {}), fault not in new) for fault, made in found.items()]

@@ -106,6 +106,10 @@ def page(found: Sequence[Verdict]) -> str:
         if survived(one) and not one.fault.survives
     ]
     reasons += ["", "What survives, and no reason is known so far:", "", *left] if left else []
+    tried = [one for one in found if one.tried]
+    missed = [f"- `{one.fault.file}`, {one.fault.what}." for one in tried if not one.proven]
+    if missed:
+        reasons += ["", MISSED.format(tried=len(tried), told=len(tried) - len(missed)), "", *missed]
     commits = ", ".join(sorted({commit for verdict in found for commit in verdict.commits}))
     return "\n".join([HEAD.format(commits=commits), *table, "", REASONS, "", *reasons, ""])
 
@@ -116,9 +120,10 @@ HEAD = """\
 What `python -m validation.mutants WORK --page` wrote. Each fault is a text of a module and what stands there instead
 ([the catalogue](../../validation/mutants/faults)). One at a time goes into a copy of the project, and the tests that the
 catalogue names are run up to the first that fails; then, where the module has a part in making a folder, `repack` or `strip`
-of a small export with nothing but its own proof. A verdict is of older code where the module or its tests have
-changed since. Commits: {commits}.
+of a small export with nothing but its own proof. A verdict is of older code where the module, or the test that told the
+fault, has changed since; where none told it, any of its tests. Commits: {commits}.
 
 | module | faults | told by tests | told by the proof of a job alone | survive, with a reason | survive | not run | of older code | CPU seconds |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- |"""
+MISSED = "The proof of a job alone was run with {tried} of them, and tells {told}. Left to the tests:"
 REASONS = "What survives the tests, and why it cannot matter:"

@@ -349,6 +349,16 @@ def test_a_file_and_its_faults_in_one_sentence(tmp_path: Path) -> None:
     assert [tensor.dims[0] for tensor in found.graph.initializer if len(tensor.dims) == 2] == [2, 2]
 
 
+def test_groups_in_another_order_are_refused() -> None:
+    proto = product(4, flat=False)
+    proto.graph.node[0].input[4] = "order"
+    proto.graph.initializer.append(numpy_helper.from_array(np.arange(WIDTH, dtype=np.int32), "order"))
+    with pytest.raises(
+        PassError, match="MatMulNBits node 'head' takes groups in another order, 'order'; none is expected"
+    ):
+        apply(Model.from_proto(proto), [PruneVocabulary(HALF)])
+
+
 def test_logits_of_no_product_are_refused() -> None:
     proto = decoder()
     proto.graph.node[-1].op_type = "Einsum"

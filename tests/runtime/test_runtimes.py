@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 import re
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -163,8 +165,18 @@ def test_a_crash_in_the_middle_of_a_line_is_no_answer(tmp_path: Path) -> None:
     assert found[1].detail.startswith("exit code 3")
 
 
-def test_a_hang_is_a_crash(tmp_path: Path) -> None:
-    python = fake_python(tmp_path, "if name == 'hangs':\n    time.sleep(60)")
+def test_a_hang_is_a_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What would wait for ever ends and says so, and the time is over then: how long the start takes is no matter."""
+    run, waits = subprocess.run, 75
+
+    def impatient(command: list[str], *, timeout: float, **options: Any) -> subprocess.CompletedProcess[str]:
+        done: subprocess.CompletedProcess[str] = run(command, **options)
+        if done.returncode == waits:
+            raise subprocess.TimeoutExpired(command, timeout, done.stdout.encode())
+        return done
+
+    monkeypatch.setattr("subprocess.run", impatient)
+    python = fake_python(tmp_path, f"if name == 'hangs':\n    os._exit({waits})")
     found = ask(python, tmp_path, questions("a", "hangs"), patience=1.0)
     assert found == [OK, Outcome("crash", "no answer in 1 s")]
 

@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from surgery.errors import ModelError, PassError, SurgeryError
+from surgery.errors import ModelError, PassError, SurgeryError, WeightsAbsent
 from surgery.graph.changes import Finding, ModelThing, Snapshot, Verb, snapshot, touched
 from surgery.graph.definitions import check_definitions
 from surgery.graph.model import Model
 from surgery.graph.operands import check_graph
 
-__all__ = ["EXACT", "LOSSY", "REORDERED", "Finding", "Numerics", "Outcome", "Pass", "Verb", "apply"]
+__all__ = ["EXACT", "LOSSY", "NOT_TRIED", "REORDERED", "Finding", "Numerics", "Outcome", "Pass", "Verb", "apply"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +94,17 @@ class Outcome:
 
 
 def apply(
-    model: Model, passes: Sequence[Pass], observe: Callable[[Outcome], None] | None = None
+    model: Model,
+    passes: Sequence[Pass],
+    observe: Callable[[Outcome], None] | None = None,
+    *,
+    weights_absent: bool = False,
 ) -> tuple[Model, list[Outcome]]:
     """Apply passes in order to a copy of `model`; the model that was given stays as it is, whatever happens.
 
     Returns the changed copy, and what each pass came to. `observe` is called with each outcome as it comes.
+    With `weights_absent`, for a plan before anything is fetched, a pass that reads a data file which is not there is left
+    out, and its finding says so.
     Raises PassError with the names of the passes that went before: where a pass cannot be applied, where the graph
     that it leaves is broken, and where what it says of its change is not what is measured. Raises ModelError for a
     graph that is broken before any pass: no pass need expect one.
@@ -109,15 +115,24 @@ def apply(
     things = snapshot(current.proto)
     outcomes: list[Outcome] = []
     for step in passes:
+        before = current.copy() if weights_absent else current
         try:
             outcome, things = _apply_one(current, step, things)
         except SurgeryError as error:
-            trail = " after " + ", ".join(before.name for before in outcomes) if outcomes else ""
+            if weights_absent and isinstance(error, WeightsAbsent):
+                current, outcome = before, Outcome(step.name, (NOT_TRIED,), {}, False, 0.0)
+                outcomes.append(outcome)
+                continue
+            trail = " after " + ", ".join(earlier.name for earlier in outcomes) if outcomes else ""
             raise PassError(f"{step.name}{trail}: {error}", hint=error.hint) from error
         outcomes.append(outcome)
         if observe is not None:
             observe(outcome)
     return current, outcomes
+
+
+NOT_TRIED = Finding("skipped", "weights", "not tried: it reads weights that are not fetched yet")
+"""What a pass comes to in a plan, where it cannot be tried."""
 
 
 def _refuse_misuse(model: object, passes: object) -> None:

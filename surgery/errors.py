@@ -40,6 +40,10 @@ class WeightError(SurgeryError):
     """External data does not hold what the graph says it holds."""
 
 
+class WeightsAbsent(WeightError):
+    """A file of external data is not there."""
+
+
 class PassError(SurgeryError):
     """A pass cannot be applied to this model; the model is as it was."""
 

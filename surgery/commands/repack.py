@@ -219,3 +219,5 @@ def _show_plan(source: str, options: RepackOptions, as_json: bool) -> None:
         show_contents(data(), plan.files, plan.destination)
     else:
         show_comparison(data(), plan.report)
+    if plan.untried:
+        data().print(f"not tried  {', '.join(plan.untried)}: reads weights that are not fetched yet")

@@ -44,14 +44,14 @@ def planned_report(
 
     `media` are the graphs of a folder that takes images or sound too; `recipe` is then the decoder's alone.
     """
-    model, outcomes = apply(Model.open(pair.decoder, export.architecture), recipe)
+    model, outcomes = apply(Model.open(pair.decoder, export.architecture), recipe, weights_absent=True)
     if not media:
         after = subject_of_plan(model, genai_config(model, export, provider, runtime, speculative), export.root)
         return compare(subject_of_pair(export, pair), after, provenance=witnessed(outcomes))
     modalities = [modality for modality, role in ENCODERS.items() if any(part.role == role for part in media)]
     others = {}
     for part in media:
-        others[part.role], found = apply(Model.open(part.source), part.recipe)
+        others[part.role], found = apply(Model.open(part.source), part.recipe, weights_absent=True)
         outcomes += found
     config = media_config(model, export, modalities, provider, runtime)
     return compare(

@@ -172,7 +172,7 @@ def planned_files(
     export: Export, pair: GraphPair, recipe: Sequence[Pass], parts: Sequence[GraphPlan], weights: WeightMode
 ) -> dict[str, int | None]:
     """The files of the folder and their bytes; None for what is written anew, or is not there yet to be measured."""
-    models = {MODEL_FILE: apply(Model.open(pair.decoder, export.architecture), recipe)[0]}
+    models = {MODEL_FILE: apply(Model.open(pair.decoder, export.architecture), recipe, weights_absent=True)[0]}
     models |= {part.file: Model.open(part.source) for part in parts}
     new = [*models, CONFIG_FILE, "config.json", "tokenizer_config.json", CARD_FILE, MANIFEST_FILE]
     found: dict[str, int | None] = dict.fromkeys([*new, *([VOCABULARY_FILE] if pair.kept is not None else [])])

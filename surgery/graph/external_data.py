@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from surgery.errors import WeightError
+from surgery.errors import WeightError, WeightsAbsent
 from surgery.files.safe_reading import stays_inside
 
 if TYPE_CHECKING:
@@ -259,7 +259,7 @@ def _status(ref: WeightReference) -> os.stat_result:
     try:
         found = ref.file.stat()
     except FileNotFoundError:
-        raise WeightError(
+        raise WeightsAbsent(
             f"{ref.file} is missing: tensor {ref.name!r} and perhaps others are stored in it",
             hint="fetch the file, or pick another precision",
         ) from None

@@ -191,6 +191,14 @@ class RepackPlan:
     download: Download | None
     destination: Destination | None
 
+    @property
+    def untried(self) -> tuple[str, ...]:
+        """The passes that `report` leaves out, because they read weights that are not fetched yet."""
+        from passes.base import NOT_TRIED
+
+        made = self.report.passes
+        return tuple(one.name for one in made if any(found.reason == NOT_TRIED.reason for found in one.findings))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, keys in a fixed order."""
         from surgery.compare.report_json import to_dict

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hub_server import COMMIT, Hub, reach_nobody_by_default, serve
@@ -298,6 +299,19 @@ def test_what_a_pass_refuses_is_told_before_weights_are_fetched(
         with pytest.raises(PassError, match=message):
             surgery.plan_repack(REPO, options)
     assert weights(hub) == [] and not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"per_layer_table": "split"}, {"speculative": True}, {"prefill": "int8"}], ids=str
+)
+def test_a_plan_of_fast_needs_no_weights_and_names_what_it_could_not_try(hub: Hub, options: dict[str, Any]) -> None:
+    plan = surgery.plan_repack(REPO, replace(REPACK, precision="q4", preset="fast", **options))
+    assert "tie-lm-head" in plan.untried
+    assert weights(hub) == [] and {"fuse-attention", "slice-caches"} <= set(_changed(plan)), _changed(plan)
+
+
+def _changed(plan: surgery.RepackPlan) -> list[str]:
+    return [one.name for one in plan.report.passes if any(found.verb != "skipped" for found in one.findings)]
 
 
 def test_there_is_room_for_what_is_fetched_and_for_its_copy(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

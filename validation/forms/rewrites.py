@@ -235,6 +235,19 @@ def _replace_cores(pair: Pair, make: Callable[[Nodes, str, str, str, int, str], 
             held += [] if inside and node.output[0] != last.output[0] else nodes.made if inside else [node]
         del graph.node[:]
         graph.node.extend(held)
+    _drop_what_nothing_reads(graph)
+
+
+def _drop_what_nothing_reads(graph: GraphProto) -> None:
+    """What only the attention that is gone has read, as no exporter writes it."""
+    results = {value.name for value in graph.output}
+    while True:
+        read = results.union(*(node.input for node in graph.node))
+        unread = [node for node in graph.node if not read & set(node.output)]
+        if not unread:
+            return
+        for node in unread:
+            graph.node.remove(node)
 
 
 def _windows(pair: Pair) -> list[int | None]:

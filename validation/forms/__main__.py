@@ -166,8 +166,6 @@ def row(form: Form, work: Path) -> Row:
     except (ModelError, SurgeryError) as error:
         worth = f"{'it cannot be run' if theirs is None else 'other sizes'}: {one_sentence(error)}"
     made = [preset(export, name, form, work / "out") for name in PRESETS]
-    if theirs is None:  # then the proof cannot run it either, and says so
-        made = [(text, True) for text, _ in made]
     texts = tuple(text if good else f"**{text}**" for text, good in made)
     return Row(form, worth, texts, sound and all(good for _, good in made))
 
@@ -184,7 +182,7 @@ def preset(export: Export, name: Preset, form: Form, target: Path) -> tuple[str,
         made = repack(export.root, target, options)
     except GateFailed as failed:
         gate = failed.report.failed[0]
-        return f"the proof fails: {gate.name}: {gate.detail or gate.reading}", False
+        return f"the proof fails: {gate.name}: {one_sentence(gate.detail or gate.reading)}", gate.name == SOURCE_RUNS
     except SurgeryError as error:
         return one_sentence(error), True
     except Exception as error:  # a traceback is what this looks for
@@ -198,11 +196,13 @@ def preset(export: Export, name: Preset, form: Form, target: Path) -> tuple[str,
 
 LEFT = {"fuse-attention", "drop-attention-bias"}
 """Passes of which the table says what they leave."""
+SOURCE_RUNS = "source runs"
+"""The gate that fails where the pair itself cannot be run, and says why."""
 CROSSING = {"cached-past-the-window", "cached-padded-batch"}
 """Prompts of the proof that cross every window that the context has room for."""
 
 
-def one_sentence(error: BaseException) -> str:
+def one_sentence(error: BaseException | str) -> str:
     hint = getattr(error, "hint", None)
     text = re.sub(r"^([a-z-]+) after [^:]+:", r"\1:", " ".join(str(error).split())) + (f" ({hint})" if hint else "")
     return text.replace("|", "\\|")

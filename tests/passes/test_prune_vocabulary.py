@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from fixtures.build import build
 from passes import MergeEmbeddings, PruneVocabulary, SplitPerLayerTable, TieLmHead
 from passes.base import apply
 from passes.presets import compatible, pruned
+from passes.prune_vocabulary import bytes_by_token
 from surgery.architecture import architecture
 from surgery.errors import PassError
 from surgery.graph import weight_conversion
@@ -365,6 +368,62 @@ def test_logits_of_no_product_are_refused() -> None:
     proto.graph.node[-1].attribute.add(name="equation", type=AttributeProto.STRING, s=b"bsh,hv->bsv")
     with pytest.raises(PassError, match="the logits come from no MatMul"):
         apply(Model.from_proto(proto), [PruneVocabulary(FEW)])
+
+
+def table(name: str, *shape: int) -> TensorProto:
+    return numpy_helper.from_array(np.arange(math.prod(shape), dtype=np.float32).reshape(shape), name)
+
+
+def looked_up(*tables: TensorProto, more: Sequence[Any] = (), given: Sequence[TensorProto] = ()) -> ModelProto:
+    """Each table looked up by input_ids, its rows an output."""
+    nodes = [make_node("Gather", [each.name, "input_ids"], [f"{each.name}_rows"], name=each.name) for each in tables]
+    outputs = [(f"{each.name}_rows", 1, None) for each in tables]
+    return model([*more, *nodes], [("input_ids", TensorProto.INT64, ["n"])], outputs, [*given, *tables])
+
+
+def test_what_cannot_be_taken_from_is_refused(tmp_path: Path) -> None:
+    double = make_node("Add", ["stored", "stored"], ["table"], name="double")
+    computed = looked_up(table("table", ROWS, 4), more=[double], given=[table("stored", ROWS, 4)])
+    del computed.graph.initializer[-1]
+    with pytest.raises(PassError, match="Gather node 'table' looks tokens up in 'table'; a stored table is expected"):
+        apply(Model.from_proto(computed), [PruneVocabulary(FEW)])
+    head = make_node("MatMul", ["x", "w"], ["logits"], name="head")
+    deep = model([head], [("x", 1, ["b", "s", 4])], [("logits", 1, ["b", "s", 8])], [table("w", 1, 4, 8)])
+    with pytest.raises(PassError, match="MatMul node 'head' multiplies by 'w'; a stored matrix is expected"):
+        apply(Model.from_proto(deep), [PruneVocabulary(FEW)])
+    (tmp_path / "in.onnx").write_bytes(
+        externalised(looked_up(table("t", ROWS, 64)), tmp_path / "data").SerializeToString()
+    )
+    twice = [PruneVocabulary(FEW), PruneVocabulary(KeptTokens.of([0, 1]))]
+    with pytest.raises(PassError, match="'t' has other rows by now"):
+        apply(Model.open(tmp_path / "in.onnx"), twice)
+
+
+def test_what_lies_between_two_tables_moves_along(tmp_path: Path) -> None:
+    proto = looked_up(table("a", ROWS, 64), table("b", ROWS, 64))
+    proto.graph.initializer.insert(1, table("between", 512))
+    proto.graph.node.append(make_node("Neg", ["between"], ["other"], name="other"))
+    proto.graph.output.append(make_tensor_value_info("other", 1, [512]))
+    (tmp_path / "in.onnx").write_bytes(externalised(proto, tmp_path / "data").SerializeToString())
+    opened = Model.open(tmp_path / "in.onnx")
+    assert list(opened.used_weight_files()) == ["data"]
+    found, _ = apply(opened, [PruneVocabulary(FEW)])
+    assert not found.used_weight_files() and len(found.converted) == 3
+
+
+def test_the_shape_that_is_declared_of_a_table_is_that_of_what_stays() -> None:
+    proto = looked_up(table("t", ROWS, 4))
+    proto.graph.value_info.append(make_tensor_value_info("t", 1, [ROWS, 4]))
+    found, _ = apply(Model.from_proto(proto), [PruneVocabulary(FEW)])
+    (declared,) = (value for value in found.graph.value_info if value.name == "t")
+    assert [dim.dim_value for dim in declared.type.tensor_type.shape.dim] == [len(FEW), 4]
+
+
+def test_the_bytes_of_a_split_table_are_those_of_its_layers() -> None:
+    split = looked_up(
+        table("per_layer.layer_0", ROWS, 4), table("per_layer.layer_1", ROWS, 4), table("tokens", ROWS, 8)
+    )
+    assert bytes_by_token(Model.from_proto(split)) == {"per_layer": 2 * ROWS * 4 * 4, "tokens": ROWS * 8 * 4}
 
 
 def test_rows_in_between_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

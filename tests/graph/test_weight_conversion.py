@@ -9,12 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from exhaustive import in_full
+from onnx import TensorProto
 from places import TINY
 
 from passes import FusePerLayerTable, MergeEmbeddings, SplitPerLayerTable, ToFp16
 from passes.base import Pass, apply
 from surgery.graph import weight_conversion
+from surgery.graph.external_data import WeightReference, external_field
 from surgery.graph.model import Model
+from surgery.graph.weight_conversion import Conversion, NewFile, moved
 from surgery.source.export import open_export
 
 RECIPES: dict[str, tuple[Pass, ...]] = {
@@ -71,3 +74,16 @@ def test_numbers_are_rounded_to_the_nearest_of_float16_and_of_two_to_the_even_on
     )
     wanted = [1, 1 + step, 1, 1 + 2 * step, -1 - step, 2.0**-24]
     assert weight_conversion.halved(given, "w", clip=False).tolist() == wanted
+
+
+def test_weights_have_one_place_where_they_are_the_same_bytes(tmp_path: Path) -> None:
+    """Not by the place in their files alone, nor where one of the two is rounded."""
+    one, other = (
+        WeightReference("w", name, tmp_path / name, 0, 64, "FLOAT", (16,)) for name in ("one.data", "other.data")
+    )
+    file, converted = NewFile("new.data"), dict[str, Conversion]()
+    tensors = [TensorProto(name=name) for name in ("first", "again", "elsewhere", "rounded")]
+    for tensor, made in zip(tensors, (moved(one), moved(one), moved(other), moved(one).rounded()), strict=True):
+        file.add(converted, tensor, made)
+    assert [external_field(tensor, "offset") for tensor in tensors] == ["0", "0", "64", "128"]
+    assert file.end == 160

@@ -274,12 +274,42 @@ def test_a_value_that_float16_does_not_hold_is_refused_or_clipped(
         assert to_array(found).reshape(-1)[3] == np.float16(np.copysign(65504, value))
 
 
-def with_weight(value: float, folder: Path | None) -> ModelProto:
+def test_a_mask_is_a_single_number(tmp_path: Path) -> None:
+    """Among others, a number far below zero is a weight that float16 does not hold, wherever it stands."""
+    proto = with_weight(-7e4, None, place=0)
+    refused(tmp_path, proto, ToFp16(), "tensor 'lm_head.weight' holds -70000")
+
+
+def test_a_constant_that_a_node_makes_is_halved_with_what_it_is_added_to(tmp_path: Path) -> None:
+    proto = wired(
+        make_node("ConstantOfShape", ["shape"], ["ones"], name="ones", value=from_array(np.ones(1, np.float32))),
+        make_node("Add", ["ones", "w"], ["logits"], name="add"),
+    )
+    proto.graph.initializer.append(from_array(np.array([2, 3]), "shape"))
+    found, _ = applied(tmp_path, proto, ToFp16())
+    (logits,) = run(found.proto, {}).values()
+    assert logits.dtype == np.float16 and logits.tolist() == [[1, 2, 3], [4, 5, 6]]
+
+
+def test_logits_of_a_norm_are_refused(tmp_path: Path) -> None:
+    proto = wired(make_node("SimplifiedLayerNormalization", ["w", "s"], ["logits"], name="norm"))
+    proto.graph.initializer.append(from_array(np.ones(3, np.float32), "s"))
+    refused(tmp_path, proto, ToFp16(), "'logits' should be float16, but an operator that stays in float32 gives it")
+
+
+def wired(*nodes: Any) -> ModelProto:
+    """A graph with the weight `w` float32 [2,3] and the output `logits`."""
+    graph = graph_of(*nodes, inputs={}, outputs={"logits": (FLOAT, [2, 3])})
+    graph.initializer.append(from_array(np.arange(6, dtype=np.float32).reshape(2, 3), "w"))
+    return make_model(graph, ir_version=10, opset_imports=[make_operatorsetid("", 21)])
+
+
+def with_weight(value: float, folder: Path | None, *, place: int = 3) -> ModelProto:
     """The small decoder whose lm_head has one value of choice, inline or in a file."""
     proto = decoder()
     tensor = next(t for t in proto.graph.initializer if t.name == "lm_head.weight")
     values = to_array(tensor).copy()
-    values.reshape(-1)[3] = value
+    values.reshape(-1)[place] = value
     tensor.CopyFrom(from_array(values, tensor.name))
     if folder is not None:
         (folder / "w.data").write_bytes(values.tobytes())

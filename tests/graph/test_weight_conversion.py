@@ -17,7 +17,7 @@ from passes.base import Pass, apply
 from surgery.graph import weight_conversion
 from surgery.graph.external_data import WeightReference, external_field
 from surgery.graph.model import Model
-from surgery.graph.weight_conversion import Conversion, NewFile, moved
+from surgery.graph.weight_conversion import Columns, Conversion, NewFile, SourcePart, halved
 from surgery.source.export import open_export
 
 RECIPES: dict[str, tuple[Pass, ...]] = {
@@ -81,9 +81,16 @@ def test_weights_have_one_place_where_they_are_the_same_bytes(tmp_path: Path) ->
     one, other = (
         WeightReference("w", name, tmp_path / name, 0, 64, "FLOAT", (16,)) for name in ("one.data", "other.data")
     )
+    kinds = [Conversion((SourcePart(source, Columns(1, 0, 1, 32)),)) for source in (one, one, other)]
     file, converted = NewFile("new.data"), dict[str, Conversion]()
     tensors = [TensorProto(name=name) for name in ("first", "again", "elsewhere", "rounded")]
-    for tensor, made in zip(tensors, (moved(one), moved(one), moved(other), moved(one).rounded()), strict=True):
+    for tensor, made in zip(tensors, (*kinds, kinds[0].rounded()), strict=True):
         file.add(converted, tensor, made)
     assert [external_field(tensor, "offset") for tensor in tensors] == ["0", "0", "64", "128"]
     assert file.end == 160
+
+
+def test_infinity_stays_infinity() -> None:
+    values = np.array([-np.inf, 1, np.inf], np.float32)
+    for clip in (False, True):
+        assert halved(values, "mask", clip=clip).tolist() == [-np.inf, 1, np.inf]

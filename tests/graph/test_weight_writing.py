@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -26,18 +27,19 @@ from surgery.source.export import open_export
 
 
 def two_files(folder: Path) -> Model:
-    """y = x + a + b + a', with a in one data file, b in another, and a' sharing a's bytes; b is used first."""
+    """y = x + a + b + a', with a in one data file, b in another at the same place, and a' sharing a's bytes; b is used
+    first, and bytes that nobody refers to follow it."""
     folder.mkdir()
     a, b = np.arange(5, dtype=np.float32), np.arange(5, dtype=np.float32) * 10
     (folder / "a.data").write_bytes(b"head" + a.tobytes())
-    (folder / "b.data").write_bytes(b.tobytes())
+    (folder / "b.data").write_bytes(b"head" + b.tobytes() + b"tail")
     nodes = [
         helper.make_node("Add", ["x", "b"], ["1"]),
         helper.make_node("Add", ["1", "a"], ["2"]),
         helper.make_node("Add", ["2", "again"], ["y"]),
     ]
     vector = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [5]) for name in ("x", "y")]
-    tensors = [external("a", "a.data", 4), external("again", "a.data", 4), external("b", "b.data", 0)]
+    tensors = [external("a", "a.data", 4), external("again", "a.data", 4), external("b", "b.data", 4)]
     graph = helper.make_graph(nodes, "sum", vector[:1], vector[1:], tensors)
     model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 21)])
     (folder / "model.onnx").write_bytes(model.SerializeToString())
@@ -66,6 +68,26 @@ def test_placed_weights_are_the_weights(placement: WeightMode, tmp_path: Path) -
         content = (tmp_path / "out" / entry.location).read_bytes()
         assert entry.size == len(content)
         assert entry.sha256 == (None if placement == "link" else hashlib.sha256(content).hexdigest())
+
+
+def test_what_follows_the_last_weight_is_not_copied(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    two_files(tmp_path / "in").save(tmp_path / "out" / "model.onnx", weights="copy")
+    found = {path.name: path.stat().st_size for path in (tmp_path / "out").glob("*data*")}
+    assert sorted(found.values()) == [24, 24], found
+
+
+@pytest.mark.parametrize("placement", ["copy", "consolidate"])
+def test_a_kernel_that_copies_a_part_goes_on_behind_it(
+    placement: WeightMode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = os.copy_file_range
+    monkeypatch.setattr(
+        "os.copy_file_range", lambda source, target, count, at: whole(source, target, min(count, 7), at)
+    )
+    (tmp_path / "out").mkdir()
+    two_files(tmp_path / "in").save(tmp_path / "out" / "model.onnx", weights=placement)
+    assert sums(tmp_path / "out" / "model.onnx") == [1, 13, 25, 37, 49]
 
 
 def test_consolidated_tensors_are_aligned_in_order_of_use_and_shared(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from places import TINY
 from passes.base import apply
 from passes.split_per_layer_table import SplitPerLayerTable
 from surgery.choices import WeightMode
+from surgery.errors import SurgeryError
 from surgery.folder.building import Repacked
 from surgery.folder.manifest import blob_digest, faults
 from surgery.graph.model import Model
@@ -88,6 +89,38 @@ def test_a_kernel_that_copies_a_part_goes_on_behind_it(
     (tmp_path / "out").mkdir()
     two_files(tmp_path / "in").save(tmp_path / "out" / "model.onnx", weights=placement)
     assert sums(tmp_path / "out" / "model.onnx") == [1, 13, 25, 37, 49]
+
+
+@pytest.mark.parametrize("placement", ["copy", "consolidate"])
+def test_a_source_that_ends_early_is_no_whole_copy(
+    placement: WeightMode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = two_files(tmp_path / "in")
+
+    def shortened(*_: int) -> int:
+        os.truncate(tmp_path / "in" / "b.data", 10)
+        return 0
+
+    monkeypatch.setattr("os.copy_file_range", shortened)
+    (tmp_path / "out").mkdir()
+    with pytest.raises((OSError, SurgeryError), match="bytes early; it changed while it was being read"):
+        model.save(tmp_path / "out" / "model.onnx", weights=placement)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_link_is_one_to_the_file_that_was_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, link = two_files(tmp_path / "in"), os.link
+
+    def late(source: str, target: Path, **options: bool) -> None:
+        (tmp_path / "other").write_bytes(bytes(24))
+        (tmp_path / "other").replace(source)
+        link(source, target, **options)
+
+    monkeypatch.setattr("os.link", late)
+    (tmp_path / "out").mkdir()
+    with pytest.raises((OSError, SurgeryError), match="changed while it was being read"):
+        model.save(tmp_path / "out" / "model.onnx", weights="link")
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_consolidated_tensors_are_aligned_in_order_of_use_and_shared(tmp_path: Path) -> None:
